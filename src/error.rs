@@ -1,0 +1,47 @@
+//! What can go wrong, told apart by who can mend it.
+
+use std::path::{Path, PathBuf};
+
+/// The result of every fallible function of the library.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of the library. Every message is one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The user's input is wrong: a flag, a field of a file, a file's content. -> exit code 2, HTTP 400.
+    #[error("{place}: {problem}")]
+    Input {
+        /// The flag, the file or the file and its field, as the user would look for it.
+        place: String,
+        /// What is wrong with it and what is accepted.
+        problem: String,
+    },
+    /// A file could not be read or written. -> exit code 2.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A tensor operation failed: a bug of ours or a device fault. -> exit code 1, HTTP 500.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// An [`Error::Input`]: `place` names the flag, file or field, `problem` what is wrong and what is accepted.
+    pub fn input(place: impl std::fmt::Display, problem: impl std::fmt::Display) -> Self {
+        Self::Input { place: place.to_string(), problem: problem.to_string() }
+    }
+
+    /// An [`Error::Input`] about a field of a file.
+    pub fn field(path: &Path, field: &str, problem: impl std::fmt::Display) -> Self {
+        Self::input(format!("{}: {field}", path.display()), problem)
+    }
+
+    /// For `map_err`: an [`Error::Io`] about `path`.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_path_buf(), source }
+    }
+}

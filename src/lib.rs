@@ -1,0 +1,17 @@
+//! Accordion compresses a diffusion model once and serves it at every width.
+//!
+//! Rooms, and who may call whom: `server -> routing -> engine -> diffusion -> nets -> ops`; `supernet` is known to
+//! `nets`, `training`, `routing` and `engine`. See `docs/architecture.md`.
+
+pub mod cli;
+pub mod diffusion;
+pub mod engine;
+pub mod error;
+pub mod nets;
+pub mod ops;
+pub mod routing;
+pub mod server;
+pub mod supernet;
+pub mod training;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! Backbones built of blocks: they say what is computed.

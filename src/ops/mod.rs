@@ -1,0 +1,1 @@
+//! Numeric kernels. One contract per op, implementations by device.

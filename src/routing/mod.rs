@@ -1,0 +1,1 @@
+//! Budgets, and the plan that each one affords. Pure: testable without a model.

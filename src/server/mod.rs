@@ -1,0 +1,1 @@
+//! axum: routes, wire types, error mapping, metrics.

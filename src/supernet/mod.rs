@@ -1,0 +1,7 @@
+//! Pipes, ranking, allocation, subnets and the checkpoint on disk. Knows no device and no HTTP.
+
+pub mod spec;
+pub mod subnet;
+
+pub use spec::{Param, Pipe, PipeKind, Spec};
+pub use subnet::{Subnet, Widths};

@@ -1,0 +1,3 @@
+//! Data, losses, subnet sampling and the one-shot training loop.
+
+pub mod data;
