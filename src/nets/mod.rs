@@ -1,1 +1,43 @@
 //! Backbones built of blocks: they say what is computed.
+
+use crate::Result;
+use crate::supernet::Subnet;
+
+/// The size of an image, in pixels and channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageShape {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// Colour channels: 1 or 3.
+    pub channels: usize,
+}
+
+impl ImageShape {
+    /// Values of one image.
+    pub fn elements(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+}
+
+/// A denoiser `D(x; sigma, class)` at several widths. What the engine runs; a loaded model directory is one.
+pub trait Denoiser: Send {
+    /// The size of the images that it denoises.
+    fn image(&self) -> ImageShape;
+
+    /// Class names by index; empty for an unconditional network.
+    fn classes(&self) -> &[String];
+
+    /// Its subnets, from the narrowest to the widest; the last is `full`.
+    fn subnets(&self) -> &[Subnet];
+
+    /// One call on a batch of B samples, each with its own noise level and class.
+    ///
+    /// `x` is `[B, height, width, channels]` row-major, `sigma` and `class` have B entries; class `None` is the
+    /// unconditional call. Returns the denoised images in the layout of `x`.
+    ///
+    /// # Errors
+    /// Only on a device fault: shapes and indices are the caller's contract.
+    fn denoise(&self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>>;
+}
