@@ -1,5 +1,14 @@
 //! Backbones built of blocks: they say what is computed.
 
+pub mod model;
+pub mod network;
+pub mod public;
+pub mod sliced;
+pub mod song_unet;
+
+pub use model::Model;
+pub use network::Network;
+
 use crate::Result;
 use crate::supernet::Subnet;
 

@@ -1,2 +1,6 @@
 //! CPU kernels on plain slices: f32, row-major, channels last.
-#![allow(unsafe_code)]
+//!
+//! A sample's result never depends on the rest of its batch nor on the number of threads: work is cut by sample and by
+//! fixed sizes, and sums over a batch are taken in a fixed order.
+
+pub mod conv;

@@ -1,0 +1,301 @@
+//! A model directory: `model.toml`, `supernet.safetensors` and `subnets.toml`, read together or refused together.
+
+use super::network::{Backbone, Network};
+use super::sliced::Sliced;
+use super::{Denoiser, ImageShape};
+use crate::diffusion::preconditioning::Preconditioning;
+use crate::ops::Tape;
+use crate::supernet::checkpoint::write_whole;
+use crate::supernet::{Subnet, Supernet, Widths};
+use crate::{Error, Result};
+use candle_core::DType;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Version of the directory's TOML files.
+const FORMAT: u32 = 1;
+const CARD: &str = "model.toml";
+const WEIGHTS: &str = "supernet.safetensors";
+const SUBNETS: &str = "subnets.toml";
+/// The name of the subnet that keeps everything.
+pub const FULL: &str = "full";
+
+/// `model.toml`: what the model is and how it was made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Card {
+    /// Version of the format.
+    pub format: u32,
+    /// The model's name.
+    pub name: String,
+    /// Licence of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub licence: Option<String>,
+    /// Class names by index; empty for an unconditional model, or where they are not known.
+    #[serde(default)]
+    pub classes: Vec<String>,
+    /// The noise levels that sampling runs between.
+    pub noise: NoiseRange,
+    /// How the network is wrapped.
+    pub preconditioning: Preconditioning,
+    /// The network and its options.
+    pub backbone: Backbone,
+    /// Mean and standard deviation of the training data, in [-1, 1].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataStatistics>,
+    /// How the model was made: commands, seeds, images seen, time.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub made: toml::Table,
+}
+
+/// The noise levels that sampling runs between.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoiseRange {
+    /// The last level above zero.
+    pub sigma_min: f64,
+    /// The first level.
+    pub sigma_max: f64,
+}
+
+impl NoiseRange {
+    /// What EDM's sampler uses with a network of this preconditioning: 0.002 to 80, within what the network was made for.
+    pub fn of(preconditioning: Preconditioning) -> Self {
+        let sigma_min = if preconditioning == Preconditioning::Ve { 0.02 } else { 0.002 };
+        Self { sigma_min, sigma_max: 80.0 }
+    }
+}
+
+/// Statistics of the training data.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataStatistics {
+    /// Mean of all values.
+    pub mean: f64,
+    /// Standard deviation of all values.
+    pub std: f64,
+}
+
+/// `subnets.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubnetTable {
+    /// Version of the format.
+    pub format: u32,
+    /// What the ratios are of: `channels`, `macs` or `params`; `none` before allocation.
+    pub target: String,
+    /// The subnets, from the narrowest to the widest; the last is `full`.
+    #[serde(default, rename = "subnet")]
+    pub subnets: Vec<Subnet>,
+}
+
+/// A loaded model directory.
+#[derive(Debug)]
+pub struct Model {
+    /// `model.toml`.
+    pub card: Card,
+    /// The network.
+    pub network: Network,
+    /// The weights.
+    pub supernet: Supernet,
+    /// `subnets.toml`.
+    pub table: SubnetTable,
+    sliced: Vec<Sliced>,
+}
+
+impl Card {
+    /// A card of the current format.
+    pub fn new(name: String, backbone: Backbone, preconditioning: Preconditioning, classes: Vec<String>) -> Self {
+        Self {
+            format: FORMAT,
+            name,
+            licence: None,
+            classes,
+            noise: NoiseRange::of(preconditioning),
+            preconditioning,
+            backbone,
+            data: None,
+            made: toml::Table::new(),
+        }
+    }
+}
+
+impl Model {
+    /// A model in memory whose only subnet is `full`.
+    ///
+    /// # Errors
+    /// As [`Network::new`].
+    pub fn unallocated(card: Card, supernet: Supernet) -> Result<Self> {
+        let network = Network::new(&card.backbone, card.preconditioning)?;
+        let spec = network.spec();
+        let full = Subnet::new(spec, FULL.into(), 1.0, &spec.full());
+        let table = SubnetTable { format: FORMAT, target: "none".into(), subnets: vec![full] };
+        Self::assemble(card, network, supernet, table)
+    }
+
+    /// The same model with another table of subnets: `rows` sorted by cost, `full` added last.
+    ///
+    /// # Errors
+    /// As [`Model::open`], without a file.
+    pub fn with_subnets(self, target: &str, mut rows: Vec<Subnet>) -> Result<Self> {
+        let spec = self.network.spec();
+        rows.retain(|row| row.name != FULL);
+        rows.sort_by_key(|row| row.macs);
+        rows.push(Subnet::new(spec, FULL.into(), 1.0, &spec.full()));
+        let table = SubnetTable { format: FORMAT, target: target.into(), subnets: rows };
+        Self::assemble(self.card, self.network, self.supernet, table)
+    }
+
+    fn assemble(card: Card, network: Network, supernet: Supernet, table: SubnetTable) -> Result<Self> {
+        let spec = network.spec();
+        let mut sliced = Vec::with_capacity(table.subnets.len());
+        for subnet in &table.subnets {
+            let widths = subnet.widths_of(spec)?;
+            sliced.push(Sliced::new(spec, &supernet, &widths)?);
+        }
+        Ok(Self { card, network, supernet, table, sliced })
+    }
+
+    /// Reads a model directory.
+    ///
+    /// # Errors
+    /// One sentence with the file and the field that is missing, damaged, of another version or inconsistent.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(CARD);
+        let card: Card = read_toml(&path)?;
+        check_format(&path, card.format)?;
+        let range = card.noise;
+        if !(range.sigma_min > 0.0 && range.sigma_max > range.sigma_min && range.sigma_max.is_finite()) {
+            return Err(Error::field(&path, "noise", "needs 0 < sigma_min < sigma_max"));
+        }
+        let network = Network::new(&card.backbone, card.preconditioning).map_err(|error| match error {
+            Error::Input { place, problem } => Error::field(&path, &format!("backbone.{place}"), problem),
+            other => other,
+        })?;
+        if !card.classes.is_empty() && card.classes.len() != network.classes() {
+            let problem = format!("{} names for a network of {} classes", card.classes.len(), network.classes());
+            return Err(Error::field(&path, "classes", problem));
+        }
+        let spec = network.spec();
+        let supernet = Supernet::read(spec, &dir.join(WEIGHTS))?;
+        let path = dir.join(SUBNETS);
+        let table: SubnetTable = read_toml(&path)?;
+        check_format(&path, table.format)?;
+        if table.subnets.last().is_none_or(|last| last.name != FULL) {
+            return Err(Error::field(&path, "subnet", "the last subnet must be `full`"));
+        }
+        for (index, subnet) in table.subnets.iter().enumerate() {
+            let place = format!("subnet {}", subnet.name);
+            let widths = subnet.widths_of(spec).map_err(|error| within(&path, &place, error))?;
+            let counts = (spec.parameters(&widths), spec.macs(&widths));
+            if counts != (subnet.parameters, subnet.macs) {
+                let problem = format!("widths give {} parameters and {} MACs, which the row denies", counts.0, counts.1);
+                return Err(Error::field(&path, &place, problem));
+            }
+            if table.subnets[..index].iter().any(|earlier| earlier.name == subnet.name) {
+                return Err(Error::field(&path, &place, "stands twice"));
+            }
+        }
+        Self::assemble(card, network, supernet, table)
+    }
+
+    /// Writes the directory, file by file, each whole or not at all; weights in `dtype`.
+    pub fn write(&self, dir: &Path, dtype: DType) -> Result<()> {
+        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        self.supernet.write(self.network.spec(), &dir.join(WEIGHTS), dtype)?;
+        self.write_subnets(dir)?;
+        write_toml(&dir.join(CARD), &self.card)
+    }
+
+    /// Writes `subnets.toml` alone.
+    pub fn write_subnets(&self, dir: &Path) -> Result<()> {
+        write_toml(&dir.join(SUBNETS), &self.table)
+    }
+
+    /// The index of the subnet of this name; `0.5` is accepted for `0.500`.
+    ///
+    /// # Errors
+    /// One sentence that lists the names.
+    pub fn subnet(&self, name: &str) -> Result<usize> {
+        let canonical = match name.parse::<f64>() {
+            Ok(ratio) => format!("{ratio:.3}"),
+            Err(_) => name.to_string(),
+        };
+        self.table.subnets.iter().position(|subnet| subnet.name == canonical).ok_or_else(|| {
+            let names: Vec<&str> = self.table.subnets.iter().map(|subnet| subnet.name.as_str()).collect();
+            Error::input("subnet", format!("`{name}` is none of {}", names.join(", ")))
+        })
+    }
+
+    /// The index of the class of this name or number.
+    ///
+    /// # Errors
+    /// One sentence that lists the names.
+    pub fn class(&self, name: &str) -> Result<usize> {
+        let by_name = self.card.classes.iter().position(|class| class == name);
+        let by_number = || name.parse().ok().filter(|&class: &usize| class < self.network.classes());
+        by_name.or_else(by_number).ok_or_else(|| {
+            let accepted = match self.network.classes() {
+                0 => "the model is unconditional".to_string(),
+                classes if self.card.classes.is_empty() => format!("it takes 0 to {}", classes - 1),
+                _ => format!("it takes {}", self.card.classes.join(", ")),
+            };
+            Error::input("class", format!("`{name}` is not a class of the model: {accepted}"))
+        })
+    }
+
+    /// The parameters of the subnet of this index.
+    pub fn sliced(&self, subnet: usize) -> &Sliced {
+        &self.sliced[subnet]
+    }
+
+    /// The widths of the subnet of this index.
+    pub fn widths(&self, subnet: usize) -> Widths {
+        self.table.subnets[subnet].widths_of(self.network.spec()).expect("checked when the table was taken")
+    }
+}
+
+impl Denoiser for Model {
+    fn image(&self) -> ImageShape {
+        self.network.image()
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.card.classes
+    }
+
+    fn subnets(&self) -> &[Subnet] {
+        &self.table.subnets
+    }
+
+    fn denoise(&self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
+        let labels = self.network.labels(class);
+        Ok(self.network.call(&Tape::off(), self.sliced(subnet), x, sigma, &labels)?.denoised)
+    }
+}
+
+fn within(path: &Path, place: &str, error: Error) -> Error {
+    match error {
+        Error::Input { place: inner, problem } => Error::field(path, &format!("{place}, {inner}"), problem),
+        other => other,
+    }
+}
+
+fn check_format(path: &Path, format: u32) -> Result<()> {
+    if format == FORMAT { Ok(()) } else { Err(Error::field(path, "format", format!("version {format} is not {FORMAT}"))) }
+}
+
+/// Reads a TOML file; the error names the file, the line and the field.
+pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        Error::input(format!("{}, line {line}", path.display()), error.message())
+    })
+}
+
+fn write_toml(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = toml::to_string(value).map_err(|error| Error::input(path.display(), error))?;
+    write_whole(path, text.as_bytes())
+}

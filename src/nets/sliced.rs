@@ -1,0 +1,58 @@
+//! The parameters of one subnet: views of the supernet's, and the group tables that go with them.
+
+use crate::Result;
+use crate::ops::cpu::group_norm::GroupTable;
+use crate::supernet::{Spec, Supernet, Widths, groups};
+use candle_core::Tensor;
+use std::sync::Arc;
+
+/// What a forward pass needs of a subnet.
+#[derive(Clone, Debug)]
+pub struct Sliced {
+    leaves: Vec<Tensor>,
+    tables: Vec<Arc<GroupTable>>,
+}
+
+impl Sliced {
+    /// The subnet of these widths: every parameter is a prefix view of the supernet's, none is copied.
+    ///
+    /// # Panics
+    /// If a width is zero or wider than its pipe: widths are checked where they are read.
+    pub fn new(spec: &Spec, supernet: &Supernet, widths: &Widths) -> Result<Self> {
+        let mut leaves = Vec::with_capacity(spec.params.len());
+        for (param, tensor) in spec.params.iter().zip(&supernet.params) {
+            let mut leaf = tensor.clone();
+            for slice in &param.slices {
+                leaf = leaf.narrow(slice.axis, 0, widths.0[slice.pipe])?;
+            }
+            // Vectors are read as plain slices.
+            leaves.push(if leaf.rank() == 1 { leaf.contiguous()? } else { leaf });
+        }
+        let tables = spec
+            .pipes
+            .iter()
+            .zip(&supernet.permutations)
+            .zip(&widths.0)
+            .map(|((pipe, permutation), &kept)| {
+                let groups = groups::membership(&permutation[..kept], pipe.norm_groups.unwrap_or(1));
+                Arc::new(GroupTable::new(groups))
+            })
+            .collect();
+        Ok(Self { leaves, tables })
+    }
+
+    /// The parameter of this index in [`Spec::params`].
+    pub fn at(&self, param: usize) -> &Tensor {
+        &self.leaves[param]
+    }
+
+    /// Every parameter, in the order of [`Spec::params`].
+    pub fn leaves(&self) -> &[Tensor] {
+        &self.leaves
+    }
+
+    /// The channel -> group table of the norm over the pipe of this index.
+    pub fn table(&self, pipe: usize) -> &Arc<GroupTable> {
+        &self.tables[pipe]
+    }
+}

@@ -1,0 +1,102 @@
+//! Residual sums, concatenation and SiLU.
+
+use super::cpu::{activation, elementwise as cpu};
+use super::{Tape, contiguous, with_slice};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+
+/// `(a + b) * scale`, for tensors of one shape.
+pub fn add_scale(tape: &Tape, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+    tape.apply2(AddScale(scale), a, b)
+}
+
+/// `[..., A]` and `[..., B]` side by side: `[..., A + B]`.
+pub fn concat(tape: &Tape, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    tape.apply2(Concat, a, b)
+}
+
+/// `x * sigmoid(x)`.
+pub fn silu(tape: &Tape, x: &Tensor) -> Result<Tensor> {
+    tape.apply1(Silu, x)
+}
+
+struct AddScale(f32);
+
+impl CustomOp2 for AddScale {
+    fn name(&self) -> &'static str {
+        "add_scale"
+    }
+
+    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (a, b) = (contiguous(self.name(), a, la)?, contiguous(self.name(), b, lb)?);
+        if la.shape() != lb.shape() {
+            candle_core::bail!("add_scale: {:?} and {:?} differ", la.shape(), lb.shape());
+        }
+        let mut y = vec![0.0; a.len()];
+        cpu::add_scale(a, b, self.0, &mut y);
+        Ok((CpuStorage::F32(y), la.shape().clone()))
+    }
+
+    fn bwd(&self, a: &Tensor, _b: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let da = if self.0 == 1.0 {
+            dy.clone()
+        } else {
+            let mut da = vec![0.0; dy.elem_count()];
+            with_slice(dy, |dy| cpu::scale(dy, self.0, &mut da))?;
+            Tensor::from_vec(da, a.shape(), a.device())?
+        };
+        Ok((Some(da.clone()), Some(da)))
+    }
+}
+
+struct Concat;
+
+/// Rows and last axes of two tensors that differ in the last axis only.
+fn rows_and_widths(a: &[usize], b: &[usize]) -> Result<(usize, usize, usize)> {
+    match (a.split_last(), b.split_last()) {
+        (Some((&wa, rows_a)), Some((&wb, rows_b))) if rows_a == rows_b => Ok((rows_a.iter().product(), wa, wb)),
+        _ => candle_core::bail!("concat: {a:?} and {b:?} differ before the last axis"),
+    }
+}
+
+impl CustomOp2 for Concat {
+    fn name(&self) -> &'static str {
+        "concat"
+    }
+
+    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, wa, wb) = rows_and_widths(la.dims(), lb.dims())?;
+        let mut y = vec![0.0; rows * (wa + wb)];
+        cpu::concat(contiguous(self.name(), a, la)?, wa, contiguous(self.name(), b, lb)?, wb, rows, &mut y);
+        let mut dims = la.dims().to_vec();
+        *dims.last_mut().expect("checked above") = wa + wb;
+        Ok((CpuStorage::F32(y), dims.into()))
+    }
+
+    fn bwd(&self, a: &Tensor, b: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (rows, wa, wb) = rows_and_widths(a.dims(), b.dims())?;
+        let (mut da, mut db) = (vec![0.0; a.elem_count()], vec![0.0; b.elem_count()]);
+        with_slice(dy, |dy| cpu::split(dy, wa, wb, rows, &mut da, &mut db))?;
+        Ok((Some(Tensor::from_vec(da, a.shape(), a.device())?), Some(Tensor::from_vec(db, b.shape(), b.device())?)))
+    }
+}
+
+struct Silu;
+
+impl CustomOp1 for Silu {
+    fn name(&self) -> &'static str {
+        "silu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous(self.name(), x, layout)?;
+        let mut y = vec![0.0; x.len()];
+        activation::silu(x, &mut y);
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let mut dx = vec![0.0; x.elem_count()];
+        with_slice(x, |x| with_slice(dy, |dy| activation::silu_backward(x, dy, &mut dx)))??;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
