@@ -1,1 +1,214 @@
 //! Labelled images from disk: IDX files, class folders, CIFAR-10's binary format.
+
+mod cifar;
+mod folder;
+mod idx;
+mod pixels;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::nets::ImageShape;
+
+pub use pixels::{flip_horizontal, to_byte, to_unit};
+
+/// N labelled images of one size, in memory as bytes. [`Source::load`] makes it with at least one image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// The size of each image.
+    pub shape: ImageShape,
+    /// Class names by label.
+    pub classes: Vec<String>,
+    /// `[N, height, width, channels]`, row-major.
+    pub images: Vec<u8>,
+    /// `[N]`, each below `classes.len()`. Two bytes, because a folder may hold more than 256 classes.
+    pub labels: Vec<u16>,
+}
+
+impl Dataset {
+    /// The number of images, N.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Image `i < len()`: `[height, width, channels]`, row-major.
+    pub fn image(&self, i: usize) -> &[u8] {
+        let elements = self.shape.elements();
+        &self.images[i * elements..][..elements]
+    }
+
+    /// The class of image `i < len()`: an index into `classes`.
+    pub fn label(&self, i: usize) -> usize {
+        usize::from(self.labels[i])
+    }
+
+    /// Mean and (population) standard deviation over the values of all images in [-1, 1]; NaN if there is no image.
+    pub fn statistics(&self) -> (f64, f64) {
+        // A byte has 256 values: sums over their counts are integers, so the result does not depend on the order.
+        let mut counts = [0u64; 256];
+        for &byte in &self.images {
+            counts[usize::from(byte)] += 1;
+        }
+        let average = |value: &dyn Fn(f64) -> f64| {
+            let sum: f64 = counts.iter().enumerate().map(|(byte, &n)| n as f64 * value(byte as f64)).sum();
+            sum / self.images.len() as f64
+        };
+        let mean = average(&|byte| byte);
+        let variance = average(&|byte| (byte - mean).powi(2));
+        (mean / 127.5 - 1.0, variance.sqrt() / 127.5)
+    }
+}
+
+/// Where the training images come from: the `[data]` table of a training configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "format", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Source {
+    /// A pair of IDX files of unsigned bytes, as MNIST and Fashion-MNIST come, gzipped or plain.
+    Idx {
+        /// Grey images `[N, height, width]`.
+        images: PathBuf,
+        /// Labels `[N]`.
+        labels: PathBuf,
+        /// Class names by label.
+        classes: Vec<String>,
+    },
+    /// A folder of class folders of PNG, JPEG or WebP images. Classes are the class folders, sorted by name byte by byte.
+    Folder {
+        /// The folder that holds the class folders.
+        path: PathBuf,
+        /// Rows and columns that each image must have; without it, the size of the first image.
+        image_size: Option<usize>,
+        /// What the images are converted to.
+        channels: Colour,
+    },
+    /// The five training batches of CIFAR-10's binary version.
+    Cifar10 {
+        /// The folder that holds `data_batch_1.bin` to `data_batch_5.bin`.
+        path: PathBuf,
+    },
+}
+
+impl Source {
+    /// Reads all images into memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if a file cannot be read; [`Error::Input`](crate::Error::Input), naming the
+    /// file, if it is damaged, truncated, or disagrees with the configuration or with the other files.
+    pub fn load(&self) -> Result<Dataset> {
+        match self {
+            Self::Idx { images, labels, classes } => idx::load(images, labels, classes),
+            Self::Folder { path, image_size, channels } => folder::load(path, *image_size, *channels),
+            Self::Cifar10 { path } => cifar::load(path),
+        }
+    }
+}
+
+/// The colour channels of an image, written as their number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
+pub enum Colour {
+    /// One channel: luma with the weights of Rec. 709.
+    Grey,
+    /// Three channels: red, green, blue.
+    Rgb,
+}
+
+impl Colour {
+    /// How many channels these are.
+    pub fn channels(self) -> usize {
+        match self {
+            Self::Grey => 1,
+            Self::Rgb => 3,
+        }
+    }
+}
+
+impl TryFrom<i64> for Colour {
+    type Error = String;
+
+    fn try_from(channels: i64) -> std::result::Result<Self, String> {
+        match channels {
+            1 => Ok(Self::Grey),
+            3 => Ok(Self::Rgb),
+            _ => Err(format!("channels is {channels}, but only 1 (grey) and 3 (RGB) are accepted")),
+        }
+    }
+}
+
+impl From<Colour> for i64 {
+    fn from(colour: Colour) -> Self {
+        match colour {
+            Colour::Grey => 1,
+            Colour::Rgb => 3,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_table_names_its_format() {
+        let idx: Source =
+            toml::from_str("format = 'idx'\nimages = 'i.gz'\nlabels = 'l.gz'\nclasses = ['a', 'b']").unwrap();
+        assert_eq!(
+            idx,
+            Source::Idx { images: "i.gz".into(), labels: "l.gz".into(), classes: vec!["a".into(), "b".into()] }
+        );
+        let folder: Source = toml::from_str("format = 'folder'\npath = 'birds'\nchannels = 3").unwrap();
+        assert_eq!(folder, Source::Folder { path: "birds".into(), image_size: None, channels: Colour::Rgb });
+        let cifar: Source = toml::from_str("format = 'cifar10'\npath = 'cifar-10-batches-bin'").unwrap();
+        assert_eq!(cifar, Source::Cifar10 { path: "cifar-10-batches-bin".into() });
+        for source in [idx, folder, cifar] {
+            assert_eq!(toml::from_str::<Source>(&toml::to_string(&source).unwrap()).unwrap(), source);
+        }
+    }
+
+    #[test]
+    fn a_data_table_with_a_mistake_is_refused() {
+        for (table, message) in [
+            ("format = 'cifar10'\npath = 'p'\nsize = 32", "unknown field `size`"),
+            ("format = 'hdf5'\npath = 'p'", "expected one of `idx`, `folder`, `cifar10`"),
+            ("path = 'p'", "missing field `format`"),
+            ("format = 'folder'\npath = 'p'", "missing field `channels`"),
+            (
+                "format = 'folder'\npath = 'p'\nchannels = 4",
+                "channels is 4, but only 1 (grey) and 3 (RGB) are accepted",
+            ),
+        ] {
+            let error = toml::from_str::<Source>(table).unwrap_err().to_string();
+            assert!(error.contains(message), "{table}: {error}");
+        }
+    }
+
+    #[test]
+    fn images_and_labels_are_found_by_index() {
+        let shape = ImageShape { height: 1, width: 2, channels: 3 };
+        let data =
+            Dataset { shape, classes: vec!["a".into(), "b".into()], images: (0..12).collect(), labels: vec![1, 0] };
+        assert_eq!((data.len(), data.is_empty()), (2, false));
+        assert_eq!((data.image(0), data.label(0)), (&[0, 1, 2, 3, 4, 5][..], 1));
+        assert_eq!((data.image(1), data.label(1)), (&[6, 7, 8, 9, 10, 11][..], 0));
+    }
+
+    #[test]
+    fn statistics_are_those_of_the_values_in_unit_range() {
+        let shape = ImageShape { height: 1, width: 2, channels: 1 };
+        let images = vec![0, 255, 51, 204];
+        let values: Vec<f64> = images.iter().map(|&byte| f64::from(to_unit(byte))).collect();
+        let mean = values.iter().sum::<f64>() / 4.0;
+        let std = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 4.0).sqrt();
+        let data = Dataset { shape, classes: vec!["a".into()], images, labels: vec![0, 0] };
+        let (found_mean, found_std) = data.statistics();
+        assert!((found_mean - mean).abs() < 1e-7 && (found_std - std).abs() < 1e-7, "{found_mean} {found_std}");
+        assert!((found_std - (0.5f64 * (1.0 + 0.36)).sqrt()).abs() < 1e-12);
+    }
+}
