@@ -1,7 +1,8 @@
 //! Pipes, ranking, allocation, subnets and the checkpoint on disk. Knows no device and no HTTP.
 
+pub mod allocation;
 pub mod spec;
 pub mod subnet;
 
 pub use spec::{Param, Pipe, PipeKind, Spec};
-pub use subnet::{Subnet, Widths};
+pub use subnet::{Subnet, Widths, subnet_name, widths_of};
