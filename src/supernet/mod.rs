@@ -1,5 +1,6 @@
 //! Pipes, ranking, allocation, subnets and the checkpoint on disk. Knows no device and no HTTP.
 
+pub mod allocation;
 pub mod checkpoint;
 pub mod groups;
 pub mod spec;
@@ -7,4 +8,4 @@ pub mod subnet;
 
 pub use checkpoint::{Order, Supernet};
 pub use spec::{Param, Pipe, PipeKind, Spec};
-pub use subnet::{Subnet, Widths};
+pub use subnet::{Subnet, Widths, subnet_name, widths_of};

@@ -1,0 +1,99 @@
+//! The paper's allocation: channels shared out among the blocks of a group by their importance.
+
+use super::{Constraint, check_importance, check_ratio};
+use crate::Result;
+use crate::supernet::spec::Role;
+use crate::supernet::{PipeKind, Spec, Widths};
+use std::collections::BTreeMap;
+
+/// The widths for a ratio P of the channels, by Formula 5 of the paper and the rounding of its reference code.
+///
+/// Within each group of K blocks, a block of width |l| and importance I_l (the sum over its pipes) keeps
+/// `C_l = clamp(round(I_l / sum(I) * K * P * |l|), max(1, round(|l| / 4)), |l|)` channels, floored to a multiple of
+/// `constraint.align` where that stays above the minimum; every pipe of the block keeps `round(C_l / |l| * width)`.
+/// Rounding is half to even. What clamping takes from one block is not given to another, so the realised share of the
+/// channels is below P, and the share of the cost is something else again: use [`super::greedy`] to meet a cost.
+///
+/// Two things go beyond the formula. P = 1 is the whole network: the formula alone would cut the unimportant blocks
+/// even there. A within-group order floors a normalised pipe to a multiple of its groups, or keeps the smallest multiple
+/// that is a quarter.
+///
+/// Each width grows with P, so subnets nest.
+///
+/// # Errors
+/// [`crate::Error::Input`] for a ratio outside (0, 1], an align of 0, or importances that do not fit the pipes.
+pub fn channels(spec: &Spec, importance: &[Vec<f64>], ratio: f64, constraint: Constraint) -> Result<Widths> {
+    check_ratio(ratio)?;
+    constraint.check()?;
+    check_importance(spec, importance)?;
+    if ratio == 1.0 {
+        return Ok(spec.full());
+    }
+    let mut widths = spec.full();
+    for blocks in groups(spec).values() {
+        let scores: Vec<f64> =
+            blocks.values().map(|pipes| pipes.iter().flat_map(|&p| &importance[p]).sum::<f64>()).collect();
+        let total: f64 = scores.iter().sum();
+        let count = blocks.len() as f64;
+        for (pipes, score) in blocks.values().zip(&scores) {
+            // A group that nothing ranks shares evenly.
+            let share = if total > 0.0 { score / total } else { 1.0 / count };
+            let block = block_width(spec, pipes);
+            let kept = kept_of_block(share * count * ratio, block, constraint.align);
+            for &p in pipes {
+                widths.0[p] = kept_of_pipe(spec, p, kept as f64 / block as f64, constraint);
+            }
+        }
+    }
+    Ok(widths)
+}
+
+/// The pipes of each block of each group.
+fn groups(spec: &Spec) -> BTreeMap<&str, BTreeMap<&str, Vec<usize>>> {
+    let mut groups: BTreeMap<&str, BTreeMap<&str, Vec<usize>>> = BTreeMap::new();
+    for (index, pipe) in spec.pipes.iter().enumerate() {
+        groups.entry(&pipe.allocation_group).or_default().entry(&pipe.block).or_default().push(index);
+    }
+    groups
+}
+
+/// |l|: the outputs of a convolutional block, or the residual width that a transformer block's MLP reads.
+fn block_width(spec: &Spec, pipes: &[usize]) -> usize {
+    let of_kind = |kind| pipes.iter().copied().find(|&p| spec.pipes[p].kind == kind);
+    let conv = of_kind(PipeKind::Conv).map(|p| spec.pipes[p].width);
+    let residual = || of_kind(PipeKind::Ffn).and_then(|p| inputs(spec, p));
+    let widest = || pipes.iter().map(|&p| spec.pipes[p].width).max();
+    conv.or_else(residual).or_else(widest).unwrap_or(1)
+}
+
+/// Inputs of the matrix that produces `pipe` and nothing else.
+fn inputs(spec: &Spec, pipe: usize) -> Option<usize> {
+    let produces = |slice: &crate::supernet::spec::Slice| slice.pipe == pipe && slice.role == Role::Produces;
+    let param = spec.params.iter().find(|p| p.shape.len() == 2 && matches!(&p.slices[..], [s] if produces(s)))?;
+    Some(param.shape[1 - param.slices[0].axis])
+}
+
+/// C_l, of a block of `width` channels whose unclamped share of them is `share`.
+fn kept_of_block(share: f64, width: usize, align: usize) -> usize {
+    let minimum = quarter(width);
+    let kept = ((share * width as f64).round_ties_even() as usize).clamp(minimum, width);
+    if kept == width { width } else { (kept / align * align).max(minimum) }
+}
+
+fn kept_of_pipe(spec: &Spec, pipe: usize, share: f64, constraint: Constraint) -> usize {
+    let pipe = &spec.pipes[pipe];
+    // The formula leaves a narrow pipe of a wide block with none where its share rounds to 0.
+    let kept = ((share * pipe.width as f64).round_ties_even() as usize).clamp(1, pipe.width);
+    match pipe.norm_groups.filter(|_| constraint.within_group) {
+        Some(groups) if kept < pipe.width => {
+            let minimum = quarter(pipe.width).next_multiple_of(groups).min(pipe.width);
+            (kept / groups * groups).max(minimum)
+        }
+        _ => kept,
+    }
+}
+
+/// A quarter of `width`, half to even, and at least 1.
+fn quarter(width: usize) -> usize {
+    ((0.25 * width as f64).round_ties_even() as usize).max(1)
+}
