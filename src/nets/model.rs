@@ -6,7 +6,7 @@ use super::{Denoiser, ImageShape};
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::ops::Tape;
 use crate::supernet::checkpoint::write_whole;
-use crate::supernet::{Subnet, Supernet, Widths};
+use crate::supernet::{Subnet, Supernet, Widths, subnet_name, widths_of};
 use crate::{Error, Result};
 use candle_core::DType;
 use serde::de::DeserializeOwned;
@@ -129,7 +129,7 @@ impl Model {
     pub fn unallocated(card: Card, supernet: Supernet) -> Result<Self> {
         let network = Network::new(&card.backbone, card.preconditioning)?;
         let spec = network.spec();
-        let full = Subnet::new(spec, FULL.into(), 1.0, &spec.full());
+        let full = Subnet::new(spec, 1.0, &spec.full());
         let table = SubnetTable { format: FORMAT, target: "none".into(), subnets: vec![full] };
         Self::assemble(card, network, supernet, table)
     }
@@ -142,7 +142,7 @@ impl Model {
         let spec = self.network.spec();
         rows.retain(|row| row.name != FULL);
         rows.sort_by_key(|row| row.macs);
-        rows.push(Subnet::new(spec, FULL.into(), 1.0, &spec.full()));
+        rows.push(Subnet::new(spec, 1.0, &spec.full()));
         let table = SubnetTable { format: FORMAT, target: target.into(), subnets: rows };
         Self::assemble(self.card, self.network, self.supernet, table)
     }
@@ -151,7 +151,7 @@ impl Model {
         let spec = network.spec();
         let mut sliced = Vec::with_capacity(table.subnets.len());
         for subnet in &table.subnets {
-            let widths = subnet.widths_of(spec)?;
+            let widths = widths_of(spec, subnet).map_err(|problem| Error::input(&subnet.name, problem))?;
             sliced.push(Sliced::new(spec, &supernet, &widths)?);
         }
         Ok(Self { card, network, supernet, table, sliced })
@@ -187,7 +187,7 @@ impl Model {
         }
         for (index, subnet) in table.subnets.iter().enumerate() {
             let place = format!("subnet {}", subnet.name);
-            let widths = subnet.widths_of(spec).map_err(|error| within(&path, &place, error))?;
+            let widths = widths_of(spec, subnet).map_err(|problem| Error::field(&path, &place, problem))?;
             let counts = (spec.parameters(&widths), spec.macs(&widths));
             if counts != (subnet.parameters, subnet.macs) {
                 let problem = format!("widths give {} parameters and {} MACs, which the row denies", counts.0, counts.1);
@@ -219,7 +219,7 @@ impl Model {
     /// One sentence that lists the names.
     pub fn subnet(&self, name: &str) -> Result<usize> {
         let canonical = match name.parse::<f64>() {
-            Ok(ratio) => format!("{ratio:.3}"),
+            Ok(ratio) => subnet_name(ratio),
             Err(_) => name.to_string(),
         };
         self.table.subnets.iter().position(|subnet| subnet.name == canonical).ok_or_else(|| {
@@ -252,7 +252,7 @@ impl Model {
 
     /// The widths of the subnet of this index.
     pub fn widths(&self, subnet: usize) -> Widths {
-        self.table.subnets[subnet].widths_of(self.network.spec()).expect("checked when the table was taken")
+        widths_of(self.network.spec(), &self.table.subnets[subnet]).expect("checked when the table was taken")
     }
 }
 
@@ -272,13 +272,6 @@ impl Denoiser for Model {
     fn denoise(&self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
         let labels = self.network.labels(class);
         Ok(self.network.call(&Tape::off(), self.sliced(subnet), x, sigma, &labels)?.denoised)
-    }
-}
-
-fn within(path: &Path, place: &str, error: Error) -> Error {
-    match error {
-        Error::Input { place: inner, problem } => Error::field(path, &format!("{place}, {inner}"), problem),
-        other => other,
     }
 }
 

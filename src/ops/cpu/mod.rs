@@ -3,4 +3,9 @@
 //! A sample's result never depends on the rest of its batch nor on the number of threads: work is cut by sample and by
 //! fixed sizes, and sums over a batch are taken in a fixed order.
 
+pub mod activation;
 pub mod conv;
+pub mod group_norm;
+
+#[cfg(test)]
+mod testing;
