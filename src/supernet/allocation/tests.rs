@@ -19,7 +19,7 @@ fn matrix(name: String, shape: [usize; 2], axis: usize, pipe: usize, uses: u64) 
     }
 }
 
-/// A network whose pipes are `(block, kind, group, width, norm groups, residual width, uses)`.
+/// A pipe of a made-up network: `(block, kind, group, width, norm groups, residual width, positions)`.
 type Row = (String, PipeKind, String, usize, Option<usize>, usize, u64);
 
 fn spec_of(rows: &[Row], whole: usize) -> Spec {
