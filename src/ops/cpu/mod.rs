@@ -3,6 +3,7 @@
 
 pub mod activation;
 pub mod group_norm;
+mod simd;
 
 #[cfg(test)]
 mod testing;
