@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 pub mod activation;
+pub mod elementwise;
 pub mod group_norm;
+pub mod resample;
 mod simd;
 
 #[cfg(test)]
