@@ -4,6 +4,7 @@ use super::network::{Backbone, Network};
 use super::sliced::Sliced;
 use super::{Denoiser, ImageShape};
 use crate::diffusion::preconditioning::Preconditioning;
+use crate::diffusion::schedule::SigmaRange;
 use crate::ops::Tape;
 use crate::supernet::checkpoint::write_whole;
 use crate::supernet::{Subnet, Supernet, Widths, subnet_name, widths_of};
@@ -36,7 +37,7 @@ pub struct Card {
     #[serde(default)]
     pub classes: Vec<String>,
     /// The noise levels that sampling runs between.
-    pub noise: NoiseRange,
+    pub noise: SigmaRange,
     /// How the network is wrapped.
     pub preconditioning: Preconditioning,
     /// The network and its options.
@@ -47,24 +48,6 @@ pub struct Card {
     /// How the model was made: commands, seeds, images seen, time.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub made: toml::Table,
-}
-
-/// The noise levels that sampling runs between.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NoiseRange {
-    /// The last level above zero.
-    pub sigma_min: f64,
-    /// The first level.
-    pub sigma_max: f64,
-}
-
-impl NoiseRange {
-    /// What EDM's sampler uses with a network of this preconditioning: 0.002 to 80, within what the network was made for.
-    pub fn of(preconditioning: Preconditioning) -> Self {
-        let sigma_min = if preconditioning == Preconditioning::Ve { 0.02 } else { 0.002 };
-        Self { sigma_min, sigma_max: 80.0 }
-    }
 }
 
 /// Statistics of the training data.
@@ -112,7 +95,7 @@ impl Card {
             name,
             licence: None,
             classes,
-            noise: NoiseRange::of(preconditioning),
+            noise: SigmaRange::of(&preconditioning),
             preconditioning,
             backbone,
             data: None,
@@ -165,10 +148,6 @@ impl Model {
         let path = dir.join(CARD);
         let card: Card = read_toml(&path)?;
         check_format(&path, card.format)?;
-        let range = card.noise;
-        if !(range.sigma_min > 0.0 && range.sigma_max > range.sigma_min && range.sigma_max.is_finite()) {
-            return Err(Error::field(&path, "noise", "needs 0 < sigma_min < sigma_max"));
-        }
         let network = Network::new(&card.backbone, card.preconditioning).map_err(|error| match error {
             Error::Input { place, problem } => Error::field(&path, &format!("backbone.{place}"), problem),
             other => other,

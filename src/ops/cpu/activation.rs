@@ -1,7 +1,8 @@
 //! Exponential, sigmoid and SiLU that LLVM can vectorise, and SiLU over whole slices.
 
-use pulp::Arch;
 use rayon::prelude::*;
+
+use super::simd::vectorised;
 
 /// Elements that one task handles. Fixed, so that no result depends on the number of threads.
 const CHUNK: usize = 64 * 1024;
@@ -9,7 +10,7 @@ const CHUNK: usize = 64 * 1024;
 /// `e^x` with a relative error below 2e-7 over [-87, 88].
 ///
 /// 0 below -87.7, infinity above 88.4 (a little before f32 overflows), NaN for NaN. Branch-free: call it only inside
-/// `Arch::dispatch`, where `mul_add` is one instruction. Method and coefficients: Cephes `expf`.
+/// `vectorised`, where `mul_add` is one instruction. Method and coefficients: Cephes `expf`.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the mantissa.
@@ -32,13 +33,13 @@ pub(crate) fn exp(x: f32) -> f32 {
     p * f32::from_bits(exponent << 23)
 }
 
-/// `1 / (1 + e^-x)`; call it only inside `Arch::dispatch`.
+/// `1 / (1 + e^-x)`; call it only inside `vectorised`.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// Derivative of `x * sigmoid(x)`: `s * (1 + x * (1 - s))`; call it only inside `Arch::dispatch`.
+/// Derivative of `x * sigmoid(x)`: `s * (1 + x * (1 - s))`; call it only inside `vectorised`.
 #[inline(always)]
 pub(crate) fn silu_slope(x: f32) -> f32 {
     let s = sigmoid(x);
@@ -49,7 +50,7 @@ pub(crate) fn silu_slope(x: f32) -> f32 {
 pub fn silu(x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len());
     x.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK)).for_each(|(x, y)| {
-        Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (y, &x) in y.iter_mut().zip(x) {
@@ -64,7 +65,7 @@ pub fn silu(x: &[f32], y: &mut [f32]) {
 pub fn silu_backward(x: &[f32], dy: &[f32], dx: &mut [f32]) {
     assert!(x.len() == dy.len() && x.len() == dx.len());
     x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)).zip(dx.par_chunks_mut(CHUNK)).for_each(|((x, dy), dx)| {
-        Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
@@ -81,7 +82,7 @@ mod tests {
     use crate::ops::cpu::testing::{assert_close, assert_same_in_any_pool, slope, time, values, widen};
 
     fn dispatched(x: &[f32], f: impl Fn(f32) -> f32) -> Vec<f32> {
-        Arch::new().dispatch(|| x.iter().map(|&x| f(x)).collect())
+        vectorised(|| x.iter().map(|&x| f(x)).collect())
     }
 
     fn silu_in_f64(x: f64) -> f64 {

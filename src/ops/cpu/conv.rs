@@ -1,5 +1,4 @@
 //! Stride-1 convolution as strips of im2col and matrix products, forward and both gradients.
-#![allow(unsafe_code)]
 
 use rayon::prelude::*;
 use std::borrow::Cow;

@@ -3,10 +3,10 @@
 //! A narrow subnet keeps the groups of the network it was cut from, so groups may have unequal sizes and may interleave.
 #![allow(clippy::too_many_arguments, reason = "kernels over plain slices; the layers above bundle these")]
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::activation::{sigmoid, silu_slope};
+use super::simd::vectorised;
 
 /// Which group each channel is normalised with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,9 +115,7 @@ impl Tile {
             for quad in &mut quads {
                 let (ab, cd) = quad.split_at(2 * self.len);
                 let ((a, b), (c, d)) = (ab.split_at(self.len), cd.split_at(self.len));
-                for ((((s, a), b), c), d) in partial.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-                    *s += (a + b) + (c + d);
-                }
+                add_rows(partial, a, b, c, d);
             }
             for row in quads.remainder().chunks(self.len) {
                 for (s, a) in partial.iter_mut().zip(row) {
@@ -137,10 +135,7 @@ impl Tile {
             for quad in &mut quads {
                 let (ab, cd) = quad.split_at(2 * self.len);
                 let ((a, b), (c, d)) = (ab.split_at(self.len), cd.split_at(self.len));
-                for (((((s, &m), a), b), c), d) in partial.iter_mut().zip(mean).zip(a).zip(b).zip(c).zip(d) {
-                    let (a, b, c, d) = (a - m, b - m, c - m, d - m);
-                    *s += a.mul_add(a, b * b) + c.mul_add(c, d * d);
-                }
+                add_centred_squares(partial, mean, a, b, c, d);
             }
             for row in quads.remainder().chunks(self.len) {
                 for ((s, &m), a) in partial.iter_mut().zip(mean).zip(row) {
@@ -194,9 +189,7 @@ impl<'a> Sample<'a> {
     #[inline(always)]
     fn normalise(&self, x: &[f32], y: &mut [f32], act: impl Fn(f32) -> f32) {
         for (x, y) in x.chunks(self.tile.len).zip(y.chunks_mut(self.tile.len)) {
-            for ((((y, x), m), &a), &b) in y.iter_mut().zip(x).zip(&self.mean).zip(&self.slope).zip(&self.shift) {
-                *y = act((x - m).mul_add(a, b));
-            }
+            normalise_rows(y, x, &self.mean, &self.slope, &self.shift, &act);
         }
     }
 
@@ -218,15 +211,8 @@ impl<'a> Sample<'a> {
         let mut partial_scale = self.tile.zeros();
         for ((x, dy), dx) in x.chunks(block).zip(dy.chunks(block)).zip(dx.chunks_mut(block)) {
             for ((x, dy), dx) in x.chunks(len).zip(dy.chunks(len)).zip(dx.chunks_mut(len)) {
-                let tables = self.mean.iter().zip(&self.slope).zip(&self.shift);
-                let sums = self.partial.iter_mut().zip(&mut partial_scale);
-                for ((((dx, x), dy), ((m, &a), &b)), (s0, s1)) in dx.iter_mut().zip(x).zip(dy).zip(tables).zip(sums) {
-                    let centred = x - m;
-                    let dz = dy * slope_of_act(centred.mul_add(a, b));
-                    *dx = dz;
-                    *s0 += dz;
-                    *s1 = dz.mul_add(centred, *s1);
-                }
+                let tables = (&self.mean[..], &self.slope[..], &self.shift[..]);
+                activation_gradient_rows(dx, x, dy, tables, &mut self.partial, &mut partial_scale, &slope_of_act);
             }
             self.tile.flush(&mut self.partial, dshift);
             self.tile.flush(&mut partial_scale, dscale);
@@ -253,11 +239,75 @@ impl<'a> Sample<'a> {
         self.tile.fill(&mut offset, |c| (-self.rstd[group(c)] * m1[group(c)]) as f32);
         self.tile.fill(&mut pull, |c| (-self.rstd[group(c)].powi(2) * m2[group(c)]) as f32);
         for (x, dx) in x.chunks(self.tile.len).zip(dx.chunks_mut(self.tile.len)) {
-            let tables = self.mean.iter().zip(&self.slope).zip(&pull).zip(&offset);
-            for ((dx, x), (((m, &a), &p), &o)) in dx.iter_mut().zip(x).zip(tables) {
-                *dx = dx.mul_add(a, (x - m).mul_add(p, o));
-            }
+            normalisation_gradient_rows(dx, x, &self.mean, &self.slope, &pull, &offset);
         }
+    }
+}
+
+// The inner loops, on slices cut to one length so that no bounds check stands in the way of LLVM's vectoriser.
+
+/// `sum += a + b + c + d`
+#[inline(always)]
+fn add_rows(sum: &mut [f32], a: &[f32], b: &[f32], c: &[f32], d: &[f32]) {
+    let n = sum.len();
+    let (a, b, c, d) = (&a[..n], &b[..n], &c[..n], &d[..n]);
+    for i in 0..n {
+        sum[i] += (a[i] + b[i]) + (c[i] + d[i]);
+    }
+}
+
+/// `sum += (a - mean)² + (b - mean)² + (c - mean)² + (d - mean)²`
+#[inline(always)]
+fn add_centred_squares(sum: &mut [f32], mean: &[f32], a: &[f32], b: &[f32], c: &[f32], d: &[f32]) {
+    let n = sum.len();
+    let (mean, a, b, c, d) = (&mean[..n], &a[..n], &b[..n], &c[..n], &d[..n]);
+    for i in 0..n {
+        let m = mean[i];
+        let (a, b, c, d) = (a[i] - m, b[i] - m, c[i] - m, d[i] - m);
+        sum[i] += a.mul_add(a, b * b) + c.mul_add(c, d * d);
+    }
+}
+
+/// `y = act((x - mean) * slope + shift)`
+#[inline(always)]
+fn normalise_rows(y: &mut [f32], x: &[f32], mean: &[f32], slope: &[f32], shift: &[f32], act: &impl Fn(f32) -> f32) {
+    let n = y.len();
+    let (x, mean, slope, shift) = (&x[..n], &mean[..n], &slope[..n], &shift[..n]);
+    for i in 0..n {
+        y[i] = act((x[i] - mean[i]).mul_add(slope[i], shift[i]));
+    }
+}
+
+/// `dx = dz`, `sum_shift += dz`, `sum_scale += dz * (x - mean)`; the tables are mean, slope and shift.
+#[inline(always)]
+fn activation_gradient_rows(
+    dx: &mut [f32],
+    x: &[f32],
+    dy: &[f32],
+    (mean, slope, shift): (&[f32], &[f32], &[f32]),
+    sum_shift: &mut [f32],
+    sum_scale: &mut [f32],
+    slope_of_act: &impl Fn(f32) -> f32,
+) {
+    let n = dx.len();
+    let (x, dy, mean, slope, shift) = (&x[..n], &dy[..n], &mean[..n], &slope[..n], &shift[..n]);
+    let (sum_shift, sum_scale) = (&mut sum_shift[..n], &mut sum_scale[..n]);
+    for i in 0..n {
+        let centred = x[i] - mean[i];
+        let dz = dy[i] * slope_of_act(centred.mul_add(slope[i], shift[i]));
+        dx[i] = dz;
+        sum_shift[i] += dz;
+        sum_scale[i] = dz.mul_add(centred, sum_scale[i]);
+    }
+}
+
+/// `dx = dx * slope + (x - mean) * pull + offset`
+#[inline(always)]
+fn normalisation_gradient_rows(dx: &mut [f32], x: &[f32], mean: &[f32], slope: &[f32], pull: &[f32], offset: &[f32]) {
+    let n = dx.len();
+    let (x, mean, slope, pull, offset) = (&x[..n], &mean[..n], &slope[..n], &pull[..n], &offset[..n]);
+    for i in 0..n {
+        dx[i] = dx[i].mul_add(slope[i], (x[i] - mean[i]).mul_add(pull[i], offset[i]));
     }
 }
 
@@ -290,7 +340,7 @@ pub fn forward(
     let sample = pixels * channels;
     x.par_chunks_exact(sample).zip(y.par_chunks_exact_mut(sample)).enumerate().for_each(|(b, (x, y))| {
         let (scale, shift) = (of_sample(scale, b, channels), of_sample(shift, b, channels));
-        Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 let sample = Sample::measure(x, scale, shift, table, eps, pixels);
@@ -350,7 +400,7 @@ pub fn backward(
         .for_each(|(b, (((x, dy), dx), gradients))| {
             let (scale, shift) = (of_sample(scale, b, channels), of_sample(shift, b, channels));
             let (dscale, dshift) = gradients.split_at_mut(channels);
-            Arch::new().dispatch(
+            vectorised(
                 #[inline(always)]
                 || {
                     let mut sample = Sample::measure(x, scale, shift, table, eps, pixels);

@@ -3,9 +3,15 @@
 //! A sample's result never depends on the rest of its batch nor on the number of threads: work is cut by sample and by
 //! fixed sizes, and sums over a batch are taken in a fixed order.
 
+#![allow(unsafe_code)]
+
 pub mod activation;
+pub mod attention;
 pub mod conv;
+pub mod elementwise;
 pub mod group_norm;
+pub mod resample;
+mod simd;
 
 #[cfg(test)]
 mod testing;
