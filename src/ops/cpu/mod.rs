@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod activation;
+pub mod attention;
 pub mod elementwise;
 pub mod group_norm;
 pub mod resample;
