@@ -4,7 +4,8 @@ use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::model::Card;
 use accordion::nets::network::{Backbone, Network};
 use accordion::nets::{Denoiser, Model, public};
-use accordion::supernet::Supernet;
+use accordion::supernet::{Pipe, Supernet, ranking};
+use accordion::training::importance::{Samples, taylor};
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,12 @@ impl Golden {
         self.expected[name].permute((0, 2, 3, 1)).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }
 
+    /// The reference's scores of a pipe.
+    fn importance(&self, pipe: &Pipe) -> Vec<f64> {
+        let scores = self.expected[&ranking::tensor_name(pipe)].to_vec1::<f32>().unwrap();
+        scores.into_iter().map(f64::from).collect()
+    }
+
     fn sigma(&self) -> Vec<f64> {
         self.expected["sigma"].to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
     }
@@ -74,5 +81,43 @@ fn the_imported_network_denoises_as_the_reference_does() {
         let error = relative_error(&got, &golden.images("denoised_full"));
         println!("{name}: {error:.1e}");
         assert!(error < 1e-5, "{name}: {error:.1e} of the range");
+    }
+}
+
+/// `|a - b| / |b|`.
+fn relative_distance(a: &[f64], b: &[f64]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
+}
+
+#[test]
+fn importance_is_that_of_the_reference() {
+    for name in NAMES {
+        let golden = golden(name);
+        let labels = golden.expected.get("class_labels");
+        let samples = Samples {
+            x0: golden.images("x0"),
+            noise: golden.images("noise"),
+            sigma: golden.sigma(),
+            labels: labels.map_or(vec![], |labels| labels.flatten_all().unwrap().to_vec1().unwrap()),
+        };
+        let network = &golden.model.network;
+        let mut done = 0;
+        let scores = taylor(network, &golden.model.supernet, &samples, |samples| done = samples).unwrap();
+        assert_eq!(done, samples.len());
+        let mut worst = 0f64;
+        for (pipe, got) in network.spec().pipes.iter().zip(&scores) {
+            let want = golden.importance(pipe);
+            let error = relative_distance(got, &want);
+            worst = worst.max(error);
+            // Float32 sums in another order: 1e-6 each, but the terms of |sum w g| cancel to a hundredth of their size.
+            assert!(error < 1e-3, "{name}, {}: {error:.1e}", pipe.name);
+            // The same ranking, but for neighbours that are closer than the error.
+            let near = 1e-3 * want.iter().copied().fold(0.0, f64::max);
+            let order = &ranking::order_global(std::slice::from_ref(got))[0];
+            let falls = order.windows(2).all(|pair| want[pair[0] as usize] > want[pair[1] as usize] - near);
+            assert!(falls, "{name}, {}: ranks otherwise", pipe.name);
+        }
+        println!("{name}: {worst:.1e}");
     }
 }

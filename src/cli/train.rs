@@ -70,12 +70,22 @@ fn stop_on_signal() -> &'static AtomicBool {
     static STOP: AtomicBool = AtomicBool::new(false);
     std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        if let Ok(runtime) = runtime {
-            runtime.block_on(crate::server::shutdown_signal());
+        if runtime.is_ok_and(|runtime| runtime.block_on(signalled()).is_ok()) {
             STOP.store(true, Ordering::Relaxed);
         }
     });
     &STOP
+}
+
+/// Returns at SIGINT or SIGTERM.
+async fn signalled() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
 }
 
 /// Median speed of a step of the full width on the config's data.

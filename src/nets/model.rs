@@ -7,7 +7,7 @@ use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;
 use crate::ops::Tape;
 use crate::supernet::checkpoint::write_whole;
-use crate::supernet::{Subnet, Supernet, Widths, subnet_name, widths_of};
+use crate::supernet::{Order, Subnet, Supernet, Widths, ranking, subnet_name, widths_of};
 use crate::{Error, Result};
 use candle_core::DType;
 use serde::de::DeserializeOwned;
@@ -130,6 +130,18 @@ impl Model {
         Self::assemble(self.card, self.network, self.supernet, table)
     }
 
+    /// The same model with the channels of every pipe sorted by `scores`, which are in its current order; its only subnet
+    /// is `full`, since the subnets of another order keep other channels.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] on a device fault.
+    pub fn ranked(self, scores: &[Vec<f64>], order: Order) -> Result<Self> {
+        let spec = self.network.spec();
+        let orders = ranking::order(spec, &self.supernet, scores, order);
+        let supernet = self.supernet.permuted(spec, &orders, order)?;
+        Self::unallocated(self.card, supernet)
+    }
+
     fn assemble(card: Card, network: Network, supernet: Supernet, table: SubnetTable) -> Result<Self> {
         let spec = network.spec();
         let mut sliced = Vec::with_capacity(table.subnets.len());
@@ -169,7 +181,8 @@ impl Model {
             let widths = widths_of(spec, subnet).map_err(|problem| Error::field(&path, &place, problem))?;
             let counts = (spec.parameters(&widths), spec.macs(&widths));
             if counts != (subnet.parameters, subnet.macs) {
-                let problem = format!("widths give {} parameters and {} MACs, which the row denies", counts.0, counts.1);
+                let problem =
+                    format!("widths give {} parameters and {} MACs, which the row denies", counts.0, counts.1);
                 return Err(Error::field(&path, &place, problem));
             }
             if table.subnets[..index].iter().any(|earlier| earlier.name == subnet.name) {
@@ -255,7 +268,11 @@ impl Denoiser for Model {
 }
 
 fn check_format(path: &Path, format: u32) -> Result<()> {
-    if format == FORMAT { Ok(()) } else { Err(Error::field(path, "format", format!("version {format} is not {FORMAT}"))) }
+    if format == FORMAT {
+        Ok(())
+    } else {
+        Err(Error::field(path, "format", format!("version {format} is not {FORMAT}")))
+    }
 }
 
 /// Reads a TOML file; the error names the file, the line and the field.

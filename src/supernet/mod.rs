@@ -3,6 +3,7 @@
 pub mod allocation;
 pub mod checkpoint;
 pub mod groups;
+pub mod ranking;
 pub mod spec;
 pub mod subnet;
 

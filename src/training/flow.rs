@@ -123,13 +123,16 @@ impl Flow<'_> {
         let mut progress = Progress::new("rank", ranking.samples as u64);
         let scores = importance::taylor(network, &pretrained.supernet, &samples, |done| progress.at(done as u64, ""))?;
         progress.finish();
-        let orders = ranking::orders(network.spec(), &scores, ranking.order);
-        let supernet = pretrained.supernet.permuted(network.spec(), &orders, ranking.order)?;
-        let sorted: Vec<Vec<f64>> =
-            scores.iter().zip(&orders).map(|(s, order)| order.iter().map(|&i| s[i as usize]).collect()).collect();
-        let rows = allocate(network.spec(), &sorted, &self.config.allocation, ranking.order)?;
+        let (spec, full) = (network.spec(), &pretrained.supernet);
+        let orders = ranking::order(spec, full, &scores, ranking.order);
+        let supernet = full.permuted(spec, &orders, ranking.order)?;
+        let original = ranking::to_original(full, &scores);
+        let sorted = ranking::from_original(&supernet, &original);
+        let rows = allocate(spec, &sorted, &self.config.allocation, ranking.order)?;
         let model = self.model(dataset, supernet)?.with_subnets(self.config.allocation.target.as_str(), rows)?;
         model.write(&kept, DType::F32)?;
+        let notes = [("method", "taylor".to_string()), ("samples", ranking.samples.to_string())];
+        ranking::write(spec, &original, &notes, &kept.join(ranking::FILE))?;
         Ok(model)
     }
 

@@ -1,0 +1,176 @@
+//! Taylor importance: how much the loss would change, to first order, without a channel.
+
+use crate::diffusion::noise::Stream;
+use crate::nets::{Network, sliced::Sliced};
+use crate::ops::{Gradients, Tape};
+use crate::supernet::spec::{Param, PublicLayout, Role, Slice};
+use crate::supernet::{Spec, Supernet};
+use crate::training::data::{Dataset, to_unit};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+/// Streams of the seeded draws; the training step has its own, below 40.
+const IMAGE_STREAM: u32 = 40;
+const SIGMA_STREAM: u32 = 41;
+const NOISE_STREAM: u32 = 42;
+
+/// N noisy images to rank on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Samples {
+    /// Clean images: `[N, H, W, C]`, in [-1, 1].
+    pub x0: Vec<f32>,
+    /// Noise of unit variance: `[N, H, W, C]`.
+    pub noise: Vec<f32>,
+    /// Noise levels: `[N]`.
+    pub sigma: Vec<f64>,
+    /// Label rows: `[N, classes]`, empty for an unconditional network.
+    pub labels: Vec<f32>,
+}
+
+impl Samples {
+    /// Draws `count` images with replacement, `ln sigma ~ N(p_mean, p_std^2)` (Karras et al. 2022, table 1) and noise.
+    ///
+    /// Sample i depends on `seed` and i alone, so a longer draw begins with the shorter one.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the images or the classes of `dataset` are not those of `network`.
+    pub fn draw(
+        dataset: &Dataset,
+        network: &Network,
+        p_mean: f64,
+        p_std: f64,
+        seed: u64,
+        count: usize,
+    ) -> Result<Self> {
+        let (image, classes) = (network.image(), network.classes());
+        if dataset.shape != image {
+            let problem = format!("images are {:?}, but the network takes {:?}", dataset.shape, image);
+            return Err(Error::input("data", problem));
+        }
+        if classes > 0 && dataset.classes.len() != classes {
+            let problem = format!("has {} classes, but the network has {classes}", dataset.classes.len());
+            return Err(Error::input("data", problem));
+        }
+        let mut x0 = Vec::with_capacity(count * image.elements());
+        let mut noise = vec![0.0; count * image.elements()];
+        let mut sigma = Vec::with_capacity(count);
+        let mut drawn = Vec::with_capacity(count);
+        for (sample, noise) in (0..count as u64).zip(noise.chunks_exact_mut(image.elements())) {
+            let index = Stream::new(seed, IMAGE_STREAM, sample).below(0, dataset.len() as u32) as usize;
+            x0.extend(dataset.image(index).iter().map(|&byte| to_unit(byte)));
+            drawn.push(Some(dataset.label(index)));
+            sigma.push((p_mean + p_std * Stream::new(seed, SIGMA_STREAM, sample).normal(0)).exp());
+            Stream::new(seed, NOISE_STREAM, sample).fill_normals(noise);
+        }
+        Ok(Self { x0, noise, sigma, labels: network.labels(&drawn) })
+    }
+
+    /// N.
+    pub fn len(&self) -> usize {
+        self.sigma.len()
+    }
+
+    /// Whether there is no sample.
+    pub fn is_empty(&self) -> bool {
+        self.sigma.is_empty()
+    }
+}
+
+/// The importance of each channel of each pipe, in the order in which `supernet` has them.
+///
+/// Of one sample, with weights w and gradients g: `|sum w g|` over the weights that produce the channel plus `|sum w g|`
+/// over those that consume it (Molchanov et al. 2019, eq. 8, grouped as the goldens define it); an attention offset adds
+/// this up over the heads and over q, k and v. The result is the mean over the samples. A sample's loss is the mean over
+/// its elements of `weight(sigma) (D - x0)^2`; each sample has a backward pass of its own, since the absolute value of a
+/// batch's gradient would let samples cancel. `progress` is told how many samples are done.
+///
+/// # Errors
+/// [`Error::Input`] without a sample or where a score is not finite; [`Error::Tensor`] on a device fault.
+pub fn taylor(
+    network: &Network,
+    supernet: &Supernet,
+    samples: &Samples,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Vec<f64>>> {
+    if samples.is_empty() {
+        return Err(Error::input("samples", "there is none to rank on; give at least 1"));
+    }
+    let spec = network.spec();
+    let full = Sliced::new(spec, supernet, &spec.full())?;
+    let mut total: Vec<Vec<f64>> = spec.pipes.iter().map(|pipe| vec![0.0; pipe.width]).collect();
+    // Samples run side by side, but are added up in their order: the sum does not depend on the number of threads.
+    let side_by_side = rayon::current_num_threads();
+    for start in (0..samples.len()).step_by(side_by_side) {
+        let chunk = start..(start + side_by_side).min(samples.len());
+        let done = chunk.end;
+        let scores: Vec<Vec<Vec<f64>>> =
+            chunk.into_par_iter().map(|index| of_sample(network, &full, samples, index)).collect::<Result<_>>()?;
+        for scores in scores {
+            total.iter_mut().flatten().zip(scores.iter().flatten()).for_each(|(total, score)| *total += score);
+        }
+        progress(done);
+    }
+    total.iter_mut().flatten().for_each(|total| *total /= samples.len() as f64);
+    match spec.pipes.iter().zip(&total).find(|(_, scores)| scores.iter().any(|score| !score.is_finite())) {
+        Some((pipe, _)) => Err(Error::input("samples", format!("the importance of {} is not finite", pipe.name))),
+        None => Ok(total),
+    }
+}
+
+fn of_sample(network: &Network, full: &Sliced, samples: &Samples, index: usize) -> Result<Vec<Vec<f64>>> {
+    let (elements, classes) = (network.image().elements(), network.classes());
+    let sigma = samples.sigma[index];
+    let x0 = &samples.x0[index * elements..][..elements];
+    let noise = &samples.noise[index * elements..][..elements];
+    let x: Vec<f32> = x0.iter().zip(noise).map(|(x0, noise)| x0 + sigma as f32 * noise).collect();
+    let labels = &samples.labels[index * classes..][..classes];
+
+    let tape = Tape::recording(full.leaves());
+    let call = network.call(&tape, full, &x, &[sigma], labels)?;
+    // d loss / d F = c_out d loss / d D.
+    let scale = 2.0 * network.preconditioning().loss_weight(sigma) * call.coefficients[0].c_out / elements as f64;
+    let errors = call.denoised.iter().zip(x0).map(|(&d, &x0)| (scale * f64::from(d - x0)) as f32);
+    let grad = Tensor::from_iter(errors, &Device::Cpu)?.reshape(call.raw.shape())?;
+    scores(network.spec(), full, &tape.backward(&call.raw, grad)?)
+}
+
+fn scores(spec: &Spec, full: &Sliced, gradients: &Gradients) -> Result<Vec<Vec<f64>>> {
+    let mut scores: Vec<Vec<f64>> = spec.pipes.iter().map(|pipe| vec![0.0; pipe.width]).collect();
+    for (param, weight) in spec.params.iter().zip(full.leaves()) {
+        for slice in param.slices.iter().filter(|slice| slice.role != Role::Follows) {
+            let Some(gradient) = gradients.of(weight) else { continue };
+            let weight = weight.flatten_all()?.to_vec1::<f32>()?;
+            let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
+            add_products(param, slice, &weight, &gradient, &mut scores[slice.pipe]);
+        }
+    }
+    Ok(scores)
+}
+
+/// Adds `sum over parts |sum w g|` of each channel along the slice's axis.
+fn add_products(param: &Param, slice: &Slice, weight: &[f32], gradient: &[f32], scores: &mut [f64]) {
+    let width = param.shape[slice.axis];
+    let inner: usize = param.shape[slice.axis + 1..].iter().product();
+    let parts = parts(param);
+    let mut sums = vec![0.0; parts * width];
+    let rows = weight.chunks_exact(inner).zip(gradient.chunks_exact(inner));
+    for (row, (weight, gradient)) in rows.enumerate() {
+        let (outer, channel) = (row / width, row % width);
+        let products = weight.iter().zip(gradient).map(|(&w, &g)| f64::from(w) * f64::from(g));
+        sums[outer % parts * width + channel] += products.sum::<f64>();
+    }
+    for part in sums.chunks_exact(width) {
+        scores.iter_mut().zip(part).for_each(|(score, sum)| *score += sum.abs());
+    }
+}
+
+/// The channels of a parameter that share an offset, each with an absolute value of its own: the heads, times q, k and v.
+/// They are the axes right before the pipe's.
+fn parts(param: &Param) -> usize {
+    match param.public {
+        PublicLayout::Qkv => param.shape[1] * param.shape[2],
+        PublicLayout::AttnOut => param.shape[0],
+        _ => 1,
+    }
+}
