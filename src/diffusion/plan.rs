@@ -1,0 +1,431 @@
+//! What one request runs, as data, and its compact text: `dpmpp2m-12@0.250*8,full*4~logsnr`.
+
+use super::schedule::Spacing;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+/// The accepted numbers of steps.
+pub const STEPS: RangeInclusive<usize> = 1..=1000;
+
+/// The accepted amounts of churn. At 1000 steps, more than 415 changes nothing (see [`Plan::churn`]).
+pub const CHURN: RangeInclusive<f64> = 0.0..=1000.0;
+
+/// A solver, its steps, and a subnet for each step.
+///
+/// The text form is `<solver>-<steps>@<widths>[~logsnr][~churn=<number>]`, where widths is one subnet for all steps
+/// (`heun-18@full`) or counted runs in order (`0.250*8,full*4`). [`fmt::Display`] writes the canonical form, which
+/// parses to the same plan: subnet names with three decimals, equal neighbours merged, defaults left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Plan {
+    /// How a step is taken.
+    pub solver: Solver,
+    /// How the noise levels are spread.
+    pub spacing: Spacing,
+    /// Solver steps, in [`STEPS`].
+    pub steps: usize,
+    /// `S_churn` of Karras et al. 2022, algorithm 2, in [`CHURN`]; 0 is deterministic. Heun only. A step's share
+    /// `churn / steps` saturates at sqrt 2 - 1.
+    pub churn: f64,
+    /// Consecutive steps and the subnet that runs them.
+    pub widths: Vec<WidthRun>,
+}
+
+/// Consecutive steps on one subnet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WidthRun {
+    /// The name of the subnet, as [`subnet_name`] writes it.
+    pub subnet: String,
+    /// How many steps, at least 1.
+    pub steps: usize,
+}
+
+/// How one step is taken from its noise level to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Solver {
+    /// Second order, two denoiser calls a step but for the last (Karras et al. 2022, algorithms 1 and 2).
+    Heun,
+    /// First order, one call a step: DDIM (Song et al. 2021) in sigma space.
+    Euler,
+    /// DPM-Solver++(2M): second order, one call a step (Lu et al. 2022, algorithm 2).
+    DpmPp2m,
+}
+
+impl Solver {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Heun, Self::Euler, Self::DpmPp2m];
+
+    /// The name in a plan's text and in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Heun => "heun",
+            Self::Euler => "euler",
+            Self::DpmPp2m => "dpmpp2m",
+        }
+    }
+}
+
+impl fmt::Display for Solver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Solver {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|solver| solver.as_str() == text);
+        found.ok_or_else(|| wrong(format!("solver {text:?} is not one of heun, euler, dpmpp2m")))
+    }
+}
+
+/// The name under which a subnet is known: `full`, or its ratio with three decimals (`0.5` is `0.500`, `1` is `1.000`).
+///
+/// # Errors
+/// If `text` is neither `full` nor a decimal number that rounds to 0.001 to 1.000.
+pub fn subnet_name(text: &str) -> Result<String> {
+    if text == "full" {
+        return Ok(text.to_owned());
+    }
+    match thousandths(text) {
+        Some(ratio) if ratio > 0.0 && ratio <= 1.0 => Ok(format!("{ratio:.3}")),
+        _ => Err(wrong(format!("subnet {text:?} is not full or a ratio from 0.001 to 1, such as 0.250"))),
+    }
+}
+
+impl Plan {
+    /// Every step on one subnet, with Karras spacing and no churn.
+    ///
+    /// # Errors
+    /// If `steps` is out of [`STEPS`] or `subnet` is no subnet name.
+    pub fn constant(solver: Solver, steps: usize, subnet: &str) -> Result<Self> {
+        let widths = vec![WidthRun { subnet: subnet_name(subnet)?, steps }];
+        let plan = Self { solver, spacing: Spacing::Karras, steps, churn: 0.0, widths };
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// The subnet of a step, counted from 0.
+    ///
+    /// # Panics
+    /// If `step` is not below `steps`.
+    pub fn subnet_at(&self, step: usize) -> &str {
+        let mut end = 0;
+        let run = self.widths.iter().find(|run| {
+            end += run.steps;
+            step < end
+        });
+        &run.expect("a step below the plan's number of steps").subnet
+    }
+
+    /// The denoiser calls of a step, counted from 0; guidance doubles them.
+    pub fn evaluations_at(&self, step: usize) -> usize {
+        match self.solver {
+            Solver::Heun if step + 1 < self.steps => 2,
+            _ => 1,
+        }
+    }
+
+    /// The denoiser calls of one image: one a step, but 2 steps - 1 for Heun; guidance doubles them.
+    pub fn evaluations(&self) -> usize {
+        (0..self.steps).map(|step| self.evaluations_at(step)).sum()
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { solver, spacing: _, steps, churn, widths } = self;
+        if !STEPS.contains(steps) {
+            return Err(wrong(format!("steps are {steps}, but must be {} to {}", STEPS.start(), STEPS.end())));
+        }
+        if !CHURN.contains(churn) {
+            return Err(wrong(format!("churn is {churn}, but must be {} to {}", CHURN.start(), CHURN.end())));
+        }
+        if *churn > 0.0 && *solver != Solver::Heun {
+            return Err(wrong(format!("churn needs the solver heun, not {solver}")));
+        }
+        let counted: usize = widths.iter().map(|run| run.steps).sum();
+        if counted != *steps {
+            return Err(wrong(format!("the widths count {counted} steps, but the plan has {steps}")));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}@", self.solver, self.steps)?;
+        match self.widths.as_slice() {
+            [run] => f.write_str(&run.subnet)?,
+            runs => {
+                for (i, run) in runs.iter().enumerate() {
+                    let comma = if i == 0 { "" } else { "," };
+                    write!(f, "{comma}{}*{}", run.subnet, run.steps)?;
+                }
+            }
+        }
+        if self.spacing == Spacing::LogSnr {
+            f.write_str("~logsnr")?;
+        }
+        if self.churn > 0.0 {
+            write!(f, "~churn={}", self.churn)?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Plan {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let shape = || wrong(format!("{text:?} is not <solver>-<steps>@<widths>, such as heun-18@full"));
+        let mut parts = text.split('~');
+        let (head, widths) = parts.next().and_then(|part| part.split_once('@')).ok_or_else(shape)?;
+        let (solver, steps) = head.split_once('-').ok_or_else(shape)?;
+        let solver = solver.parse()?;
+        let steps = count(steps)?;
+        let widths = parse_widths(widths, steps)?;
+
+        let mut spacing = None;
+        let mut churn = None;
+        for option in parts {
+            let repeated = match option.split_once('=') {
+                None if option == "logsnr" => spacing.replace(Spacing::LogSnr).is_some(),
+                Some(("churn", amount)) => churn.replace(parse_churn(amount)?).is_some(),
+                _ => return Err(wrong(format!("option {option:?} is not one of logsnr, churn=<number>"))),
+            };
+            if repeated {
+                return Err(wrong(format!("option {option:?} repeats an earlier one")));
+            }
+        }
+        let spacing = spacing.unwrap_or_default();
+        let plan = Self { solver, spacing, steps, churn: churn.unwrap_or(0.0), widths };
+        plan.check()?;
+        Ok(plan)
+    }
+}
+
+impl TryFrom<String> for Plan {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Plan> for String {
+    fn from(plan: Plan) -> Self {
+        plan.to_string()
+    }
+}
+
+/// One subnet for all `steps`, or counted runs; neighbours with the same subnet become one.
+fn parse_widths(text: &str, steps: usize) -> Result<Vec<WidthRun>> {
+    if !text.contains(['*', ',']) {
+        return Ok(vec![WidthRun { subnet: subnet_name(text)?, steps }]);
+    }
+    let mut runs: Vec<WidthRun> = Vec::new();
+    for run in text.split(',') {
+        let (subnet, steps) = run
+            .split_once('*')
+            .ok_or_else(|| wrong(format!("width {run:?} is not <subnet>*<steps>, such as 0.250*8")))?;
+        let (subnet, steps) = (subnet_name(subnet)?, count(steps)?);
+        match runs.last_mut() {
+            Some(last) if last.subnet == subnet => last.steps += steps,
+            _ => runs.push(WidthRun { subnet, steps }),
+        }
+    }
+    Ok(runs)
+}
+
+fn parse_churn(text: &str) -> Result<f64> {
+    thousandths(text)
+        .filter(|churn| CHURN.contains(churn))
+        .ok_or_else(|| wrong(format!("churn {text:?} is not a number from {} to {}", CHURN.start(), CHURN.end())))
+}
+
+/// A number of steps.
+fn count(text: &str) -> Result<usize> {
+    // `usize::from_str` would also take a plus sign.
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|steps| digits && STEPS.contains(steps)).ok_or_else(|| {
+        wrong(format!("steps {text:?} are not a whole number from {} to {}", STEPS.start(), STEPS.end()))
+    })
+}
+
+/// A plain decimal number such as `12` or `0.25`, rounded to three decimals. `f64::from_str` would also take a sign, an
+/// exponent, `inf` and `nan`.
+fn thousandths(text: &str) -> Option<f64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let number: f64 = (digits(whole) && digits(fraction)).then(|| text.parse().ok()).flatten()?;
+    Some((number * 1000.0).round() / 1000.0)
+}
+
+fn wrong(problem: String) -> Error {
+    Error::input("plan", problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Plan {
+        text.parse().unwrap()
+    }
+
+    fn refusal(text: &str) -> String {
+        text.parse::<Plan>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_width_schedule_is_read_as_runs_of_steps() {
+        let plan = parse("dpmpp2m-12@0.250*8,full*4");
+        assert_eq!(
+            plan,
+            Plan {
+                solver: Solver::DpmPp2m,
+                spacing: Spacing::Karras,
+                steps: 12,
+                churn: 0.0,
+                widths: vec![
+                    WidthRun { subnet: "0.250".into(), steps: 8 },
+                    WidthRun { subnet: "full".into(), steps: 4 }
+                ],
+            }
+        );
+        let subnets: Vec<&str> = (0..12).map(|step| plan.subnet_at(step)).collect();
+        assert_eq!(subnets, [vec!["0.250"; 8], vec!["full"; 4]].concat());
+    }
+
+    #[test]
+    fn options_are_read_in_any_order_and_written_in_one() {
+        let plan = parse("heun-18@full~churn=40~logsnr");
+        assert_eq!((plan.churn, plan.spacing), (40.0, Spacing::LogSnr));
+        assert_eq!(plan.to_string(), "heun-18@full~logsnr~churn=40");
+    }
+
+    #[test]
+    fn loose_spellings_become_canonical() {
+        for (loose, canonical) in [
+            ("heun-018@full*18", "heun-18@full"),
+            ("heun-8@0.5", "heun-8@0.500"),
+            ("heun-8@0.33333333333333333333333*3,1*5", "heun-8@0.333*3,1.000*5"),
+            ("euler-8@0.25*3,0.250*1,full*4", "euler-8@0.250*4,full*4"),
+            ("euler-2@full~churn=0", "euler-2@full"),
+            ("heun-2@full~churn=2.50", "heun-2@full~churn=2.5"),
+        ] {
+            assert_eq!(parse(loose).to_string(), canonical);
+        }
+    }
+
+    #[test]
+    fn a_constant_plan_is_the_parsed_one() {
+        assert_eq!(Plan::constant(Solver::Heun, 18, "0.5").unwrap(), parse("heun-18@0.500"));
+        assert!(Plan::constant(Solver::Heun, 0, "full").is_err());
+        assert!(Plan::constant(Solver::Heun, 1001, "full").is_err());
+        assert!(Plan::constant(Solver::Heun, 8, "half").is_err());
+    }
+
+    #[test]
+    fn evaluations_are_one_a_step_but_for_heun() {
+        let counts =
+            ["heun-18@full", "heun-1@full", "euler-18@full", "dpmpp2m-18@full"].map(|t| parse(t).evaluations());
+        assert_eq!(counts, [35, 1, 18, 18]);
+    }
+
+    #[test]
+    fn a_plan_in_a_file_is_its_text() {
+        let plan = parse("dpmpp2m-12@0.250*8,full*4~logsnr");
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(text, r#""dpmpp2m-12@0.250*8,full*4~logsnr""#);
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+    }
+
+    #[test]
+    fn an_error_names_the_wrong_part_and_what_is_accepted() {
+        for (text, message) in [
+            ("", r#"plan: "" is not <solver>-<steps>@<widths>, such as heun-18@full"#),
+            ("heun@full", r#"plan: "heun@full" is not <solver>-<steps>@<widths>, such as heun-18@full"#),
+            ("ddim-8@full", r#"plan: solver "ddim" is not one of heun, euler, dpmpp2m"#),
+            ("heun-0@full", r#"plan: steps "0" are not a whole number from 1 to 1000"#),
+            ("heun-1001@full", r#"plan: steps "1001" are not a whole number from 1 to 1000"#),
+            ("heun-+8@full", r#"plan: steps "+8" are not a whole number from 1 to 1000"#),
+            ("heun-8@half", r#"plan: subnet "half" is not full or a ratio from 0.001 to 1, such as 0.250"#),
+            ("heun-8@full*5,0.5*2", "plan: the widths count 7 steps, but the plan has 8"),
+            ("heun-8@full*5,0.5", r#"plan: width "0.5" is not <subnet>*<steps>, such as 0.250*8"#),
+            ("heun-8@full*0,0.5*8", r#"plan: steps "0" are not a whole number from 1 to 1000"#),
+            ("euler-8@full~churn=4", "plan: churn needs the solver heun, not euler"),
+            ("heun-8@full~churn=-1", r#"plan: churn "-1" is not a number from 0 to 1000"#),
+            ("heun-8@full~karras", r#"plan: option "karras" is not one of logsnr, churn=<number>"#),
+            ("heun-8@full~logsnr~logsnr", r#"plan: option "logsnr" repeats an earlier one"#),
+        ] {
+            assert_eq!(refusal(text), message);
+        }
+    }
+
+    #[test]
+    fn subnet_names_have_three_decimals() {
+        for (text, name) in [("full", "full"), ("0.5", "0.500"), ("1", "1.000"), ("1.0", "1.000"), ("0.001", "0.001")] {
+            assert_eq!(subnet_name(text).unwrap(), name);
+        }
+        for text in
+            ["", "0", "0.0001", "1.001", "-0.5", "+0.5", "5e-1", ".5", "1.", "nan", "inf", "Full", "0.5 ", "٠.٥"]
+        {
+            assert!(subnet_name(text).is_err(), "{text:?}");
+        }
+    }
+
+    fn any_plan() -> impl Strategy<Value = Plan> {
+        let name =
+            prop_oneof![Just("full".to_owned()), (1..=1000u32).prop_map(|p| format!("{:.3}", f64::from(p) / 1e3))];
+        let run = (name, 1..=100usize).prop_map(|(subnet, steps)| WidthRun { subnet, steps });
+        let solver = prop_oneof![Just(Solver::Heun), Just(Solver::Euler), Just(Solver::DpmPp2m)];
+        let spacing = prop_oneof![Just(Spacing::Karras), Just(Spacing::LogSnr)];
+        (solver, spacing, 0..=1_000_000u32, prop::collection::vec(run, 1..=10)).prop_map(
+            |(solver, spacing, churn, runs)| {
+                let mut widths = runs;
+                widths.dedup_by(|a, b| a.subnet == b.subnet);
+                let steps = widths.iter().map(|run| run.steps).sum();
+                let churn = if solver == Solver::Heun { f64::from(churn) / 1e3 } else { 0.0 };
+                Plan { solver, spacing, steps, churn, widths }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn every_plan_is_read_back_from_its_text(plan in any_plan()) {
+            let text = plan.to_string();
+            prop_assert_eq!(&parse(&text), &plan);
+            prop_assert_eq!(parse(&text).to_string(), text);
+        }
+
+        #[test]
+        fn any_text_is_a_canonical_plan_or_one_sentence(text in any::<String>()) {
+            check_any(&text)?;
+        }
+
+        #[test]
+        fn text_that_resembles_a_plan_is_a_canonical_plan_or_one_sentence(
+            text in "(heun|euler|dpmpp2m|h)?-?[0-9]{0,4}@?((full|[01]?\\.?[0-9]{0,4})\\*?[0-9]{0,2},?){0,3}(~(logsnr|churn=?[0-9.e-]{0,5})){0,2}"
+        ) {
+            check_any(&text)?;
+        }
+    }
+
+    fn check_any(text: &str) -> std::result::Result<(), TestCaseError> {
+        match text.parse::<Plan>() {
+            Ok(plan) => {
+                prop_assert!(plan.check().is_ok());
+                prop_assert!((0..plan.steps).all(|step| !plan.subnet_at(step).is_empty()));
+                prop_assert_eq!(&parse(&plan.to_string()), &plan);
+            }
+            Err(error) => prop_assert!(!error.to_string().contains('\n')),
+        }
+        Ok(())
+    }
+}
