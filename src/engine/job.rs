@@ -58,6 +58,16 @@ pub enum EngineError {
     Dead,
 }
 
+impl From<EngineError> for crate::Error {
+    /// For callers that have no use for the difference, such as `accordion generate`.
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Unfit(problem) => Self::input("request", problem),
+            error => Self::Tensor(candle_core::Error::Msg(error.to_string())),
+        }
+    }
+}
+
 /// The right to the answer of a submitted job. Dropping it cancels the job within one step.
 #[derive(Debug)]
 pub struct Ticket {
