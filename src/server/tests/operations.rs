@@ -1,6 +1,6 @@
 use super::*;
 use crate::engine::gaussian::Fault;
-use crate::server::serve;
+use crate::server::{serve, signalled};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
@@ -178,4 +178,15 @@ async fn a_drain_that_takes_too_long_is_given_up_and_says_so() {
     assert_eq!(error.to_string(), "limits.drain_timeout_s: requests were left unfinished after 120 s");
     server.gate.open();
     ticket.wait().await.unwrap();
+}
+
+#[tokio::test]
+async fn sigterm_and_sigint_end_the_serving() {
+    for signal in ["-TERM", "-INT"] {
+        // Once registered, the handlers outlive their future: the signal cannot end the other tests.
+        let ended = signalled().unwrap();
+        let own = std::process::id().to_string();
+        assert!(std::process::Command::new("kill").args([signal, &own]).status().unwrap().success());
+        ended.await;
+    }
 }
