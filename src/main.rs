@@ -5,5 +5,6 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    accordion::ops::cpu::memory::keep_freed_pages();
     accordion::cli::main()
 }

@@ -1,5 +1,7 @@
 //! The command line: one file a subcommand.
 
+mod generate;
+mod serve;
 mod train;
 
 use clap::Parser;
@@ -8,15 +10,20 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(version)]
 enum Command {
-    /// Train a supernet.
     Train(train::Args),
+    Generate(generate::Args),
+    Serve(serve::Args),
 }
 
 /// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault) or 2 (the input's).
 pub fn main() -> std::process::ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let Command::Train(args) = Command::parse();
-    match args.run() {
+    let result = match Command::parse() {
+        Command::Train(args) => args.run(),
+        Command::Generate(args) => args.run(),
+        Command::Serve(args) => args.run(),
+    };
+    match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

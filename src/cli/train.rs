@@ -1,6 +1,7 @@
 //! `accordion train`: from a config to a supernet.
 
 use crate::nets::Network;
+use crate::server::signalled;
 use crate::supernet::Subnet;
 use crate::training::config::Config;
 use crate::training::flow::{Flow, Outcome};
@@ -70,22 +71,12 @@ fn stop_on_signal() -> &'static AtomicBool {
     static STOP: AtomicBool = AtomicBool::new(false);
     std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        if runtime.is_ok_and(|runtime| runtime.block_on(signalled()).is_ok()) {
+        let wait = async { Ok::<_, std::io::Error>(signalled()?.await) };
+        if runtime.is_ok_and(|runtime| runtime.block_on(wait).is_ok()) {
             STOP.store(true, Ordering::Relaxed);
         }
     });
     &STOP
-}
-
-/// Returns at SIGINT or SIGTERM.
-async fn signalled() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }
 
 /// Median speed of a step of the full width on the config's data.

@@ -6,6 +6,7 @@ use crate::nets::model::read_toml;
 use crate::nets::network::Backbone;
 use crate::supernet::Order;
 use crate::{Error, Result};
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -18,6 +19,9 @@ pub struct Config {
     /// Licence of the weights that come out.
     #[serde(default)]
     pub licence: Option<String>,
+    /// Number format of the weights that come out.
+    #[serde(default)]
+    pub dtype: Weights,
     /// Everything random is drawn from this.
     #[serde(default)]
     pub seed: u64,
@@ -43,6 +47,30 @@ pub struct Config {
     /// How the second stage samples subnets.
     #[serde(default)]
     pub sampling: Sampling,
+}
+
+/// Number format of weights on disk; in memory they are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weights {
+    /// As trained.
+    #[default]
+    F32,
+    /// Half the size; 11 significant bits.
+    F16,
+    /// Half the size; 8 significant bits.
+    Bf16,
+}
+
+impl Weights {
+    /// The tensor type.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// EDM's training loss (Karras et al. 2022, section 5).

@@ -2,7 +2,7 @@
 
 use super::config::{Allocation, Config, Target};
 use super::data::Dataset;
-use super::state::{StageName, State};
+use super::state::{Position, StageName, State};
 use super::trainer::{Trainer, initial};
 use super::{importance, progress::Progress};
 use crate::nets::model::{Card, DataStatistics, FULL};
@@ -81,7 +81,8 @@ impl Flow<'_> {
                 return Ok(Outcome::Stopped);
             }
             let supernet = trainer.state.supernet(spec, true)?;
-            self.model(&dataset, supernet)?.write(&self.out.join(PRETRAINED), DType::F32)?;
+            let made = self.made(toml::Table::new(), &trainer.state.position);
+            self.model(&dataset, supernet, made)?.write(&self.out.join(PRETRAINED), DType::F32)?;
             if self.only == Some(StageName::Full) {
                 return Ok(Outcome::Finished);
             }
@@ -98,8 +99,23 @@ impl Flow<'_> {
         }
         let supernet = trainer.state.supernet(network.spec(), true)?;
         let rows = ranked.table.subnets.clone();
-        self.model(&dataset, supernet)?.with_subnets(&ranked.table.target, rows)?.write(self.out, DType::F32)?;
+        let made = self.made(ranked.card.made, &trainer.state.position);
+        let model = self.model(&dataset, supernet, made)?.with_subnets(&ranked.table.target, rows)?;
+        model.write(self.out, self.config.dtype.dtype())?;
         Ok(Outcome::Finished)
+    }
+
+    /// What `model.toml` says of how the model was made, after the stage that stands at `position`.
+    fn made(&self, mut made: toml::Table, position: &Position) -> toml::Table {
+        let stage = toml::Table::from_iter([
+            ("images".to_string(), toml::Value::from(position.seen as i64)),
+            ("hours".to_string(), toml::Value::from((position.seconds / 36.0).round() / 100.0)),
+            ("threads".to_string(), toml::Value::from(rayon::current_num_threads() as i64)),
+        ]);
+        made.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        made.insert("seed".into(), toml::Value::from(self.config.seed as i64));
+        made.insert(position.stage.as_str().into(), stage.into());
+        made
     }
 
     /// The ranked and allocated model that the second stage begins with: given, kept from an earlier sitting, or made now.
@@ -129,7 +145,15 @@ impl Flow<'_> {
         let original = ranking::to_original(full, &scores);
         let sorted = ranking::from_original(&supernet, &original);
         let rows = allocate(spec, &sorted, &self.config.allocation, ranking.order)?;
-        let model = self.model(dataset, supernet)?.with_subnets(self.config.allocation.target.as_str(), rows)?;
+        let mut made = pretrained.card.made.clone();
+        let how = toml::Table::from_iter([
+            ("samples".to_string(), toml::Value::from(ranking.samples as i64)),
+            ("order".to_string(), ranking.order.as_str().into()),
+            ("target".to_string(), self.config.allocation.target.as_str().into()),
+        ]);
+        made.insert("ranking".into(), how.into());
+        let model = self.model(dataset, supernet, made)?;
+        let model = model.with_subnets(self.config.allocation.target.as_str(), rows)?;
         model.write(&kept, DType::F32)?;
         let notes = [("method", "taylor".to_string()), ("samples", ranking.samples.to_string())];
         ranking::write(spec, &original, &notes, &kept.join(ranking::FILE))?;
@@ -137,13 +161,14 @@ impl Flow<'_> {
     }
 
     /// A model of these weights, with the card that the config gives it.
-    fn model(&self, dataset: &Dataset, supernet: Supernet) -> Result<Model> {
+    fn model(&self, dataset: &Dataset, supernet: Supernet, made: toml::Table) -> Result<Model> {
         let config = self.config;
         let mut card =
             Card::new(config.name.clone(), config.backbone.clone(), config.preconditioning, dataset.classes.clone());
         card.licence = config.licence.clone();
         let (mean, std) = dataset.statistics();
         card.data = Some(DataStatistics { mean, std });
+        card.made = made;
         Model::unallocated(card, supernet)
     }
 

@@ -10,6 +10,7 @@ pub mod conv;
 pub mod elementwise;
 pub mod group_norm;
 pub mod resample;
+pub mod memory;
 mod simd;
 
 #[cfg(test)]

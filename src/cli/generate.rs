@@ -1,0 +1,99 @@
+//! `accordion generate`: images without a server.
+
+use crate::diffusion::plan::{Plan, Solver};
+use crate::engine::image::{Format, Raster};
+use crate::engine::{Engine, EngineLimits, Job};
+use crate::nets::model::FULL;
+use crate::nets::{Denoiser, Model};
+use crate::supernet::checkpoint::write_whole;
+use crate::{Error, Result};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Generate images into a file: one image, or a grid of several.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Model directory.
+    #[arg(long, env = "ACCORDION_MODEL", default_value = "models/fashion-mnist")]
+    model: PathBuf,
+    /// Class name or number; several, separated by commas, take turns. Without it the model draws what it likes.
+    #[arg(long, value_delimiter = ',')]
+    class: Vec<String>,
+    /// Number of images.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    n: u32,
+    /// Seed of the noise.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Subnet, by name or ratio.
+    #[arg(long, conflicts_with = "plan")]
+    subnet: Option<String>,
+    /// Steps of EDM's Heun solver.
+    #[arg(long, conflicts_with = "plan")]
+    steps: Option<usize>,
+    /// A whole plan, such as `dpmpp2m-12@0.250*8,full*4`, in place of subnet and steps.
+    #[arg(long)]
+    plan: Option<Plan>,
+    /// Scale of classifier-free guidance; 1 is off.
+    #[arg(long, default_value_t = 1.0)]
+    guidance: f64,
+    /// Image file; its ending chooses among png, webp and jpeg.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+impl Args {
+    /// Runs the subcommand.
+    pub fn run(self) -> Result<()> {
+        let ending = self.out.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        let format: Format = if ending == "jpg" { "jpeg" } else { ending }
+            .parse()
+            .map_err(|_| Error::input("--out", format!("ending `{ending}` is none of png, webp, jpeg")))?;
+        if !(0.0..=20.0).contains(&self.guidance) {
+            return Err(Error::input("--guidance", "must lie between 0 and 20"));
+        }
+        if self.guidance != 1.0 && self.class.is_empty() {
+            return Err(Error::input("--guidance", "needs a --class to be guided towards"));
+        }
+        let model = Model::open(&self.model)?;
+        let plan = match self.plan {
+            Some(plan) => plan,
+            None => {
+                let subnet = model.subnet(self.subnet.as_deref().unwrap_or(FULL))?;
+                Plan::constant(Solver::Heun, self.steps.unwrap_or(18), &model.subnets()[subnet].name)?
+            }
+        };
+        for run in &plan.widths {
+            model.subnet(&run.subnet)?;
+        }
+        let mut classes = self.class.iter().map(|name| model.class(name).map(Some)).collect::<Result<Vec<_>>>()?;
+        if classes.is_empty() {
+            classes.push(None);
+        }
+        let (shape, noise) = (model.image(), model.card.noise);
+        let limits = EngineLimits { max_batch: 16, queue_images: self.n as usize };
+        let engine = Engine::start(Box::new(model), noise, limits)?;
+        let plan = Arc::new(plan);
+        let mut images = Vec::with_capacity(self.n as usize);
+        // One class is one job, whose images the seed numbers; of several, each image is a job with a seed of its own.
+        if let [class] = classes[..] {
+            let job = Job { plan, seed: self.seed, images: self.n, class, guidance: self.guidance };
+            images = engine.submit(job)?.blocking_wait()?.images;
+        } else {
+            let mut tickets = Vec::with_capacity(self.n as usize);
+            for index in 0..self.n as usize {
+                let (class, seed) = (classes[index % classes.len()], self.seed.wrapping_add(index as u64));
+                tickets.push(engine.submit(Job { plan: plan.clone(), seed, images: 1, class, guidance: self.guidance })?);
+            }
+            for ticket in tickets {
+                images.extend(ticket.blocking_wait()?.images);
+            }
+        }
+        engine.close();
+        engine.join()?;
+        let encoded = Raster::grid(shape, &images)
+            .encode(format)
+            .map_err(|error| Error::input(self.out.display(), error))?;
+        write_whole(&self.out, &encoded)
+    }
+}

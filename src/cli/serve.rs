@@ -1,0 +1,58 @@
+//! `accordion serve`: the HTTP server.
+
+use crate::engine::Engine;
+use crate::nets::{Denoiser, Model};
+use crate::server::{AppState, ServeConfig, serve, signalled};
+use crate::{Error, Result};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Where the config is looked for when none is given.
+const CONFIG: &str = "config/serve.toml";
+
+/// Serve images over HTTP.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Server config; `config/serve.toml` if that file exists, else the defaults.
+    #[arg(long, env = "ACCORDION_CONFIG")]
+    config: Option<PathBuf>,
+    /// Address to listen on, in place of the config's.
+    #[arg(long, env = "ACCORDION_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Model directory, in place of the config's.
+    #[arg(long, env = "ACCORDION_MODEL")]
+    model: Option<PathBuf>,
+    /// Samples in one call of the denoiser, in place of the config's.
+    #[arg(long, env = "ACCORDION_MAX_BATCH")]
+    max_batch: Option<usize>,
+    /// Images that may wait, in place of the config's.
+    #[arg(long, env = "ACCORDION_QUEUE_IMAGES")]
+    queue_images: Option<usize>,
+}
+
+impl Args {
+    /// Runs the subcommand until SIGTERM or SIGINT.
+    pub fn run(self) -> Result<()> {
+        let default = PathBuf::from(CONFIG);
+        let mut config = match self.config.or_else(|| default.exists().then_some(default)) {
+            Some(path) => ServeConfig::load(&path)?,
+            None => ServeConfig::default(),
+        };
+        config.listen = self.listen.unwrap_or(config.listen);
+        config.model = self.model.unwrap_or(config.model);
+        config.max_batch = self.max_batch.unwrap_or(config.max_batch);
+        config.queue_images = self.queue_images.unwrap_or(config.queue_images);
+        let model = Model::open(&config.model)?;
+        let (name, noise, subnets) = (model.card.name.clone(), model.card.noise, model.subnets().len());
+        let engine = Engine::start(Box::new(model), noise, config.engine_limits())?;
+        let state = AppState::new(name.clone(), engine, &config, prometheus::Registry::new())?;
+        let io = |source| Error::Io { path: PathBuf::from(config.listen.to_string()), source };
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io)?;
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(io)?;
+            let address = listener.local_addr().map_err(io)?;
+            tracing::info!(%address, model = name, subnets, "ready");
+            serve(listener, state, signalled().map_err(io)?).await
+        })
+    }
+}
