@@ -1,5 +1,6 @@
 //! Backbones built of blocks: they say what is computed.
 
+mod extraction;
 pub mod model;
 pub mod network;
 pub mod public;
