@@ -1,4 +1,12 @@
 //! Data, losses, subnet sampling and the one-shot training loop.
 
+pub mod batch;
+pub mod config;
 pub mod data;
+pub mod flow;
 pub mod importance;
+pub mod optimizer;
+pub mod progress;
+pub mod sampling;
+pub mod state;
+pub mod trainer;

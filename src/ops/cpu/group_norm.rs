@@ -58,7 +58,7 @@ impl GroupTable {
     }
 }
 
-/// Rows are handled `repeats` at a time as one long row, because loops over 5 or 30 channels would not fill the vectors.
+/// Several rows are handled at a time as one long row, because loops over 5 or 30 channels would not fill the vectors.
 #[derive(Clone, Copy)]
 struct Tile {
     channels: usize,

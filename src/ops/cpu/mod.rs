@@ -2,7 +2,6 @@
 //!
 //! A sample's result never depends on the rest of its batch nor on the number of threads: work is cut by sample and by
 //! fixed sizes, and sums over a batch are taken in a fixed order.
-
 #![allow(unsafe_code)]
 
 pub mod activation;

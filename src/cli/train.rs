@@ -1,0 +1,118 @@
+//! `accordion train`: from a config to a supernet.
+
+use crate::nets::Network;
+use crate::supernet::Subnet;
+use crate::training::config::Config;
+use crate::training::flow::{Flow, Outcome};
+use crate::training::state::{StageName, State};
+use crate::training::trainer::{Trainer, initial};
+use crate::{Error, Result};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Train a supernet: the full width, then ranking and allocation, then all widths together.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Training config.
+    #[arg(long, env = "ACCORDION_CONFIG")]
+    config: PathBuf,
+    /// Directory for the model, its intermediate stages and the state of the run.
+    #[arg(long, required_unless_present = "bench_steps")]
+    out: Option<PathBuf>,
+    /// Continue the run that lies in the directory.
+    #[arg(long)]
+    resume: bool,
+    /// Run one stage only.
+    #[arg(long)]
+    widths: Option<StageName>,
+    /// Begin the stage of all widths with this ranked and allocated model.
+    #[arg(long)]
+    init: Option<PathBuf>,
+    /// Minutes between two checkpoints.
+    #[arg(long, default_value_t = 5.0)]
+    checkpoint_minutes: f64,
+    /// Time this many steps of the full width, print one JSON line and write nothing.
+    #[arg(long)]
+    bench_steps: Option<usize>,
+}
+
+impl Args {
+    /// Runs the subcommand.
+    pub fn run(self) -> Result<()> {
+        let config = Config::load(&self.config)?;
+        if let Some(steps) = self.bench_steps {
+            return bench(&config, steps);
+        }
+        if !(self.checkpoint_minutes > 0.0 && self.checkpoint_minutes < 1e6) {
+            return Err(Error::input("--checkpoint-minutes", "must be positive"));
+        }
+        let out = self.out.expect("clap requires it");
+        let flow = Flow {
+            config: &config,
+            out: &out,
+            resume: self.resume,
+            only: self.widths,
+            init: self.init.as_deref(),
+            checkpoint_every: Duration::from_secs_f64(self.checkpoint_minutes * 60.0),
+            stop: stop_on_signal(),
+        };
+        match flow.run()? {
+            Outcome::Finished => eprintln!("done: {}", out.display()),
+            Outcome::Stopped => eprintln!("stopped; `--resume` continues from {}", out.display()),
+        }
+        Ok(())
+    }
+}
+
+/// A flag that SIGINT and SIGTERM raise.
+fn stop_on_signal() -> &'static AtomicBool {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        if runtime.is_ok_and(|runtime| runtime.block_on(signalled()).is_ok()) {
+            STOP.store(true, Ordering::Relaxed);
+        }
+    });
+    &STOP
+}
+
+/// Returns at SIGINT or SIGTERM.
+async fn signalled() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Median speed of a step of the full width on the config's data.
+fn bench(config: &Config, steps: usize) -> Result<()> {
+    let network = Network::new(&config.backbone, config.preconditioning)?;
+    let dataset = config.data.load()?;
+    let spec = network.spec();
+    let full = [Subnet::new(spec, 1.0, &spec.full())];
+    let state = State::begin(StageName::Full, &initial(spec, config.seed)?)?;
+    let mut trainer = Trainer::new(&network, config, &dataset, &full, state, None)?;
+    let mut seconds = Vec::with_capacity(steps);
+    for step in 0..steps + 2 {
+        let start = Instant::now();
+        trainer.step()?;
+        // The first two steps allocate.
+        if step >= 2 {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN);
+    let report = serde_json::json!({
+        "images_per_s": trainer.batch() as f64 / median,
+        "params": spec.parameters(&spec.full()),
+        "batch": trainer.batch(),
+        "threads": rayon::current_num_threads(),
+    });
+    println!("{report}");
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! What a step sees: images, noise levels, noise and labels, all drawn by counter from the seed.
+
+use super::config::Loss;
+use super::data::{Dataset, flip_horizontal, to_unit};
+use crate::diffusion::noise::Stream;
+
+/// Streams of the seed's generator; 0 is the noise of generated images.
+#[derive(Clone, Copy)]
+pub enum Draw {
+    /// The order of the images in an epoch.
+    Order = 1,
+    /// Noise levels of a step.
+    Sigma = 2,
+    /// Noise of a step.
+    Noise = 3,
+    /// Which samples lose their label.
+    Label = 4,
+    /// Which subnet is trained.
+    Subnet = 5,
+    /// Initial weights.
+    Init = 6,
+    /// Which images are mirrored.
+    Flip = 7,
+}
+
+impl Draw {
+    /// The stream of this draw at `step`.
+    pub fn at(self, seed: u64, step: u64) -> Stream {
+        Stream::new(seed, self as u32, step)
+    }
+}
+
+/// Noisy images of one step.
+pub struct Batch {
+    /// Clean images in [-1, 1]: `[B, H, W, C]`.
+    pub x0: Vec<f32>,
+    /// `x0 + sigma * noise`.
+    pub x: Vec<f32>,
+    /// Noise level of each sample.
+    pub sigma: Vec<f64>,
+    /// Label rows `[B, classes]`: one-hot, or zeros where the label was dropped.
+    pub labels: Vec<f32>,
+}
+
+/// Draws batches: images without replacement epoch by epoch, everything a function of (seed, position).
+pub struct Batches<'a> {
+    dataset: &'a Dataset,
+    loss: &'a Loss,
+    classes: usize,
+    seed: u64,
+    /// The last epoch asked for and its order.
+    epoch: Option<(u64, Vec<u32>)>,
+}
+
+impl<'a> Batches<'a> {
+    /// Batches for a network of `classes` classes (0: labels are left out).
+    pub fn new(dataset: &'a Dataset, loss: &'a Loss, classes: usize, seed: u64) -> Self {
+        Self { dataset, loss, classes, seed, epoch: None }
+    }
+
+    /// The index in the dataset of the `position`-th image of the run.
+    fn image(&mut self, position: u64) -> usize {
+        let len = self.dataset.len();
+        let (epoch, place) = (position / len as u64, (position % len as u64) as usize);
+        if self.epoch.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
+            let stream = Draw::Order.at(self.seed, epoch);
+            let mut order: Vec<u32> = (0..len as u32).collect();
+            for last in (1..len).rev() {
+                order.swap(last, stream.below(last as u64, last as u32 + 1) as usize);
+            }
+            self.epoch = Some((epoch, order));
+        }
+        let (_, order) = self.epoch.as_ref().expect("filled above");
+        order[place] as usize
+    }
+
+    /// The batch of images `position..position + size` of the run. Runs that continue another begin at another `position`.
+    pub fn draw(&mut self, position: u64, size: usize) -> Batch {
+        let (seed, loss, shape) = (self.seed, self.loss, self.dataset.shape);
+        let elements = shape.elements();
+        let mut x0 = Vec::with_capacity(size * elements);
+        let mut labels = vec![0.0; size * self.classes];
+        let mut sigma = Vec::with_capacity(size);
+        // One sub-stream a sample, keyed by its position: the batch size does not change what a sample is.
+        for sample in 0..size {
+            let key = position + sample as u64;
+            let index = self.image(key);
+            let bytes = self.dataset.image(index);
+            match loss.flip && Draw::Flip.at(seed, key).uniform(0) < 0.5 {
+                true => x0.extend(flip_horizontal(bytes, shape).into_iter().map(to_unit)),
+                false => x0.extend(bytes.iter().copied().map(to_unit)),
+            }
+            sigma.push((loss.p_mean + loss.p_std * Draw::Sigma.at(seed, key).normal(0)).exp());
+            if self.classes > 0 && Draw::Label.at(seed, key).uniform(0) >= loss.label_dropout {
+                labels[sample * self.classes + self.dataset.label(index)] = 1.0;
+            }
+        }
+        let mut x = vec![0.0; size * elements];
+        for (sample, (x, x0)) in x.chunks_exact_mut(elements).zip(x0.chunks_exact(elements)).enumerate() {
+            Draw::Noise.at(seed, position + sample as u64).fill_normals(x);
+            let sigma = sigma[sample] as f32;
+            x.iter_mut().zip(x0).for_each(|(x, x0)| *x = x0 + sigma * *x);
+        }
+        Batch { x0, x, sigma, labels }
+    }
+}

@@ -1,0 +1,268 @@
+//! The one file that a training run is described by.
+
+use super::data::Source;
+use crate::diffusion::preconditioning::Preconditioning;
+use crate::nets::model::read_toml;
+use crate::nets::network::Backbone;
+use crate::supernet::Order;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// A training config: network, data, and the stages from scratch to a supernet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The model's name.
+    pub name: String,
+    /// Licence of the weights that come out.
+    #[serde(default)]
+    pub licence: Option<String>,
+    /// Everything random is drawn from this.
+    #[serde(default)]
+    pub seed: u64,
+    /// The network and its options.
+    pub backbone: Backbone,
+    /// How the network is wrapped.
+    pub preconditioning: Preconditioning,
+    /// The images.
+    pub data: Source,
+    /// What is minimised.
+    #[serde(default)]
+    pub loss: Loss,
+    /// First stage: the full width from scratch.
+    pub full: Stage,
+    /// How channels are ranked after the first stage.
+    #[serde(default)]
+    pub ranking: Ranking,
+    /// Which subnets are cut.
+    #[serde(default)]
+    pub allocation: Allocation,
+    /// Second stage: all widths on shared weights.
+    pub all: Stage,
+    /// How the second stage samples subnets.
+    #[serde(default)]
+    pub sampling: Sampling,
+}
+
+/// EDM's training loss (Karras et al. 2022, section 5).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Loss {
+    /// Mean of ln(sigma).
+    pub p_mean: f64,
+    /// Standard deviation of ln(sigma).
+    pub p_std: f64,
+    /// Share of samples that are trained without their class (Ho and Salimans 2022).
+    pub label_dropout: f64,
+    /// Whether half of the images are mirrored.
+    pub flip: bool,
+}
+
+impl Default for Loss {
+    fn default() -> Self {
+        Self { p_mean: -1.2, p_std: 1.2, label_dropout: 0.1, flip: false }
+    }
+}
+
+/// One run of the optimiser.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Images to see.
+    pub images: u64,
+    /// Images a step.
+    #[serde(default = "Stage::batch")]
+    pub batch: usize,
+    /// Peak learning rate of Adam.
+    pub learning_rate: f64,
+    /// Images over which the rate rises from zero.
+    #[serde(default)]
+    pub warmup_images: u64,
+    /// The last rate over the peak; between them it falls along a cosine.
+    #[serde(default)]
+    pub final_share: f64,
+    /// Images over which the average of the weights forgets half.
+    pub ema_half_life: f64,
+    /// Largest norm of the gradient of a step.
+    #[serde(default = "Stage::gradient_clip")]
+    pub gradient_clip: f64,
+    /// Decoupled weight decay (Loshchilov and Hutter 2019).
+    #[serde(default)]
+    pub weight_decay: f64,
+}
+
+impl Stage {
+    fn batch() -> usize {
+        64
+    }
+
+    fn gradient_clip() -> f64 {
+        1.0
+    }
+
+    /// The learning rate after `seen` images: linear warm-up, then half a cosine.
+    pub fn rate(&self, seen: u64) -> f64 {
+        if seen < self.warmup_images {
+            return self.learning_rate * (seen + self.batch as u64).min(self.warmup_images) as f64
+                / self.warmup_images as f64;
+        }
+        let span = self.images.saturating_sub(self.warmup_images).max(1) as f64;
+        let progress = ((seen - self.warmup_images) as f64 / span).min(1.0);
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        self.learning_rate * (self.final_share + (1.0 - self.final_share) * cosine)
+    }
+
+    /// Share of the average that a step of `batch` images keeps, after `seen` images. The half-life grows with the run at
+    /// first, so that the average is not held back by the initial weights (EDM's ramp-up of 5 %).
+    pub fn ema_keep(&self, seen: u64) -> f64 {
+        let half_life = self.ema_half_life.min(seen as f64 * 0.05).max(1e-3);
+        0.5f64.powf(self.batch as f64 / half_life)
+    }
+}
+
+/// How channels are ranked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ranking {
+    /// Samples of the Taylor importance; one backward pass each.
+    pub samples: usize,
+    /// Whether channels may leave their GroupNorm group.
+    pub order: Order,
+}
+
+impl Default for Ranking {
+    fn default() -> Self {
+        Self { samples: 1024, order: Order::WithinGroup }
+    }
+}
+
+/// What a ratio is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// Channels, by the paper's Formula 5.
+    Channels,
+    /// Multiply-accumulates of the whole network.
+    Macs,
+    /// Parameters of the whole network.
+    Params,
+}
+
+impl Target {
+    /// The name used in files and flags.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Channels => "channels",
+            Self::Macs => "macs",
+            Self::Params => "params",
+        }
+    }
+}
+
+/// Which subnets are cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Allocation {
+    /// What a ratio is of.
+    pub target: Target,
+    /// Distance between ratios, from 0.25 to 1.
+    pub step: f64,
+    /// Kept widths are multiples of this.
+    pub align: usize,
+}
+
+impl Default for Allocation {
+    fn default() -> Self {
+        Self { target: Target::Macs, step: 0.125, align: 1 }
+    }
+}
+
+/// Which subnets a step of the second stage trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// One subnet a step, small ones more often (the paper, eq. 6).
+    One,
+    /// The full network, the smallest and a random one, on the same noisy images (Yu and Huang 2019).
+    Sandwich,
+}
+
+/// Whom narrower subnets learn from, beside the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Teacher {
+    /// The full network of the same step; only with the sandwich rule, which runs it anyway.
+    Full,
+    /// The network that the second stage began with.
+    Frozen,
+}
+
+/// How the second stage samples subnets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sampling {
+    /// Which subnets a step trains.
+    pub rule: Rule,
+    /// Weight of the smallest ratio over the weight of the largest; between them it falls linearly (m in the paper, eq. 6).
+    pub reweighting: f64,
+    /// Share of the distillation loss in the loss of a narrower subnet, from 0 to 1.
+    pub distillation: f64,
+    /// Whom it is distilled from.
+    pub teacher: Teacher,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { rule: Rule::One, reweighting: 3.0, distillation: 0.0, teacher: Teacher::Full }
+    }
+}
+
+impl Config {
+    /// Reads and checks a config.
+    ///
+    /// # Errors
+    /// One sentence with the file and the field.
+    pub fn load(path: &Path) -> Result<Self> {
+        let config: Self = read_toml(path)?;
+        config.check().map_err(|(field, problem)| Error::field(path, field, problem))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> std::result::Result<(), (&'static str, String)> {
+        let require = |holds: bool, field: &'static str, problem: &str| match holds {
+            true => Ok(()),
+            false => Err((field, problem.to_string())),
+        };
+        let share = |value: f64| (0.0..=1.0).contains(&value);
+        for (name, stage) in [("full", &self.full), ("all", &self.all)] {
+            let sane = stage.batch > 0
+                && stage.images >= stage.batch as u64
+                && stage.learning_rate > 0.0
+                && stage.learning_rate.is_finite()
+                && share(stage.final_share)
+                && stage.ema_half_life > 0.0
+                && stage.gradient_clip > 0.0
+                && stage.weight_decay >= 0.0;
+            require(
+                sane,
+                name,
+                "needs images >= batch > 0, positive learning_rate, ema_half_life and gradient_clip, \
+                 final_share in 0..1 and no negative weight_decay",
+            )?;
+        }
+        let loss = &self.loss;
+        require(loss.p_mean.is_finite() && loss.p_std > 0.0 && loss.p_std.is_finite(), "loss.p_std", "must be positive")?;
+        require(share(loss.label_dropout), "loss.label_dropout", "must lie between 0 and 1")?;
+        require(self.ranking.samples > 0, "ranking.samples", "must be positive")?;
+        let sampling = &self.sampling;
+        require(sampling.reweighting >= 1.0, "sampling.reweighting", "must be at least 1")?;
+        require(share(sampling.distillation), "sampling.distillation", "must lie between 0 and 1")?;
+        let unseen_teacher =
+            sampling.distillation > 0.0 && sampling.teacher == Teacher::Full && sampling.rule == Rule::One;
+        require(!unseen_teacher, "sampling.teacher", "`full` needs rule = \"sandwich\"; `frozen` goes with both rules")?;
+        let Backbone::SongUnet(net) = &self.backbone;
+        require(net.dropout == 0.0, "backbone.dropout", "training with dropout is not supported; set it to 0")?;
+        require(net.augment_dim == 0, "backbone.augment_dim", "training with augmentation labels is not supported; set it to 0")
+    }
+}

@@ -1,0 +1,203 @@
+//! From scratch to a supernet: train the full width, rank, allocate, train all widths. Every part resumes.
+
+use super::config::{Allocation, Config, Target};
+use super::data::Dataset;
+use super::state::{StageName, State};
+use super::trainer::{Trainer, initial};
+use super::{importance, progress::Progress};
+use crate::nets::model::{Card, DataStatistics, FULL};
+use crate::nets::{Denoiser, Model, Network};
+use crate::supernet::allocation::{self, Constraint, Cost};
+use crate::supernet::{Order, Spec, Subnet, Supernet, ranking};
+use crate::{Error, Result};
+use candle_core::DType;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// The state of the stage that is running.
+const STATE: &str = "state.safetensors";
+/// Where the first stage leaves its network.
+const PRETRAINED: &str = "full";
+/// Where ranking and allocation leave theirs.
+const RANKED: &str = "ranked";
+
+/// What a run of the flow is asked for.
+pub struct Flow<'a> {
+    /// The config.
+    pub config: &'a Config,
+    /// Where everything goes; the final model lies in the directory itself.
+    pub out: &'a Path,
+    /// Continue what lies in `out`.
+    pub resume: bool,
+    /// One stage only, or both with ranking and allocation between them.
+    pub only: Option<StageName>,
+    /// A ranked and allocated model to begin the second stage with, in place of the first stage's.
+    pub init: Option<&'a Path>,
+    /// Time between two checkpoints.
+    pub checkpoint_every: Duration,
+    /// Raised to stop at the next step, with a checkpoint.
+    pub stop: &'a AtomicBool,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything asked for is done.
+    Finished,
+    /// It was stopped; `--resume` continues.
+    Stopped,
+}
+
+impl Flow<'_> {
+    /// Runs the flow.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the config, the data or the directory do not fit.
+    pub fn run(&self) -> Result<Outcome> {
+        let network = Network::new(&self.config.backbone, self.config.preconditioning)?;
+        let path = self.out.join(STATE);
+        let resumed = match (path.exists(), self.resume) {
+            (true, true) => Some(State::read(network.spec(), &path)?),
+            (true, false) => {
+                return Err(Error::input("--out", format!("{} holds a run; --resume continues it", self.out.display())));
+            }
+            (false, _) => None,
+        };
+        let dataset = self.config.data.load()?;
+        std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
+        let stage = resumed.as_ref().map(|state| state.position.stage);
+        let runs_full = self.only != Some(StageName::All) && self.init.is_none() && stage != Some(StageName::All);
+        let mut resumed = resumed;
+        if runs_full {
+            let state = match resumed.take() {
+                Some(state) => state,
+                None => State::begin(StageName::Full, &initial(network.spec(), self.config.seed)?)?,
+            };
+            let spec = network.spec();
+            let full = [Subnet::new(spec, 1.0, &spec.full())];
+            let mut trainer = Trainer::new(&network, self.config, &dataset, &full, state, None)?;
+            if self.train(&network, &mut trainer)? == Outcome::Stopped {
+                return Ok(Outcome::Stopped);
+            }
+            let supernet = trainer.state.supernet(spec, true)?;
+            self.model(&dataset, supernet)?.write(&self.out.join(PRETRAINED), DType::F32)?;
+            if self.only == Some(StageName::Full) {
+                return Ok(Outcome::Finished);
+            }
+        }
+        let ranked = self.ranked(&network, &dataset)?;
+        let state = match resumed {
+            Some(state) => state,
+            None => State::begin(StageName::All, &ranked.supernet)?,
+        };
+        let teacher = Some(&ranked.supernet);
+        let mut trainer = Trainer::new(&network, self.config, &dataset, ranked.subnets(), state, teacher)?;
+        if self.train(&network, &mut trainer)? == Outcome::Stopped {
+            return Ok(Outcome::Stopped);
+        }
+        let supernet = trainer.state.supernet(network.spec(), true)?;
+        let rows = ranked.table.subnets.clone();
+        self.model(&dataset, supernet)?.with_subnets(&ranked.table.target, rows)?.write(self.out, DType::F32)?;
+        Ok(Outcome::Finished)
+    }
+
+    /// The ranked and allocated model that the second stage begins with: given, kept from an earlier sitting, or made now.
+    fn ranked(&self, network: &Network, dataset: &Dataset) -> Result<Model> {
+        let kept = self.out.join(RANKED);
+        let given = self.init.map(PathBuf::from).or_else(|| kept.exists().then_some(kept.clone()));
+        if let Some(dir) = given {
+            let model = Model::open(&dir)?;
+            if model.card.backbone != self.config.backbone {
+                return Err(Error::field(&dir.join("model.toml"), "backbone", "is not the backbone of the config"));
+            }
+            return Ok(model);
+        }
+        let pretrained = Model::open(&self.out.join(PRETRAINED)).map_err(|error| {
+            Error::input("--widths all", format!("needs --init with a ranked model, or a finished first stage ({error})"))
+        })?;
+        let ranking = &self.config.ranking;
+        tracing::info!(samples = ranking.samples, order = ranking.order.as_str(), "ranking channels");
+        let samples =
+            importance::Samples::draw(dataset, network, &self.config.loss, self.config.seed, ranking.samples);
+        let mut progress = Progress::new("rank", ranking.samples as u64);
+        let scores = importance::taylor(network, &pretrained.supernet, &samples, |done| progress.at(done as u64, ""))?;
+        progress.finish();
+        let (spec, full) = (network.spec(), &pretrained.supernet);
+        let orders = ranking::order(spec, full, &scores, ranking.order);
+        let supernet = full.permuted(spec, &orders, ranking.order)?;
+        let original = ranking::to_original(full, &scores);
+        let sorted = ranking::from_original(&supernet, &original);
+        let rows = allocate(spec, &sorted, &self.config.allocation, ranking.order)?;
+        let model = self.model(dataset, supernet)?.with_subnets(self.config.allocation.target.as_str(), rows)?;
+        model.write(&kept, DType::F32)?;
+        let notes = [("method", "taylor".to_string()), ("samples", ranking.samples.to_string())];
+        ranking::write(spec, &original, &notes, &kept.join(ranking::FILE))?;
+        Ok(model)
+    }
+
+    /// A model of these weights, with the card that the config gives it.
+    fn model(&self, dataset: &Dataset, supernet: Supernet) -> Result<Model> {
+        let config = self.config;
+        let mut card =
+            Card::new(config.name.clone(), config.backbone.clone(), config.preconditioning, dataset.classes.clone());
+        card.licence = config.licence.clone();
+        let (mean, std) = dataset.statistics();
+        card.data = Some(DataStatistics { mean, std });
+        Model::unallocated(card, supernet)
+    }
+
+    fn train(&self, network: &Network, trainer: &mut Trainer) -> Result<Outcome> {
+        let path = self.out.join(STATE);
+        let name = trainer.state.position.stage.as_str();
+        let mut progress = Progress::new(name, trainer.images());
+        let mut saved = Instant::now();
+        let (started, begun) = (trainer.state.position.seconds, trainer.state.position.seen);
+        while !trainer.is_finished() {
+            trainer.step()?;
+            let position = &trainer.state.position;
+            let rate = (position.seen - begun) as f64 / (position.seconds - started);
+            let losses: Vec<String> = trainer
+                .ratios()
+                .iter()
+                .zip(&position.losses)
+                .filter_map(|(ratio, loss)| loss.map(|loss| format!("{ratio:.3} {loss:.4}")))
+                .collect();
+            progress.at(position.seen, &format!("{rate:.0} images/s, loss {}", losses.join(", ")));
+            let stop = self.stop.load(Ordering::Relaxed);
+            if stop || trainer.is_finished() || saved.elapsed() >= self.checkpoint_every {
+                trainer.state.write(network.spec(), &path)?;
+                saved = Instant::now();
+            }
+            if stop && !trainer.is_finished() {
+                progress.finish();
+                return Ok(Outcome::Stopped);
+            }
+        }
+        progress.finish();
+        Ok(Outcome::Finished)
+    }
+}
+
+/// The subnets that an allocation cuts, given importance in the order of the channels.
+///
+/// # Errors
+/// [`Error::Input`] if a ratio cannot be met.
+pub fn allocate(spec: &Spec, importance: &[Vec<f64>], wanted: &Allocation, order: Order) -> Result<Vec<Subnet>> {
+    let constraint = Constraint { align: wanted.align, within_group: order == Order::WithinGroup };
+    let mut ratios = allocation::ratios(wanted.step)?;
+    let widths = match wanted.target {
+        Target::Channels => ratios
+            .iter()
+            .map(|&ratio| allocation::channels(spec, importance, ratio, constraint))
+            .collect::<Result<Vec<_>>>()?,
+        Target::Macs | Target::Params => {
+            let cost = if wanted.target == Target::Macs { Cost::Macs } else { Cost::Params };
+            let smallest = allocation::smallest_ratio(spec, cost, constraint);
+            ratios.retain(|&ratio| ratio >= smallest);
+            allocation::greedy(spec, importance, cost, &ratios, constraint)?
+        }
+    };
+    let rows = ratios.iter().zip(&widths).map(|(&ratio, widths)| Subnet::new(spec, ratio, widths));
+    Ok(rows.filter(|row| row.name != FULL).collect())
+}

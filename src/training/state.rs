@@ -1,0 +1,150 @@
+//! The state of a run on disk: everything that the next step depends on, so that resuming continues to the bit.
+
+use super::optimizer::Slot;
+use crate::supernet::checkpoint::write_whole;
+use crate::supernet::{Order, Spec, Supernet};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// The stages of the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum StageName {
+    /// The full width from scratch.
+    Full,
+    /// All widths on shared weights.
+    All,
+}
+
+impl StageName {
+    /// The name used in files and flags.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::All => "all",
+        }
+    }
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// The stage that is running.
+    pub stage: StageName,
+    /// Images that this stage has seen.
+    pub seen: u64,
+    /// Seconds that this stage has computed for, over all sittings.
+    pub seconds: f64,
+    /// Smoothed loss by subnet, for the progress line.
+    pub losses: Vec<Option<f64>>,
+}
+
+/// Parameters with their optimiser state, in the order of [`Spec::params`], and where the run stands.
+pub struct State {
+    /// Where the run stands.
+    pub position: Position,
+    /// How channels are ordered.
+    pub order: Order,
+    /// By pipe: the original channel at each position.
+    pub permutations: Vec<Vec<u32>>,
+    /// Every parameter.
+    pub slots: Vec<Slot>,
+}
+
+/// The f32 tensors of a slot, by the suffix that they have in the file.
+const PARTS: [&str; 4] = ["value", "average", "m", "v"];
+
+impl State {
+    /// A stage that begins with the weights of `supernet`.
+    pub fn begin(stage: StageName, supernet: &Supernet) -> Result<Self> {
+        let values = supernet.params.iter().map(|param| param.flatten_all()?.to_vec1::<f32>());
+        let slots = values.map(|value| Ok(Slot::new(value?))).collect::<Result<_>>()?;
+        let position = Position { stage, seen: 0, seconds: 0.0, losses: vec![] };
+        Ok(Self { position, order: supernet.order, permutations: supernet.permutations.clone(), slots })
+    }
+
+    /// The weights as they are, or their average.
+    pub fn supernet(&self, spec: &Spec, average: bool) -> Result<Supernet> {
+        let mut params = Vec::with_capacity(self.slots.len());
+        for (param, slot) in spec.params.iter().zip(&self.slots) {
+            let values = if average { &slot.average } else { &slot.value };
+            params.push(Tensor::from_slice(values, param.shape.as_slice(), &Device::Cpu)?);
+        }
+        Ok(Supernet { params, order: self.order, permutations: self.permutations.clone() })
+    }
+
+    /// Writes the file whole or not at all.
+    pub fn write(&self, spec: &Spec, path: &Path) -> Result<()> {
+        let refuse = |error: &dyn std::fmt::Display| Error::input(path.display(), format!("cannot be written: {error}"));
+        let mut buffers = Vec::with_capacity(self.slots.len() * 5);
+        for (param, slot) in spec.params.iter().zip(&self.slots) {
+            for (part, values) in PARTS.into_iter().zip([&slot.value, &slot.average, &slot.m, &slot.v]) {
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                buffers.push((format!("{}#{part}", param.name), Dtype::F32, &param.shape, bytes));
+            }
+            let bytes = slot.updates.iter().flat_map(|count| count.to_le_bytes()).collect();
+            buffers.push((format!("{}#updates", param.name), Dtype::U32, &param.shape, bytes));
+        }
+        let mut tensors = Vec::with_capacity(buffers.len());
+        for (name, dtype, shape, bytes) in &buffers {
+            tensors.push((name, TensorView::new(*dtype, shape.to_vec(), bytes).map_err(|error| refuse(&error))?));
+        }
+        let json = |value: serde_json::Result<String>| value.map_err(|error| refuse(&error));
+        let metadata = HashMap::from([
+            ("position".to_string(), json(serde_json::to_string(&self.position))?),
+            ("order".to_string(), json(serde_json::to_string(&self.order))?),
+            ("permutations".to_string(), json(serde_json::to_string(&self.permutations))?),
+        ]);
+        write_whole(path, &serialize(tensors, Some(metadata)).map_err(|error| refuse(&error))?)
+    }
+
+    /// Reads a file that [`Self::write`] wrote for a network of this `spec`.
+    ///
+    /// # Errors
+    /// One sentence with the file and the tensor or field that does not fit.
+    pub fn read(spec: &Spec, path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let damaged = |error| Error::input(path.display(), format!("is not a whole training state ({error})"));
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+        let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        fn field<T: serde::de::DeserializeOwned>(path: &Path, metadata: &HashMap<String, String>, name: &str) -> Result<T> {
+            let text = metadata.get(name).ok_or_else(|| Error::field(path, name, "is missing"))?;
+            serde_json::from_str(text).map_err(|error| Error::field(path, name, error))
+        }
+        let permutations: Vec<Vec<u32>> = field(path, &metadata, "permutations")?;
+        if !permutations.iter().map(Vec::len).eq(spec.pipes.iter().map(|pipe| pipe.width)) {
+            return Err(Error::field(path, "permutations", "do not fit the network of the config"));
+        }
+        let words = |name: String, shape: &[usize], dtype: Dtype| {
+            let view = file.tensor(&name).map_err(|_| Error::field(path, &name, "tensor is missing"))?;
+            if view.shape() != shape || view.dtype() != dtype {
+                let problem = format!("{:?} {:?} is not {dtype:?} {shape:?}", view.dtype(), view.shape());
+                return Err(Error::field(path, &name, problem));
+            }
+            let words = view.data().chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
+            Ok(words.collect::<Vec<u32>>())
+        };
+        let mut slots = Vec::with_capacity(spec.params.len());
+        for param in &spec.params {
+            let floats = |part: &str| -> Result<Vec<f32>> {
+                let words = words(format!("{}#{part}", param.name), &param.shape, Dtype::F32)?;
+                Ok(words.into_iter().map(f32::from_bits).collect())
+            };
+            slots.push(Slot {
+                value: floats("value")?,
+                average: floats("average")?,
+                m: floats("m")?,
+                v: floats("v")?,
+                updates: words(format!("{}#updates", param.name), &param.shape, Dtype::U32)?,
+            });
+        }
+        let order = field(path, &metadata, "order")?;
+        Ok(Self { position: field(path, &metadata, "position")?, order, permutations, slots })
+    }
+}
