@@ -2,8 +2,8 @@
 
 use super::model::{Card, Model};
 use super::network::Backbone;
-use crate::supernet::{Order, Supernet, ranking};
 use crate::Result;
+use crate::supernet::{Order, Supernet, ranking};
 use candle_core::Tensor;
 
 impl Model {
