@@ -1,0 +1,216 @@
+//! From pixels in [-1, 1] to an encoded image.
+
+use crate::nets::ImageShape;
+use image::ImageEncoder;
+use std::str::FromStr;
+
+/// Pixels between the images of a grid.
+const GRID_GAP: usize = 2;
+/// What shows between them, and where the last row has no image.
+const GRID_COLOUR: u8 = 255;
+/// JPEG's quality, of 100: no visible loss on small images.
+const JPEG_QUALITY: u8 = 95;
+
+/// A file format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// PNG, lossless.
+    Png,
+    /// WebP, lossless.
+    Webp,
+    /// JPEG, lossy.
+    Jpeg,
+}
+
+impl Format {
+    /// Every format, the preferred one first.
+    pub const ALL: [Self; 3] = [Self::Png, Self::Webp, Self::Jpeg];
+
+    /// The name in requests, flags, file names and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Webp => "webp",
+            Self::Jpeg => "jpeg",
+        }
+    }
+
+    /// The media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Webp => "image/webp",
+            Self::Jpeg => "image/jpeg",
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    /// # Errors
+    /// One sentence that lists the accepted names.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|format| format.as_str() == text);
+        known.ok_or_else(|| format!("format `{text}` is unknown: accepted are png, webp and jpeg"))
+    }
+}
+
+/// An image of bytes: `[height, width, channels]` row-major, one or three channels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raster {
+    /// Its size.
+    pub shape: ImageShape,
+    /// Its values.
+    pub bytes: Vec<u8>,
+}
+
+/// The byte of a value in [-1, 1]: `127.5 x + 127.5`, rounded; values outside are clamped.
+fn byte(value: f64) -> u8 {
+    (value * 127.5 + 127.5).round().clamp(0.0, 255.0) as u8
+}
+
+impl Raster {
+    /// One image alone, or several in a near-square grid, row by row, with a gap of 2 pixels.
+    ///
+    /// Each of `images` is `[height, width, channels]` of `shape`, its values in [-1, 1].
+    pub fn grid(shape: ImageShape, images: &[Vec<f64>]) -> Self {
+        let size = grid_shape(shape, images.len());
+        let columns = columns(images.len());
+        let mut bytes = vec![GRID_COLOUR; size.elements()];
+        let (row, grid_row) = (shape.width * shape.channels, size.width * size.channels);
+        for (index, image) in images.iter().enumerate() {
+            let top = index / columns * (shape.height + GRID_GAP);
+            let left = index % columns * (shape.width + GRID_GAP);
+            for (y, source) in image.chunks_exact(row).enumerate() {
+                let start = (top + y) * grid_row + left * shape.channels;
+                for (byte_out, &value) in bytes[start..start + row].iter_mut().zip(source) {
+                    *byte_out = byte(value);
+                }
+            }
+        }
+        Self { shape: size, bytes }
+    }
+
+    /// The image as a file's bytes.
+    ///
+    /// # Errors
+    /// A size that the format cannot hold (WebP: 16383 pixels a side, JPEG: 65535), or a number of channels other than
+    /// 1 and 3.
+    pub fn encode(&self, format: Format) -> image::ImageResult<Vec<u8>> {
+        let ImageShape { height, width, channels } = self.shape;
+        let colour = if channels == 1 { image::ExtendedColorType::L8 } else { image::ExtendedColorType::Rgb8 };
+        let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
+        let (width, height) = (side(width), side(height));
+        let mut file = Vec::new();
+        match format {
+            Format::Png => {
+                image::codecs::png::PngEncoder::new(&mut file).write_image(&self.bytes, width, height, colour)?;
+            }
+            Format::Webp => {
+                image::codecs::webp::WebPEncoder::new_lossless(&mut file).write_image(
+                    &self.bytes,
+                    width,
+                    height,
+                    colour,
+                )?;
+            }
+            Format::Jpeg => {
+                image::codecs::jpeg::JpegEncoder::new_with_quality(&mut file, JPEG_QUALITY).write_image(
+                    &self.bytes,
+                    width,
+                    height,
+                    colour,
+                )?;
+            }
+        }
+        Ok(file)
+    }
+}
+
+/// The size of the grid of `images` images.
+pub fn grid_shape(shape: ImageShape, images: usize) -> ImageShape {
+    let columns = columns(images);
+    let side = |count: usize, pixels: usize| count * (pixels + GRID_GAP) - GRID_GAP;
+    ImageShape {
+        height: side(images.max(1).div_ceil(columns), shape.height),
+        width: side(columns, shape.width),
+        channels: shape.channels,
+    }
+}
+
+fn columns(images: usize) -> usize {
+    let root = images.isqrt();
+    (root + usize::from(root * root < images)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: ImageShape = ImageShape { height: 2, width: 3, channels: 1 };
+
+    #[test]
+    fn pixels_are_scaled_rounded_and_clamped() {
+        assert_eq!([-1.0, 1.0, 0.0, -2.0, 7.0, f64::NAN].map(byte), [0, 255, 128, 0, 255, 0]);
+        for value in 0..=255u8 {
+            assert_eq!(byte(f64::from(value) / 127.5 - 1.0), value);
+        }
+    }
+
+    #[test]
+    fn one_image_is_its_own_grid() {
+        let raster = Raster::grid(SHAPE, &[vec![-1.0, 0.0, 1.0, 1.0, 0.0, -1.0]]);
+        assert_eq!(raster.shape, SHAPE);
+        assert_eq!(raster.bytes, [0, 128, 255, 255, 128, 0]);
+    }
+
+    #[test]
+    fn several_images_lie_row_by_row_in_a_near_square_grid_with_gaps() {
+        let raster = Raster::grid(SHAPE, &[vec![-1.0; 6], vec![0.0; 6], vec![0.5; 6]]);
+        assert_eq!(raster.shape, ImageShape { height: 6, width: 8, channels: 1 });
+        let pixel = |y: usize, x: usize| raster.bytes[y * 8 + x];
+        assert_eq!(
+            [pixel(0, 0), pixel(1, 2), pixel(0, 5), pixel(1, 7), pixel(4, 0), pixel(5, 2)],
+            [0, 0, 128, 128, 191, 191]
+        );
+        for gap in [pixel(0, 3), pixel(1, 4), pixel(2, 0), pixel(3, 7), pixel(5, 5), pixel(4, 7)] {
+            assert_eq!(gap, GRID_COLOUR);
+        }
+    }
+
+    #[test]
+    fn a_grid_has_at_least_as_many_columns_as_rows_and_room_for_all() {
+        let size = |n| {
+            let shape = grid_shape(ImageShape { height: 1, width: 1, channels: 3 }, n);
+            ((shape.width + GRID_GAP) / 3, (shape.height + GRID_GAP) / 3)
+        };
+        assert_eq!(
+            [1, 2, 4, 5, 9, 12, 16, 17].map(size),
+            [(1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 3), (4, 4), (5, 4)]
+        );
+    }
+
+    #[test]
+    fn the_lossless_formats_give_back_the_pixels_and_jpeg_nearly() {
+        for channels in [1, 3] {
+            let shape = ImageShape { height: 9, width: 7, channels };
+            let bytes: Vec<u8> = (0..shape.elements()).map(|i| (i * 255 / shape.elements()) as u8).collect();
+            let raster = Raster { shape, bytes };
+            for format in Format::ALL {
+                let decoded = image::load_from_memory(&raster.encode(format).unwrap()).unwrap();
+                let decoded =
+                    if channels == 1 { decoded.into_luma8().into_raw() } else { decoded.into_rgb8().into_raw() };
+                let worst = raster.bytes.iter().zip(&decoded).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+                let allowed = if format == Format::Jpeg { 12 } else { 0 };
+                assert!(decoded.len() == raster.bytes.len() && worst <= allowed, "{format:?} {channels}: {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_misspelt_format_is_refused_with_the_accepted_ones() {
+        assert_eq!("webp".parse::<Format>().unwrap(), Format::Webp);
+        assert!("jpg".parse::<Format>().unwrap_err().contains("png, webp and jpeg"));
+    }
+}

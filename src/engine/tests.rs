@@ -1,0 +1,264 @@
+//! The engine on a denoiser known in closed form. A gate holds its calls, so that who is in which batch is certain.
+
+use super::gaussian::{Fault, Gate, Gaussian, SeenCall};
+use super::{Engine, EngineError, EngineLimits, Finished, Job, Ticket};
+use crate::diffusion::schedule::SigmaRange;
+use std::sync::Arc;
+use std::time::Duration;
+
+const LIMITS: EngineLimits = EngineLimits { max_batch: 8, queue_images: 16 };
+
+fn engine(limits: EngineLimits) -> (Engine, Arc<Gate>) {
+    let (denoiser, gate) = Gaussian::conditional();
+    (Engine::start(denoiser, SigmaRange { min: 0.002, max: 80.0 }, limits).unwrap(), gate)
+}
+
+fn job(plan: &str, seed: u64) -> Job {
+    Job { plan: Arc::new(plan.parse().unwrap()), seed, images: 1, class: Some(1), guidance: 1.0 }
+}
+
+fn images(ticket: Ticket) -> Vec<Vec<f64>> {
+    ticket.blocking_wait().unwrap().images
+}
+
+fn rows(calls: &[SeenCall]) -> Vec<usize> {
+    calls.iter().map(|call| call.sigma.len()).collect()
+}
+
+#[test]
+fn an_image_lands_on_the_distribution_of_its_class_and_subnet() {
+    let (engine, _) = engine(EngineLimits { max_batch: 64, queue_images: 64 });
+    for (class, plan, mean) in [(0, "heun-18@full", -0.5), (1, "heun-18@full", 0.5), (1, "dpmpp2m-18@0.500", 0.25)] {
+        let job = Job { images: 64, class: Some(class), ..job(plan, 3) };
+        let pixels = images(engine.submit(job).unwrap()).concat();
+        let average = pixels.iter().sum::<f64>() / pixels.len() as f64;
+        let variance = pixels.iter().map(|x| (x - average).powi(2)).sum::<f64>() / pixels.len() as f64;
+        // 768 pixels of deviation 0.25: their average is within 0.03 but once in a thousand seeds.
+        assert!((average - mean).abs() < 0.03, "{plan} {class}: {average}");
+        assert!((variance.sqrt() - 0.25).abs() < 0.03, "{plan} {class}: {variance}");
+    }
+}
+
+#[test]
+fn an_image_does_not_depend_on_what_shares_its_batches() {
+    let (engine, gate) = engine(LIMITS);
+    let wanted = job("heun-6@full~churn=20", 7);
+    let alone = images(engine.submit(wanted.clone()).unwrap());
+    let alone_calls = gate.calls().len();
+
+    gate.close();
+    let first = engine.submit(job("dpmpp2m-4@full", 1)).unwrap();
+    gate.wait_for_calls(alone_calls + 1);
+    let others: Vec<Ticket> = (0..3).map(|seed| engine.submit(job("euler-5@full", seed)).unwrap()).collect();
+    let among = engine.submit(wanted).unwrap();
+    gate.open();
+    assert_eq!(images(among), alone);
+    for ticket in others.into_iter().chain([first]) {
+        assert_eq!(images(ticket).len(), 1);
+    }
+    assert_eq!(rows(&gate.calls()[alone_calls..])[..2], [1, 5]);
+}
+
+#[test]
+fn image_i_of_a_request_is_the_same_however_many_are_asked() {
+    let (engine, _) = engine(LIMITS);
+    let draw = |count| images(engine.submit(Job { images: count, ..job("euler-4@full", 5) }).unwrap());
+    let (two, three) = (draw(2), draw(3));
+    assert_eq!(two, three[..2]);
+    assert_ne!(three[0], three[1]);
+}
+
+#[test]
+fn requests_join_a_running_batch_at_their_own_noise_levels() {
+    let (engine, gate) = engine(LIMITS);
+    gate.close();
+    let first = engine.submit(job("euler-3@full", 1)).unwrap();
+    gate.wait_for_calls(1);
+    let second = engine.submit(Job { class: None, ..job("euler-3@full", 2) }).unwrap();
+    gate.open();
+    images(first);
+    images(second);
+    let calls = gate.calls();
+    assert_eq!(rows(&calls), [1, 2, 2, 1]);
+    assert_eq!(calls[1].class, [Some(1), None]);
+    assert_eq!(calls[1].sigma[1], calls[0].sigma[0]);
+    assert!(calls[1].sigma[0] < calls[1].sigma[1]);
+}
+
+#[test]
+fn subnets_take_turns_so_that_a_long_request_does_not_hold_up_a_short_one() {
+    let (engine, gate) = engine(LIMITS);
+    gate.close();
+    let long = engine.submit(job("euler-5@full", 1)).unwrap();
+    gate.wait_for_calls(1);
+    let short = engine.submit(job("euler-2@0.250", 2)).unwrap();
+    gate.open();
+    images(short);
+    images(long);
+    let subnets: Vec<usize> = gate.calls().iter().map(|call| call.subnet).collect();
+    assert_eq!(subnets, [2, 0, 2, 0, 2, 2, 2]);
+}
+
+#[test]
+fn a_width_schedule_changes_the_subnet_between_steps() {
+    let (engine, gate) = engine(LIMITS);
+    images(engine.submit(job("heun-4@0.250*2,full*2", 1)).unwrap());
+    let subnets: Vec<usize> = gate.calls().iter().map(|call| call.subnet).collect();
+    assert_eq!(subnets, [0, 0, 0, 0, 2, 2, 2]);
+}
+
+#[test]
+fn a_batch_never_exceeds_its_limit_and_the_older_request_finishes_first() {
+    let (engine, gate) = engine(EngineLimits { max_batch: 2, ..LIMITS });
+    gate.close();
+    let older = engine.submit(Job { images: 3, ..job("euler-2@full", 1) }).unwrap();
+    gate.wait_for_calls(1);
+    let younger = engine.submit(Job { class: Some(0), ..job("euler-2@full", 2) }).unwrap();
+    gate.open();
+    assert_eq!(images(older).len(), 3);
+    images(younger);
+    let calls = gate.calls();
+    assert_eq!(rows(&calls), [2, 2, 2, 2]);
+    assert_eq!(calls[2].class, [Some(1), Some(0)]);
+}
+
+#[test]
+fn guidance_adds_an_unconditional_row_and_moves_away_from_it() {
+    let (engine, gate) = engine(EngineLimits { max_batch: 3, ..LIMITS });
+    let mean = |guidance| {
+        let pixels = images(engine.submit(Job { images: 2, guidance, ..job("euler-18@full", 4) }).unwrap()).concat();
+        pixels.iter().sum::<f64>() / pixels.len() as f64
+    };
+    let plain = mean(1.0);
+    assert!(gate.calls().iter().all(|call| call.class == [Some(1), Some(1)]));
+    let seen = gate.calls().len();
+    let guided = mean(3.0);
+    assert!(gate.calls()[seen..].iter().all(|call| call.class == [Some(1), None]), "two slots would be four rows");
+    assert!((guided - plain - 1.0).abs() < 0.05, "the class's mean moves from 0.5 to 1.5: {plain} {guided}");
+}
+
+#[test]
+fn guidance_without_a_class_costs_nothing() {
+    let (engine, gate) = engine(LIMITS);
+    images(engine.submit(Job { class: None, guidance: 3.0, ..job("euler-2@full", 4) }).unwrap());
+    assert_eq!(rows(&gate.calls()), [1, 1]);
+}
+
+#[test]
+fn a_full_queue_refuses_and_says_when_to_come_back() {
+    let (engine, gate) = engine(EngineLimits { queue_images: 3, ..LIMITS });
+    gate.close();
+    let mut tickets = vec![engine.submit(job("euler-2@full", 0)).unwrap()];
+    gate.wait_for_calls(1);
+    assert_eq!((engine.waiting(), engine.stats().active()), (0, 1));
+    tickets.push(engine.submit(Job { images: 2, ..job("euler-2@full", 1) }).unwrap());
+    let refused = engine.submit(Job { images: 2, ..job("euler-2@full", 2) }).unwrap_err();
+    assert_eq!(refused, EngineError::QueueFull { waiting: 2, capacity: 3, retry_after: Duration::from_secs(1) });
+    tickets.push(engine.submit(job("euler-2@full", 3)).unwrap());
+    gate.open();
+    assert_eq!(tickets.into_iter().map(images).map(|images| images.len()).sum::<usize>(), 4);
+    assert_eq!((engine.waiting(), engine.stats().finished()), (0, 4));
+}
+
+#[test]
+fn a_request_whose_client_has_gone_leaves_within_one_step() {
+    let (engine, gate) = engine(LIMITS);
+    gate.close();
+    let running = engine.submit(job("euler-9@full", 1)).unwrap();
+    gate.wait_for_calls(1);
+    let waiting = engine.submit(job("euler-9@full", 2)).unwrap();
+    drop((running, waiting));
+    let kept = engine.submit(Job { class: Some(0), ..job("euler-2@full", 3) }).unwrap();
+    gate.open();
+    images(kept);
+    let classes: Vec<_> = gate.calls().into_iter().map(|call| call.class).collect();
+    assert_eq!(classes, [[Some(1)], [Some(0)], [Some(0)]]);
+}
+
+#[test]
+fn a_closed_engine_finishes_what_it_took_and_takes_no_more() {
+    let (engine, gate) = engine(EngineLimits { max_batch: 1, ..LIMITS });
+    gate.close();
+    let running = engine.submit(job("euler-3@full", 1)).unwrap();
+    gate.wait_for_calls(1);
+    let waiting = engine.submit(job("euler-3@full", 2)).unwrap();
+    engine.close();
+    assert_eq!(engine.submit(job("euler-3@full", 3)).unwrap_err(), EngineError::Draining);
+    gate.open();
+    engine.join().unwrap();
+    assert!(engine.is_alive());
+    assert_eq!(images(running).len() + images(waiting).len(), 2);
+}
+
+#[test]
+fn a_failed_batch_answers_its_requests_and_no_others() {
+    for (fault, message) in [
+        (Fault::Error, "the denoiser failed: device: a fault"),
+        (Fault::Panic, "the denoiser failed: it panicked: a bug in a kernel"),
+        (Fault::NotFinite, "the denoiser failed: it returned values that are not finite"),
+    ] {
+        let (engine, gate) = engine(LIMITS);
+        gate.close();
+        let first = engine.submit(job("euler-3@0.250", 1)).unwrap();
+        gate.wait_for_calls(1);
+        let second = engine.submit(job("euler-3@0.250", 2)).unwrap();
+        let other = engine.submit(job("euler-3@full", 3)).unwrap();
+        gate.admit_one();
+        gate.wait_for_calls(2);
+        gate.admit_one();
+        gate.wait_for_calls(3);
+        assert_eq!(gate.calls()[2].sigma.len(), 2);
+        gate.fail_next(fault);
+        gate.open();
+        for ticket in [first, second] {
+            assert_eq!(ticket.blocking_wait().unwrap_err().to_string(), message);
+        }
+        assert_eq!(images(other).len(), 1);
+        assert!(engine.is_alive());
+        assert_eq!(images(engine.submit(job("euler-3@0.250", 1)).unwrap()).len(), 1);
+    }
+}
+
+#[test]
+fn an_engine_whose_thread_dies_answers_everyone_and_says_so() {
+    let (engine, gate) = engine(LIMITS);
+    gate.close();
+    let running = engine.submit(job("euler-3@full", 1)).unwrap();
+    gate.wait_for_calls(1);
+    let waiting = engine.submit(job("euler-3@full", 2)).unwrap();
+    gate.fail_next(Fault::Bomb);
+    gate.open();
+    assert!(matches!(running.blocking_wait(), Err(EngineError::Denoiser(_) | EngineError::Dead)));
+    assert_eq!(waiting.blocking_wait(), Err(EngineError::Dead));
+    assert!(!engine.is_alive());
+    assert_eq!(engine.submit(job("euler-3@full", 3)).unwrap_err(), EngineError::Dead);
+    assert_eq!(engine.join(), Err(EngineError::Dead));
+}
+
+#[test]
+fn a_job_that_does_not_fit_the_model_is_refused_before_it_waits() {
+    let (engine, _) = engine(LIMITS);
+    for unfit in [
+        job("euler-3@0.750", 1),
+        Job { class: Some(2), ..job("euler-3@full", 1) },
+        Job { images: 0, ..job("euler-3@full", 1) },
+        Job { images: 17, ..job("euler-3@full", 1) },
+    ] {
+        assert!(matches!(engine.submit(unfit), Err(EngineError::Unfit(_))));
+    }
+    assert_eq!(engine.waiting(), 0);
+}
+
+#[test]
+fn the_statistics_count_calls_and_samples_by_subnet() {
+    let (engine, _) = engine(LIMITS);
+    let Finished { queued, denoising, .. } =
+        engine.submit(Job { images: 3, ..job("heun-3@0.500*2,full*1", 1) }).unwrap().blocking_wait().unwrap();
+    engine.join().unwrap();
+    let counts: Vec<_> =
+        engine.stats().subnets().iter().map(|(name, stats)| (name.as_str(), stats.calls(), stats.samples())).collect();
+    assert_eq!(counts, [("0.250", 0, 0), ("0.500", 4, 12), ("full", 1, 3)]);
+    assert_eq!((engine.stats().finished(), engine.stats().active()), (3, 0));
+    let busy: Duration = engine.stats().subnets().iter().map(|(_, stats)| stats.busy()).sum();
+    assert!(busy <= denoising && queued < Duration::from_secs(60));
+}

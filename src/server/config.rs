@@ -1,0 +1,190 @@
+//! `config/serve.toml`.
+
+use crate::engine::EngineLimits;
+use crate::routing::Budgets;
+use crate::{Error, Result};
+use serde::Deserialize;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// What `accordion serve` is told. Every field has a default: an empty file is a valid one.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServeConfig {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The model directory.
+    pub model: PathBuf,
+    /// Samples in one call of the denoiser; an image under guidance is two.
+    pub max_batch: usize,
+    /// Images that may wait for their first step; beyond it requests get 429.
+    pub queue_images: usize,
+    /// What a request may ask.
+    pub limits: Limits,
+    /// The plan of each named budget.
+    pub budgets: Budgets,
+}
+
+/// What a request, a connection and a shutdown may take.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Images in one request.
+    pub max_n: u32,
+    /// Pixels of all images of one request together.
+    pub max_pixels: usize,
+    /// Solver steps of one image.
+    pub max_steps: usize,
+    /// Connections at once; more wait to be accepted.
+    pub max_connections: usize,
+    /// Seconds for a request's head to arrive.
+    pub header_timeout_s: u64,
+    /// Seconds for a request's body to arrive.
+    pub body_timeout_s: u64,
+    /// Seconds from a complete request to its images.
+    pub request_timeout_s: u64,
+    /// Seconds for accepted requests to finish after SIGTERM.
+    pub drain_timeout_s: u64,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            model: PathBuf::from("models/fashion-mnist"),
+            max_batch: 16,
+            queue_images: 256,
+            limits: Limits::default(),
+            budgets: Budgets::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_n: 16,
+            max_pixels: 1 << 24,
+            max_steps: 250,
+            max_connections: 1024,
+            header_timeout_s: 30,
+            body_timeout_s: 30,
+            request_timeout_s: 300,
+            drain_timeout_s: 120,
+        }
+    }
+}
+
+impl ServeConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Input`] naming the file and the field.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let document = toml::Deserializer::parse(&text).map_err(|e| Error::input(path.display(), e.message()))?;
+        let config: Self = serde_path_to_error::deserialize(document).map_err(|e| {
+            let field = e.path().to_string();
+            let problem = e.into_inner();
+            match field.as_str() {
+                // serde_path_to_error's name for the document itself.
+                "." => Error::input(path.display(), problem.message()),
+                field => Error::field(path, field, problem.message()),
+            }
+        })?;
+        config.check().map_err(|(field, problem)| Error::field(path, field, problem))?;
+        Ok(config)
+    }
+
+    /// How much the engine takes.
+    pub fn engine_limits(&self) -> EngineLimits {
+        EngineLimits { max_batch: self.max_batch, queue_images: self.queue_images }
+    }
+
+    /// Checks what the types cannot say. The error is a field's name and what is wrong with it.
+    pub(super) fn check(&self) -> std::result::Result<(), (&'static str, String)> {
+        let limits = &self.limits;
+        let seconds = |s: u64| usize::try_from(s).unwrap_or(usize::MAX);
+        for (field, value) in [
+            ("max_batch", self.max_batch),
+            ("queue_images", self.queue_images),
+            ("limits.max_n", limits.max_n as usize),
+            ("limits.max_pixels", limits.max_pixels),
+            ("limits.max_steps", limits.max_steps),
+            ("limits.max_connections", limits.max_connections),
+            ("limits.header_timeout_s", seconds(limits.header_timeout_s)),
+            ("limits.body_timeout_s", seconds(limits.body_timeout_s)),
+            ("limits.request_timeout_s", seconds(limits.request_timeout_s)),
+            ("limits.drain_timeout_s", seconds(limits.drain_timeout_s)),
+        ] {
+            // Far above anything sensible, far below what the clock and the semaphores count to.
+            if value == 0 || value > u32::MAX as usize {
+                return Err((field, format!("{value} is not accepted: it must be 1 to {}", u32::MAX)));
+            }
+        }
+        if limits.max_n as usize > self.queue_images {
+            let (n, queue) = (limits.max_n, self.queue_images);
+            return Err((
+                "limits.max_n",
+                format!("{n} is more than queue_images = {queue}: such a request never fits"),
+            ));
+        }
+        for (field, (_, plan)) in
+            ["budgets.fast", "budgets.balanced", "budgets.best"].into_iter().zip(self.budgets.named())
+        {
+            if plan.steps > limits.max_steps {
+                return Err((field, format!("{plan} has more steps than limits.max_steps = {}", limits.max_steps)));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<ServeConfig> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        ServeConfig::load(file.path())
+    }
+
+    #[test]
+    fn the_shipped_file_shows_every_field_with_its_default() {
+        let shipped = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/serve.toml")).unwrap();
+        assert_eq!(load(&shipped).unwrap(), ServeConfig::default());
+        // A setting is a commented line `# name = value`; a comment in words is `## ...`.
+        let settings: String = shipped
+            .lines()
+            .filter(|line| !line.starts_with("##"))
+            .fold(String::new(), |all, line| all + line.strip_prefix("# ").unwrap_or(line) + "\n");
+        assert_eq!(load(&settings).unwrap(), ServeConfig::default());
+        for field in ["listen", "model", "max_batch", "queue_images", "fast", "balanced", "best", "max_n", "max_pixels"]
+            .into_iter()
+            .chain(["max_steps", "max_connections", "header_timeout_s", "body_timeout_s", "request_timeout_s"])
+            .chain(["drain_timeout_s"])
+        {
+            assert!(settings.lines().any(|line| line.starts_with(&format!("{field} = "))), "{field}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_refused_with_the_file_and_the_field() {
+        for (text, says) in [
+            ("lisen = \"127.0.0.1:1\"", "unknown field `lisen`"),
+            ("max_batch = \"many\"", ": max_batch: invalid type"),
+            ("listen = \"localhost\"", ": listen: "),
+            ("[limits]\nmax_n = -1", ": limits.max_n: "),
+            ("[limits]\nmax_n = 300", ": limits.max_n: 300 is more than queue_images = 256"),
+            ("[limits]\nbody_timeout_s = 0", ": limits.body_timeout_s: 0 is not accepted"),
+            ("[budgets]\nfast = \"heun\"", ": budgets.fast: "),
+            ("[budgets]\nbest = \"euler-251@full\"", ": budgets.best: euler-251@full has more steps"),
+            ("max_batch", "expected"),
+        ] {
+            let message = load(text).unwrap_err().to_string();
+            assert!(message.contains(says) && !message.contains('\n'), "{text}: {message}");
+        }
+        assert!(matches!(ServeConfig::load(Path::new("/no/such.toml")), Err(Error::Io { .. })));
+    }
+}

@@ -1,0 +1,149 @@
+//! The one place where errors become responses.
+
+use crate::engine::EngineError;
+use crate::routing::RoutingError;
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// Why a request got no image. The body is `{"error":{"code":"...","message":"..."}}`; codes are stable.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// `unknown_budget`, `invalid_plan`, `unknown_subnet`, `contradiction`. -> 400
+    #[error(transparent)]
+    Routing(#[from] RoutingError),
+    /// `unfit` -> 400, `queue_full` -> 429 with Retry-After, `draining` -> 503, `engine_failed` -> 500.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// `unknown_class`. -> 400
+    #[error("class `{asked}` is unknown: accepted are {}, or their index from 0", accepted.join(", "))]
+    UnknownClass {
+        /// What was asked.
+        asked: String,
+        /// The classes of the model.
+        accepted: Vec<String>,
+    },
+    /// `class_not_supported`: the model is unconditional. -> 400
+    #[error("this model draws without classes: leave out `class`")]
+    ClassNotSupported,
+    /// `guidance_without_class`: guidance pulls towards a class. -> 400
+    #[error("`guidance` needs a `class`")]
+    GuidanceWithoutClass,
+    /// `unknown_format`. -> 400
+    #[error("{0}")]
+    UnknownFormat(String),
+    /// `out_of_range`: a field's value. -> 400
+    #[error("`{field}` is {value}, but must be {accepted}")]
+    OutOfRange {
+        /// The field of the body.
+        field: &'static str,
+        /// What was asked.
+        value: String,
+        /// The range.
+        accepted: String,
+    },
+    /// `invalid_query`: unknown, repeated or broken query parameters. -> 400
+    #[error("query: {0}")]
+    InvalidQuery(String),
+    /// `empty_body`. -> 400
+    #[error("the body is empty: send a JSON object, {{}} for an image with every default")]
+    EmptyBody,
+    /// `broken_body`: the connection broke before the body was complete. -> 400
+    #[error("the body could not be read: {0}")]
+    BrokenBody(String),
+    /// `invalid_json`. -> 400
+    #[error("the body is not JSON: {0}")]
+    InvalidJson(String),
+    /// `wrong_type`: a field's type, or a body that is no object. -> 400
+    #[error("{0}")]
+    WrongType(String),
+    /// `unknown_field`. -> 400
+    #[error("unknown fields {}: accepted are {}", unknown.join(", "), accepted.join(", "))]
+    UnknownField {
+        /// The fields that we do not know.
+        unknown: Vec<String>,
+        /// Those that we do.
+        accepted: &'static [&'static str],
+    },
+    /// `not_found`. -> 404
+    #[error("nothing is at {0}: POST /generate draws an image")]
+    NotFound(String),
+    /// `method_not_allowed`. -> 405
+    #[error("{0} is not accepted here")]
+    MethodNotAllowed(String),
+    /// `not_acceptable`: `Accept` allows none of our formats. -> 406
+    #[error("Accept allows none of image/png, image/webp and image/jpeg")]
+    NotAcceptable,
+    /// `body_timeout`: the body came too slowly. -> 408
+    #[error("the body did not arrive within {0} s")]
+    BodyTimeout(u64),
+    /// `body_too_large`. -> 413
+    #[error("the body is larger than {0} bytes")]
+    BodyTooLarge(usize),
+    /// `unsupported_media_type`. -> 415
+    #[error("the content type must be application/json")]
+    UnsupportedMediaType,
+    /// `internal`: a bug of ours. -> 500
+    #[error("internal error: {0}")]
+    Internal(String),
+    /// `draining`: the server is shutting down. -> 503
+    #[error("the server is shutting down")]
+    Draining,
+    /// `timeout`: the images were not ready in time. -> 504
+    #[error("the images were not ready within {0} s")]
+    Timeout(u64),
+}
+
+impl ApiError {
+    /// The status and the stable code.
+    pub fn contract(&self) -> (StatusCode, &'static str) {
+        let bad = |code| (StatusCode::BAD_REQUEST, code);
+        match self {
+            Self::Routing(RoutingError::UnknownBudget(_)) => bad("unknown_budget"),
+            Self::Routing(RoutingError::InvalidPlan(_)) => bad("invalid_plan"),
+            Self::Routing(RoutingError::UnknownSubnet { .. }) => bad("unknown_subnet"),
+            Self::Routing(RoutingError::Contradiction(_)) => bad("contradiction"),
+            Self::Engine(EngineError::Unfit(_)) => bad("unfit"),
+            Self::Engine(EngineError::QueueFull { .. }) => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            Self::Engine(EngineError::Denoiser(_) | EngineError::Dead) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "engine_failed")
+            }
+            Self::UnknownClass { .. } => bad("unknown_class"),
+            Self::ClassNotSupported => bad("class_not_supported"),
+            Self::GuidanceWithoutClass => bad("guidance_without_class"),
+            Self::UnknownFormat(_) => bad("unknown_format"),
+            Self::OutOfRange { .. } => bad("out_of_range"),
+            Self::InvalidQuery(_) => bad("invalid_query"),
+            Self::EmptyBody => bad("empty_body"),
+            Self::BrokenBody(_) => bad("broken_body"),
+            Self::InvalidJson(_) => bad("invalid_json"),
+            Self::WrongType(_) => bad("wrong_type"),
+            Self::UnknownField { .. } => bad("unknown_field"),
+            Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
+            Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            Self::Draining | Self::Engine(EngineError::Draining) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+            Self::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.contract();
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(code, error = %self, "a request failed");
+        }
+        let body = Json(json!({ "error": { "code": code, "message": self.to_string() } }));
+        let mut response = (status, body).into_response();
+        if let Self::Engine(EngineError::QueueFull { retry_after, .. }) = self {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs()));
+        }
+        response
+    }
+}

@@ -1,0 +1,98 @@
+//! The HTTP contract, on a denoiser known in closed form. A gate holds its calls, so no test waits for the clock.
+
+mod images;
+mod operations;
+mod refusals;
+
+use crate::diffusion::schedule::SigmaRange;
+use crate::engine::gaussian::{Gate, Gaussian};
+use crate::engine::{Engine, Job};
+use crate::server::{AppState, ServeConfig, router};
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Method, Request, StatusCode};
+use prometheus::Registry;
+use serde_json::Value;
+use std::sync::Arc;
+use tower::ServiceExt;
+
+/// A server without a socket.
+struct Server {
+    state: Arc<AppState>,
+    router: Router,
+    gate: Arc<Gate>,
+}
+
+struct Reply {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Server {
+    fn new(config: &ServeConfig) -> Self {
+        Self::of(Gaussian::conditional(), config)
+    }
+
+    fn of((denoiser, gate): (Box<Gaussian>, Arc<Gate>), config: &ServeConfig) -> Self {
+        let engine = Engine::start(denoiser, SigmaRange { min: 0.002, max: 80.0 }, config.engine_limits()).unwrap();
+        let state = AppState::new("gaussian", engine, config, Registry::new()).unwrap();
+        Self { router: router(state.clone()), state, gate }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Reply {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec();
+        Reply { status, headers, body }
+    }
+
+    async fn get(&self, uri: &str) -> Reply {
+        self.send(Request::get(uri).body(Body::empty()).unwrap()).await
+    }
+
+    async fn generate(&self, query: &str, body: &str) -> Reply {
+        self.send(generate(query, body)).await
+    }
+
+    /// Puts a job in the engine past the server; blocks when the gate is closed and `calls` is not reached.
+    fn occupy(&self, images: u32, calls: usize) -> crate::engine::Ticket {
+        let plan = Arc::new("euler-2@full".parse().unwrap());
+        let job = Job { plan, seed: 0, images, class: None, guidance: 1.0 };
+        let ticket = self.state.engine.submit(job).unwrap();
+        self.gate.wait_for_calls(calls);
+        ticket
+    }
+}
+
+impl Reply {
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).unwrap_or_else(|| panic!("no header {name}")).to_str().unwrap()
+    }
+
+    fn json(&self) -> Value {
+        assert_eq!(self.header("content-type"), "application/json");
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// The code and the message of an error.
+    fn error(&self) -> (String, String) {
+        let json = self.json();
+        let text = |field: &str| json["error"][field].as_str().unwrap().to_owned();
+        assert_eq!(json.as_object().unwrap().len(), 1);
+        (text("code"), text("message"))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+}
+
+fn generate(query: &str, body: &str) -> Request<Body> {
+    Request::builder()
+        .method(Method::POST)
+        .uri(format!("/generate{query}"))
+        .header("content-type", "application/json")
+        .body(Body::from(body.to_owned()))
+        .unwrap()
+}

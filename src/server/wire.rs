@@ -1,0 +1,136 @@
+//! What clients send.
+
+use crate::server::ApiError;
+use serde::Deserialize;
+use serde_json::error::Category;
+
+/// The query of `POST /generate`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GenerateQuery {
+    pub budget: Option<String>,
+}
+
+/// The body of `POST /generate`.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GenerateBody {
+    /// Absent: the unconditional call.
+    pub class: Option<ClassChoice>,
+    /// Absent: drawn at random.
+    pub seed: Option<u64>,
+    pub n: Option<u32>,
+    pub steps: Option<usize>,
+    pub guidance: Option<f64>,
+    pub subnet: Option<String>,
+    pub format: Option<String>,
+}
+
+/// A class by its name or its index.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(untagged, expecting = "expected the name or the index of a class")]
+pub(super) enum ClassChoice {
+    Index(u64),
+    Name(String),
+}
+
+impl GenerateBody {
+    pub const FIELDS: &[&str] = &["class", "seed", "n", "steps", "guidance", "subnet", "format"];
+
+    /// # Errors
+    /// [`ApiError::EmptyBody`], [`ApiError::InvalidJson`], [`ApiError::WrongType`] or [`ApiError::UnknownField`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+        if bytes.trim_ascii().is_empty() {
+            return Err(ApiError::EmptyBody);
+        }
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        let body = serde_path_to_error::deserialize(&mut json).map_err(|error| refusal(bytes, &error))?;
+        json.end().map_err(|error| ApiError::InvalidJson(error.to_string()))?;
+        Ok(body)
+    }
+}
+
+fn refusal(bytes: &[u8], error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let problem = error.inner();
+    if problem.classify() != Category::Data {
+        return ApiError::InvalidJson(problem.to_string());
+    }
+    // serde stops at the first unknown field: look again for all of them.
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(bytes).unwrap_or_default();
+    let unknown: Vec<String> =
+        fields.keys().filter(|key| !GenerateBody::FIELDS.contains(&key.as_str())).cloned().collect();
+    if !unknown.is_empty() {
+        return ApiError::UnknownField { unknown, accepted: GenerateBody::FIELDS };
+    }
+    match error.path().to_string().as_str() {
+        // serde_path_to_error's name for the body itself.
+        "." => ApiError::WrongType(format!("the body: {problem}")),
+        field => ApiError::WrongType(format!("`{field}`: {problem}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(body: &str) -> (&'static str, String) {
+        let error = GenerateBody::parse(body.as_bytes()).unwrap_err();
+        (error.contract().1, error.to_string())
+    }
+
+    #[test]
+    fn every_field_is_read_and_listed_as_accepted() {
+        let text =
+            r#"{"class":"low","seed":18446744073709551615,"n":2,"steps":3,"guidance":2,"subnet":"0.5","format":"png"}"#;
+        let body = GenerateBody::parse(text.as_bytes()).unwrap();
+        assert_eq!(body.seed, Some(u64::MAX));
+        assert_eq!((body.class, body.guidance), (Some(ClassChoice::Name("low".to_owned())), Some(2.0)));
+        let written: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).unwrap();
+        assert!(written.len() == GenerateBody::FIELDS.len());
+        assert!(GenerateBody::FIELDS.iter().all(|field| written.contains_key(*field)));
+    }
+
+    #[test]
+    fn absent_and_null_fields_are_the_same() {
+        assert_eq!(GenerateBody::parse(b"{}").unwrap(), GenerateBody::default());
+        assert_eq!(GenerateBody::parse(br#"{"class":null,"seed":null}"#).unwrap(), GenerateBody::default());
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_field() {
+        for (body, field) in [
+            (r#"{"seed":-1}"#, "`seed`"),
+            (r#"{"seed":1.5}"#, "`seed`"),
+            (r#"{"seed":"7"}"#, "`seed`"),
+            (r#"{"seed":18446744073709551616}"#, "`seed`"),
+            (r#"{"n":4294967296}"#, "`n`"),
+            (r#"{"steps":"8"}"#, "`steps`"),
+            (r#"{"guidance":"1"}"#, "`guidance`"),
+            (r#"{"class":[1]}"#, "`class`: expected the name or the index"),
+            (r#"{"subnet":0.5}"#, "`subnet`"),
+            (r#"{"n":1,"n":2}"#, "duplicate field `n`"),
+            ("[]", "the body"),
+            ("\"fast\"", "the body"),
+            ("null", "the body"),
+        ] {
+            let (code, message) = code(body);
+            assert!(code == "wrong_type" && message.contains(field), "{body}: {code} {message}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_all_named() {
+        let (code, message) = code(r#"{"sede":1,"seed":2,"prompt":"x"}"#);
+        assert_eq!(code, "unknown_field");
+        assert!(message.contains("prompt, sede: accepted are class, seed, n,"), "{message}");
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_from_what_is_empty() {
+        assert_eq!(code("").0, "empty_body");
+        assert_eq!(code(" \n").0, "empty_body");
+        for body in ["{", "{}}", "{} {}", "{\"seed\":}", "seed=1", "{\"guidance\":1e999}", "\u{0}"] {
+            assert_eq!(code(body).0, "invalid_json", "{body}");
+        }
+    }
+}
