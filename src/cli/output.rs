@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 /// Refuses an `--out` that holds something: for before the work, so that it is not in vain.
 pub fn check_vacant(out: &Path) -> Result<()> {
-    match std::fs::read_dir(out) {
-        Ok(mut entries) if entries.next().is_none() => Ok(()),
-        Ok(_) => Err(Error::input(format!("--out {}", out.display()), "is not empty; give a new directory")),
+    match std::fs::read_dir(out).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::input(format!("--out {}", out.display()), "is not empty; give a new directory")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(_) => Err(Error::input(format!("--out {}", out.display()), "is not a directory; give a new one")),
     }

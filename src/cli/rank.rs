@@ -11,7 +11,7 @@ use crate::training::importance::{Samples, taylor};
 use crate::training::progress::Progress;
 use crate::{Error, Result};
 use candle_core::DType;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Sort the channels of a model by importance.
 #[derive(Debug, clap::Args)]
@@ -77,17 +77,16 @@ impl Args {
         check_vacant(&self.out)?;
         let model = Model::open(&self.model)?;
         let (scores, samples) = self.scores(&model)?;
-        let spec = model.network.spec();
         let original = ranking::to_original(&model.supernet, &scores);
         let mut notes = vec![("method", self.method.as_str().to_string()), ("samples", samples.to_string())];
-        // Given inputs and weights draw nothing.
-        if self.method == Method::Random || self.data.is_some() {
+        // Given inputs and magnitudes draw nothing.
+        if self.method == Method::Random || self.method == Method::Taylor && self.data.is_some() {
             notes.push(("seed", self.seed.to_string()));
         }
-        let write_scores = |dir: &Path| ranking::write(spec, &original, &notes, &dir.join(ranking::FILE));
+        let ranked = model.ranked(&scores, self.order)?;
         write_directory(&self.out, |dir| {
-            write_scores(dir)?;
-            model.ranked(&scores, self.order)?.write(dir, DType::F32)
+            ranking::write(ranked.network.spec(), &original, &notes, &dir.join(ranking::FILE))?;
+            ranked.write(dir, DType::F32)
         })
     }
 

@@ -4,6 +4,7 @@ mod extraction;
 pub mod model;
 pub mod network;
 pub mod public;
+pub mod public_config;
 pub mod sliced;
 pub mod song_unet;
 
