@@ -1,15 +1,18 @@
 //! What an independent PyTorch implementation computes for tiny random networks, held value by value.
 
 use accordion::diffusion::preconditioning::Preconditioning;
+use accordion::diffusion::{NoiseKey, Plan, Trajectory};
 use accordion::nets::model::Card;
 use accordion::nets::network::{Backbone, Network};
 use accordion::nets::{Denoiser, Model, public};
-use accordion::supernet::{Pipe, Supernet, ranking};
+use accordion::supernet::{Order, Pipe, Subnet, Supernet, Widths, allocation, ranking};
 use accordion::training::importance::{Samples, taylor};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+const RATIOS: [f64; 3] = [0.25, 0.5, 0.75];
 const NAMES: [&str; 3] = ["song_unet_vp_cond", "song_unet_edm_uncond", "song_unet_ve_ncsnpp"];
 
 fn fixture(file: String) -> PathBuf {
@@ -17,6 +20,7 @@ fn fixture(file: String) -> PathBuf {
 }
 
 struct Golden {
+    json: serde_json::Value,
     model: Model,
     expected: HashMap<String, Tensor>,
 }
@@ -36,13 +40,29 @@ fn golden(name: &str) -> Golden {
     let card = Card::new(name.into(), backbone, preconditioning, vec![]);
     let expected =
         candle_core::safetensors::load(fixture(format!("{name}.expected.safetensors")), &Device::Cpu).unwrap();
-    Golden { model: Model::unallocated(card, supernet).unwrap(), expected }
+    Golden { json, model: Model::unallocated(card, supernet).unwrap(), expected }
 }
 
 impl Golden {
+    /// The reference's kept widths at a ratio.
+    fn widths(&self, ratio: f64) -> Widths {
+        let table = &self.json["allocation"][format!("{ratio:.3}")];
+        let kept = |pipe: &Pipe| table[&pipe.block][format!("{}_keep", pipe.kind.as_str())].as_u64().unwrap() as usize;
+        Widths(self.model.network.spec().pipes.iter().map(kept).collect())
+    }
+
+    /// The model in the reference's ranking, with its subnets.
+    fn allocated(self) -> (Model, HashMap<String, Tensor>) {
+        let spec = self.model.network.spec();
+        let scores: Vec<_> = spec.pipes.iter().map(|pipe| self.importance(pipe)).collect();
+        let rows = RATIOS.iter().map(|&ratio| Subnet::new(spec, ratio, &self.widths(ratio))).collect();
+        let model = self.model.ranked(&scores, Order::Global).unwrap().with_subnets("channels", rows).unwrap();
+        (model, self.expected)
+    }
+
     /// A tensor of images, channels last.
     fn images(&self, name: &str) -> Vec<f32> {
-        self.expected[name].permute((0, 2, 3, 1)).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        images(&self.expected, name)
     }
 
     /// The reference's scores of a pipe.
@@ -64,6 +84,12 @@ impl Golden {
             }
         }
     }
+}
+
+/// A tensor of images, channels last.
+fn images(expected: &HashMap<String, Tensor>, name: &str) -> Vec<f32> {
+    let images = expected[name].permute((0, 2, 3, 1)).unwrap().to_dtype(DType::F32).unwrap();
+    images.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// The largest error as a share of the largest wanted magnitude.
@@ -119,5 +145,68 @@ fn importance_is_that_of_the_reference() {
             assert!(falls, "{name}, {}: ranks otherwise", pipe.name);
         }
         println!("{name}: {worst:.1e}");
+    }
+}
+
+#[test]
+fn subnets_denoise_as_the_reference_does() {
+    for name in NAMES {
+        let golden = golden(name);
+        let (x, sigma, classes) = (golden.images("x"), golden.sigma(), golden.classes());
+        let (model, expected) = golden.allocated();
+        for ratio in ["full", "0.250", "0.5", "0.750"] {
+            let subnet = model.subnet(ratio).unwrap();
+            let got = model.denoise(subnet, &x, &sigma, &classes).unwrap();
+            let want = match ratio {
+                "full" => "denoised_full".to_owned(),
+                _ => format!("denoised_subnet_{}", model.subnets()[subnet].name),
+            };
+            let error = relative_error(&got, &images(&expected, &want));
+            println!("{name} {ratio}: {error:.1e}");
+            // As the full network: float32 sums in another order.
+            assert!(error < 1e-5, "{name} {ratio}: {error:.1e} of the range");
+        }
+    }
+}
+
+#[test]
+fn heun_trajectories_end_where_the_reference_does() {
+    for name in NAMES {
+        let golden = golden(name);
+        let (noise, classes) = (golden.images("noise"), golden.classes());
+        let (model, expected) = golden.allocated();
+        let elements = model.image().elements();
+        for (ratio, want) in [("full", "heun8_full"), ("0.500", "heun8_subnet_0.500")] {
+            let plan: Arc<Plan> = Arc::new(format!("heun-8@{ratio}").parse().unwrap());
+            let mut got = Vec::new();
+            for (noise, &class) in noise.chunks_exact(elements).zip(&classes) {
+                let key = NoiseKey { seed: 0, image: 0 };
+                let mut trajectory = Trajectory::from_noise(plan.clone(), model.card.noise, key, noise);
+                while let Some(call) = trajectory.next_call() {
+                    let subnet = model.subnet(call.subnet).unwrap();
+                    let sigma = call.sigma;
+                    let input: Vec<f32> = trajectory.input().iter().map(|&x| x as f32).collect();
+                    trajectory.advance(&model.denoise(subnet, &input, &[sigma], &[class]).unwrap());
+                }
+                got.extend(trajectory.image().iter().map(|&x| x as f32));
+            }
+            let error = relative_error(&got, &images(&expected, want));
+            println!("{name} {ratio}: {error:.1e}");
+            // Fifteen calls, each of which meets the errors of those before it.
+            assert!(error < 1e-4, "{name} {ratio}: {error:.1e} of the range");
+        }
+    }
+}
+
+#[test]
+fn importance_allocates_the_channels_that_the_reference_allocates() {
+    for name in NAMES {
+        let golden = golden(name);
+        let spec = golden.model.network.spec();
+        let scores: Vec<_> = spec.pipes.iter().map(|pipe| golden.importance(pipe)).collect();
+        for ratio in RATIOS {
+            let widths = allocation::channels(spec, &scores, ratio, Default::default()).unwrap();
+            assert_eq!(widths, golden.widths(ratio), "{name} {ratio}");
+        }
     }
 }

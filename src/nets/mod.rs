@@ -1,8 +1,10 @@
 //! Backbones built of blocks: they say what is computed.
 
+mod extraction;
 pub mod model;
 pub mod network;
 pub mod public;
+pub mod public_config;
 pub mod sliced;
 pub mod song_unet;
 

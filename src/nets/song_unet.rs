@@ -7,6 +7,7 @@ use crate::supernet::spec::{Init, Param, Pipe, PipeKind, PublicLayout, Role, Sli
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::f32::consts::{PI, SQRT_2};
 use std::sync::Arc;
 
@@ -83,6 +84,9 @@ pub struct Config {
     pub channel_mult_emb: usize,
     /// The 1-D filter of the resampling.
     pub resample_filter: Vec<f32>,
+    /// Widths of the pipes that are narrower than their block, by name: what an extracted subnet keeps.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pipe_widths: BTreeMap<String, usize>,
 }
 
 fn one() -> usize {
@@ -209,8 +213,13 @@ impl SongUnet {
     /// [`Error::Input`] with the field of `config` that does not fit.
     pub fn new(config: Config) -> Result<Self> {
         config.check()?;
-        let net = Builder::default().build(config);
-        let norms = net.spec.params.iter().filter(|param| param.init == Init::Constant(1.0));
+        if !config.pipe_widths.is_empty() {
+            let whole = Self::new(Config { pipe_widths: BTreeMap::new(), ..config.clone() })?;
+            whole.check_pipe_widths(&config.pipe_widths)?;
+        }
+        let net = Builder::new(&config).build(config);
+        // A pipe's norm takes as many groups as divide its width.
+        let norms = net.spec.params.iter().filter(|param| param.init == Init::Constant(1.0) && param.slices.is_empty());
         for channels in norms.map(|norm| norm.shape[0]) {
             if !channels.is_multiple_of(groups(channels)) {
                 let problem = format!("{channels} channels do not divide into the {} groups of GroupNorm", groups(channels));
@@ -218,6 +227,21 @@ impl SongUnet {
             }
         }
         Ok(net)
+    }
+
+    /// Whether a network that is this one otherwise can have pipes of these widths.
+    fn check_pipe_widths(&self, widths: &BTreeMap<String, usize>) -> Result<()> {
+        for (name, &width) in widths {
+            let place = format!("pipe_widths.{name}");
+            match self.spec.pipes.iter().find(|pipe| pipe.name == *name) {
+                None => return Err(Error::input(place, "the network has no such pipe")),
+                Some(pipe) if !(1..=pipe.width).contains(&width) => {
+                    return Err(Error::input(place, format!("{width} is not a width from 1 to {}", pipe.width)));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// The network as a table.
@@ -345,17 +369,21 @@ impl Affine {
 }
 
 /// Adds parameters and pipes to a [`Spec`] in forward order.
-#[derive(Default)]
 struct Builder {
     spec: Spec,
     emb_channels: usize,
+    pipe_widths: BTreeMap<String, usize>,
 }
 
 impl Builder {
+    fn new(config: &Config) -> Self {
+        let emb_channels = config.model_channels * config.channel_mult_emb;
+        Self { spec: Spec::default(), emb_channels, pipe_widths: config.pipe_widths.clone() }
+    }
+
     fn build(mut self, config: Config) -> SongUnet {
         let channels = |level: usize| config.model_channels * config.channel_mult[level];
         let noise_channels = config.model_channels * config.channel_mult_noise;
-        self.emb_channels = config.model_channels * config.channel_mult_emb;
         let frequencies = self.frequencies(&config, noise_channels);
         let map_label = (config.label_dim > 0).then(|| self.linear("map_label", config.label_dim, noise_channels, None));
         if config.augment_dim > 0 {
@@ -464,13 +492,16 @@ impl Builder {
         self.spec.params.len() - 1
     }
 
-    fn pipe(&mut self, block: &str, group: &str, kind: PipeKind, width: usize, res: usize) -> usize {
+    /// A pipe that is `whole` wide unless the network is an extracted subnet.
+    fn pipe(&mut self, block: &str, group: &str, kind: PipeKind, whole: usize, res: usize) -> usize {
         let (norm_groups, products) = match kind {
             PipeKind::Attn => (None, 2 * res.pow(4) * HEADS),
-            _ => (Some(groups(width)), 0),
+            _ => (Some(groups(whole)), 0),
         };
+        let name = format!("{block}.{}", kind.as_str());
+        let width = self.pipe_widths.get(&name).copied().unwrap_or(whole);
         self.spec.pipes.push(Pipe {
-            name: format!("{block}.{}", kind.as_str()),
+            name,
             block: block.into(),
             kind,
             width,
@@ -539,11 +570,12 @@ impl Builder {
     fn block(&mut self, name: &str, group: Option<&str>, shape: BlockShape) -> Block {
         let BlockShape { c_in, c_out, res, resampling, attention } = shape;
         let pipe = group.map(|group| self.pipe(name, group, PipeKind::Conv, c_out, res));
+        let inner = pipe.map_or(c_out, |pipe| self.spec.pipes[pipe].width);
         let norm0 = self.norm(&format!("{name}.norm0"), c_in, None);
-        let conv0 = self.piped_conv(&format!("{name}.conv0"), 3, c_in, c_out, res, 1.0, None, pipe);
-        let affine = self.linear(&format!("{name}.affine"), self.emb_channels, c_out, pipe);
-        let norm1 = self.norm(&format!("{name}.norm1"), c_out, pipe);
-        let conv1 = self.piped_conv(&format!("{name}.conv1"), 3, c_out, c_out, res, 1e-5, pipe, None);
+        let conv0 = self.piped_conv(&format!("{name}.conv0"), 3, c_in, inner, res, 1.0, None, pipe);
+        let affine = self.linear(&format!("{name}.affine"), self.emb_channels, inner, pipe);
+        let norm1 = self.norm(&format!("{name}.norm1"), inner, pipe);
+        let conv1 = self.piped_conv(&format!("{name}.conv1"), 3, inner, c_out, res, 1e-5, pipe, None);
         let skip = (c_in != c_out || resampling != Resampling::Keep)
             .then(|| self.conv(&format!("{name}.skip"), 1, c_in, c_out, res, 1.0));
         let attention = attention.then(|| self.attention(name, group.expect("only whole blocks have attention"), c_out, res));
@@ -551,8 +583,8 @@ impl Builder {
     }
 
     fn attention(&mut self, name: &str, group: &str, channels: usize, res: usize) -> Attention {
-        let dim = channels / HEADS;
-        let pipe = self.pipe(name, group, PipeKind::Attn, dim, res);
+        let pipe = self.pipe(name, group, PipeKind::Attn, channels / HEADS, res);
+        let dim = self.spec.pipes[pipe].width;
         let norm = self.norm(&format!("{name}.norm2"), channels, None);
         let qkv = Affine {
             weight: self.push(

@@ -15,7 +15,8 @@ const FORMAT: &str = "1";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
-    /// As imported or initialised.
+    /// As imported or initialised: what a ranking starts from, not one to ask for.
+    #[value(skip)]
     Original,
     /// By importance, whatever their GroupNorm group (the paper's); groups are re-formed over the kept channels.
     Global,

@@ -1,13 +1,16 @@
 //! Which kept channels share a GroupNorm group once channels are sorted and cut.
 
+/// The number of groups over `kept` channels: `min(full_groups, kept)`, reduced by one until it divides `kept`.
+pub fn count(kept: usize, full_groups: usize) -> usize {
+    (1..=full_groups.min(kept)).rev().find(|g| kept.is_multiple_of(*g)).unwrap_or(1)
+}
+
 /// The group of each kept channel, given the original channel at each kept position.
 ///
-/// The subnet's norm has `g = min(full_groups, kept)` groups, reduced by one until g divides the kept width, re-formed over
-/// the kept channels in their original order. At full width this is the original membership; where the same number is
-/// kept from every group, membership never changes either.
+/// The subnet's norm has [`count`] groups, re-formed over the kept channels in their original order. At full width this
+/// is the original membership; where the same number is kept from every group, membership never changes either.
 pub fn membership(kept: &[u32], full_groups: usize) -> Vec<u32> {
-    let groups = (1..=full_groups.min(kept.len())).rev().find(|g| kept.len().is_multiple_of(*g)).unwrap_or(1);
-    let share = kept.len() / groups;
+    let share = kept.len() / count(kept.len(), full_groups);
     let mut by_origin: Vec<usize> = (0..kept.len()).collect();
     by_origin.sort_unstable_by_key(|&position| kept[position]);
     let mut table = vec![0; kept.len()];

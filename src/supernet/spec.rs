@@ -40,7 +40,8 @@ pub struct Pipe {
     pub width: usize,
     /// The blocks that share a channel budget in the paper's Formula 5, for example `enc_16x16`.
     pub allocation_group: String,
-    /// Groups of the GroupNorm that normalises these channels at full width, where there is one.
+    /// Groups, at most, of the GroupNorm that normalises these channels, where there is one: see
+    /// [`crate::supernet::groups::count`]. An extracted network has those of the network that it was cut from.
     pub norm_groups: Option<usize>,
     /// Multiply-accumulates an image that a channel costs beyond its weights (the two products of attention).
     pub macs_per_channel: u64,

@@ -1,0 +1,53 @@
+//! `accordion extract`: a subnet as a model of its own.
+
+use super::output::{check_vacant, write_directory};
+use crate::Result;
+use crate::nets::{Model, public, public_config};
+use candle_core::DType;
+use std::path::PathBuf;
+
+/// Write a subnet as a model of its own.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model directory.
+    #[arg(long, env = "ACCORDION_MODEL")]
+    model: PathBuf,
+    /// The subnet: `full` or a ratio, such as 0.5.
+    #[arg(long, env = "ACCORDION_SUBNET")]
+    subnet: String,
+    /// The directory to make.
+    #[arg(long, env = "ACCORDION_OUT")]
+    out: PathBuf,
+    /// What the directory holds.
+    #[arg(long, env = "ACCORDION_FORMAT", default_value = "accordion")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Format {
+    /// A model directory.
+    Accordion,
+    /// weights.safetensors under the public names, channels in their original order, and config.json.
+    TorchNames,
+}
+
+impl Args {
+    /// Runs the subcommand.
+    pub fn run(self) -> Result<()> {
+        check_vacant(&self.out)?;
+        let model = Model::open(&self.model)?;
+        let subnet = model.subnet(&self.subnet)?;
+        let mut extracted = model.extract(subnet)?;
+        let name = &model.table.subnets[subnet].name;
+        extracted.card.made.insert("subnet_of".into(), format!("{} {name}", model.card.name).into());
+        write_directory(&self.out, |dir| match self.format {
+            Format::Accordion => extracted.write(dir, DType::F32),
+            Format::TorchNames => {
+                let params = extracted.in_original_order()?;
+                public::write(extracted.network.spec(), &params, &dir.join("weights.safetensors"))?;
+                let path = dir.join("config.json");
+                public_config::write_song_unet(&extracted.card.backbone, &extracted.network, &path)
+            }
+        })
+    }
+}

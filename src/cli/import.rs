@@ -1,0 +1,62 @@
+//! `accordion import`: a public checkpoint becomes a model directory.
+
+use super::output::{check_vacant, write_directory};
+use crate::nets::model::Card;
+use crate::nets::network::Network;
+use crate::nets::{Model, public, public_config};
+use crate::supernet::Supernet;
+use crate::{Error, Result};
+use candle_core::DType;
+use std::path::PathBuf;
+
+/// Turn a public checkpoint into a model directory.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The architecture.
+    #[arg(long, env = "ACCORDION_ARCH")]
+    arch: Arch,
+    /// JSON file with `config` and `preconditioning` (edm, vp or ve).
+    #[arg(long, env = "ACCORDION_CONFIG")]
+    config: PathBuf,
+    /// Weights under the public names.
+    #[arg(long, env = "ACCORDION_WEIGHTS")]
+    weights: PathBuf,
+    /// The model directory to make.
+    #[arg(long, env = "ACCORDION_OUT")]
+    out: PathBuf,
+    /// The model's name; the directory's without it.
+    #[arg(long, env = "ACCORDION_NAME")]
+    name: Option<String>,
+    /// Class names in the order of the labels, separated by commas.
+    #[arg(long, env = "ACCORDION_CLASSES", value_delimiter = ',')]
+    classes: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Arch {
+    /// DDPM++ and NCSN++ of NVlabs/edm.
+    SongUnet,
+}
+
+impl Args {
+    /// Runs the subcommand.
+    pub fn run(self) -> Result<()> {
+        check_vacant(&self.out)?;
+        let Arch::SongUnet = self.arch;
+        let (backbone, preconditioning) = public_config::read_song_unet(&self.config)?;
+        let network = Network::new(&backbone, preconditioning).map_err(|error| match error {
+            Error::Input { place, problem } => Error::field(&self.config, &format!("config.{place}"), problem),
+            other => other,
+        })?;
+        if !self.classes.is_empty() && self.classes.len() != network.classes() {
+            let problem = format!("{} names for a network of {} classes", self.classes.len(), network.classes());
+            return Err(Error::input("--classes", problem));
+        }
+        let params = public::read(network.spec(), &self.weights)?;
+        let directory = || self.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self.name.clone().unwrap_or_else(directory);
+        let card = Card::new(name, backbone, preconditioning, self.classes);
+        let model = Model::unallocated(card, Supernet::original(network.spec(), params))?;
+        write_directory(&self.out, |dir| model.write(dir, DType::F32))
+    }
+}

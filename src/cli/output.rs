@@ -1,0 +1,70 @@
+//! New directories that appear whole or not at all.
+
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// Refuses an `--out` that holds something: for before the work, so that it is not in vain.
+pub fn check_vacant(out: &Path) -> Result<()> {
+    match std::fs::read_dir(out).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::input(format!("--out {}", out.display()), "is not empty; give a new directory")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(_) => Err(Error::input(format!("--out {}", out.display()), "is not a directory; give a new one")),
+    }
+}
+
+/// Makes the directory `out` with what `fill` writes into it. On an error nothing is left behind.
+pub fn write_directory(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    check_vacant(out)?;
+    let place = || Error::input(format!("--out {}", out.display()), "has no name; give a new directory");
+    let name = out.file_name().ok_or_else(place)?.to_string_lossy();
+    // A sibling, since a rename does not cross file systems.
+    let partial = out.with_file_name(format!(".{name}.partial-{}", std::process::id()));
+    // What an error must take away: the partial directory, or the first of the parents that it brought along.
+    let made = first_missing(&partial);
+    let written = std::fs::create_dir_all(&partial)
+        .map_err(Error::io(&partial))
+        .and_then(|()| fill(&partial))
+        .and_then(|()| std::fs::rename(&partial, out).map_err(Error::io(out)));
+    if written.is_err() {
+        // The first error says more than one about its remains would.
+        let _ = std::fs::remove_dir_all(made);
+    }
+    written
+}
+
+/// The topmost part of `path` that does not exist.
+fn first_missing(path: &Path) -> PathBuf {
+    let missing = path.ancestors().take_while(|part| !part.as_os_str().is_empty() && !part.exists());
+    missing.last().unwrap_or(path).to_path_buf()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_takes_away_everything_that_it_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("a/b/model");
+        let failed = write_directory(&out, |partial| {
+            std::fs::write(partial.join("half"), "x").map_err(Error::io(partial))?;
+            Err(Error::input("--model", "is broken"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "--model: is broken");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_holds_something_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("model");
+        write_directory(&out, |partial| std::fs::write(partial.join("whole"), "x").map_err(Error::io(partial)))
+            .unwrap();
+        assert!(out.join("whole").exists());
+        assert!(
+            write_directory(&out, |_| Ok(())).unwrap_err().to_string().ends_with("is not empty; give a new directory")
+        );
+        assert!(check_vacant(&out.join("whole")).unwrap_err().to_string().contains("is not a directory"));
+    }
+}

@@ -1,0 +1,57 @@
+//! A subnet as a network of its own.
+
+use super::model::{Card, Model};
+use super::network::Backbone;
+use crate::Result;
+use crate::supernet::{Order, Supernet, ranking};
+use candle_core::Tensor;
+
+impl Model {
+    /// The subnet of this index as a whole model, which computes the same and can be cut further.
+    ///
+    /// Its pipes are as wide as the subnet's and stay in order of importance; its "original" order is that of the kept
+    /// channels in the supernet's original order, so that the same channels share a GroupNorm group.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] on a device fault.
+    pub fn extract(&self, subnet: usize) -> Result<Model> {
+        let spec = self.network.spec();
+        let widths = self.widths(subnet);
+        let Backbone::SongUnet(mut config) = self.card.backbone.clone();
+        for (pipe, &kept) in spec.pipes.iter().zip(&widths.0).filter(|(pipe, kept)| **kept < pipe.width) {
+            config.pipe_widths.insert(pipe.name.clone(), kept);
+        }
+        let params = self.sliced(subnet).leaves().iter().map(Tensor::force_contiguous);
+        let params = params.collect::<candle_core::Result<_>>()?;
+        let pipes = self.supernet.permutations.iter().zip(&widths.0);
+        let permutations = pipes.map(|(origin, &kept)| ranks(&origin[..kept])).collect();
+        let supernet = Supernet { params, order: self.supernet.order, permutations };
+        Model::unallocated(Card { backbone: Backbone::SongUnet(config), ..self.card.clone() }, supernet)
+    }
+
+    /// The parameters with the channels of every pipe in their original order, in which GroupNorm groups are contiguous:
+    /// the order of the public checkpoints.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] on a device fault.
+    pub fn in_original_order(&self) -> Result<Vec<Tensor>> {
+        let orders: Vec<_> = self.supernet.permutations.iter().map(|origin| ranking::ascending(origin)).collect();
+        Ok(self.supernet.permuted(self.network.spec(), &orders, Order::Original)?.params)
+    }
+}
+
+/// How many of `values`, all different, are below each of them.
+fn ranks(values: &[u32]) -> Vec<u32> {
+    // The inverse of the sorting permutation.
+    ranking::ascending(&ranking::ascending(values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ranks;
+
+    #[test]
+    fn ranks_keep_the_order_of_what_was_kept() {
+        assert_eq!(ranks(&[7, 2, 9, 4]), [2, 0, 3, 1]);
+    }
+}
