@@ -1,7 +1,7 @@
 //! Accordion compresses a diffusion model once and serves it at every width.
 //!
-//! Rooms, and who may call whom: `server -> routing -> engine -> diffusion -> nets -> ops`; `supernet` is known to
-//! `nets`, `training`, `routing` and `engine`. See `docs/architecture.md`.
+//! Rooms, and who may call whom: `server -> routing -> engine -> nets -> ops`; `diffusion` and `supernet` are tables and
+//! pure functions that all of them know. See `docs/architecture.md`.
 
 pub mod cli;
 pub mod diffusion;

@@ -83,7 +83,7 @@ impl FromStr for Solver {
     }
 }
 
-/// The name under which a subnet is known: `full`, or its ratio with three decimals (`0.5` is `0.500`, `1` is `1.000`).
+/// The name under which a subnet is known: `full`, or its ratio with three decimals (`0.5` is `0.500`; `1` is `full`).
 ///
 /// # Errors
 /// If `text` is neither `full` nor a decimal number that rounds to 0.001 to 1.000.
@@ -92,7 +92,8 @@ pub fn subnet_name(text: &str) -> Result<String> {
         return Ok(text.to_owned());
     }
     match thousandths(text) {
-        Some(ratio) if ratio > 0.0 && ratio <= 1.0 => Ok(format!("{ratio:.3}")),
+        Some(1.0) => Ok("full".to_owned()),
+        Some(ratio) if ratio > 0.0 && ratio < 1.0 => Ok(format!("{ratio:.3}")),
         _ => Err(wrong(format!("subnet {text:?} is not full or a ratio from 0.001 to 1, such as 0.250"))),
     }
 }
@@ -313,7 +314,7 @@ mod tests {
         for (loose, canonical) in [
             ("heun-018@full*18", "heun-18@full"),
             ("heun-8@0.5", "heun-8@0.500"),
-            ("heun-8@0.33333333333333333333333*3,1*5", "heun-8@0.333*3,1.000*5"),
+            ("heun-8@0.33333333333333333333333*3,1*5", "heun-8@0.333*3,full*5"),
             ("euler-8@0.25*3,0.250*1,full*4", "euler-8@0.250*4,full*4"),
             ("euler-2@full~churn=0", "euler-2@full"),
             ("heun-2@full~churn=2.50", "heun-2@full~churn=2.5"),
@@ -369,7 +370,7 @@ mod tests {
 
     #[test]
     fn subnet_names_have_three_decimals() {
-        for (text, name) in [("full", "full"), ("0.5", "0.500"), ("1", "1.000"), ("1.0", "1.000"), ("0.001", "0.001")] {
+        for (text, name) in [("full", "full"), ("0.5", "0.500"), ("1", "full"), ("1.0", "full"), ("0.001", "0.001")] {
             assert_eq!(subnet_name(text).unwrap(), name);
         }
         for text in
