@@ -189,9 +189,9 @@ fn the_default_ladder_is_trimmed_to_what_is_reachable_and_an_asked_ratio_is_not(
     work.rank();
     let output = work.run(&["allocate", "--model", "ranked"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && stderr.starts_with("left out 0.250"), "{stderr}");
+    assert!(output.status.success() && stderr.starts_with("left out 0.250, 0.375, 0.500: the smallest"), "{stderr}");
     let table = std::fs::read_to_string(work.path("ranked/subnets.toml")).unwrap();
-    assert!(table.contains("target = \"macs\"") && table.contains("name = \"0.500\"") && !table.contains("\"0.250\""));
+    assert!(table.contains("target = \"macs\"") && table.contains("name = \"0.625\"") && !table.contains("\"0.500\""));
     let refused = ["allocate", "--model", "ranked", "--ratios", "0.1,0.5"];
     work.refuses(&refused, &["--ratios: 0.100 of the MACs cannot be reached", "smallest reachable ratio is 0."]);
     work.refuses(&["allocate", "--model", "ranked", "--ratios", "0.5,0.5"], &["--ratios: 0.500 stands twice"]);
@@ -298,6 +298,10 @@ fn commands_on_a_model_refuse_what_does_not_fit_and_leave_nothing() {
     let rank = |more: &[&str], words: &[&str]| {
         work.refuses(&[&["rank", "--model", "imported", "--order", "global"][..], more].concat(), words);
     };
+    std::fs::create_dir(work.path("folder")).unwrap();
+    let onto_a_folder = ["forward", "--model", "ranked", "--input", &input, "--output", "folder"];
+    work.refuses(&onto_a_folder, &["folder: Is a directory"]);
+
     rank(&["--out", "new"], &["--method: taylor ranks on images: give --data CONFIG.toml or --inputs"]);
     rank(&["--out", "ranked", "--inputs", &input], &["--out ranked: is not empty"]);
     rank(&["--out", "new", "--inputs", "changed"], &["changed: sigma: shape [2] is not [3]"]);
