@@ -222,7 +222,8 @@ impl SongUnet {
         let norms = net.spec.params.iter().filter(|param| param.init == Init::Constant(1.0) && param.slices.is_empty());
         for channels in norms.map(|norm| norm.shape[0]) {
             if !channels.is_multiple_of(groups(channels)) {
-                let problem = format!("{channels} channels do not divide into the {} groups of GroupNorm", groups(channels));
+                let problem =
+                    format!("{channels} channels do not divide into the {} groups of GroupNorm", groups(channels));
                 return Err(Error::input("model_channels", problem));
             }
         }
@@ -256,7 +257,14 @@ impl SongUnet {
 
     /// The raw network F: `x` is `[B, H, W, C]`, `noise` has B entries (c_noise), `labels` is `[B, label_dim]` (one-hot
     /// rows, or zeros for the unconditional call) and is ignored by an unconditional network.
-    pub fn forward(&self, tape: &Tape, w: &Sliced, x: &Tensor, noise: &[f32], labels: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        tape: &Tape,
+        w: &Sliced,
+        x: &Tensor,
+        noise: &[f32],
+        labels: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let emb = self.embed(tape, w, noise, labels)?;
         let mut x = x.clone();
         let mut skips: Vec<Tensor> = Vec::new();
@@ -385,7 +393,8 @@ impl Builder {
         let channels = |level: usize| config.model_channels * config.channel_mult[level];
         let noise_channels = config.model_channels * config.channel_mult_noise;
         let frequencies = self.frequencies(&config, noise_channels);
-        let map_label = (config.label_dim > 0).then(|| self.linear("map_label", config.label_dim, noise_channels, None));
+        let map_label =
+            (config.label_dim > 0).then(|| self.linear("map_label", config.label_dim, noise_channels, None));
         if config.augment_dim > 0 {
             self.unused("map_augment.weight", vec![config.augment_dim, noise_channels]);
         }
@@ -578,7 +587,8 @@ impl Builder {
         let conv1 = self.piped_conv(&format!("{name}.conv1"), 3, inner, c_out, res, 1e-5, pipe, None);
         let skip = (c_in != c_out || resampling != Resampling::Keep)
             .then(|| self.conv(&format!("{name}.skip"), 1, c_in, c_out, res, 1.0));
-        let attention = attention.then(|| self.attention(name, group.expect("only whole blocks have attention"), c_out, res));
+        let attention =
+            attention.then(|| self.attention(name, group.expect("only whole blocks have attention"), c_out, res));
         Block { in_channels: c_in, resampling, norm0, conv0, affine, norm1, conv1, skip, attention }
     }
 

@@ -112,7 +112,8 @@ impl Supernet {
                 return Err(Error::field(path, "order", problem));
             }
         };
-        let permutations = spec.pipes.iter().map(|pipe| read_permutation(path, &metadata, pipe)).collect::<Result<_>>()?;
+        let permutations =
+            spec.pipes.iter().map(|pipe| read_permutation(path, &metadata, pipe)).collect::<Result<_>>()?;
         let mut params = Vec::with_capacity(spec.params.len());
         for param in &spec.params {
             let view = file.tensor(&param.name).map_err(|_| Error::field(path, &param.name, "tensor is missing"))?;
@@ -169,7 +170,12 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".partial");
     let partial = path.with_file_name(name);
-    let mut file = std::fs::File::create(&partial).map_err(Error::io(&partial))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(&partial))?;
-    std::fs::rename(&partial, path).map_err(Error::io(path))
+    let written = std::fs::File::create(&partial)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&partial, path));
+    written.map_err(|error| {
+        // The error says more than one about the remains would.
+        let _ = std::fs::remove_file(&partial);
+        Error::io(path)(error)
+    })
 }
