@@ -83,7 +83,13 @@ impl Args {
             let mut tickets = Vec::with_capacity(self.n as usize);
             for index in 0..self.n as usize {
                 let (class, seed) = (classes[index % classes.len()], self.seed.wrapping_add(index as u64));
-                tickets.push(engine.submit(Job { plan: plan.clone(), seed, images: 1, class, guidance: self.guidance })?);
+                tickets.push(engine.submit(Job {
+                    plan: plan.clone(),
+                    seed,
+                    images: 1,
+                    class,
+                    guidance: self.guidance,
+                })?);
             }
             for ticket in tickets {
                 images.extend(ticket.blocking_wait()?.images);
@@ -91,9 +97,8 @@ impl Args {
         }
         engine.close();
         engine.join()?;
-        let encoded = Raster::grid(shape, &images)
-            .encode(format)
-            .map_err(|error| Error::input(self.out.display(), error))?;
+        let encoded =
+            Raster::grid(shape, &images).encode(format).map_err(|error| Error::input(self.out.display(), error))?;
         write_whole(&self.out, &encoded)
     }
 }

@@ -1,8 +1,8 @@
 //! A backbone with its preconditioning: the denoiser as a function of its weights.
 
+use super::ImageShape;
 use super::sliced::Sliced;
 use super::song_unet::{self, SongUnet};
-use super::ImageShape;
 use crate::Result;
 use crate::diffusion::preconditioning::{Coefficients, Preconditioning};
 use crate::ops::Tape;

@@ -280,7 +280,11 @@ impl Config {
             )?;
         }
         let loss = &self.loss;
-        require(loss.p_mean.is_finite() && loss.p_std > 0.0 && loss.p_std.is_finite(), "loss.p_std", "must be positive")?;
+        require(
+            loss.p_mean.is_finite() && loss.p_std > 0.0 && loss.p_std.is_finite(),
+            "loss.p_std",
+            "must be positive",
+        )?;
         require(share(loss.label_dropout), "loss.label_dropout", "must lie between 0 and 1")?;
         require(self.ranking.samples > 0, "ranking.samples", "must be positive")?;
         let sampling = &self.sampling;
@@ -288,9 +292,17 @@ impl Config {
         require(share(sampling.distillation), "sampling.distillation", "must lie between 0 and 1")?;
         let unseen_teacher =
             sampling.distillation > 0.0 && sampling.teacher == Teacher::Full && sampling.rule == Rule::One;
-        require(!unseen_teacher, "sampling.teacher", "`full` needs rule = \"sandwich\"; `frozen` goes with both rules")?;
+        require(
+            !unseen_teacher,
+            "sampling.teacher",
+            "`full` needs rule = \"sandwich\"; `frozen` goes with both rules",
+        )?;
         let Backbone::SongUnet(net) = &self.backbone;
         require(net.dropout == 0.0, "backbone.dropout", "training with dropout is not supported; set it to 0")?;
-        require(net.augment_dim == 0, "backbone.augment_dim", "training with augmentation labels is not supported; set it to 0")
+        require(
+            net.augment_dim == 0,
+            "backbone.augment_dim",
+            "training with augmentation labels is not supported; set it to 0",
+        )
     }
 }

@@ -60,7 +60,10 @@ impl Flow<'_> {
         let resumed = match (path.exists(), self.resume) {
             (true, true) => Some(State::read(network.spec(), &path)?),
             (true, false) => {
-                return Err(Error::input("--out", format!("{} holds a run; --resume continues it", self.out.display())));
+                return Err(Error::input(
+                    "--out",
+                    format!("{} holds a run; --resume continues it", self.out.display()),
+                ));
             }
             (false, _) => None,
         };
@@ -130,7 +133,10 @@ impl Flow<'_> {
             return Ok(model);
         }
         let pretrained = Model::open(&self.out.join(PRETRAINED)).map_err(|error| {
-            Error::input("--widths all", format!("needs --init with a ranked model, or a finished first stage ({error})"))
+            Error::input(
+                "--widths all",
+                format!("needs --init with a ranked model, or a finished first stage ({error})"),
+            )
         })?;
         let ranking = &self.config.ranking;
         tracing::info!(samples = ranking.samples, order = ranking.order.as_str(), "ranking channels");

@@ -91,9 +91,9 @@ impl Adam {
         stage: &Stage,
         seen: u64,
     ) -> f64 {
-        let squares = gradients.par_iter().map(|gradient| {
-            gradient.as_ref().map_or(0.0, |g| g.iter().map(|g| *g as f64 * *g as f64).sum::<f64>())
-        });
+        let squares = gradients
+            .par_iter()
+            .map(|gradient| gradient.as_ref().map_or(0.0, |g| g.iter().map(|g| *g as f64 * *g as f64).sum::<f64>()));
         // Summed in order: the result must not depend on how the work was split.
         let norm = squares.collect::<Vec<f64>>().iter().sum::<f64>().sqrt();
         let clip = if norm > stage.gradient_clip { (stage.gradient_clip / norm) as f32 } else { 1.0 };

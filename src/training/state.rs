@@ -80,7 +80,8 @@ impl State {
 
     /// Writes the file whole or not at all.
     pub fn write(&self, spec: &Spec, path: &Path) -> Result<()> {
-        let refuse = |error: &dyn std::fmt::Display| Error::input(path.display(), format!("cannot be written: {error}"));
+        let refuse =
+            |error: &dyn std::fmt::Display| Error::input(path.display(), format!("cannot be written: {error}"));
         let mut buffers = Vec::with_capacity(self.slots.len() * 5);
         for (param, slot) in spec.params.iter().zip(&self.slots) {
             for (part, values) in PARTS.into_iter().zip([&slot.value, &slot.average, &slot.m, &slot.v]) {
@@ -113,7 +114,11 @@ impl State {
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
         let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
         let metadata = header.metadata().clone().unwrap_or_default();
-        fn field<T: serde::de::DeserializeOwned>(path: &Path, metadata: &HashMap<String, String>, name: &str) -> Result<T> {
+        fn field<T: serde::de::DeserializeOwned>(
+            path: &Path,
+            metadata: &HashMap<String, String>,
+            name: &str,
+        ) -> Result<T> {
             let text = metadata.get(name).ok_or_else(|| Error::field(path, name, "is missing"))?;
             serde_json::from_str(text).map_err(|error| Error::field(path, name, error))
         }
@@ -127,7 +132,8 @@ impl State {
                 let problem = format!("{:?} {:?} is not {dtype:?} {shape:?}", view.dtype(), view.shape());
                 return Err(Error::field(path, &name, problem));
             }
-            let words = view.data().chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
+            let words =
+                view.data().chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
             Ok(words.collect::<Vec<u32>>())
         };
         let mut slots = Vec::with_capacity(spec.params.len());

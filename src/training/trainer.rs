@@ -6,9 +6,9 @@ use super::data::Dataset;
 use super::optimizer::{Adam, Region};
 use super::sampling;
 use super::state::{StageName, State};
-use crate::ops::Tape;
 use crate::nets::Network;
 use crate::nets::sliced::Sliced;
+use crate::ops::Tape;
 use crate::supernet::spec::Init;
 use crate::supernet::{Spec, Subnet, Supernet, Widths, widths_of};
 use crate::{Error, Result};
@@ -78,7 +78,12 @@ impl<'a> Trainer<'a> {
         if dataset.shape != image {
             let problem = format!(
                 "images are {}x{}x{}, the network takes {}x{}x{}",
-                dataset.shape.height, dataset.shape.width, dataset.shape.channels, image.height, image.width, image.channels
+                dataset.shape.height,
+                dataset.shape.width,
+                dataset.shape.channels,
+                image.height,
+                image.width,
+                image.channels
             );
             return Err(Error::input("data", problem));
         }
@@ -101,7 +106,8 @@ impl<'a> Trainer<'a> {
         // Each stage has its own draws: the second must not repeat the noise of the first.
         let seed = config.seed.wrapping_mul(2).wrapping_add(state.position.stage as u64);
         let batches = Batches::new(dataset, &config.loss, classes, seed);
-        let mut trainer = Self { network, config, stage, batches, ratios, widths, teacher, adam: Adam::default(), state };
+        let mut trainer =
+            Self { network, config, stage, batches, ratios, widths, teacher, adam: Adam::default(), state };
         trainer.state.position.losses.resize(trainer.widths.len(), None);
         Ok(trainer)
     }

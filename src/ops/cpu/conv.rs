@@ -157,10 +157,7 @@ pub fn forward(x: &[f32], kernel: Kernel, bias: &[f32], g: &Geometry, y: &mut [f
 pub fn backward_input(dy: &[f32], kernel: Kernel, g: &Geometry, dx: &mut [f32]) {
     let transposed = g.transposed();
     let reversed = kernel.reversed(g);
-    let kernel = Kernel {
-        data: &reversed,
-        strides: [g.kernel * g.c_in * g.c_out, g.c_in * g.c_out, g.c_in, 1],
-    };
+    let kernel = Kernel { data: &reversed, strides: [g.kernel * g.c_in * g.c_out, g.c_in * g.c_out, g.c_in, 1] };
     forward(dy, kernel, &[], &transposed, dx);
 }
 
@@ -342,17 +339,20 @@ mod tests {
 
     #[test]
     fn convolution_and_its_gradients_match_loops_in_f64() {
-        for (batch, height, width, kernel, pad, c_in, c_out) in
-            [(1, 5, 7, 3, 1, 3, 4), (3, 4, 4, 3, 2, 5, 8), (2, 7, 3, 1, 0, 6, 3), (9, 1, 1, 1, 0, 8, 5), (2, 28, 28, 3, 1, 40, 33)]
-        {
+        for (batch, height, width, kernel, pad, c_in, c_out) in [
+            (1, 5, 7, 3, 1, 3, 4),
+            (3, 4, 4, 3, 2, 5, 8),
+            (2, 7, 3, 1, 0, 6, 3),
+            (9, 1, 1, 1, 0, 8, 5),
+            (2, 28, 28, 3, 1, 40, 33),
+        ] {
             let g = Geometry { batch, height, width, kernel, pad, c_in, c_out };
             let x = values(1, batch * g.in_elements());
             let w = values(2, g.depth() * c_out);
             let bias = values(3, batch * c_out);
             let dy = values(4, batch * g.out_elements());
-            let mut want_y: Vec<f64> = (0..batch * g.out_elements())
-                .map(|i| bias[i / g.out_elements() * c_out + i % c_out] as f64)
-                .collect();
+            let mut want_y: Vec<f64> =
+                (0..batch * g.out_elements()).map(|i| bias[i / g.out_elements() * c_out + i % c_out] as f64).collect();
             let (mut want_dx, mut want_dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
             products(&g, |_, out, tap, pixel| {
                 for i in 0..c_in {
@@ -409,7 +409,13 @@ mod tests {
         forward(&x, kernel, &bias, &g, &mut together);
         for b in 0..5 {
             let mut alone = vec![0.0; g.out_elements()];
-            forward(&x[b * g.in_elements()..][..g.in_elements()], kernel, &bias, &Geometry { batch: 1, ..g }, &mut alone);
+            forward(
+                &x[b * g.in_elements()..][..g.in_elements()],
+                kernel,
+                &bias,
+                &Geometry { batch: 1, ..g },
+                &mut alone,
+            );
             assert_eq!(alone, together[b * g.out_elements()..][..g.out_elements()]);
         }
     }

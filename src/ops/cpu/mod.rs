@@ -9,8 +9,8 @@ pub mod attention;
 pub mod conv;
 pub mod elementwise;
 pub mod group_norm;
-pub mod resample;
 pub mod memory;
+pub mod resample;
 mod simd;
 
 #[cfg(test)]
