@@ -34,10 +34,8 @@ impl Args {
     /// Runs the subcommand until SIGTERM or SIGINT.
     pub fn run(self) -> Result<()> {
         let default = PathBuf::from(CONFIG);
-        let mut config = match self.config.or_else(|| default.exists().then_some(default)) {
-            Some(path) => ServeConfig::load(&path)?,
-            None => ServeConfig::default(),
-        };
+        let path = self.config.or_else(|| default.exists().then_some(default));
+        let mut config = path.as_deref().map(ServeConfig::load).transpose()?.unwrap_or_default();
         config.listen = self.listen.unwrap_or(config.listen);
         config.model = self.model.unwrap_or(config.model);
         config.max_batch = self.max_batch.unwrap_or(config.max_batch);
@@ -45,7 +43,11 @@ impl Args {
         let model = Model::open(&config.model)?;
         let (name, noise, subnets) = (model.card.name.clone(), model.card.noise, model.subnets().len());
         let engine = Engine::start(Box::new(model), noise, config.engine_limits())?;
-        let state = AppState::new(name.clone(), engine, &config, prometheus::Registry::new())?;
+        let state = AppState::new(name.clone(), engine, &config, prometheus::Registry::new());
+        let state = state.map_err(|error| match (error, &path) {
+            (Error::Input { place, problem }, Some(path)) => Error::field(path, &place, problem),
+            (error, _) => error,
+        })?;
         let io = |source| Error::Io { path: PathBuf::from(config.listen.to_string()), source };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io)?;
         runtime.block_on(async {

@@ -56,7 +56,7 @@ impl Args {
             only: self.widths,
             init: self.init.as_deref(),
             checkpoint_every: Duration::from_secs_f64(self.checkpoint_minutes * 60.0),
-            stop: stop_on_signal(),
+            stop: stop_on_signal()?,
         };
         match flow.run()? {
             Outcome::Finished => eprintln!("done: {}", out.display()),
@@ -66,17 +66,24 @@ impl Args {
     }
 }
 
-/// A flag that SIGINT and SIGTERM raise.
-fn stop_on_signal() -> &'static AtomicBool {
+/// A flag that SIGINT and SIGTERM raise, from now on.
+///
+/// # Errors
+/// When the system gives no thread or refuses to register the handlers.
+fn stop_on_signal() -> Result<&'static AtomicBool> {
     static STOP: AtomicBool = AtomicBool::new(false);
-    std::thread::spawn(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let wait = async { Ok::<_, std::io::Error>(signalled()?.await) };
-        if runtime.is_ok_and(|runtime| runtime.block_on(wait).is_ok()) {
-            STOP.store(true, Ordering::Relaxed);
-        }
+    let io = |source| Error::Io { path: PathBuf::from("signals"), source };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io)?;
+    // Registered before anything is computed: a signal that comes early must not kill the process.
+    let signal = {
+        let _inside = runtime.enter();
+        signalled().map_err(io)?
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(signal);
+        STOP.store(true, Ordering::Relaxed);
     });
-    &STOP
+    Ok(&STOP)
 }
 
 /// Median speed of a step of the full width on the config's data.

@@ -16,7 +16,8 @@ use std::path::Path;
 
 /// Version of the directory's TOML files.
 const FORMAT: u32 = 1;
-const CARD: &str = "model.toml";
+/// What the model is; the last file of a directory to be written.
+pub const CARD: &str = "model.toml";
 const WEIGHTS: &str = "supernet.safetensors";
 const SUBNETS: &str = "subnets.toml";
 /// The name of the subnet that keeps everything.
@@ -279,7 +280,7 @@ fn check_format(path: &Path, format: u32) -> Result<()> {
 pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
         Error::input(format!("{}, line {line}", path.display()), error.message())
     })
 }

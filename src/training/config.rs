@@ -2,18 +2,23 @@
 
 use super::data::Source;
 use crate::diffusion::preconditioning::Preconditioning;
+use crate::nets::Network;
 use crate::nets::model::read_toml;
 use crate::nets::network::Backbone;
-use crate::supernet::Order;
+use crate::supernet::{Order, allocation};
+use crate::training::data::Dataset;
 use crate::{Error, Result};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A training config: network, data, and the stages from scratch to a supernet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// The file that it was read from, for messages.
+    #[serde(skip)]
+    pub path: PathBuf,
     /// The model's name.
     pub name: String,
     /// Licence of the weights that come out.
@@ -252,43 +257,66 @@ impl Config {
     /// # Errors
     /// One sentence with the file and the field.
     pub fn load(path: &Path) -> Result<Self> {
-        let config: Self = read_toml(path)?;
-        config.check().map_err(|(field, problem)| Error::field(path, field, problem))?;
+        let config = Self { path: path.to_path_buf(), ..read_toml(path)? };
+        config.check().map_err(|(field, problem)| Error::field(path, &field, problem))?;
         Ok(config)
     }
 
-    fn check(&self) -> std::result::Result<(), (&'static str, String)> {
-        let require = |holds: bool, field: &'static str, problem: &str| match holds {
+    /// Checks that the images and classes of the data are those of the config's network.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the config's file and the field.
+    pub fn check_data(&self, dataset: &Dataset) -> Result<()> {
+        let Backbone::SongUnet(net) = &self.backbone;
+        let (images, size, channels) = (dataset.shape, net.img_resolution, net.img_channels);
+        if (images.height, images.width, images.channels) != (size, size, channels) {
+            let (height, width) = (images.height, images.width);
+            let problem =
+                format!("images are {height}x{width}x{}, but backbone takes {size}x{size}x{channels}", images.channels);
+            return Err(Error::field(&self.path, "data", problem));
+        }
+        if net.label_dim > 0 && dataset.classes.len() != net.label_dim {
+            let problem = format!("{} is not the number of classes in data, {}", net.label_dim, dataset.classes.len());
+            return Err(Error::field(&self.path, "backbone.label_dim", problem));
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> std::result::Result<(), (String, String)> {
+        let require = |holds: bool, field: &str, problem: &str| match holds {
             true => Ok(()),
-            false => Err((field, problem.to_string())),
+            false => Err((field.to_string(), problem.to_string())),
         };
         let share = |value: f64| (0.0..=1.0).contains(&value);
+        let positive = |value: f64| value > 0.0 && value.is_finite();
         for (name, stage) in [("full", &self.full), ("all", &self.all)] {
-            let sane = stage.batch > 0
-                && stage.images >= stage.batch as u64
-                && stage.learning_rate > 0.0
-                && stage.learning_rate.is_finite()
-                && share(stage.final_share)
-                && stage.ema_half_life > 0.0
-                && stage.gradient_clip > 0.0
-                && stage.weight_decay >= 0.0;
-            require(
-                sane,
-                name,
-                "needs images >= batch > 0, positive learning_rate, ema_half_life and gradient_clip, \
-                 final_share in 0..1 and no negative weight_decay",
-            )?;
+            for (holds, field, problem) in [
+                (stage.batch > 0, "batch", "must be positive"),
+                (stage.images >= stage.batch as u64, "images", "must be at least a batch"),
+                (positive(stage.learning_rate), "learning_rate", "must be positive"),
+                (share(stage.final_share), "final_share", "must lie between 0 and 1"),
+                (positive(stage.ema_half_life), "ema_half_life", "must be positive"),
+                (positive(stage.gradient_clip), "gradient_clip", "must be positive"),
+                (stage.weight_decay >= 0.0 && stage.weight_decay.is_finite(), "weight_decay", "must not be negative"),
+            ] {
+                require(holds, &format!("{name}.{field}"), problem)?;
+            }
         }
         let loss = &self.loss;
-        require(
-            loss.p_mean.is_finite() && loss.p_std > 0.0 && loss.p_std.is_finite(),
-            "loss.p_std",
-            "must be positive",
-        )?;
+        require(loss.p_mean.is_finite(), "loss.p_mean", "must be finite")?;
+        require(positive(loss.p_std), "loss.p_std", "must be positive")?;
         require(share(loss.label_dropout), "loss.label_dropout", "must lie between 0 and 1")?;
         require(self.ranking.samples > 0, "ranking.samples", "must be positive")?;
+        require(self.ranking.order != Order::Original, "ranking.order", "must be global or within-group")?;
+        require(self.allocation.align > 0, "allocation.align", "must be positive")?;
+        let step = allocation::ratios(self.allocation.step).is_ok();
+        require(step, "allocation.step", "must be a number of thousandths from 0.001 to 0.75")?;
         let sampling = &self.sampling;
-        require(sampling.reweighting >= 1.0, "sampling.reweighting", "must be at least 1")?;
+        require(
+            sampling.reweighting >= 1.0 && sampling.reweighting.is_finite(),
+            "sampling.reweighting",
+            "must be at least 1",
+        )?;
         require(share(sampling.distillation), "sampling.distillation", "must lie between 0 and 1")?;
         let unseen_teacher =
             sampling.distillation > 0.0 && sampling.teacher == Teacher::Full && sampling.rule == Rule::One;
@@ -297,12 +325,19 @@ impl Config {
             "sampling.teacher",
             "`full` needs rule = \"sandwich\"; `frozen` goes with both rules",
         )?;
+        if let Preconditioning::Edm { sigma_data } = self.preconditioning {
+            require(positive(sigma_data), "preconditioning.sigma_data", "must be positive")?;
+        }
         let Backbone::SongUnet(net) = &self.backbone;
         require(net.dropout == 0.0, "backbone.dropout", "training with dropout is not supported; set it to 0")?;
         require(
             net.augment_dim == 0,
             "backbone.augment_dim",
             "training with augmentation labels is not supported; set it to 0",
-        )
+        )?;
+        match Network::new(&self.backbone, self.preconditioning) {
+            Err(Error::Input { place, problem }) => Err((format!("backbone.{place}"), problem)),
+            _ => Ok(()),
+        }
     }
 }

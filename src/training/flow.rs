@@ -5,7 +5,7 @@ use super::data::Dataset;
 use super::state::{Position, StageName, State};
 use super::trainer::{Trainer, initial};
 use super::{importance, progress::Progress};
-use crate::nets::model::{Card, DataStatistics, FULL};
+use crate::nets::model::{CARD, Card, DataStatistics, FULL};
 use crate::nets::{Denoiser, Model, Network};
 use crate::supernet::allocation::{self, Constraint, Cost};
 use crate::supernet::{Order, Spec, Subnet, Supernet, ranking};
@@ -56,8 +56,11 @@ impl Flow<'_> {
     /// [`Error::Input`] if the config, the data or the directory do not fit.
     pub fn run(&self) -> Result<Outcome> {
         let network = Network::new(&self.config.backbone, self.config.preconditioning)?;
+        if self.only == Some(StageName::Full) && self.init.is_some() {
+            return Err(Error::input("--init", "begins the stage of all widths: it does not go with --widths full"));
+        }
         let path = self.out.join(STATE);
-        let resumed = match (path.exists(), self.resume) {
+        let mut resumed = match (path.exists(), self.resume) {
             (true, true) => Some(State::read(network.spec(), &path)?),
             (true, false) => {
                 return Err(Error::input(
@@ -67,12 +70,16 @@ impl Flow<'_> {
             }
             (false, _) => None,
         };
-        let dataset = self.config.data.load()?;
-        std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
         let stage = resumed.as_ref().map(|state| state.position.stage);
+        if self.only == Some(StageName::Full) && stage == Some(StageName::All) {
+            let problem = format!("the run in {} is past the full width", self.out.display());
+            return Err(Error::input("--widths full", problem));
+        }
+        let dataset = self.config.data.load()?;
+        self.config.check_data(&dataset)?;
         let runs_full = self.only != Some(StageName::All) && self.init.is_none() && stage != Some(StageName::All);
-        let mut resumed = resumed;
         if runs_full {
+            std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
             let state = match resumed.take() {
                 Some(state) => state,
                 None => State::begin(StageName::Full, &initial(network.spec(), self.config.seed)?)?,
@@ -91,7 +98,9 @@ impl Flow<'_> {
             }
         }
         let ranked = self.ranked(&network, &dataset)?;
-        let state = match resumed {
+        std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
+        // A state of the first stage is behind us: what it led to is ranked.
+        let state = match resumed.filter(|state| state.position.stage == StageName::All) {
             Some(state) => state,
             None => State::begin(StageName::All, &ranked.supernet)?,
         };
@@ -124,11 +133,15 @@ impl Flow<'_> {
     /// The ranked and allocated model that the second stage begins with: given, kept from an earlier sitting, or made now.
     fn ranked(&self, network: &Network, dataset: &Dataset) -> Result<Model> {
         let kept = self.out.join(RANKED);
-        let given = self.init.map(PathBuf::from).or_else(|| kept.exists().then_some(kept.clone()));
+        // Its card is written last: without it, an earlier sitting ended amid the writing.
+        let given = self.init.map(PathBuf::from).or_else(|| kept.join(CARD).exists().then_some(kept.clone()));
         if let Some(dir) = given {
             let model = Model::open(&dir)?;
             if model.card.backbone != self.config.backbone {
-                return Err(Error::field(&dir.join("model.toml"), "backbone", "is not the backbone of the config"));
+                return Err(Error::field(&dir.join(CARD), "backbone", "is not the backbone of the config"));
+            }
+            if model.card.preconditioning != self.config.preconditioning {
+                return Err(Error::field(&dir.join(CARD), "preconditioning", "is not that of the config"));
             }
             return Ok(model);
         }

@@ -74,23 +74,7 @@ impl<'a> Trainer<'a> {
         state: State,
         teacher: Option<&Supernet>,
     ) -> Result<Self> {
-        let (image, classes) = (network.image(), network.classes());
-        if dataset.shape != image {
-            let problem = format!(
-                "images are {}x{}x{}, the network takes {}x{}x{}",
-                dataset.shape.height,
-                dataset.shape.width,
-                dataset.shape.channels,
-                image.height,
-                image.width,
-                image.channels
-            );
-            return Err(Error::input("data", problem));
-        }
-        if classes > 0 && dataset.classes.len() != classes {
-            let problem = format!("{classes} is not the number of classes in the data, {}", dataset.classes.len());
-            return Err(Error::input("backbone.label_dim", problem));
-        }
+        config.check_data(dataset)?;
         let spec = network.spec();
         let mut ratios = Vec::with_capacity(subnets.len());
         let mut widths = Vec::with_capacity(subnets.len());
@@ -105,7 +89,7 @@ impl<'a> Trainer<'a> {
         let teacher = teacher.map(|teacher| Sliced::new(spec, teacher, &spec.full())).transpose()?;
         // Each stage has its own draws: the second must not repeat the noise of the first.
         let seed = config.seed.wrapping_mul(2).wrapping_add(state.position.stage as u64);
-        let batches = Batches::new(dataset, &config.loss, classes, seed);
+        let batches = Batches::new(dataset, &config.loss, network.classes(), seed);
         let mut trainer =
             Self { network, config, stage, batches, ratios, widths, teacher, adam: Adam::default(), state };
         trainer.state.position.losses.resize(trainer.widths.len(), None);

@@ -1,0 +1,611 @@
+//! Training on images that a tiny network learns in seconds: a bright upper half is one class, a bright lower half the other.
+
+mod support;
+
+use accordion::diffusion::Stream;
+use accordion::engine::{Engine, EngineLimits, Job};
+use accordion::nets::sliced::Sliced;
+use accordion::nets::{Model, Network};
+use accordion::ops::Tape;
+use accordion::supernet::allocation::{self, Constraint};
+use accordion::supernet::spec::Init;
+use accordion::supernet::{Order, Spec, Subnet, Supernet, Widths, widths_of};
+use accordion::training::batch::{Batch, Batches};
+use accordion::training::config::{Config, Rule, Teacher};
+use accordion::training::flow::{Flow, Outcome};
+use accordion::training::state::{StageName, State};
+use accordion::training::trainer::{Trainer, initial};
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use support::{CLASSES, NETWORK, accordion, assert_refused, text};
+use tempfile::TempDir;
+
+/// Images of the data set, half of them of each class.
+const IMAGES: usize = 128;
+const SIDE: usize = 8;
+const BATCH: usize = 16;
+static RUNS: AtomicBool = AtomicBool::new(false);
+static STOPS: AtomicBool = AtomicBool::new(true);
+
+/// A folder with the data and a config for both stages.
+struct Workspace {
+    dir: TempDir,
+}
+
+impl Workspace {
+    /// `steps` of each stage.
+    fn new(steps: [usize; 2]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (images, labels) = data();
+        std::fs::write(dir.path().join("images"), idx(&[IMAGES, SIDE, SIDE], &images)).unwrap();
+        std::fs::write(dir.path().join("labels"), idx(&[IMAGES], &labels)).unwrap();
+        let [full, all] = steps.map(|steps| steps * BATCH);
+        let config = format!(
+            r#"name = "halves"
+seed = 0
+{NETWORK}
+[data]
+format = "idx"
+images = "{images}"
+labels = "{labels}"
+classes = {CLASSES:?}
+
+[full]
+images = {full}
+batch = {BATCH}
+learning_rate = 4e-3
+final_share = 0.1
+ema_half_life = 200
+
+[ranking]
+samples = 8
+order = "global"
+
+[allocation]
+target = "channels"
+step = 0.25
+
+[all]
+images = {all}
+batch = {BATCH}
+learning_rate = 3e-3
+final_share = 0.1
+ema_half_life = 200
+
+[sampling]
+rule = "one"
+"#,
+            images = dir.path().join("images").display(),
+            labels = dir.path().join("labels").display(),
+        );
+        std::fs::write(dir.path().join("config.toml"), config).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn config(&self) -> Config {
+        Config::load(&self.path("config.toml")).unwrap()
+    }
+
+    /// Runs the binary on the config with `--out` under this folder.
+    fn train(&self, out: &str, more: &[&str]) -> std::process::Output {
+        let (config, out) = (self.path("config.toml"), self.path(out));
+        let args = ["train", "--config", text(&config), "--out", text(&out)];
+        accordion(&[&args, more].concat()).output().unwrap()
+    }
+
+    /// Replaces a part of the config, which must stand there.
+    fn edit(&self, from: &str, to: &str) {
+        let path = self.path("config.toml");
+        let config = std::fs::read_to_string(&path).unwrap();
+        assert!(config.contains(from), "{from}");
+        std::fs::write(&path, config.replacen(from, to, 1)).unwrap();
+    }
+}
+
+fn data() -> (Vec<u8>, Vec<u8>) {
+    let labels: Vec<u8> = (0..IMAGES).map(|index| (index % 2) as u8).collect();
+    let mut images = Vec::with_capacity(IMAGES * SIDE * SIDE);
+    for (index, &label) in labels.iter().enumerate() {
+        let noise = Stream::new(9, 99, index as u64);
+        for pixel in 0..SIDE * SIDE {
+            let bright = (pixel < SIDE * SIDE / 2) == (label == 0);
+            images.push(if bright { 195 } else { 20 } + (40.0 * noise.uniform(pixel as u64)) as u8);
+        }
+    }
+    (images, labels)
+}
+
+fn idx(sizes: &[usize], values: &[u8]) -> Vec<u8> {
+    let header = [0, 0, 8, sizes.len() as u8].into_iter();
+    header.chain(sizes.iter().flat_map(|&size| (size as u32).to_be_bytes())).chain(values.iter().copied()).collect()
+}
+
+fn flow<'a>(config: &'a Config, out: &'a Path) -> Flow<'a> {
+    Flow { config, out, resume: false, only: None, init: None, checkpoint_every: Duration::MAX, stop: &RUNS }
+}
+
+/// The whole flow, run once for all tests that look at what it leaves: its folder and the directory of its model.
+fn trained() -> &'static (Workspace, PathBuf) {
+    static TRAINED: OnceLock<(Workspace, PathBuf)> = OnceLock::new();
+    TRAINED.get_or_init(|| {
+        let workspace = Workspace::new([200, 300]);
+        let out = workspace.path("out");
+        assert_eq!(flow(&workspace.config(), &out).run().unwrap(), Outcome::Finished);
+        (workspace, out)
+    })
+}
+
+fn network(config: &Config) -> Network {
+    Network::new(&config.backbone, config.preconditioning).unwrap()
+}
+
+/// Subnets of the ratios 0.25, 0.5, 0.75 and 1 for channels that all matter alike.
+fn subnets(spec: &Spec) -> Vec<Subnet> {
+    let importance: Vec<Vec<f64>> = spec.pipes.iter().map(|pipe| vec![1.0; pipe.width]).collect();
+    let widths = |&ratio: &f64| allocation::channels(spec, &importance, ratio, Constraint::default()).unwrap();
+    [0.25, 0.5, 0.75, 1.0].iter().map(|ratio| Subnet::new(spec, *ratio, &widths(ratio))).collect()
+}
+
+/// Mean loss over the first and the last `window` steps of a stage, over every subnet that the steps trained.
+fn first_and_last_loss(trainer: &mut Trainer, window: usize) -> (f64, f64) {
+    let mut losses = Vec::new();
+    while !trainer.is_finished() {
+        losses.push(trainer.step().unwrap().losses);
+    }
+    let mean = |steps: &[Vec<(usize, f64)>]| {
+        let losses: Vec<f64> = steps.iter().flatten().map(|&(_, loss)| loss).collect();
+        losses.iter().sum::<f64>() / losses.len() as f64
+    };
+    (mean(&losses[..window]), mean(&losses[losses.len() - window..]))
+}
+
+#[test]
+fn training_lowers_the_loss_of_the_full_width_and_of_all_widths_under_every_rule() {
+    let (workspace, out) = trained();
+    let teacher = Model::open(&out.join("ranked")).unwrap();
+    let dataset = workspace.config().data.load().unwrap();
+    for (stage, rule, distillation, whom) in [
+        (StageName::Full, Rule::One, 0.0, Teacher::Full),
+        (StageName::All, Rule::One, 0.0, Teacher::Full),
+        (StageName::All, Rule::One, 0.5, Teacher::Frozen),
+        (StageName::All, Rule::Sandwich, 0.5, Teacher::Full),
+        (StageName::All, Rule::Sandwich, 0.5, Teacher::Frozen),
+    ] {
+        let mut config = workspace.config();
+        (config.sampling.rule, config.sampling.distillation, config.sampling.teacher) = (rule, distillation, whom);
+        (config.full.images, config.all.images) = (100 * BATCH as u64, 100 * BATCH as u64);
+        let network = network(&config);
+        let mut subnets = subnets(network.spec());
+        if stage == StageName::Full {
+            subnets.drain(..subnets.len() - 1);
+        }
+        // From scratch, so that every width starts at the loss of a network that says nothing.
+        let state = State::begin(stage, &initial(network.spec(), 1).unwrap()).unwrap();
+        let teacher = Some(&teacher.supernet);
+        let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, teacher).unwrap();
+        let (first, last) = first_and_last_loss(&mut trainer, 10);
+        println!("{stage:?} {rule:?} {distillation} {whom:?}: {first:.3} -> {last:.3}");
+        assert!(last < 0.5 * first, "{stage:?} {rule:?} {distillation} {whom:?}: {first} -> {last}");
+    }
+}
+
+#[test]
+fn the_flow_leaves_every_stage_and_a_model_whose_subnets_nest() {
+    let (_, out) = trained();
+    assert_eq!(Model::open(&out.join("full")).unwrap().table.subnets.len(), 1);
+    let (ranked, model) = (Model::open(&out.join("ranked")).unwrap(), Model::open(out).unwrap());
+    assert!(out.join("ranked/importance.safetensors").is_file());
+    let names: Vec<&str> = model.table.subnets.iter().map(|subnet| subnet.name.as_str()).collect();
+    assert_eq!(names, ["0.250", "0.500", "0.750", "full"]);
+    assert_eq!(model.table, ranked.table);
+    assert_eq!(model.supernet.permutations, ranked.supernet.permutations);
+    assert_eq!(model.supernet.order, Order::Global);
+    assert_eq!(model.card.classes, CLASSES);
+    for index in 1..names.len() {
+        let (narrow, wide) = (model.widths(index - 1), model.widths(index));
+        assert!(narrow.nests_in(&wide) && narrow != wide, "{} in {}", names[index - 1], names[index]);
+    }
+    // The second stage has moved every subnet's weights.
+    let moved = |index: usize| values(&model.supernet.params[index]) != values(&ranked.supernet.params[index]);
+    assert!((0..model.supernet.params.len()).all(moved));
+    let made = &model.card.made;
+    assert_eq!(made["full"]["images"].as_integer(), Some(200 * BATCH as i64));
+    assert_eq!(made["all"]["images"].as_integer(), Some(300 * BATCH as i64));
+    assert_eq!(made["ranking"]["order"].as_str(), Some("global"));
+}
+
+#[test]
+fn images_of_a_class_are_bright_where_the_class_is_at_the_full_and_the_smallest_width() {
+    let (_, out) = trained();
+    let model = Model::open(out).unwrap();
+    let (noise, limits) = (model.card.noise, EngineLimits { max_batch: 16, queue_images: 64 });
+    let engine = Engine::start(Box::new(model), noise, limits).unwrap();
+    for subnet in ["full", "0.250"] {
+        for (class, sign) in [(0, 1.0), (1, -1.0)] {
+            let plan = Arc::new(format!("heun-8@{subnet}").parse().unwrap());
+            let job = Job { plan, seed: 5, images: 16, class: Some(class), guidance: 1.0 };
+            let images = engine.submit(job).unwrap().blocking_wait().unwrap().images;
+            let half = |range: std::ops::Range<usize>| {
+                images.iter().map(|image| image[range.clone()].iter().sum::<f64>()).sum::<f64>() / (16 * 32) as f64
+            };
+            let contrast = sign * (half(0..32) - half(32..64));
+            println!("{subnet} {}: {contrast:.3}", CLASSES[class]);
+            // The data's is 1.37.
+            assert!(contrast > 0.8, "{subnet} {}: {contrast}", CLASSES[class]);
+        }
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn a_step_of_the_smallest_subnet_keeps_all_other_channels_to_the_bit() {
+    let workspace = Workspace::new([1, 200]);
+    let config = workspace.config();
+    let (network, dataset) = (network(&config), config.data.load().unwrap());
+    let subnets = subnets(network.spec());
+    let state = State::begin(StageName::All, &generic(&network)).unwrap();
+    let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, None).unwrap();
+    let (spec, smallest) = (network.spec(), widths_of(network.spec(), &subnets[0]).unwrap());
+    // Steps until a wide one has filled the moments and the smallest has its turn.
+    let mut widest = 0;
+    let before = loop {
+        let before = trainer.state.slots.clone();
+        let trained = trainer.step().unwrap().losses[0].0;
+        if trained == 0 && widest == subnets.len() - 1 {
+            break before;
+        }
+        widest = widest.max(trained);
+    };
+    let (mut kept, mut changed, mut active_elements) = (0, 0, 0);
+    for ((param, before), after) in spec.params.iter().zip(&before).zip(&trainer.state.slots) {
+        let active_shape = spec.sliced_shape(param, &smallest);
+        for element in 0..before.value.len() {
+            if is_inside(element, &param.shape, &active_shape) {
+                active_elements += 1;
+                changed += usize::from(before.value[element] != after.value[element]);
+                assert_eq!(after.updates[element], before.updates[element] + 1, "{} {element}", param.name);
+                continue;
+            }
+            kept += 1;
+            for (name, before, after) in
+                [("value", &before.value, &after.value), ("m", &before.m, &after.m), ("v", &before.v, &after.v)]
+            {
+                assert_eq!(before[element].to_bits(), after[element].to_bits(), "{} {name} {element}", param.name);
+            }
+            assert_eq!(after.updates[element], before.updates[element], "{} {element}", param.name);
+        }
+    }
+    assert!(kept > 1000, "{kept}");
+    assert!(changed as f64 > 0.95 * active_elements as f64, "{changed} of {active_elements}");
+}
+
+/// Whether an element of a tensor of shape `whole` lies in the prefix block of shape `kept`.
+fn is_inside(mut element: usize, whole: &[usize], kept: &[usize]) -> bool {
+    whole.iter().zip(kept).rev().all(|(&whole, &kept)| {
+        let place = element % whole;
+        element /= whole;
+        place < kept
+    })
+}
+
+/// Weights with nothing special about them: initial ones have layers that begin at almost zero, and zero biases.
+fn generic(network: &Network) -> Supernet {
+    let mut supernet = initial(network.spec(), 3).unwrap();
+    for (index, (param, tensor)) in network.spec().params.iter().zip(&mut supernet.params).enumerate() {
+        let stream = Stream::new(3, 98, index as u64);
+        let (scale, spread) = match param.init {
+            Init::Xavier { gain, .. } => (gain.max(0.5) / gain, 0.0),
+            Init::Constant(_) | Init::Normal(_) => (1.0, 0.2),
+        };
+        let value = |(i, value): (usize, &f32)| scale as f32 * value + (spread * stream.normal(i as u64)) as f32;
+        let generic: Vec<f32> = values(tensor).iter().enumerate().map(value).collect();
+        *tensor = Tensor::from_vec(generic, param.shape.as_slice(), &Device::Cpu).unwrap();
+    }
+    supernet
+}
+
+fn loss(network: &Network, supernet: &Supernet, widths: &Widths, batch: &Batch) -> f64 {
+    let sliced = Sliced::new(network.spec(), supernet, widths).unwrap();
+    let call = network.call(&Tape::off(), &sliced, &batch.x, &batch.sigma, &batch.labels).unwrap();
+    let elements = network.image().elements();
+    let squares = call.denoised.iter().zip(&batch.x0).enumerate().map(|(i, (got, want))| {
+        let weight = network.preconditioning().loss_weight(batch.sigma[i / elements]);
+        weight * f64::from(got - want).powi(2)
+    });
+    squares.sum::<f64>() / batch.x.len() as f64
+}
+
+#[test]
+fn the_gradient_of_a_step_equals_central_differences_of_the_loss_in_every_tensor() {
+    let workspace = Workspace::new([1, 1]);
+    let mut config = workspace.config();
+    (config.full.batch, config.full.gradient_clip) = (4, 1e9);
+    let (network, dataset) = (network(&config), config.data.load().unwrap());
+    let (spec, supernet) = (network.spec(), generic(&network));
+    for subnet in [&subnets(spec)[3], &subnets(spec)[1]] {
+        let widths = widths_of(spec, subnet).unwrap();
+        let state = State::begin(StageName::Full, &supernet).unwrap();
+        let only = std::slice::from_ref(subnet);
+        let mut trainer = Trainer::new(&network, &config, &dataset, only, state, None).unwrap();
+        let report = trainer.step().unwrap();
+        let batch = Batches::new(&dataset, &config.loss, network.classes(), 0).draw(0, 4);
+        let here = loss(&network, &supernet, &widths, &batch);
+        assert!((report.losses[0].1 - here).abs() < 1e-5 * here, "{} is not {here}", report.losses[0].1);
+
+        let mut worst: (f64, String) = (0.0, String::new());
+        for (index, param) in spec.params.iter().enumerate() {
+            // Adam's first moment after one step from zero is a tenth of the gradient.
+            let gradient: Vec<f64> = trainer.state.slots[index].m.iter().map(|&m| f64::from(m) / 0.1).collect();
+            let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+            let mut strongest: Vec<usize> = (0..gradient.len()).collect();
+            strongest.sort_by(|&a, &b| gradient[b].abs().total_cmp(&gradient[a].abs()));
+            // Along the whole gradient of the tensor, then along its strongest elements.
+            let mut directions = vec![gradient.iter().map(|g| g / norm).collect::<Vec<f64>>()];
+            for &element in strongest.iter().take(2) {
+                let mut direction = vec![0.0; gradient.len()];
+                direction[element] = 1.0;
+                directions.push(direction);
+            }
+            let weights = values(&supernet.params[index]);
+            for (which, direction) in directions.iter().enumerate() {
+                let slope: f64 = gradient.iter().zip(direction).map(|(g, d)| g * d).sum();
+                let at = |step: f64| {
+                    let moved = weights.iter().zip(direction).map(|(w, d)| (f64::from(*w) + step * d) as f32);
+                    let mut supernet = supernet.clone();
+                    supernet.params[index] =
+                        Tensor::from_iter(moved, &Device::Cpu).unwrap().reshape(param.shape.as_slice()).unwrap();
+                    loss(&network, &supernet, &widths, &batch)
+                };
+                let step = 4e-3;
+                let difference = (at(step) - at(-step)) / (2.0 * step);
+                let error = (difference - slope).abs() / slope.abs().max(0.02);
+                if error > worst.0 {
+                    worst = (error, format!("{} {which}: {slope} {difference}", param.name));
+                }
+            }
+        }
+        println!("{}: worst {worst:?}", subnet.name);
+        assert!(worst.0 < 1e-2, "{}: {worst:?}", subnet.name);
+    }
+}
+
+/// The tensors and the metadata of a safetensors file, but for the time that it took.
+type Content = (BTreeMap<String, (Vec<usize>, Vec<u8>)>, BTreeMap<String, String>);
+
+fn content(path: &Path) -> Content {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.iter().map(|(name, view)| (name.to_string(), (view.shape().to_vec(), view.data().to_vec())));
+    let mut metadata: BTreeMap<String, String> = header.metadata().clone().unwrap().into_iter().collect();
+    if let Some(position) = metadata.get_mut("position") {
+        let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(position).unwrap();
+        assert!(fields.remove("seconds").is_some());
+        *position = serde_json::to_string(&fields).unwrap();
+    }
+    (tensors.collect(), metadata)
+}
+
+#[test]
+fn a_run_that_is_stopped_at_every_step_ends_like_one_that_is_not_to_the_bit() {
+    let workspace = Workspace::new([4, 4]);
+    let mut config = workspace.config();
+    (config.sampling.rule, config.sampling.distillation) = (Rule::Sandwich, 0.5);
+    for teacher in [Teacher::Full, Teacher::Frozen] {
+        config.sampling.teacher = teacher;
+        let (whole, pieces) = (workspace.path(&format!("{teacher:?}-a")), workspace.path(&format!("{teacher:?}-b")));
+        assert_eq!(flow(&config, &whole).run().unwrap(), Outcome::Finished);
+
+        let mut sitting = Flow { stop: &STOPS, ..flow(&config, &pieces) };
+        let mut sittings = 1;
+        while sitting.run().unwrap() == Outcome::Stopped {
+            sitting.resume = true;
+            sittings += 1;
+        }
+        // The last step of the first stage goes on to the first of the second.
+        assert_eq!(sittings, 7);
+        for file in [
+            "state.safetensors",
+            "full/supernet.safetensors",
+            "ranked/supernet.safetensors",
+            "ranked/importance.safetensors",
+            "supernet.safetensors",
+        ] {
+            assert!(content(&whole.join(file)) == content(&pieces.join(file)), "{teacher:?}: {file}");
+        }
+        let table = |dir: &Path| std::fs::read_to_string(dir.join("subnets.toml")).unwrap();
+        assert_eq!(table(&whole), table(&pieces));
+    }
+}
+
+#[test]
+fn a_run_that_was_killed_while_it_wrote_the_ranked_model_ranks_again() {
+    let workspace = Workspace::new([2, 2]);
+    let (config, out) = (workspace.config(), workspace.path("out"));
+    assert_eq!(flow(&config, &out).run().unwrap(), Outcome::Finished);
+    let (model, ranked) =
+        (content(&out.join("supernet.safetensors")), content(&out.join("ranked/supernet.safetensors")));
+    // A stage that stands at its first step, and a directory whose last file is missing.
+    std::fs::remove_file(out.join("state.safetensors")).unwrap();
+    std::fs::remove_file(out.join("ranked/model.toml")).unwrap();
+    std::fs::remove_file(out.join("ranked/subnets.toml")).unwrap();
+    let again = Flow { resume: true, only: Some(StageName::All), ..flow(&config, &out) };
+    assert_eq!(again.run().unwrap(), Outcome::Finished);
+    assert!(content(&out.join("ranked/supernet.safetensors")) == ranked);
+    assert!(content(&out.join("supernet.safetensors")) == model);
+}
+
+#[test]
+fn sigterm_stops_the_binary_with_a_state_that_continues_to_the_bit() {
+    let workspace = Workspace::new([1_000_000, 1]);
+    let (config, out) = (workspace.path("config.toml"), workspace.path("out"));
+    let mut child =
+        accordion(&["train", "--config", text(&config), "--out", text(&out)]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    // It says so when its first step is done.
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.starts_with("full: "), "{line}");
+    assert!(std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{rest}");
+    assert!(rest.contains("stopped; `--resume` continues from"), "{rest}");
+
+    let config = workspace.config();
+    let (network, dataset) = (network(&config), config.data.load().unwrap());
+    let stopped = State::read(network.spec(), &out.join("state.safetensors")).unwrap();
+    assert!(stopped.position.seen > 0);
+    let state = State::begin(StageName::Full, &initial(network.spec(), config.seed).unwrap()).unwrap();
+    let full = [Subnet::new(network.spec(), 1.0, &network.spec().full())];
+    let mut trainer = Trainer::new(&network, &config, &dataset, &full, state, None).unwrap();
+    while trainer.state.position.seen < stopped.position.seen {
+        trainer.step().unwrap();
+    }
+    assert!(trainer.state.slots == stopped.slots, "after {} images", stopped.position.seen);
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_stages_run_one_by_one_when_asked() {
+    let workspace = Workspace::new([2, 2]);
+    let done = |out: &str, more: &[&str]| {
+        let output = workspace.train(out, more);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    done("stages", &["--widths", "full"]);
+    assert_eq!(names(&workspace.path("stages")), ["full", "state.safetensors"]);
+    done("stages", &["--widths", "all", "--resume"]);
+    done("flow", &[]);
+    done("given", &["--widths", "all", "--init", text(&workspace.path("flow/ranked"))]);
+    assert_eq!(
+        names(&workspace.path("given")),
+        ["model.toml", "state.safetensors", "subnets.toml", "supernet.safetensors"]
+    );
+    let model = |out: &str| content(&workspace.path(out).join("supernet.safetensors"));
+    assert!(model("stages") == model("flow"), "one by one");
+    assert!(model("given") == model("flow"), "from a given model");
+}
+
+#[test]
+fn stages_that_cannot_follow_each_other_are_refused_and_change_nothing() {
+    let workspace = Workspace::new([2, 2]);
+    let refused = |out: &str, more: &[&str], parts: &[&str]| assert_refused(&workspace.train(out, more), parts);
+    refused("new", &["--widths", "all"], &["--widths all", "--init", text(&workspace.path("new/full"))]);
+    refused("new", &["--widths", "all", "--init", "no/such"], &["no/such/model.toml"]);
+    refused("new", &["--widths", "full", "--init", "no/such"], &["--init", "--widths full"]);
+    assert!(!workspace.path("new").exists());
+
+    assert!(workspace.train("out", &[]).status.success());
+    let before = content(&workspace.path("out/state.safetensors"));
+    refused("out", &[], &["--out", text(&workspace.path("out")), "--resume"]);
+    refused("out", &["--resume", "--widths", "full"], &["--widths full", text(&workspace.path("out"))]);
+    workspace.edit("num_blocks = 1", "num_blocks = 2");
+    let ranked = workspace.path("out/ranked");
+    refused("new", &["--widths", "all", "--init", text(&ranked)], &["ranked/model.toml: backbone"]);
+    refused("out", &["--resume"], &["state.safetensors: permutations", "network of the config"]);
+    assert!(content(&workspace.path("out/state.safetensors")) == before);
+    assert!(!workspace.path("new").exists());
+}
+
+#[test]
+fn a_config_with_a_mistake_is_refused_with_the_file_and_the_field() {
+    for (from, to, parts) in [
+        ("seed = 0", "sead = 0", &["line 2", "unknown field `sead`"][..]),
+        ("ema_half_life = 200", "ema_half_live = 200", &["unknown field `ema_half_live`"]),
+        ("learning_rate = 4e-3", "learning_rate = \"fast\"", &["invalid type"]),
+        ("learning_rate = 4e-3", "learning_rate = -1", &[": full.learning_rate: must be positive"]),
+        ("learning_rate = 3e-3", "learning_rate = inf", &[": all.learning_rate: "]),
+        ("batch = 16", "batch = 0", &[": full.batch: "]),
+        ("images = 32\nbatch", "images = 3\nbatch", &[": full.images: "]),
+        ("final_share = 0.1", "final_share = 2.0", &[": full.final_share: "]),
+        ("sigma_data = 0.7", "sigma_data = 0", &[": preconditioning.sigma_data: "]),
+        ("sigma_data = 0.7", "sigma = 0.7", &["unknown field `sigma`"]),
+        ("kind = \"edm\"", "kind = \"eddm\"", &["unknown variant `eddm`"]),
+        ("model_channels = 8", "model_channels = 10", &[": backbone.model_channels: 10"]),
+        ("img_resolution = 8", "img_resolution = 7", &[": backbone.img_resolution: 7"]),
+        ("resample_filter = [1, 1]", "resample_filter = [1]", &[": backbone.resample_filter: "]),
+        ("num_blocks = 1", "num_blocks = 1\ndropout = 0.1", &[": backbone.dropout: "]),
+        ("step = 0.25", "step = 0.0", &[": allocation.step: "]),
+        ("step = 0.25", "step = 0.25\nalign = 0", &[": allocation.align: "]),
+        ("samples = 8", "samples = 0", &[": ranking.samples: "]),
+        ("order = \"global\"", "order = \"original\"", &[": ranking.order: "]),
+        ("rule = \"one\"", "rule = \"two\"", &["unknown variant `two`"]),
+        ("rule = \"one\"", "rule = \"one\"\ndistillation = 0.5", &[": sampling.teacher: "]),
+        ("rule = \"one\"", "rule = \"one\"\nreweighting = nan", &[": sampling.reweighting: "]),
+        ("label_dim = 2", "label_dim = 3", &[": backbone.label_dim: 3 is not the number of classes in data, 2"]),
+        ("img_resolution = 8", "img_resolution = 16", &[": data: images are 8x8x1, but backbone takes 16x16x1"]),
+        ("img_channels = 1", "img_channels = 3", &[": data: images are 8x8x1, but backbone takes 8x8x3"]),
+    ] {
+        let workspace = Workspace::new([2, 2]);
+        workspace.edit(from, to);
+        let output = workspace.train("out", &[]);
+        assert_refused(&output, &[&[text(&workspace.path("config.toml"))], parts].concat());
+        assert!(!workspace.path("out").exists(), "{to}");
+    }
+}
+
+#[test]
+fn data_that_is_missing_or_damaged_is_refused_with_its_file() {
+    let workspace = Workspace::new([2, 2]);
+    let (images, labels) = (workspace.path("images"), workspace.path("labels"));
+    let whole = (std::fs::read(&images).unwrap(), std::fs::read(&labels).unwrap());
+    let refused = |parts: &[&str]| {
+        assert_refused(&workspace.train("out", &[]), parts);
+        assert!(!workspace.path("out").exists());
+        std::fs::write(&images, &whole.0).unwrap();
+        std::fs::write(&labels, &whole.1).unwrap();
+    };
+    std::fs::remove_file(&images).unwrap();
+    refused(&[text(&images), "No such file"]);
+    std::fs::write(&images, &whole.0[..1000]).unwrap();
+    refused(&[text(&images), "truncated"]);
+    std::fs::write(&images, b"\x89PNG").unwrap();
+    refused(&[text(&images), "magic number"]);
+    std::fs::write(&labels, idx(&[IMAGES], &[2; IMAGES])).unwrap();
+    refused(&[text(&labels), "label 2"]);
+    std::fs::write(&labels, idx(&[3], &[0; 3])).unwrap();
+    refused(&[text(&labels), "3 labels"]);
+    assert_refused(
+        &accordion(&["train", "--config", "no/such.toml", "--out", text(&workspace.path("out"))]).output().unwrap(),
+        &["no/such.toml"],
+    );
+    assert!(!workspace.path("out").exists());
+}
+
+#[test]
+fn a_damaged_state_is_refused_and_left_as_it_is() {
+    let workspace = Workspace::new([2, 2]);
+    assert!(workspace.train("out", &["--widths", "full"]).status.success());
+    let path = workspace.path("out/state.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    for (damaged, parts) in [
+        (&whole[..whole.len() - 1], "not a whole training state"),
+        (&whole[..4], "not a whole"),
+        (&b"nonsense"[..], "not a whole training state"),
+    ] {
+        std::fs::write(&path, damaged).unwrap();
+        assert_refused(&workspace.train("out", &["--resume"]), &[text(&path), parts]);
+        assert_eq!(std::fs::read(&path).unwrap(), damaged);
+        assert_eq!(names(&workspace.path("out")), ["full", "state.safetensors"]);
+    }
+}
