@@ -1,7 +1,7 @@
 //! `accordion extract`: a subnet as a model of its own.
 
-use super::output::{check_vacant, write_directory};
 use crate::Result;
+use crate::files::{check_vacant, write_directory};
 use crate::nets::{Model, public, public_config};
 use candle_core::DType;
 use std::path::PathBuf;

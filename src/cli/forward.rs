@@ -1,9 +1,9 @@
 //! `accordion forward`: one denoiser call, to compare with other implementations.
 
 use super::tensors::TensorFile;
+use crate::files::write_whole;
 use crate::nets::{Denoiser, ImageShape, Model};
 use crate::ops::Tape;
-use crate::supernet::checkpoint::write_whole;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;

@@ -3,9 +3,9 @@
 use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::image::{Format, Raster};
 use crate::engine::{Engine, EngineLimits, Job};
+use crate::files::write_whole;
 use crate::nets::model::FULL;
 use crate::nets::{Denoiser, Model};
-use crate::supernet::checkpoint::write_whole;
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;

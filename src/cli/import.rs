@@ -1,6 +1,6 @@
 //! `accordion import`: a public checkpoint becomes a model directory.
 
-use super::output::{check_vacant, write_directory};
+use crate::files::{check_vacant, write_directory};
 use crate::nets::model::Card;
 use crate::nets::network::Network;
 use crate::nets::{Model, public, public_config};

@@ -5,7 +5,6 @@ mod extract;
 mod forward;
 mod generate;
 mod import;
-mod output;
 mod rank;
 mod serve;
 mod tensors;

@@ -1,9 +1,9 @@
 //! `accordion rank`: sort the channels of a model by importance.
 
-use super::output::{check_vacant, write_directory};
 use super::tensors::TensorFile;
+use crate::files::read_toml;
+use crate::files::{check_vacant, write_directory};
 use crate::nets::Model;
-use crate::nets::model::read_toml;
 use crate::supernet::{Order, ranking};
 use crate::training::config::Loss;
 use crate::training::data::Source;

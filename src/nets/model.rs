@@ -5,12 +5,11 @@ use super::sliced::Sliced;
 use super::{Denoiser, ImageShape};
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;
+use crate::files::{read_toml, write_toml};
 use crate::ops::Tape;
-use crate::supernet::checkpoint::write_whole;
 use crate::supernet::{Order, Subnet, Supernet, Widths, ranking, subnet_name, widths_of};
 use crate::{Error, Result};
 use candle_core::DType;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -274,18 +273,4 @@ fn check_format(path: &Path, format: u32) -> Result<()> {
     } else {
         Err(Error::field(path, "format", format!("version {format} is not {FORMAT}")))
     }
-}
-
-/// Reads a TOML file; the error names the file, the line and the field.
-pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-        Error::input(format!("{}, line {line}", path.display()), error.message())
-    })
-}
-
-fn write_toml(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = toml::to_string(value).map_err(|error| Error::input(path.display(), error))?;
-    write_whole(path, text.as_bytes())
 }

@@ -1,6 +1,7 @@
 //! Translation between our parameters and the public checkpoints (NVlabs/edm names and layouts).
 
-use crate::supernet::checkpoint::{read_f32, write_whole};
+use crate::files::write_whole;
+use crate::supernet::checkpoint::read_f32;
 use crate::supernet::{Param, Spec, spec::PublicLayout};
 use crate::{Error, Result};
 use candle_core::Tensor;

@@ -3,7 +3,8 @@
 use super::network::{Backbone, Network};
 use super::song_unet;
 use crate::diffusion::preconditioning::Preconditioning;
-use crate::supernet::{checkpoint::write_whole, groups};
+use crate::files::write_whole;
+use crate::supernet::groups;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
 //! The supernet's weights in memory and on disk.
 
+use crate::files::write_whole;
 use crate::supernet::{Pipe, Spec};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -162,20 +163,4 @@ pub(crate) fn read_f32(path: &Path, name: &str, view: &safetensors::tensor::Tens
         return Err(Error::field(path, name, "has values that are not finite"));
     }
     Ok(tensor)
-}
-
-/// Writes a file by way of a temporary one beside it, so that a reader never sees half of it.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    let partial = path.with_file_name(name);
-    let written = std::fs::File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&partial, path));
-    written.map_err(|error| {
-        // The error says more than one about the remains would.
-        let _ = std::fs::remove_file(&partial);
-        Error::io(path)(error)
-    })
 }

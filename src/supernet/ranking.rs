@@ -4,7 +4,8 @@
 //! takes, best first; equal channels keep their order.
 
 use crate::diffusion::noise::Stream;
-use crate::supernet::checkpoint::{Order, Supernet, read_f32, write_whole};
+use crate::files::write_whole;
+use crate::supernet::checkpoint::{Order, Supernet, read_f32};
 use crate::supernet::groups;
 use crate::supernet::spec::{Pipe, Role, Spec};
 use crate::{Error, Result};

@@ -2,10 +2,11 @@
 
 use super::data::Source;
 use crate::diffusion::preconditioning::Preconditioning;
+use crate::files::read_toml;
 use crate::nets::Network;
-use crate::nets::model::read_toml;
 use crate::nets::network::Backbone;
-use crate::supernet::{Order, allocation};
+use crate::supernet::Order;
+use crate::supernet::allocation::{self, Wanted};
 use crate::training::data::Dataset;
 use crate::{Error, Result};
 use candle_core::DType;
@@ -46,7 +47,7 @@ pub struct Config {
     pub ranking: Ranking,
     /// Which subnets are cut.
     #[serde(default)]
-    pub allocation: Allocation,
+    pub allocation: Wanted,
     /// Second stage: all widths on shared weights.
     pub all: Stage,
     /// How the second stage samples subnets.
@@ -167,47 +168,6 @@ pub struct Ranking {
 impl Default for Ranking {
     fn default() -> Self {
         Self { samples: 1024, order: Order::WithinGroup }
-    }
-}
-
-/// What a ratio is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Target {
-    /// Channels, by the paper's Formula 5.
-    Channels,
-    /// Multiply-accumulates of the whole network.
-    Macs,
-    /// Parameters of the whole network.
-    Params,
-}
-
-impl Target {
-    /// The name used in files and flags.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Channels => "channels",
-            Self::Macs => "macs",
-            Self::Params => "params",
-        }
-    }
-}
-
-/// Which subnets are cut.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Allocation {
-    /// What a ratio is of.
-    pub target: Target,
-    /// Distance between ratios, from 0.25 to 1.
-    pub step: f64,
-    /// Kept widths are multiples of this.
-    pub align: usize,
-}
-
-impl Default for Allocation {
-    fn default() -> Self {
-        Self { target: Target::Macs, step: 0.125, align: 1 }
     }
 }
 

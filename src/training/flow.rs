@@ -1,14 +1,14 @@
 //! From scratch to a supernet: train the full width, rank, allocate, train all widths. Every part resumes.
 
-use super::config::{Allocation, Config, Target};
+use super::config::Config;
 use super::data::Dataset;
 use super::state::{Position, StageName, State};
 use super::trainer::{Trainer, initial};
 use super::{importance, progress::Progress};
-use crate::nets::model::{CARD, Card, DataStatistics, FULL};
+use crate::files::write_directory;
+use crate::nets::model::{CARD, Card, DataStatistics};
 use crate::nets::{Denoiser, Model, Network};
-use crate::supernet::allocation::{self, Constraint, Cost};
-use crate::supernet::{Order, Spec, Subnet, Supernet, ranking};
+use crate::supernet::{Subnet, Supernet, ranking};
 use crate::{Error, Result};
 use candle_core::DType;
 use std::path::{Path, PathBuf};
@@ -92,7 +92,12 @@ impl Flow<'_> {
             }
             let supernet = trainer.state.supernet(spec, true)?;
             let made = self.made(toml::Table::new(), &trainer.state.position);
-            self.model(&dataset, supernet, made)?.write(&self.out.join(PRETRAINED), DType::F32)?;
+            let pretrained = self.out.join(PRETRAINED);
+            // It is there already if an earlier sitting ended between this and the next checkpoint.
+            if !pretrained.exists() {
+                let model = self.model(&dataset, supernet, made)?;
+                write_directory(&pretrained, |dir| model.write(dir, DType::F32))?;
+            }
             if self.only == Some(StageName::Full) {
                 return Ok(Outcome::Finished);
             }
@@ -133,8 +138,7 @@ impl Flow<'_> {
     /// The ranked and allocated model that the second stage begins with: given, kept from an earlier sitting, or made now.
     fn ranked(&self, network: &Network, dataset: &Dataset) -> Result<Model> {
         let kept = self.out.join(RANKED);
-        // Its card is written last: without it, an earlier sitting ended amid the writing.
-        let given = self.init.map(PathBuf::from).or_else(|| kept.join(CARD).exists().then_some(kept.clone()));
+        let given = self.init.map(PathBuf::from).or_else(|| kept.exists().then_some(kept.clone()));
         if let Some(dir) = given {
             let model = Model::open(&dir)?;
             if model.card.backbone != self.config.backbone {
@@ -158,24 +162,23 @@ impl Flow<'_> {
         let mut progress = Progress::new("rank", ranking.samples as u64);
         let scores = importance::taylor(network, &pretrained.supernet, &samples, |done| progress.at(done as u64, ""))?;
         progress.finish();
-        let (spec, full) = (network.spec(), &pretrained.supernet);
-        let orders = ranking::order(spec, full, &scores, ranking.order);
-        let supernet = full.permuted(spec, &orders, ranking.order)?;
-        let original = ranking::to_original(full, &scores);
-        let sorted = ranking::from_original(&supernet, &original);
-        let rows = allocate(spec, &sorted, &self.config.allocation, ranking.order)?;
-        let mut made = pretrained.card.made.clone();
+        let original = ranking::to_original(&pretrained.supernet, &scores);
+        let mut model = pretrained.ranked(&scores, ranking.order)?;
+        let sorted = ranking::from_original(&model.supernet, &original);
+        let wanted = &self.config.allocation;
+        let rows = wanted.subnets(network.spec(), &sorted, ranking.order)?;
         let how = toml::Table::from_iter([
             ("samples".to_string(), toml::Value::from(ranking.samples as i64)),
             ("order".to_string(), ranking.order.as_str().into()),
-            ("target".to_string(), self.config.allocation.target.as_str().into()),
+            ("target".to_string(), wanted.target.as_str().into()),
         ]);
-        made.insert("ranking".into(), how.into());
-        let model = self.model(dataset, supernet, made)?;
-        let model = model.with_subnets(self.config.allocation.target.as_str(), rows)?;
-        model.write(&kept, DType::F32)?;
-        let notes = [("method", "taylor".to_string()), ("samples", ranking.samples.to_string())];
-        ranking::write(spec, &original, &notes, &kept.join(ranking::FILE))?;
+        model.card.made.insert("ranking".into(), how.into());
+        let model = model.with_subnets(wanted.target.as_str(), rows)?;
+        write_directory(&kept, |dir| {
+            let notes = [("method", "taylor".to_string()), ("samples", ranking.samples.to_string())];
+            ranking::write(model.network.spec(), &original, &notes, &dir.join(ranking::FILE))?;
+            model.write(dir, DType::F32)
+        })?;
         Ok(model)
     }
 
@@ -221,27 +224,4 @@ impl Flow<'_> {
         progress.finish();
         Ok(Outcome::Finished)
     }
-}
-
-/// The subnets that an allocation cuts, given importance in the order of the channels.
-///
-/// # Errors
-/// [`Error::Input`] if a ratio cannot be met.
-pub fn allocate(spec: &Spec, importance: &[Vec<f64>], wanted: &Allocation, order: Order) -> Result<Vec<Subnet>> {
-    let constraint = Constraint { align: wanted.align, within_group: order == Order::WithinGroup };
-    let mut ratios = allocation::ratios(wanted.step)?;
-    let widths = match wanted.target {
-        Target::Channels => ratios
-            .iter()
-            .map(|&ratio| allocation::channels(spec, importance, ratio, constraint))
-            .collect::<Result<Vec<_>>>()?,
-        Target::Macs | Target::Params => {
-            let cost = if wanted.target == Target::Macs { Cost::Macs } else { Cost::Params };
-            let smallest = allocation::smallest_ratio(spec, cost, constraint);
-            ratios.retain(|&ratio| ratio >= smallest);
-            allocation::greedy(spec, importance, cost, &ratios, constraint)?
-        }
-    };
-    let rows = ratios.iter().zip(&widths).map(|(&ratio, widths)| Subnet::new(spec, ratio, widths));
-    Ok(rows.filter(|row| row.name != FULL).collect())
 }

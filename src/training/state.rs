@@ -1,7 +1,7 @@
 //! The state of a run on disk: everything that the next step depends on, so that resuming continues to the bit.
 
 use super::optimizer::Slot;
-use crate::supernet::checkpoint::write_whole;
+use crate::files::write_whole;
 use crate::supernet::{Order, Spec, Supernet};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};

@@ -9,10 +9,12 @@ mod cost;
 mod greedy;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 pub use channels::channels;
 pub use cost::Cost;
 pub use greedy::{TOLERANCE, greedy, smallest_ratio};
+pub use wanted::{Target, Wanted};
 
 use crate::supernet::{Pipe, Spec};
 use crate::{Error, Result};

@@ -1,7 +1,40 @@
-//! New directories that appear whole or not at all.
+//! Files and directories that appear whole or not at all.
 
 use crate::{Error, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
+
+/// Writes a file by way of a temporary one beside it, so that a reader never sees half of it.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    let partial = path.with_file_name(name);
+    let written = std::fs::File::create(&partial)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&partial, path));
+    written.map_err(|error| {
+        // The error says more than one about the remains would.
+        let _ = std::fs::remove_file(&partial);
+        Error::io(path)(error)
+    })
+}
+
+/// Reads a TOML file; the error names the file, the line and the field.
+pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        Error::input(format!("{}, line {line}", path.display()), error.message())
+    })
+}
+
+/// Writes a TOML file whole or not at all.
+pub fn write_toml(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = toml::to_string(value).map_err(|error| Error::input(path.display(), error))?;
+    write_whole(path, text.as_bytes())
+}
 
 /// Refuses an `--out` that holds something: for before the work, so that it is not in vain.
 pub fn check_vacant(out: &Path) -> Result<()> {
