@@ -441,9 +441,9 @@ fn a_full_queue_refuses_with_the_time_to_come_back() {
     let server = workspace.serve();
     let (active, queued) = (|| server.metric("accordion_active_images"), || server.metric("accordion_queue_images"));
     let first = ask(server.address, LONG.0, LONG.1);
-    until("one runs and one waits", || active() == 1.0 && queued() == 1.0);
-    let second = ask(server.address, LONG.0, &LONG.1.replace("\"n\":2", "\"n\":1"));
-    until("two wait", || queued() == 2.0);
+    until("a request runs", || active() == 2.0);
+    let second = ask(server.address, LONG.0, LONG.1);
+    until("a request waits", || queued() == 2.0);
     let refused = server.generate("", "{}");
     assert_eq!((refused.status, refused.code().as_str()), (429, "queue_full"));
     assert!(refused.headers["retry-after"].parse::<u64>().unwrap() >= 1);
@@ -484,7 +484,7 @@ fn a_server_that_cannot_start_says_why_in_one_sentence() {
     let start = || workspace.serve_command("127.0.0.1:0").output().unwrap();
     let config = workspace.path("serve.toml");
     for (text_of_config, says) in [
-        ("max_bach = 1", "line 1: unknown field `max_bach`"),
+        ("max_bach = 1", ": max_bach: unknown field"),
         ("max_batch = 0", "max_batch"),
         ("[budgets]\nfast = \"euler-4@0.3\"", "budgets.fast: subnet `0.300`"),
     ] {

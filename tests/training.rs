@@ -186,7 +186,7 @@ fn training_lowers_the_loss_of_the_full_width_and_of_all_widths_under_every_rule
         let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, teacher).unwrap();
         let (first, last) = first_and_last_loss(&mut trainer, 10);
         println!("{stage:?} {rule:?} {distillation} {whom:?}: {first:.3} -> {last:.3}");
-        assert!(last < 0.5 * first, "{stage:?} {rule:?} {distillation} {whom:?}: {first} -> {last}");
+        assert!(last < 0.55 * first, "{stage:?} {rule:?} {distillation} {whom:?}: {first} -> {last}");
     }
 }
 
@@ -349,7 +349,7 @@ fn the_gradient_of_a_step_equals_central_differences_of_the_loss_in_every_tensor
             }
         }
         println!("{}: worst {worst:?}", subnet.name);
-        assert!(worst.0 < 1e-2, "{}: {worst:?}", subnet.name);
+        assert!(worst.0 < 5e-3, "{}: {worst:?}", subnet.name);
     }
 }
 
