@@ -7,9 +7,7 @@ use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::sliced::Sliced;
 use accordion::nets::{Model, Network};
 use accordion::ops::Tape;
-use accordion::supernet::allocation::{self, Constraint};
-use accordion::supernet::spec::Init;
-use accordion::supernet::{Order, Spec, Subnet, Supernet, Widths, widths_of};
+use accordion::supernet::{Order, Subnet, Supernet, Widths, widths_of};
 use accordion::training::batch::{Batch, Batches};
 use accordion::training::config::{Config, Rule, Teacher};
 use accordion::training::flow::{Flow, Outcome};
@@ -23,7 +21,7 @@ use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use support::{CLASSES, NETWORK, accordion, assert_refused, text};
+use support::{CLASSES, NETWORK, accordion, assert_refused, generic, subnets, text, values};
 use tempfile::TempDir;
 
 /// Images of the data set, half of them of each class.
@@ -149,13 +147,6 @@ fn network(config: &Config) -> Network {
     Network::new(&config.backbone, config.preconditioning).unwrap()
 }
 
-/// Subnets of the ratios 0.25, 0.5, 0.75 and 1 for channels that all matter alike.
-fn subnets(spec: &Spec) -> Vec<Subnet> {
-    let importance: Vec<Vec<f64>> = spec.pipes.iter().map(|pipe| vec![1.0; pipe.width]).collect();
-    let widths = |&ratio: &f64| allocation::channels(spec, &importance, ratio, Constraint::default()).unwrap();
-    [0.25, 0.5, 0.75, 1.0].iter().map(|ratio| Subnet::new(spec, *ratio, &widths(ratio))).collect()
-}
-
 /// Mean loss over the first and the last `window` steps of a stage, over every subnet that the steps trained.
 fn first_and_last_loss(trainer: &mut Trainer, window: usize) -> (f64, f64) {
     let mut losses = Vec::new();
@@ -195,7 +186,7 @@ fn training_lowers_the_loss_of_the_full_width_and_of_all_widths_under_every_rule
         let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, teacher).unwrap();
         let (first, last) = first_and_last_loss(&mut trainer, 10);
         println!("{stage:?} {rule:?} {distillation} {whom:?}: {first:.3} -> {last:.3}");
-        assert!(last < 0.5 * first, "{stage:?} {rule:?} {distillation} {whom:?}: {first} -> {last}");
+        assert!(last < 0.55 * first, "{stage:?} {rule:?} {distillation} {whom:?}: {first} -> {last}");
     }
 }
 
@@ -244,10 +235,6 @@ fn images_of_a_class_are_bright_where_the_class_is_at_the_full_and_the_smallest_
             assert!(contrast > 0.8, "{subnet} {}: {contrast}", CLASSES[class]);
         }
     }
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 #[test]
@@ -299,22 +286,6 @@ fn is_inside(mut element: usize, whole: &[usize], kept: &[usize]) -> bool {
         element /= whole;
         place < kept
     })
-}
-
-/// Weights with nothing special about them: initial ones have layers that begin at almost zero, and zero biases.
-fn generic(network: &Network) -> Supernet {
-    let mut supernet = initial(network.spec(), 3).unwrap();
-    for (index, (param, tensor)) in network.spec().params.iter().zip(&mut supernet.params).enumerate() {
-        let stream = Stream::new(3, 98, index as u64);
-        let (scale, spread) = match param.init {
-            Init::Xavier { gain, .. } => (gain.max(0.5) / gain, 0.0),
-            Init::Constant(_) | Init::Normal(_) => (1.0, 0.2),
-        };
-        let value = |(i, value): (usize, &f32)| scale as f32 * value + (spread * stream.normal(i as u64)) as f32;
-        let generic: Vec<f32> = values(tensor).iter().enumerate().map(value).collect();
-        *tensor = Tensor::from_vec(generic, param.shape.as_slice(), &Device::Cpu).unwrap();
-    }
-    supernet
 }
 
 fn loss(network: &Network, supernet: &Supernet, widths: &Widths, batch: &Batch) -> f64 {
@@ -378,7 +349,7 @@ fn the_gradient_of_a_step_equals_central_differences_of_the_loss_in_every_tensor
             }
         }
         println!("{}: worst {worst:?}", subnet.name);
-        assert!(worst.0 < 1e-2, "{}: {worst:?}", subnet.name);
+        assert!(worst.0 < 5e-3, "{}: {worst:?}", subnet.name);
     }
 }
 

@@ -1,5 +1,12 @@
 //! What the tests of training and of serving share: a network small enough to train in seconds, and the real binary.
 
+use accordion::diffusion::Stream;
+use accordion::nets::Network;
+use accordion::supernet::allocation::{self, Constraint};
+use accordion::supernet::spec::Init;
+use accordion::supernet::{Spec, Subnet, Supernet};
+use accordion::training::trainer::initial;
+use candle_core::{Device, Tensor};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -51,4 +58,32 @@ pub fn assert_refused(output: &Output, parts: &[&str]) {
 /// A path as text.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// Weights with nothing special about them: initial ones have layers that begin at almost zero, and zero biases.
+pub fn generic(network: &Network) -> Supernet {
+    let mut supernet = initial(network.spec(), 3).unwrap();
+    for (index, (param, tensor)) in network.spec().params.iter().zip(&mut supernet.params).enumerate() {
+        let stream = Stream::new(3, 98, index as u64);
+        let (scale, spread) = match param.init {
+            Init::Xavier { gain, .. } => (gain.max(0.5) / gain, 0.0),
+            Init::Constant(_) | Init::Normal(_) => (1.0, 0.2),
+        };
+        let value = |(i, value): (usize, &f32)| scale as f32 * value + (spread * stream.normal(i as u64)) as f32;
+        let generic: Vec<f32> = values(tensor).iter().enumerate().map(value).collect();
+        *tensor = Tensor::from_vec(generic, param.shape.as_slice(), &Device::Cpu).unwrap();
+    }
+    supernet
+}
+
+/// Subnets of the ratios 0.25, 0.5, 0.75 and 1 for channels that all matter alike.
+pub fn subnets(spec: &Spec) -> Vec<Subnet> {
+    let importance: Vec<Vec<f64>> = spec.pipes.iter().map(|pipe| vec![1.0; pipe.width]).collect();
+    let widths = |&ratio: &f64| allocation::channels(spec, &importance, ratio, Constraint::default()).unwrap();
+    [0.25, 0.5, 0.75, 1.0].iter().map(|ratio| Subnet::new(spec, *ratio, &widths(ratio))).collect()
+}
+
+/// The elements of a tensor, row-major.
+pub fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
 }

@@ -1,0 +1,595 @@
+//! `accordion serve` and `accordion generate` as a user meets them: the real binary, a model directory, a socket.
+
+mod support;
+
+use accordion::engine::image::Raster;
+use accordion::engine::{Engine, EngineLimits, Job};
+use accordion::nets::model::Card;
+use accordion::nets::network::Backbone;
+use accordion::nets::{Denoiser, Model, Network};
+use candle_core::DType;
+use image::ImageFormat;
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use support::{CLASSES, NETWORK, accordion, assert_refused, generic, subnets, text};
+use tempfile::TempDir;
+
+/// Longer than anything here takes, also on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+const SIDE: u32 = 8;
+const BUDGETS: &str = r#"
+[budgets]
+fast = "dpmpp2m-4@0.250"
+balanced = "dpmpp2m-6@0.500"
+best = "heun-5@full"
+"#;
+
+/// Writes a model of untrained weights with the subnets 0.250, 0.500, 0.750 and full.
+fn write_model(dir: &Path, classes: &[&str]) {
+    let tables: toml::Table =
+        NETWORK.replace("label_dim = 2", &format!("label_dim = {}", classes.len())).parse().unwrap();
+    let backbone: Backbone = tables["backbone"].clone().try_into().unwrap();
+    let preconditioning = tables["preconditioning"].clone().try_into().unwrap();
+    let network = Network::new(&backbone, preconditioning).unwrap();
+    let classes = classes.iter().map(|class| class.to_string()).collect();
+    let card = Card::new("tiny".to_owned(), backbone, preconditioning, classes);
+    let model = Model::unallocated(card, generic(&network)).unwrap();
+    model.with_subnets("channels", subnets(network.spec())).unwrap().write(dir, DType::F32).unwrap();
+}
+
+/// A model directory `model` and a server config `serve.toml` in a folder.
+struct Workspace {
+    dir: TempDir,
+}
+
+impl Workspace {
+    fn new() -> Self {
+        Self::of(&CLASSES, "")
+    }
+
+    /// `settings` are lines of the config before its `[budgets]`.
+    fn of(classes: &[&str], settings: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_model(&dir.path().join("model"), classes);
+        std::fs::write(dir.path().join("serve.toml"), format!("{settings}\n{BUDGETS}")).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn serve_command(&self, listen: &str) -> std::process::Command {
+        let (config, model) = (self.path("serve.toml"), self.path("model"));
+        accordion(&["serve", "--config", text(&config), "--model", text(&model), "--listen", listen])
+    }
+
+    fn serve(&self) -> Server {
+        let started = Instant::now();
+        let mut child = self.serve_command("127.0.0.1:0").stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (ready, address) = mpsc::channel();
+        let log = std::thread::spawn(move || {
+            let mut log = String::new();
+            for line in stderr.lines().map_while(Result::ok) {
+                if let Some((_, rest)) = line.split_once("ready address=") {
+                    let _ = ready.send(rest.split_whitespace().next().unwrap().parse().unwrap());
+                }
+                log += &(line + "\n");
+            }
+            log
+        });
+        let address = address.recv_timeout(DEADLINE).expect("the server says when it is ready");
+        println!("ready after {:.0} ms", started.elapsed().as_secs_f64() * 1e3);
+        Server { child, address, log: Some(log) }
+    }
+
+    /// Runs `accordion generate` with `--out` in this folder.
+    fn generate(&self, out: &str, args: &[&str]) -> std::process::Output {
+        let (model, out) = (self.path("model"), self.path(out));
+        accordion(&[&["generate", "--model", text(&model), "--out", text(&out)], args].concat()).output().unwrap()
+    }
+
+    /// The file that `accordion generate` leaves.
+    fn generated(&self, out: &str, args: &[&str]) -> Vec<u8> {
+        let output = self.generate(out, args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::read(self.path(out)).unwrap()
+    }
+}
+
+/// A running server; killed when dropped.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+    log: Option<JoinHandle<String>>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    headers: HashMap<String, String>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn read(mut stream: TcpStream) -> std::io::Result<Self> {
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes)?;
+        let split = bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let (head, body) = (String::from_utf8_lossy(&bytes[..split]).into_owned(), bytes[split + 4..].to_vec());
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()));
+        let headers: HashMap<String, String> = lines.filter_map(header).collect();
+        assert_eq!(headers["content-length"].parse::<usize>().unwrap(), body.len(), "a whole body");
+        Ok(Self { status, headers, body })
+    }
+
+    /// The body as text.
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// The stable code of an error's body.
+    #[track_caller]
+    fn code(&self) -> String {
+        let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
+        assert!(!body["error"]["message"].as_str().unwrap().is_empty());
+        body["error"]["code"].as_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    fn image(&self) -> Vec<u8> {
+        assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
+        self.body.clone()
+    }
+}
+
+/// Sends a request and leaves the connection open for its answer.
+fn send(address: SocketAddr, request: &str, headers: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    let head =
+        format!("{request} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n");
+    stream.write_all((head + body).as_bytes()).unwrap();
+    stream
+}
+
+const JSON: &str = "content-type: application/json\r\n";
+
+/// Asks for images and leaves the connection open for them.
+fn ask(address: SocketAddr, query: &str, body: &str) -> TcpStream {
+    send(address, &format!("POST /generate{query}"), JSON, body)
+}
+
+impl Server {
+    fn get(&self, path: &str) -> Reply {
+        Reply::read(send(self.address, &format!("GET {path}"), "", "")).unwrap()
+    }
+
+    fn generate(&self, query: &str, body: &str) -> Reply {
+        Reply::read(ask(self.address, query, body)).unwrap()
+    }
+
+    /// The value of a metric without labels, or with exactly these.
+    fn metric(&self, name: &str) -> f64 {
+        let page = self.get("/metrics");
+        let value = page.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_else(|| panic!("{name} is not in {}", page.text()))
+    }
+
+    fn terminate(&self) {
+        assert!(std::process::Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+    }
+
+    /// Waits for the end of the process; its status and its log.
+    fn ended(mut self) -> (ExitStatus, String) {
+        let log = self.log.take().unwrap().join().unwrap();
+        (self.child.wait().unwrap(), log)
+    }
+}
+
+/// Polls until `holds`.
+#[track_caller]
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < DEADLINE, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn decoded(file: &[u8], format: ImageFormat) -> image::GrayImage {
+    image::load_from_memory_with_format(file, format).unwrap().into_luma8()
+}
+
+#[test]
+fn each_budget_draws_with_its_plan_and_says_what_it_did() {
+    let workspace = Workspace::new();
+    let server = workspace.serve();
+    for (path, says) in [("/livez", "ok"), ("/readyz", "ok")] {
+        let reply = server.get(path);
+        assert_eq!((reply.status, reply.text()), (200, says), "{path}");
+    }
+    for (query, plan) in [
+        ("", "dpmpp2m-6@0.500"),
+        ("?budget=fast", "dpmpp2m-4@0.250"),
+        ("?budget=balanced", "dpmpp2m-6@0.500"),
+        ("?budget=best", "heun-5@full"),
+        ("?budget=exact:euler-3@0.25*2,full*1", "euler-3@0.250*2,full*1"),
+    ] {
+        let reply = server.generate(query, r#"{"class":"top","seed":7}"#);
+        assert_eq!(decoded(&reply.image(), ImageFormat::Png).dimensions(), (SIDE, SIDE));
+        assert_eq!(reply.headers["content-type"], "image/png");
+        assert_eq!(reply.headers["x-accordion-plan"], plan, "{query}");
+        assert_eq!(reply.headers["x-seed"], "7");
+        let timing = &reply.headers["server-timing"];
+        let parts: Vec<(&str, &str)> = timing.split(", ").map(|part| part.split_once(";dur=").unwrap()).collect();
+        assert_eq!(parts.iter().map(|part| part.0).collect::<Vec<_>>(), ["queue", "denoise", "encode"]);
+        assert!(parts.iter().all(|part| part.1.parse::<f64>().unwrap() >= 0.0), "{timing}");
+    }
+    let drawn = server.generate("", "{}");
+    let seed = &drawn.headers["x-seed"];
+    assert_eq!(server.generate("", &format!(r#"{{"seed":{seed}}}"#)).image(), drawn.image());
+}
+
+#[test]
+fn metrics_are_prometheus_text_and_count_by_budget_subnet_and_outcome() {
+    let workspace = Workspace::new();
+    let server = workspace.serve();
+    for (query, body) in [
+        ("?budget=fast", r#"{"n":3,"format":"webp"}"#),
+        ("?budget=fast", "{}"),
+        ("?budget=exact:euler-2@0.25*1,full*1", "{}"),
+        ("?budget=best", r#"{"class":"sideways"}"#),
+        ("?budget=slow", "{}"),
+    ] {
+        server.generate(query, body);
+    }
+    let page = server.get("/metrics");
+    assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4");
+    let mut types = HashMap::new();
+    for line in page.text().lines() {
+        if let Some(comment) = line.strip_prefix("# ") {
+            let words: Vec<&str> = comment.splitn(3, ' ').collect();
+            assert!(matches!(words[0], "HELP" | "TYPE"), "{line}");
+            if words[0] == "TYPE" {
+                assert!(types.insert(words[1], words[2]).is_none(), "{line}");
+            }
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        let name = series.split('{').next().unwrap();
+        assert!(value.parse::<f64>().unwrap() >= 0.0, "{line}");
+        assert!(series == name || series.ends_with("\"}"), "{line}");
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+        let is_histogram = base.is_some_and(|base| types.get(base) == Some(&"histogram"));
+        assert!(types.contains_key(name) || is_histogram, "{line}");
+    }
+    let requests = |budget: &str, outcome: &str, subnet: &str| {
+        let labels = format!("budget=\"{budget}\",outcome=\"{outcome}\",subnet=\"{subnet}\"");
+        server.metric(&format!("accordion_requests_total{{{labels}}}"))
+    };
+    assert_eq!(requests("fast", "ok", "0.250"), 2.0);
+    assert_eq!(requests("exact", "ok", "mixed"), 1.0);
+    assert_eq!(requests("best", "invalid", "none"), 1.0);
+    assert_eq!(requests("none", "invalid", "none"), 1.0);
+    assert_eq!(server.metric("accordion_images_total{budget=\"fast\",format=\"webp\",subnet=\"0.250\"}"), 3.0);
+    assert_eq!(server.metric("accordion_denoise_seconds_count{budget=\"fast\"}"), 2.0);
+    assert_eq!(server.metric("accordion_denoiser_samples_total{subnet=\"0.250\"}"), 4.0 * 4.0 + 1.0);
+    assert_eq!(server.metric("accordion_denoiser_samples_total{subnet=\"full\"}"), 1.0);
+    assert_eq!((server.metric("accordion_engine_up"), server.metric("accordion_active_images")), (1.0, 0.0));
+}
+
+#[test]
+fn every_format_holds_the_same_pixels() {
+    let workspace = Workspace::new();
+    let server = workspace.serve();
+    let [png, webp, jpeg] = [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Jpeg].map(|format| {
+        let name = format.to_mime_type().strip_prefix("image/").unwrap();
+        let reply = server.generate("", &format!(r#"{{"n":5,"seed":3,"format":"{name}"}}"#));
+        assert_eq!(reply.headers["content-type"], format.to_mime_type());
+        decoded(&reply.image(), format)
+    });
+    // Three columns and two rows with gaps of 2 pixels.
+    assert_eq!(png.dimensions(), (3 * SIDE + 4, 2 * SIDE + 2));
+    assert_eq!(png, webp);
+    assert_eq!(jpeg.dimensions(), png.dimensions());
+}
+
+#[test]
+fn a_seed_draws_the_same_bytes_alone_and_among_twenty_others() {
+    let workspace = Workspace::new();
+    let server = workspace.serve();
+    let wanted = r#"{"class":"bottom","seed":11,"n":2,"guidance":1.5}"#;
+    let alone = server.generate("", wanted).image();
+    assert_eq!(server.generate("", wanted).image(), alone);
+    assert_ne!(server.generate("", &wanted.replace("11", "12")).image(), alone);
+    assert_ne!(server.generate("", &wanted.replace("bottom", "top")).image(), alone);
+
+    let other = |i: usize| format!(r#"{{"class":{},"seed":{i},"n":{},"steps":150}}"#, i % 2, 1 + i % 3);
+    let others: Vec<TcpStream> = (0..20).map(|i| ask(server.address, "", &other(i))).collect();
+    until("a batch with others", || server.metric("accordion_active_images") >= 8.0);
+    assert_eq!(server.generate("", wanted).image(), alone);
+    for stream in others {
+        Reply::read(stream).unwrap().image();
+    }
+    let total = |what: &str| server.metric(&format!("accordion_denoiser_{what}_total{{subnet=\"0.500\"}}"));
+    assert!(total("samples") > 4.0 * total("calls"), "{} samples in {} calls", total("samples"), total("calls"));
+}
+
+#[test]
+fn the_cells_of_a_grid_are_the_images_of_the_seed_in_order() {
+    let workspace = Workspace::new();
+    let server = workspace.serve();
+    let query = "?budget=exact:heun-4@0.500";
+    let draw = |n: u32| {
+        let body = format!(r#"{{"class":"top","seed":7,"n":{n}}}"#);
+        decoded(&server.generate(query, &body).image(), ImageFormat::Png)
+    };
+    let (one, grid) = (draw(1), draw(4));
+
+    // The same images, drawn one at a time without a server.
+    let model = Model::open(&workspace.path("model")).unwrap();
+    let (shape, noise) = (model.image(), model.card.noise);
+    let engine = Engine::start(Box::new(model), noise, EngineLimits { max_batch: 1, queue_images: 4 }).unwrap();
+    let plan = Arc::new("heun-4@0.500".parse().unwrap());
+    let job = Job { plan, seed: 7, images: 4, class: Some(0), guidance: 1.0 };
+    let images = engine.submit(job).unwrap().blocking_wait().unwrap().images;
+    assert_eq!(grid.dimensions(), (2 * SIDE + 2, 2 * SIDE + 2));
+    for (index, image) in images.iter().enumerate() {
+        let (left, top) = ((index as u32 % 2) * (SIDE + 2), (index as u32 / 2) * (SIDE + 2));
+        let cell = image::imageops::crop_imm(&grid, left, top, SIDE, SIDE).to_image();
+        assert_eq!(cell.into_raw(), Raster::grid(shape, std::slice::from_ref(image)).bytes, "cell {index}");
+    }
+    assert_eq!(one.into_raw(), Raster::grid(shape, &images[..1]).bytes);
+}
+
+#[test]
+fn a_bad_request_gets_a_status_and_a_stable_code() {
+    let workspace = Workspace::new();
+    let server = workspace.serve();
+    for (query, body, status, code) in [
+        ("?budget=fats", "{}", 400, "unknown_budget"),
+        ("?budget=exact:heun-0@full", "{}", 400, "invalid_plan"),
+        ("?budget=exact:heun-4@0.3", "{}", 400, "unknown_subnet"),
+        ("", r#"{"subnet":"0.3"}"#, 400, "unknown_subnet"),
+        ("?budget=exact:heun-4@full", r#"{"steps":5}"#, 400, "contradiction"),
+        ("", r#"{"class":"sideways"}"#, 400, "unknown_class"),
+        ("", r#"{"class":2}"#, 400, "unknown_class"),
+        ("", r#"{"guidance":2}"#, 400, "guidance_without_class"),
+        ("", r#"{"format":"gif"}"#, 400, "unknown_format"),
+        ("", r#"{"n":17}"#, 400, "out_of_range"),
+        ("?budgets=fast", "{}", 400, "invalid_query"),
+        ("?budget=fast&budget=best", "{}", 400, "invalid_query"),
+        ("", "", 400, "empty_body"),
+        ("", "{", 400, "invalid_json"),
+        ("", "[]", 400, "wrong_type"),
+        ("", r#"{"prompt":"a boat"}"#, 400, "unknown_field"),
+        ("", &" ".repeat((64 << 10) + 1), 413, "body_too_large"),
+    ] {
+        let reply = server.generate(query, body);
+        assert_eq!((reply.status, reply.code().as_str()), (status, code), "{query} {body}");
+        assert_eq!(reply.headers["content-type"], "application/json");
+    }
+    for (request, headers, status, code) in [
+        ("GET /generat", JSON, 404, "not_found"),
+        ("GET /generate", JSON, 405, "method_not_allowed"),
+        ("POST /generate", "content-type: application/json\r\naccept: text/html\r\n", 406, "not_acceptable"),
+        ("POST /generate", "content-type: text/plain\r\n", 415, "unsupported_media_type"),
+    ] {
+        let reply = Reply::read(send(server.address, request, headers, "{}")).unwrap();
+        assert_eq!((reply.status, reply.code().as_str()), (status, code), "{request} {headers}");
+    }
+    assert!(server.generate("?budget=fats", "{}").text().contains("fast, balanced, best"));
+    assert!(server.generate("", r#"{"class":"sideways"}"#).text().contains("top, bottom"));
+    // It serves on after all of that.
+    server.generate("", "{}").image();
+
+    let unconditional = Workspace::of(&[], "");
+    let server = unconditional.serve();
+    server.generate("", "{}").image();
+    let reply = server.generate("", r#"{"class":0}"#);
+    assert_eq!((reply.status, reply.code().as_str()), (400, "class_not_supported"));
+}
+
+/// The longest request that the limits allow: seconds of work for one sample at a time.
+const LONG: (&str, &str) = ("?budget=best", r#"{"class":"top","n":2,"steps":250,"guidance":2}"#);
+
+#[test]
+fn what_comes_too_slowly_or_breaks_off_is_given_up() {
+    let workspace = Workspace::of(&CLASSES, "max_batch = 1\n[limits]\nbody_timeout_s = 1\nrequest_timeout_s = 1");
+    let server = workspace.serve();
+    let head =
+        format!("POST /generate HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{JSON}content-length: 9\r\n\r\n{{");
+    let open = || {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let (slow, broken) = (open(), open());
+    broken.shutdown(Shutdown::Write).unwrap();
+    let many = LONG.1.replace("\"n\":2", "\"n\":16");
+    let late = ask(server.address, LONG.0, &many);
+    for (stream, status, code) in [(broken, 400, "broken_body"), (slow, 408, "body_timeout"), (late, 504, "timeout")] {
+        let reply = Reply::read(stream).unwrap();
+        assert_eq!((reply.status, reply.code().as_str()), (status, code));
+    }
+    // Nobody waits for the late images any more: they make room at once.
+    until("the end of the work", || server.metric("accordion_active_images") == 0.0);
+    assert_eq!(server.metric("accordion_queue_images"), 0.0);
+}
+
+#[test]
+fn a_full_queue_refuses_with_the_time_to_come_back() {
+    let workspace = Workspace::of(&CLASSES, "max_batch = 1\nqueue_images = 2\n[limits]\nmax_n = 2");
+    let server = workspace.serve();
+    let (active, queued) = (|| server.metric("accordion_active_images"), || server.metric("accordion_queue_images"));
+    let first = ask(server.address, LONG.0, LONG.1);
+    until("a request runs", || active() == 2.0);
+    let second = ask(server.address, LONG.0, LONG.1);
+    until("a request waits", || queued() == 2.0);
+    let refused = server.generate("", "{}");
+    assert_eq!((refused.status, refused.code().as_str()), (429, "queue_full"));
+    assert!(refused.headers["retry-after"].parse::<u64>().unwrap() >= 1);
+    // Clients that go away take their images along.
+    drop((first, second));
+    until("an empty engine", || active() == 0.0 && queued() == 0.0);
+    server.generate("", "{}").image();
+}
+
+#[test]
+fn sigterm_answers_all_that_was_accepted_and_ends_well() {
+    let workspace = Workspace::new();
+    let server = workspace.serve();
+    let body = |seed: usize| format!(r#"{{"class":"top","seed":{seed},"n":4,"steps":250}}"#);
+    let asked: Vec<TcpStream> = (0..6).map(|seed| ask(server.address, "?budget=best", &body(seed))).collect();
+    until("everything is in the engine", || {
+        server.metric("accordion_active_images") + server.metric("accordion_queue_images") == 24.0
+    });
+    server.terminate();
+    for stream in asked {
+        let reply = Reply::read(stream).unwrap();
+        assert_eq!(decoded(&reply.image(), ImageFormat::Png).dimensions(), (2 * SIDE + 2, 2 * SIDE + 2));
+    }
+    let address = server.address;
+    let (status, log) = server.ended();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("draining"), "{log}");
+    assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn a_server_that_cannot_start_says_why_in_one_sentence() {
+    let workspace = Workspace::new();
+    let server = workspace.serve();
+    let address = server.address.to_string();
+    assert_refused(&workspace.serve_command(&address).output().unwrap(), &[&address, "in use"]);
+
+    let start = || workspace.serve_command("127.0.0.1:0").output().unwrap();
+    let config = workspace.path("serve.toml");
+    for (text_of_config, says) in [
+        ("max_bach = 1", ": max_bach: unknown field"),
+        ("max_batch = 0", "max_batch"),
+        ("[budgets]\nfast = \"euler-4@0.3\"", "budgets.fast: subnet `0.300`"),
+    ] {
+        std::fs::write(&config, text_of_config).unwrap();
+        assert_refused(&start(), &[text(&config), says]);
+    }
+    std::fs::write(&config, BUDGETS).unwrap();
+
+    let weights = workspace.path("model/supernet.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
+    assert_refused(&start(), &[text(&weights), "not a whole safetensors file"]);
+    std::fs::write(&weights, &whole).unwrap();
+
+    for (file, from, to, says) in [
+        ("model/model.toml", "channel_mult", "channel_mul", "unknown field `channel_mul`"),
+        ("model/model.toml", "model_channels = 8", "model_channels = 16", "supernet.safetensors: "),
+        ("model/model.toml", "model_channels = 8", "model_channels = 9", "backbone.model_channels: 9"),
+        ("model/model.toml", "\"top\"", "\"top\", \"left\"", "classes: 3 names for a network of 2 classes"),
+        ("model/subnets.toml", "name = \"0.500\"", "name = \"0.250\"", "subnet 0.250: stands twice"),
+        ("model/subnets.toml", "\"dec.4x4_in0.attn\" = 4", "\"dec.4x4_in0.attn\" = 5", "which the row denies"),
+    ] {
+        let path = workspace.path(file);
+        let whole = std::fs::read_to_string(&path).unwrap();
+        assert!(whole.contains(from), "{from} is not in {whole}");
+        std::fs::write(&path, whole.replacen(from, to, 1)).unwrap();
+        assert_refused(&start(), &[text(&workspace.path("model")), says]);
+        std::fs::write(&path, whole).unwrap();
+    }
+    std::fs::remove_file(workspace.path("model/subnets.toml")).unwrap();
+    assert_refused(&start(), &[text(&workspace.path("model/subnets.toml")), "No such file"]);
+    // The first server has not noticed.
+    server.generate("", "{}").image();
+}
+
+#[test]
+fn generate_draws_what_the_server_draws() {
+    let workspace = Workspace::new();
+    let server = workspace.serve();
+    let served = server.generate("?budget=exact:heun-5@0.500", r#"{"class":"top","seed":7,"n":4}"#).image();
+    let args = ["--class", "top", "--seed", "7", "--n", "4", "--steps", "5", "--subnet", "0.5"];
+    assert_eq!(workspace.generated("grid.png", &args), served);
+    assert_eq!(decoded(&served, ImageFormat::Png).dimensions(), (2 * SIDE + 2, 2 * SIDE + 2));
+}
+
+#[test]
+fn generate_is_a_function_of_its_arguments() {
+    let workspace = Workspace::new();
+    let args = ["--class", "top", "--seed", "7", "--n", "3", "--steps", "5"];
+    let with = |more: &[&str]| workspace.generated("grid.png", &[&args, more].concat());
+    let full = with(&[]);
+    assert_eq!(with(&[]), full);
+    assert_eq!(with(&["--subnet", "full"]), full);
+    assert_eq!(decoded(&full, ImageFormat::Png).dimensions(), (2 * SIDE + 2, 2 * SIDE + 2));
+    let plan = ["--class", "top", "--seed", "7", "--n", "3", "--plan", "heun-5@full"];
+    assert_eq!(workspace.generated("grid.png", &plan), full);
+    assert_ne!(with(&["--subnet", "0.5"]), full);
+    assert_ne!(with(&["--guidance", "2"]), full);
+    assert_eq!(workspace.generated("grid.png", &[&["--class", "0"], &args[2..]].concat()), full);
+    assert_ne!(workspace.generated("grid.png", &args[2..]), full);
+
+    // Several classes take turns, each image with a seed of its own.
+    let turns = decoded(
+        &workspace.generated("turns.png", &[&["--class", "top,bottom"], &args[2..]].concat()),
+        ImageFormat::Png,
+    );
+    let second = ["--class", "bottom", "--seed", "8", "--steps", "5"];
+    let second = decoded(&workspace.generated("second.png", &second), ImageFormat::Png);
+    assert_eq!(image::imageops::crop_imm(&turns, SIDE + 2, 0, SIDE, SIDE).to_image(), second);
+
+    for (name, format) in
+        [("grid.webp", ImageFormat::WebP), ("grid.jpg", ImageFormat::Jpeg), ("grid.jpeg", ImageFormat::Jpeg)]
+    {
+        assert_eq!(decoded(&workspace.generated(name, &args), format).dimensions(), (2 * SIDE + 2, 2 * SIDE + 2));
+    }
+}
+
+#[test]
+fn generate_refuses_what_it_cannot_draw_and_writes_nothing() {
+    let workspace = Workspace::new();
+    for (out, args, parts) in [
+        ("a.png", &["--class", "sideways"][..], &["class", "`sideways`", "top, bottom"][..]),
+        ("a.png", &["--class", "2"], &["class", "`2`", "top, bottom"]),
+        ("a.png", &["--subnet", "0.3"], &["subnet", "`0.3`", "0.250, 0.500, 0.750, full"]),
+        ("a.png", &["--plan", "heun-5@0.3"], &["subnet", "0.250, 0.500, 0.750, full"]),
+        ("a.png", &["--steps", "0"], &["0", "steps"]),
+        ("a.png", &["--guidance", "2"], &["--guidance", "--class"]),
+        ("a.png", &["--class", "top", "--guidance", "NaN"], &["--guidance"]),
+        ("a.gif", &[], &["--out", "`gif`", "png, webp, jpeg"]),
+        ("a", &[], &["--out", "png, webp, jpeg"]),
+        ("no/a.png", &[], &["no/a.png", "No such file"]),
+    ] {
+        assert_refused(&workspace.generate(out, args), parts);
+        assert!(!workspace.path(out).exists());
+    }
+    for args in [
+        &["--n", "0"][..],
+        &["--n", "1025"],
+        &["--seed", "-1"],
+        &["--plan", "heun"],
+        &["--steps", "5", "--plan", "heun-5@full"],
+    ] {
+        assert_eq!(workspace.generate("a.png", args).status.code(), Some(2), "{args:?}");
+        assert!(!workspace.path("a.png").exists());
+    }
+    std::fs::remove_file(workspace.path("model/model.toml")).unwrap();
+    assert_refused(&workspace.generate("a.png", &[]), &[text(&workspace.path("model/model.toml"))]);
+}
