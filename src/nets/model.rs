@@ -33,7 +33,7 @@ pub struct Card {
     /// Licence of the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub licence: Option<String>,
-    /// Class names by index; empty for an unconditional model, or where they are not known.
+    /// Class names by index; empty for an unconditional model.
     #[serde(default)]
     pub classes: Vec<String>,
     /// The noise levels that sampling runs between.
@@ -88,8 +88,12 @@ pub struct Model {
 }
 
 impl Card {
-    /// A card of the current format.
-    pub fn new(name: String, backbone: Backbone, preconditioning: Preconditioning, classes: Vec<String>) -> Self {
+    /// A card of the current format. Classes without names are called by their numbers.
+    pub fn new(name: String, backbone: Backbone, preconditioning: Preconditioning, mut classes: Vec<String>) -> Self {
+        if classes.is_empty() {
+            let Backbone::SongUnet(net) = &backbone;
+            classes = (0..net.label_dim).map(|class| class.to_string()).collect();
+        }
         Self {
             format: FORMAT,
             name,
@@ -164,7 +168,7 @@ impl Model {
             Error::Input { place, problem } => Error::field(&path, &format!("backbone.{place}"), problem),
             other => other,
         })?;
-        if !card.classes.is_empty() && card.classes.len() != network.classes() {
+        if card.classes.len() != network.classes() {
             let problem = format!("{} names for a network of {} classes", card.classes.len(), network.classes());
             return Err(Error::field(&path, "classes", problem));
         }
@@ -230,7 +234,6 @@ impl Model {
         by_name.or_else(by_number).ok_or_else(|| {
             let accepted = match self.network.classes() {
                 0 => "the model is unconditional".to_string(),
-                classes if self.card.classes.is_empty() => format!("it takes 0 to {}", classes - 1),
                 _ => format!("it takes {}", self.card.classes.join(", ")),
             };
             Error::input("class", format!("`{name}` is not a class of the model: {accepted}"))

@@ -129,6 +129,8 @@ impl Flow<'_> {
             ("hours".to_string(), toml::Value::from((position.seconds / 36.0).round() / 100.0)),
             ("threads".to_string(), toml::Value::from(rayon::current_num_threads() as i64)),
         ]);
+        let config = self.config.path.file_name().unwrap_or_default().to_string_lossy();
+        made.insert("command".into(), format!("accordion train --config {config} --out DIR").into());
         made.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         made.insert("seed".into(), toml::Value::from(self.config.seed as i64));
         made.insert(position.stage.as_str().into(), stage.into());

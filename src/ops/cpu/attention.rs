@@ -281,7 +281,7 @@ fn softmax_gradient(p: &[f32], dp: &mut [f32], len: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cpu::testing::{assert_close, assert_same_in_any_pool, slope, time, values, widen};
+    use crate::ops::cpu::testing::{assert_close, assert_same_in_any_pool, slope, values, widen};
 
     /// [B, L, heads, d]
     const SHAPES: [[usize; 4]; 8] = [
@@ -376,20 +376,6 @@ mod tests {
                 assert_eq!(run_backward(qkv, dout, one), dqkv[b * 3 * m..][..3 * m]);
             }
             assert_same_in_any_pool(|| (run_forward(&qkv, shape), run_backward(&qkv, &dout, shape)));
-        }
-    }
-
-    #[test]
-    #[ignore = "prints a timing"]
-    fn timing() {
-        for shape @ [batch, len, heads, dim] in [[64, 196, 1, 64], [64, 49, 4, 32], [64, 196, 1, 30], [1, 256, 4, 64]] {
-            let n: usize = shape.iter().product();
-            let (qkv, dout) = (values(1, 3 * n), values(2, n));
-            let (mut out, mut dqkv) = (dout.clone(), qkv.clone());
-            time(&format!("forward {shape:?}"), || forward(&qkv, batch, len, heads, dim, &mut out));
-            time(&format!("backward {shape:?}"), || backward(&qkv, &dout, batch, len, heads, dim, &mut dqkv));
-            let mut squares = vec![0.5; batch * heads * len * len];
-            time("  softmax alone, one thread", || softmax(&mut squares, len));
         }
     }
 }

@@ -94,7 +94,7 @@ pub fn split(y: &[f32], ca: usize, cb: usize, rows: usize, a: &mut [f32], b: &mu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cpu::testing::{assert_close, time, values, widen};
+    use crate::ops::cpu::testing::{assert_close, values, widen};
 
     #[test]
     fn sums_and_scalings_match_f64() {
@@ -128,17 +128,5 @@ mod tests {
             split(&y, ca, cb, rows, &mut a_again, &mut b_again);
             assert_eq!((a_again, b_again), (a, b));
         }
-    }
-
-    #[test]
-    #[ignore = "prints a timing"]
-    fn timing() {
-        let n = 64 * 784 * 64;
-        let (a, b) = (values(1, n), values(2, n));
-        let (mut y, mut wide) = (a.clone(), vec![0.0; 2 * n]);
-        time("add_scale of 3.2 M", || add_scale(&a, &b, 0.7, &mut y));
-        time("scale of 3.2 M", || scale(&a, 0.7, &mut y));
-        time("accumulate of 3.2 M", || accumulate(&mut y, &b));
-        time("concat of 2 x 3.2 M", || concat(&a, 64, &b, 64, n / 64, &mut wide));
     }
 }

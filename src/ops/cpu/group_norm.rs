@@ -457,7 +457,7 @@ fn check(channels: usize, batch: usize, pixels: usize, maps: &[&[f32]], paramete
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cpu::testing::{assert_close, assert_same_in_any_pool, slope, time, values, widen};
+    use crate::ops::cpu::testing::{assert_close, assert_same_in_any_pool, slope, values, widen};
 
     const EPS: f32 = 1e-5;
 
@@ -617,24 +617,5 @@ mod tests {
         let table = GroupTable::new((0..30).map(|ch| ch % 4).collect());
         let case = Case::new(table, 7, 196, false, true);
         assert_same_in_any_pool(|| (case.forward(), case.backward()));
-    }
-
-    #[test]
-    #[ignore = "prints a timing"]
-    fn timing() {
-        for (c, groups, pixels) in [(64, 16, 784), (30, 5, 784), (128, 32, 196), (255, 5, 49), (5, 1, 784)] {
-            for silu in [true, false] {
-                let table = GroupTable::new((0..c).map(|ch| ch * groups / c).collect());
-                let case = Case::new(table, 64, pixels, true, silu);
-                let Case { table, batch, pixels, x, scale, shift, dy, .. } = &case;
-                let (mut y, mut ds, mut db) = (x.clone(), scale.clone(), shift.clone());
-                time(&format!("forward [64, {pixels}, {c}] silu {silu}"), || {
-                    forward(x, scale, shift, table, EPS, silu, *batch, *pixels, &mut y);
-                });
-                time(&format!("backward [64, {pixels}, {c}] silu {silu}"), || {
-                    backward(x, scale, shift, table, EPS, silu, *batch, *pixels, dy, &mut y, &mut ds, &mut db);
-                });
-            }
-        }
     }
 }

@@ -119,7 +119,7 @@ fn weighted_sum(y: &mut [f32], x: &[f32], mut terms: impl Iterator<Item = (usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cpu::testing::{assert_close, assert_same_in_any_pool, time, values, widen};
+    use crate::ops::cpu::testing::{assert_close, assert_same_in_any_pool, values, widen};
 
     const FILTERS: [(&[f32], usize); 4] =
         [(&[1.0, 1.0], 0), (&[1.0, 3.0, 3.0, 1.0], 1), (&[1.0, 2.0, 4.0], 1), (&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2)];
@@ -220,16 +220,5 @@ mod tests {
             assert_eq!(alone.1, higher[b * 28 * 28 * 30..][..28 * 28 * 30]);
         }
         assert_same_in_any_pool(|| run(&x, 3));
-    }
-
-    #[test]
-    #[ignore = "prints a timing"]
-    fn timing() {
-        for (f, pad) in &FILTERS[..2] {
-            let (large, small) = (values(1, 64 * 784 * 64), values(1, 64 * 196 * 64));
-            let (mut lower, mut higher) = (small.clone(), large.clone());
-            time(&format!("down {f:?} [64, 28, 28, 64]"), || down(&large, 64, 28, 28, 64, f, *pad, 1.0, &mut lower));
-            time(&format!("up {f:?} [64, 14, 14, 64]"), || up(&small, 64, 14, 14, 64, f, *pad, 4.0, &mut higher));
-        }
     }
 }

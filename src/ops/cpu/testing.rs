@@ -43,17 +43,3 @@ pub(crate) fn assert_same_in_any_pool<T: PartialEq + Send + std::fmt::Debug>(f: 
     let run = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(&f);
     assert_eq!(run(1), run(3));
 }
-
-/// Times `f` (best of several runs) for the ad hoc, ignored timing tests.
-pub(crate) fn time(what: &str, mut f: impl FnMut()) {
-    f();
-    let best = (0..15)
-        .map(|_| {
-            let start = std::time::Instant::now();
-            f();
-            start.elapsed()
-        })
-        .min()
-        .unwrap();
-    println!("{what}: {best:?}");
-}
