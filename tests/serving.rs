@@ -505,7 +505,7 @@ fn a_server_that_cannot_start_says_why_in_one_sentence() {
         ("model/model.toml", "model_channels = 8", "model_channels = 9", "backbone.model_channels: 9"),
         ("model/model.toml", "\"top\"", "\"top\", \"left\"", "classes: 3 names for a network of 2 classes"),
         ("model/subnets.toml", "name = \"0.500\"", "name = \"0.250\"", "subnet 0.250: stands twice"),
-        ("model/subnets.toml", "\"dec.4x4_in0.attn\" = 4", "\"dec.4x4_in0.attn\" = 5", "which the row denies"),
+        ("model/subnets.toml", "\"dec.4x4_in0.attn\" = 16", "\"dec.4x4_in0.attn\" = 15", "which the row denies"),
     ] {
         let path = workspace.path(file);
         let whole = std::fs::read_to_string(&path).unwrap();
