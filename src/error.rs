@@ -40,6 +40,19 @@ impl Error {
         Self::input(format!("{}: {field}", path.display()), problem)
     }
 
+    /// The same error about a field of `path`, where it was about a field.
+    pub fn in_file(self, path: &Path) -> Self {
+        self.in_table(path, "")
+    }
+
+    /// As [`Self::in_file`], for a field of a table: `prefix` is the table's name with a dot.
+    pub fn in_table(self, path: &Path, prefix: &str) -> Self {
+        match self {
+            Self::Input { place, problem } => Self::field(path, &format!("{prefix}{place}"), problem),
+            other => other,
+        }
+    }
+
     /// For `map_err`: an [`Error::Io`] about `path`.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_path_buf(), source }

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod diffusion;
 pub mod engine;
 pub mod error;
+pub mod evaluation;
 pub mod files;
 pub mod nets;
 pub mod ops;

@@ -44,10 +44,8 @@ impl Args {
         check_vacant(&self.out)?;
         let Arch::SongUnet = self.arch;
         let (backbone, preconditioning) = public_config::read_song_unet(&self.config)?;
-        let network = Network::new(&backbone, preconditioning).map_err(|error| match error {
-            Error::Input { place, problem } => Error::field(&self.config, &format!("config.{place}"), problem),
-            other => other,
-        })?;
+        let network =
+            Network::new(&backbone, preconditioning).map_err(|error| error.in_table(&self.config, "config."))?;
         if !self.classes.is_empty() && self.classes.len() != network.classes() {
             let problem = format!("{} names for a network of {} classes", self.classes.len(), network.classes());
             return Err(Error::input("--classes", problem));

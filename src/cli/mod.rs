@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod allocate;
+mod evaluate;
 mod extract;
 mod forward;
 mod generate;
@@ -29,6 +30,8 @@ enum Command {
     Allocate(allocate::Args),
     /// Write a subnet as a model of its own.
     Extract(extract::Args),
+    /// Print the denoising loss of every subnet on given images.
+    Evaluate(evaluate::Args),
     /// Run one denoiser call on tensors in a file.
     Forward(forward::Args),
     /// Generate images into a file.
@@ -45,6 +48,7 @@ impl Command {
             Self::Rank(args) => args.run(),
             Self::Allocate(args) => args.run(),
             Self::Extract(args) => args.run(),
+            Self::Evaluate(args) => args.run(),
             Self::Forward(args) => args.run(),
             Self::Generate(args) => args.run(),
             Self::Serve(args) => args.run(),

@@ -5,8 +5,7 @@ use crate::files::read_toml;
 use crate::files::{check_vacant, write_directory};
 use crate::nets::Model;
 use crate::supernet::{Order, ranking};
-use crate::training::config::Loss;
-use crate::training::data::Source;
+use crate::training::config::DataConfig;
 use crate::training::importance::{Samples, taylor};
 use crate::training::progress::Progress;
 use crate::{Error, Result};
@@ -63,14 +62,6 @@ impl Method {
     }
 }
 
-/// What ranking reads of a training config; the rest is another command's to check.
-#[derive(serde::Deserialize)]
-struct DataConfig {
-    data: Source,
-    #[serde(default)]
-    loss: Loss,
-}
-
 impl Args {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
@@ -121,11 +112,7 @@ impl Args {
         };
         let DataConfig { data, loss } = read_toml(path)?;
         let dataset = data.load()?;
-        Samples::draw(&dataset, network, loss.p_mean, loss.p_std, self.seed, self.samples as usize).map_err(|error| {
-            match error {
-                Error::Input { place, problem } => Error::field(path, &place, problem),
-                other => other,
-            }
-        })
+        let samples = Samples::draw(&dataset, network, loss.p_mean, loss.p_std, self.seed, self.samples as usize);
+        samples.map_err(|error| error.in_file(path))
     }
 }

@@ -44,9 +44,9 @@ impl Args {
         let (name, noise, subnets) = (model.card.name.clone(), model.card.noise, model.subnets().len());
         let engine = Engine::start(Box::new(model), noise, config.engine_limits())?;
         let state = AppState::new(name.clone(), engine, &config, prometheus::Registry::new());
-        let state = state.map_err(|error| match (error, &path) {
-            (Error::Input { place, problem }, Some(path)) => Error::field(path, &place, problem),
-            (error, _) => error,
+        let state = state.map_err(|error| match &path {
+            Some(path) => error.in_file(path),
+            None => error,
         })?;
         let io = |source| Error::Io { path: PathBuf::from(config.listen.to_string()), source };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io)?;

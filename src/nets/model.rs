@@ -164,10 +164,8 @@ impl Model {
         let path = dir.join(CARD);
         let card: Card = read_toml(&path)?;
         check_format(&path, card.format)?;
-        let network = Network::new(&card.backbone, card.preconditioning).map_err(|error| match error {
-            Error::Input { place, problem } => Error::field(&path, &format!("backbone.{place}"), problem),
-            other => other,
-        })?;
+        let network =
+            Network::new(&card.backbone, card.preconditioning).map_err(|error| error.in_table(&path, "backbone."))?;
         if card.classes.len() != network.classes() {
             let problem = format!("{} names for a network of {} classes", card.classes.len(), network.classes());
             return Err(Error::field(&path, "classes", problem));

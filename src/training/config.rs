@@ -79,6 +79,16 @@ impl Weights {
     }
 }
 
+/// What ranking and evaluation read of a training config: the rest is training's to check.
+#[derive(Clone, Debug, Deserialize)]
+pub struct DataConfig {
+    /// The images.
+    pub data: Source,
+    /// Their noise levels.
+    #[serde(default)]
+    pub loss: Loss,
+}
+
 /// EDM's training loss (Karras et al. 2022, section 5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

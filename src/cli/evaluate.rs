@@ -1,0 +1,41 @@
+//! `accordion evaluate`: how well each subnet denoises images that training has not seen.
+
+use crate::Result;
+use crate::evaluation::loss::denoising_losses;
+use crate::files::read_toml;
+use crate::nets::{Denoiser, Model};
+use crate::training::config::DataConfig;
+use std::path::PathBuf;
+
+/// Print the denoising loss of every subnet on given images.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model directory.
+    #[arg(long, env = "ACCORDION_MODEL", default_value = "models/fashion-mnist")]
+    model: PathBuf,
+    /// TOML file whose `[data]` table names the images, and whose `[loss]` table the noise levels.
+    #[arg(long, env = "ACCORDION_DATA")]
+    data: PathBuf,
+    /// Noisy images, the same for every subnet.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+    samples: u32,
+    /// Seed of what is drawn.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Args {
+    /// Runs the subcommand.
+    pub fn run(self) -> Result<()> {
+        let model = Model::open(&self.model)?;
+        let DataConfig { data, loss } = read_toml(&self.data)?;
+        let dataset = data.load()?;
+        let losses = denoising_losses(&model, &dataset, &loss, self.seed, self.samples as usize)
+            .map_err(|error| error.in_file(&self.data))?;
+        println!("subnet  parameters  MACs       loss");
+        for (subnet, loss) in model.subnets().iter().zip(losses) {
+            println!("{:<7} {:>10}  {:>9}  {loss:.4}", subnet.name, subnet.parameters, subnet.macs);
+        }
+        Ok(())
+    }
+}

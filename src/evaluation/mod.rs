@@ -1,0 +1,3 @@
+//! How good the subnets of a model are.
+
+pub mod loss;
