@@ -13,6 +13,7 @@ mod train;
 
 use crate::{Error, Result};
 use clap::Parser;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -60,7 +61,11 @@ impl Command {
 pub fn main() -> ExitCode {
     let command = Command::parse();
     let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).with_env_var("ACCORDION_LOG");
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter.from_env_lossy()).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(filter.from_env_lossy())
+        .init();
     match command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
