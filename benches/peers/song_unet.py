@@ -245,7 +245,7 @@ def from_config(config):
         "embedding_type": "positional",
         "encoder_type": "standard",
         "decoder_type": "standard",
-        "channel_mult_noise": 1,
+        "channel_mult_noise": 1, "channel_mult_emb": 4,
         "resample_filter": [1, 1],
         "augment_dim": 0,
     }
