@@ -189,7 +189,7 @@ fn the_default_ladder_is_trimmed_to_what_is_reachable_and_an_asked_ratio_is_not(
     work.rank();
     let output = work.run(&["allocate", "--model", "ranked"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && stderr.starts_with("left out 0.250, 0.375, 0.500: the smallest"), "{stderr}");
+    assert!(output.status.success() && stderr.contains("left out 0.250, 0.375, 0.500: the smallest"), "{stderr}");
     let table = std::fs::read_to_string(work.path("ranked/subnets.toml")).unwrap();
     assert!(table.contains("target = \"macs\"") && table.contains("name = \"0.625\"") && !table.contains("\"0.500\""));
     let refused = ["allocate", "--model", "ranked", "--ratios", "0.1,0.5"];
