@@ -1,8 +1,8 @@
 //! The record of a forward pass, walked backwards for gradients.
 //!
 //! Why not candle's own graph: its walk allocates zeros for every gradient and adds to them, four passes over memory
-//! where one suffices, which costs a fifth of a training step of a small U-Net on a CPU. Here the first gradient of a
-//! tensor is moved into place, and activations are freed as the walk passes them.
+//! where none is needed. Here the first gradient of a tensor is moved into place, and activations are freed as the walk
+//! passes them.
 
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Shape, Tensor, TensorId};
 use std::cell::RefCell;

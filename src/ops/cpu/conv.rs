@@ -297,16 +297,7 @@ fn multiply_accumulate(dst: &mut [f32], [m, n, k]: [usize; 3], a: Matrix, b: Mat
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn values(seed: u32, len: usize) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
-        (0..len)
-            .map(|_| {
-                state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-                (state >> 8) as f32 / 8388608.0 - 1.0
-            })
-            .collect()
-    }
+    use crate::ops::cpu::testing::{assert_close, assert_same_in_any_pool, values};
 
     fn contiguous(g: &Geometry) -> [usize; 4] {
         [g.kernel * g.c_in * g.c_out, g.c_in * g.c_out, g.c_out, 1]
@@ -330,12 +321,8 @@ mod tests {
         }
     }
 
-    fn close(got: &[f32], want: &[f64]) {
-        let range = want.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
-        for (got, want) in got.iter().zip(want) {
-            assert!((*got as f64 - want).abs() < 3e-6 * range, "{got} against {want}, range {range}");
-        }
-    }
+    /// Float32 sums of a few hundred products, as a share of the largest value.
+    const TOLERANCE: f64 = 3e-6;
 
     #[test]
     fn convolution_and_its_gradients_match_loops_in_f64() {
@@ -367,18 +354,18 @@ mod tests {
             let kernel = Kernel { data: &w, strides: contiguous(&g) };
             let mut y = vec![f32::NAN; want_y.len()];
             forward(&x, kernel, &bias, &g, &mut y);
-            close(&y, &want_y);
+            assert_close(&y, &want_y, TOLERANCE);
             let mut dx = vec![f32::NAN; x.len()];
             backward_input(&dy, kernel, &g, &mut dx);
-            close(&dx, &want_dx);
+            assert_close(&dx, &want_dx, TOLERANCE);
             let mut dw = vec![f32::NAN; w.len()];
             backward_weights(&x, &dy, &g, &mut dw);
-            close(&dw, &want_dw);
+            assert_close(&dw, &want_dw, TOLERANCE);
             let mut want_db = vec![0.0f64; c_out];
             dy.iter().enumerate().for_each(|(i, v)| want_db[i % c_out] += *v as f64);
             let mut db = vec![f32::NAN; c_out];
             backward_bias(&dy, &g, &mut db);
-            close(&db, &want_db);
+            assert_close(&db, &want_db, TOLERANCE);
         }
     }
 
@@ -418,5 +405,22 @@ mod tests {
             );
             assert_eq!(alone, together[b * g.out_elements()..][..g.out_elements()]);
         }
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        let g = Geometry { batch: 11, height: 14, width: 14, kernel: 3, pad: 1, c_in: 24, c_out: 20 };
+        let (x, w) = (values(11, 11 * g.in_elements()), values(12, g.depth() * g.c_out));
+        let dy = values(13, 11 * g.out_elements());
+        let kernel = Kernel { data: &w, strides: contiguous(&g) };
+        assert_same_in_any_pool(|| {
+            let mut y = vec![0.0; dy.len()];
+            forward(&x, kernel, &[], &g, &mut y);
+            let mut dx = vec![0.0; x.len()];
+            backward_input(&dy, kernel, &g, &mut dx);
+            let mut dw = vec![0.0; w.len()];
+            backward_weights(&x, &dy, &g, &mut dw);
+            [y, dx, dw].concat()
+        });
     }
 }

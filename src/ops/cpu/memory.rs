@@ -3,7 +3,7 @@
 /// Keeps freed pages instead of giving them back to the system.
 ///
 /// Activations are freed and wanted again at every step; giving them back means that the kernel clears each page anew,
-/// which takes half of a training step. The process stays as large as it once was, which the next step needs anyway.
+/// which showed as a large part of a training step's profile. The process stays as large as it once was, which the next step needs anyway.
 pub fn keep_freed_pages() {
     /// `mi_option_purge_delay`, which the bindings do not name; -1 is never.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
