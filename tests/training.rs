@@ -450,10 +450,10 @@ fn a_run_that_was_killed_while_it_wrote_the_ranked_model_ranks_again() {
     assert_eq!(flow(&config, &out).run().unwrap(), Outcome::Finished);
     let (model, ranked) =
         (content(&out.join("supernet.safetensors")), content(&out.join("ranked/supernet.safetensors")));
-    // A stage that stands at its first step, and a directory whose last file is missing.
+    // What such a run leaves: no state of the second stage, and the directory under its temporary name, half written.
     std::fs::remove_file(out.join("state.safetensors")).unwrap();
-    std::fs::remove_file(out.join("ranked/model.toml")).unwrap();
-    std::fs::remove_file(out.join("ranked/subnets.toml")).unwrap();
+    std::fs::rename(out.join("ranked"), out.join(".ranked.partial-1")).unwrap();
+    std::fs::remove_file(out.join(".ranked.partial-1/model.toml")).unwrap();
     let again = Flow { resume: true, only: Some(StageName::All), ..flow(&config, &out) };
     assert_eq!(again.run().unwrap(), Outcome::Finished);
     assert!(content(&out.join("ranked/supernet.safetensors")) == ranked);
