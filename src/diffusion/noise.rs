@@ -93,11 +93,6 @@ impl Stream {
         f64::from(self.word(element)) * WORD
     }
 
-    /// A uniform in [0, 1), a multiple of 2^-24: rounding [`Self::uniform`] could give 1.
-    pub fn uniform_f32(&self, element: u64) -> f32 {
-        (self.word(element) >> 8) as f32 / 16_777_216.0
-    }
-
     /// An integer in `0..n`, or 0 where `n` is 0. No value is favoured by more than n / 2^32.
     pub fn below(&self, element: u64, n: u32) -> u32 {
         multiply(self.word(element), n)[1]
@@ -172,7 +167,6 @@ mod tests {
         let expected = [0.8894122038036585, 0.586474409326911, 0.25121677457354963, 0.7241024631075561];
         for (lane, expected) in expected.into_iter().enumerate() {
             assert_eq!(general.uniform(4 + lane as u64), expected);
-            assert!((f64::from(general.uniform_f32(4 + lane as u64)) - expected).abs() < 1e-7);
         }
         assert_eq!([4, 5, 6, 7].map(|element| general.below(element, 10)), [8, 5, 2, 7]);
     }

@@ -23,11 +23,8 @@ struct Resample {
 
 impl Resample {
     fn out_size(&self, size: usize) -> usize {
-        if self.up {
-            (size - 1) * 2 + self.filter.len() - 2 * self.pad
-        } else {
-            (size + 2 * self.pad - self.filter.len()) / 2 + 1
-        }
+        let taps = self.filter.len();
+        if self.up { cpu::up_size(size, taps, self.pad) } else { cpu::down_size(size, taps, self.pad) }
     }
 }
 

@@ -37,21 +37,6 @@ pub fn scale(x: &[f32], s: f32, y: &mut [f32]) {
     });
 }
 
-/// `dst += src`
-pub fn accumulate(dst: &mut [f32], src: &[f32]) {
-    assert_eq!(dst.len(), src.len());
-    dst.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK)).for_each(|(dst, src)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for (dst, src) in dst.iter_mut().zip(src) {
-                    *dst += src;
-                }
-            },
-        );
-    });
-}
-
 /// Rows of `width` elements that one task handles: about a [`CHUNK`].
 fn rows_per_task(width: usize) -> usize {
     (CHUNK / width.max(1)).max(1)
@@ -106,8 +91,7 @@ mod tests {
             assert_close(&y, &wa.iter().zip(&wb).map(|(a, b)| (a + b) * 0.7).collect::<Vec<_>>(), 2e-7);
             scale(&a, -1.5, &mut y);
             assert_close(&y, &wa.iter().map(|a| a * -1.5).collect::<Vec<_>>(), 2e-7);
-            y.copy_from_slice(&a);
-            accumulate(&mut y, &b);
+            add_scale(&a, &b, 1.0, &mut y);
             assert_close(&y, &wa.iter().zip(&wb).map(|(a, b)| a + b).collect::<Vec<_>>(), 2e-7);
         }
     }
