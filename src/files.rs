@@ -1,8 +1,10 @@
 //! Files and directories that appear whole or not at all.
 
 use crate::{Error, Result};
+use safetensors::{SafeTensorError, SafeTensors, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Writes a file by way of a temporary one beside it, so that a reader never sees half of it.
@@ -34,6 +36,42 @@ pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
 pub fn write_toml(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = toml::to_string(value).map_err(|error| Error::input(path.display(), error))?;
     write_whole(path, text.as_bytes())
+}
+
+/// The tensors in the bytes of the file `path`.
+///
+/// # Errors
+/// If they are not a whole safetensors file.
+pub fn parse_tensors<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
+    SafeTensors::deserialize(bytes).map_err(|error| damaged(path, &error))
+}
+
+/// The metadata in the bytes of the file `path`; empty where it has none.
+///
+/// # Errors
+/// As [`parse_tensors`].
+pub fn parse_metadata(path: &Path, bytes: &[u8]) -> Result<HashMap<String, String>> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| damaged(path, &error))?;
+    Ok(header.metadata().clone().unwrap_or_default())
+}
+
+fn damaged(path: &Path, error: &SafeTensorError) -> Error {
+    Error::input(path.display(), format!("is not a whole safetensors file ({error})"))
+}
+
+/// Writes a safetensors file whole or not at all.
+pub fn write_tensors<S, V>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (S, V)>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()>
+where
+    S: AsRef<str> + Ord + std::fmt::Display,
+    V: View,
+{
+    let bytes = safetensors::serialize(tensors, metadata)
+        .map_err(|error| Error::input(path.display(), format!("cannot be written: {error}")))?;
+    write_whole(path, &bytes)
 }
 
 /// Refuses an `--out` that holds something: for before the work, so that it is not in vain.

@@ -1,10 +1,10 @@
 //! `accordion forward`: one denoiser call, to compare with other implementations.
 
 use super::tensors::TensorFile;
-use crate::files::write_whole;
+use crate::Result;
+use crate::files::write_tensors;
 use crate::nets::{Denoiser, ImageShape, Model};
 use crate::ops::Tape;
-use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;
 
@@ -48,8 +48,6 @@ impl Args {
         }
         let denoised = Tensor::from_vec(denoised, (batch, height, width, channels), &Device::Cpu)?;
         let denoised = denoised.permute((0, 3, 1, 2))?.contiguous()?;
-        let bytes = safetensors::serialize([("denoised", &denoised)], None)
-            .map_err(|error| Error::input(self.output.display(), format!("cannot be written: {error}")))?;
-        write_whole(&self.output, &bytes)
+        write_tensors(&self.output, [("denoised", &denoised)], None)
     }
 }

@@ -1,5 +1,6 @@
 //! Files of tensors that a user hands in: public layout, checked, without what is not asked for.
 
+use crate::files::parse_tensors;
 use crate::nets::{ImageShape, Network};
 use crate::supernet::checkpoint::read_f32;
 use crate::{Error, Result};
@@ -90,7 +91,6 @@ impl TensorFile {
     }
 
     fn parse(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.bytes)
-            .map_err(|error| Error::input(self.path.display(), format!("is not a whole safetensors file ({error})")))
+        parse_tensors(&self.path, &self.bytes)
     }
 }

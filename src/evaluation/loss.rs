@@ -1,10 +1,11 @@
 //! The denoising loss on images that training has not seen.
 
+use crate::Result;
 use crate::nets::{Denoiser, Model};
+use crate::ops::Tape;
 use crate::training::batch::Batches;
 use crate::training::config::Loss;
 use crate::training::data::Dataset;
-use crate::{Error, Result};
 
 /// Samples in one call.
 const BATCH: usize = 32;
@@ -13,23 +14,19 @@ const BATCH: usize = 32;
 /// wide, over `samples` noisy images. Every subnet sees the same ones, each with its class; they depend on `seed` alone.
 ///
 /// # Errors
-/// [`Error::Input`] if the images are not of the model's size.
+/// As [`Dataset::check`].
 pub fn denoising_losses(model: &Model, dataset: &Dataset, loss: &Loss, seed: u64, samples: usize) -> Result<Vec<f64>> {
-    if dataset.shape != model.image() {
-        let problem = format!("images are {:?}, but the model takes {:?}", dataset.shape, model.image());
-        return Err(Error::input("data", problem));
-    }
     let network = &model.network;
+    dataset.check(network.image(), network.classes())?;
     let loss = Loss { label_dropout: 0.0, ..loss.clone() };
     let mut batches = Batches::new(dataset, &loss, network.classes(), seed);
+    let elements = network.image().elements();
     let mut sums = vec![0.0; model.subnets().len()];
     for start in (0..samples).step_by(BATCH) {
         let batch = batches.draw(start as u64, BATCH.min(samples - start));
         for (subnet, sum) in sums.iter_mut().enumerate() {
-            let denoised =
-                network.call(&crate::ops::Tape::off(), model.sliced(subnet), &batch.x, &batch.sigma, &batch.labels)?;
-            let elements = model.image().elements();
-            let images = denoised.denoised.chunks_exact(elements).zip(batch.x0.chunks_exact(elements));
+            let call = network.call(&Tape::off(), model.sliced(subnet), &batch.x, &batch.sigma, &batch.labels)?;
+            let images = call.denoised.chunks_exact(elements).zip(batch.x0.chunks_exact(elements));
             for ((got, want), &sigma) in images.zip(&batch.sigma) {
                 let squares: f64 = got.iter().zip(want).map(|(g, w)| ((g - w) as f64).powi(2)).sum();
                 *sum += network.preconditioning().loss_weight(sigma) * squares / elements as f64;

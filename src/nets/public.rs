@@ -1,11 +1,10 @@
 //! Translation between our parameters and the public checkpoints (NVlabs/edm names and layouts).
 
-use crate::files::write_whole;
+use crate::files::{parse_tensors, write_tensors};
 use crate::supernet::checkpoint::read_f32;
 use crate::supernet::{Param, Spec, spec::PublicLayout};
 use crate::{Error, Result};
 use candle_core::Tensor;
-use safetensors::SafeTensors;
 use std::path::Path;
 
 /// The prefix that EDM's preconditioning wrapper puts before every name.
@@ -58,8 +57,7 @@ fn to_public(param: &Param, tensor: &Tensor) -> Result<Tensor> {
 /// constant `resample_filter` buffers are passed over.
 pub fn read(spec: &Spec, path: &Path) -> Result<Vec<Tensor>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| Error::input(path.display(), format!("is not a whole safetensors file ({error})")))?;
+    let file = parse_tensors(path, &bytes)?;
     let mut params = Vec::with_capacity(spec.params.len());
     for param in &spec.params {
         let name = format!("{PREFIX}{}", param.name);
@@ -87,8 +85,5 @@ pub fn write(spec: &Spec, params: &[Tensor], path: &Path) -> Result<()> {
     for (param, tensor) in spec.params.iter().zip(params) {
         tensors.push((format!("{PREFIX}{}", param.name), to_public(param, tensor)?));
     }
-    let refs = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    let bytes = safetensors::serialize(refs, None)
-        .map_err(|error| Error::input(path.display(), format!("cannot be written: {error}")))?;
-    write_whole(path, &bytes)
+    write_tensors(path, tensors, None)
 }

@@ -1,10 +1,9 @@
 //! The supernet's weights in memory and on disk.
 
-use crate::files::write_whole;
+use crate::files::{parse_metadata, parse_tensors, write_tensors};
 use crate::supernet::{Pipe, Spec};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
@@ -84,10 +83,7 @@ impl Supernet {
             let text = permutation.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
             metadata.insert(format!("permutation.{}", pipe.name), text);
         }
-        let refs = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        let bytes = safetensors::serialize(refs, Some(metadata))
-            .map_err(|error| Error::input(path.display(), format!("cannot be written: {error}")))?;
-        write_whole(path, &bytes)
+        write_tensors(path, tensors, Some(metadata))
     }
 
     /// Reads a file that [`Self::write`] wrote for a network of this `spec`.
@@ -96,9 +92,7 @@ impl Supernet {
     /// One sentence with the file and the tensor or field that is missing, foreign, of another shape or damaged.
     pub fn read(spec: &Spec, path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| damaged(path, error))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(path, error))?;
-        let metadata = header.metadata().clone().unwrap_or_default();
+        let (file, metadata) = (parse_tensors(path, &bytes)?, parse_metadata(path, &bytes)?);
         match metadata.get("format").map(String::as_str) {
             Some(FORMAT) => {}
             Some(other) => return Err(Error::field(path, "format", format!("version {other} is not {FORMAT}"))),
@@ -130,10 +124,6 @@ impl Supernet {
         }
         Ok(Self { params, order, permutations })
     }
-}
-
-fn damaged(path: &Path, error: safetensors::SafeTensorError) -> Error {
-    Error::input(path.display(), format!("is not a whole safetensors file ({error})"))
 }
 
 fn read_permutation(path: &Path, metadata: &HashMap<String, String>, pipe: &Pipe) -> Result<Vec<u32>> {

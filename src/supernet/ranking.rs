@@ -4,13 +4,12 @@
 //! takes, best first; equal channels keep their order.
 
 use crate::diffusion::noise::Stream;
-use crate::files::write_whole;
+use crate::files::{parse_tensors, write_tensors};
 use crate::supernet::checkpoint::{Order, Supernet, read_f32};
 use crate::supernet::groups;
 use crate::supernet::spec::{Pipe, Role, Spec};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use safetensors::SafeTensors;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -128,10 +127,7 @@ pub fn write(spec: &Spec, scores: &[Vec<f64>], notes: &[(&str, String)], path: &
         tensors.push((tensor_name(pipe), Tensor::new(scores, &Device::Cpu)?));
     }
     let notes = notes.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
-    let refs = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    let bytes = safetensors::serialize(refs, Some(notes))
-        .map_err(|error| Error::input(path.display(), format!("cannot be written: {error}")))?;
-    write_whole(path, &bytes)
+    write_tensors(path, tensors, Some(notes))
 }
 
 /// Reads scores in original channel order.
@@ -140,8 +136,7 @@ pub fn write(spec: &Spec, scores: &[Vec<f64>], notes: &[(&str, String)], path: &
 /// One sentence with the file and the tensor that is missing, of another width, damaged or negative.
 pub fn read(spec: &Spec, path: &Path) -> Result<Vec<Vec<f64>>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| Error::input(path.display(), format!("is not a whole safetensors file ({error})")))?;
+    let file = parse_tensors(path, &bytes)?;
     let of_pipe = |pipe: &Pipe| {
         let name = tensor_name(pipe);
         let view = file.tensor(&name).map_err(|_| Error::field(path, &name, "tensor is missing"))?;

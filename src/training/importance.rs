@@ -43,15 +43,8 @@ impl Samples {
         seed: u64,
         count: usize,
     ) -> Result<Self> {
-        let (image, classes) = (network.image(), network.classes());
-        if dataset.shape != image {
-            let problem = format!("images are {:?}, but the network takes {:?}", dataset.shape, image);
-            return Err(Error::input("data", problem));
-        }
-        if classes > 0 && dataset.classes.len() != classes {
-            let problem = format!("has {} classes, but the network has {classes}", dataset.classes.len());
-            return Err(Error::input("data", problem));
-        }
+        let image = network.image();
+        dataset.check(image, network.classes())?;
         let mut x0 = Vec::with_capacity(count * image.elements());
         let mut noise = vec![0.0; count * image.elements()];
         let mut sigma = Vec::with_capacity(count);

@@ -1,12 +1,12 @@
 //! The state of a run on disk: everything that the next step depends on, so that resuming continues to the bit.
 
 use super::optimizer::Slot;
-use crate::files::write_whole;
+use crate::files::write_tensors;
 use crate::supernet::{Order, Spec, Supernet};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
@@ -101,7 +101,7 @@ impl State {
             ("order".to_string(), json(serde_json::to_string(&self.order))?),
             ("permutations".to_string(), json(serde_json::to_string(&self.permutations))?),
         ]);
-        write_whole(path, &serialize(tensors, Some(metadata)).map_err(|error| refuse(&error))?)
+        write_tensors(path, tensors, Some(metadata))
     }
 
     /// Reads a file that [`Self::write`] wrote for a network of this `spec`.

@@ -27,6 +27,7 @@ pub struct Trainer<'a> {
     /// The subnets that are trained, ascending; the last is the full network.
     ratios: Vec<f64>,
     widths: Vec<Widths>,
+    /// The frozen teacher, where the config asks for one.
     teacher: Option<Sliced>,
     adam: Adam,
     /// What is written to disk.
@@ -62,7 +63,7 @@ pub fn initial(spec: &Spec, seed: u64) -> Result<Supernet> {
 
 impl<'a> Trainer<'a> {
     /// A stage over `subnets` (ascending, the last is the full network), from `state`. `teacher` are the weights of a frozen
-    /// teacher, where the config asks for one.
+    /// teacher: used where the config asks for one.
     ///
     /// # Errors
     /// [`Error::Input`] if the data does not fit the network.
@@ -86,7 +87,9 @@ impl<'a> Trainer<'a> {
             StageName::Full => &config.full,
             StageName::All => &config.all,
         };
-        let teacher = teacher.map(|teacher| Sliced::new(spec, teacher, &spec.full())).transpose()?;
+        let sampling = &config.sampling;
+        let wanted = sampling.distillation > 0.0 && sampling.teacher == Teacher::Frozen;
+        let teacher = teacher.filter(|_| wanted).map(|teacher| Sliced::new(spec, teacher, &spec.full())).transpose()?;
         // Each stage has its own draws: the second must not repeat the noise of the first.
         let seed = config.seed.wrapping_mul(2).wrapping_add(state.position.stage as u64);
         let batches = Batches::new(dataset, &config.loss, network.classes(), seed);
@@ -165,8 +168,7 @@ impl<'a> Trainer<'a> {
 
     /// What a frozen teacher makes of the batch.
     fn teach(&self, batch: &Batch) -> Result<Option<Vec<f32>>> {
-        let wanted = self.sampling().distillation > 0.0 && self.sampling().teacher == Teacher::Frozen;
-        match self.teacher.as_ref().filter(|_| wanted) {
+        match &self.teacher {
             None => Ok(None),
             Some(teacher) => {
                 let call = self.network.call(&Tape::off(), teacher, &batch.x, &batch.sigma, &batch.labels)?;

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::nets::ImageShape;
+use crate::{Error, Result};
 
 pub use pixels::{flip_horizontal, to_byte, to_unit};
 
@@ -28,6 +28,22 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// Checks that the images are of the size that a network takes, and their classes as many as it has (0: it ignores them).
+    ///
+    /// # Errors
+    /// [`Error::Input`] about `data`.
+    pub fn check(&self, image: ImageShape, classes: usize) -> Result<()> {
+        if self.shape != image {
+            let problem = format!("images are {:?}, but the network takes {image:?}", self.shape);
+            return Err(Error::input("data", problem));
+        }
+        if classes > 0 && self.classes.len() != classes {
+            let problem = format!("has {} classes, but the network has {classes}", self.classes.len());
+            return Err(Error::input("data", problem));
+        }
+        Ok(())
+    }
+
     /// The number of images, N.
     pub fn len(&self) -> usize {
         self.labels.len()
@@ -210,5 +226,17 @@ mod tests {
         let (found_mean, found_std) = data.statistics();
         assert!((found_mean - mean).abs() < 1e-7 && (found_std - std).abs() < 1e-7, "{found_mean} {found_std}");
         assert!((found_std - (0.5f64 * (1.0 + 0.36)).sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn images_of_another_size_or_with_other_classes_than_the_network_are_refused() {
+        let shape = ImageShape { height: 1, width: 2, channels: 1 };
+        let classes = vec!["a".to_owned(), "b".to_owned(), "c".to_owned()];
+        let data = Dataset { shape, classes, images: vec![0, 1], labels: vec![2] };
+        assert!(data.check(shape, 3).is_ok() && data.check(shape, 0).is_ok());
+        let refusal = data.check(shape, 2).unwrap_err().to_string();
+        assert_eq!(refusal, "data: has 3 classes, but the network has 2");
+        let larger = ImageShape { width: 3, ..shape };
+        assert!(data.check(larger, 3).unwrap_err().to_string().starts_with("data: images are "));
     }
 }
