@@ -4,7 +4,7 @@ use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::diffusion::{NoiseKey, Plan, Trajectory};
 use accordion::nets::model::Card;
 use accordion::nets::network::{Backbone, Network};
-use accordion::nets::{Denoiser, Model, public};
+use accordion::nets::{Denoiser, Model, Runner, Threads, public};
 use accordion::supernet::{Order, Pipe, Subnet, Supernet, Widths, allocation, ranking};
 use accordion::training::importance::{Samples, taylor};
 use candle_core::{DType, Device, Tensor};
@@ -86,6 +86,10 @@ impl Golden {
     }
 }
 
+fn runner(model: &Model) -> Runner {
+    Runner::new(model, Threads::ALL).unwrap()
+}
+
 /// A tensor of images, channels last.
 fn images(expected: &HashMap<String, Tensor>, name: &str) -> Vec<f32> {
     let images = expected[name].permute((0, 2, 3, 1)).unwrap().to_dtype(DType::F32).unwrap();
@@ -103,7 +107,7 @@ fn relative_error(got: &[f32], want: &[f32]) -> f64 {
 fn the_imported_network_denoises_as_the_reference_does() {
     for name in NAMES {
         let golden = golden(name);
-        let got = golden.model.denoise(0, &golden.images("x"), &golden.sigma(), &golden.classes()).unwrap();
+        let got = runner(&golden.model).denoise(0, &golden.images("x"), &golden.sigma(), &golden.classes()).unwrap();
         let error = relative_error(&got, &golden.images("denoised_full"));
         println!("{name}: {error:.1e}");
         assert!(error < 1e-5, "{name}: {error:.1e} of the range");
@@ -154,9 +158,10 @@ fn subnets_denoise_as_the_reference_does() {
         let golden = golden(name);
         let (x, sigma, classes) = (golden.images("x"), golden.sigma(), golden.classes());
         let (model, expected) = golden.allocated();
+        let mut runner = runner(&model);
         for ratio in ["full", "0.250", "0.5", "0.750"] {
             let subnet = model.subnet(ratio).unwrap();
-            let got = model.denoise(subnet, &x, &sigma, &classes).unwrap();
+            let got = runner.denoise(subnet, &x, &sigma, &classes).unwrap();
             let want = match ratio {
                 "full" => "denoised_full".to_owned(),
                 _ => format!("denoised_subnet_{}", model.subnets()[subnet].name),
@@ -175,6 +180,7 @@ fn heun_trajectories_end_where_the_reference_does() {
         let golden = golden(name);
         let (noise, classes) = (golden.images("noise"), golden.classes());
         let (model, expected) = golden.allocated();
+        let mut runner = runner(&model);
         let elements = model.image().elements();
         for (ratio, want) in [("full", "heun8_full"), ("0.500", "heun8_subnet_0.500")] {
             let plan: Arc<Plan> = Arc::new(format!("heun-8@{ratio}").parse().unwrap());
@@ -186,7 +192,7 @@ fn heun_trajectories_end_where_the_reference_does() {
                     let subnet = model.subnet(call.subnet).unwrap();
                     let sigma = call.sigma;
                     let input: Vec<f32> = trajectory.input().iter().map(|&x| x as f32).collect();
-                    trajectory.advance(&model.denoise(subnet, &input, &[sigma], &[class]).unwrap());
+                    trajectory.advance(&runner.denoise(subnet, &input, &[sigma], &[class]).unwrap());
                 }
                 got.extend(trajectory.image().iter().map(|&x| x as f32));
             }

@@ -4,8 +4,10 @@ use accordion::diffusion::Stream;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::model::Card;
 use accordion::nets::network::{Backbone, Network};
+use accordion::nets::sliced::Sliced;
 use accordion::nets::song_unet::{Config, Decoder, Embedding, Encoder};
-use accordion::nets::{Denoiser, Model, public, public_config};
+use accordion::nets::{Denoiser, Model, Runner, Threads, public, public_config};
+use accordion::ops::Tape;
 use accordion::supernet::{Order, Param, Spec, Subnet, Supernet, Widths, ranking};
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
@@ -109,6 +111,14 @@ impl Shape {
     }
 }
 
+fn denoise(model: &Model, subnet: usize, x: &[f32], sigma: &[f64], classes: &[Option<usize>]) -> Vec<f32> {
+    Runner::new(model, Threads::ALL).unwrap().denoise(subnet, x, sigma, classes).unwrap()
+}
+
+fn sliced(model: &Model, subnet: usize) -> Sliced {
+    Sliced::new(model.network.spec(), &model.supernet, &model.widths(subnet)).unwrap()
+}
+
 /// The largest error as a share of the largest wanted magnitude.
 fn relative_error(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
@@ -125,11 +135,11 @@ proptest! {
     fn a_full_width_subnet_reproduces_the_imported_network(shape in shapes()) {
         let imported = shape.model();
         let (x, sigma, classes) = shape.batch(&imported);
-        let want = imported.denoise(0, &x, &sigma, &classes).unwrap();
+        let want = denoise(&imported, 0, &x, &sigma, &classes);
         for order in ORDERS {
             let ranked = shape.allocated(order);
             let full = ranked.subnet("full").unwrap();
-            let error = relative_error(&ranked.denoise(full, &x, &sigma, &classes).unwrap(), &want);
+            let error = relative_error(&denoise(&ranked, full, &x, &sigma, &classes), &want);
             prop_assert!(error < TOLERANCE, "{order:?}: {error:.1e}");
         }
     }
@@ -141,14 +151,14 @@ proptest! {
             let model = shape.allocated(order);
             let (x, sigma, classes) = shape.batch(&model);
             for subnet in 0..model.subnets().len() {
-                let want = model.denoise(subnet, &x, &sigma, &classes).unwrap();
+                let want = denoise(&model, subnet, &x, &sigma, &classes);
                 let extracted = model.extract(subnet).unwrap();
                 prop_assert_eq!(extracted.subnets()[0].parameters, model.subnets()[subnet].parameters);
                 prop_assert_eq!(extracted.subnets()[0].macs, model.subnets()[subnet].macs);
 
                 extracted.write(dir.path(), DType::F32).unwrap();
                 let loaded = Model::open(dir.path()).unwrap();
-                let error = relative_error(&loaded.denoise(0, &x, &sigma, &classes).unwrap(), &want);
+                let error = relative_error(&denoise(&loaded, 0, &x, &sigma, &classes), &want);
                 prop_assert!(error < TOLERANCE, "{order:?}, subnet {subnet}: {error:.1e}");
 
                 let (json, weights) = (dir.path().join("config.json"), dir.path().join("weights.safetensors"));
@@ -160,7 +170,7 @@ proptest! {
                 let params = public::read(network.spec(), &weights).unwrap();
                 let card = Card::new("public".into(), backbone, preconditioning, vec![]);
                 let public = Model::unallocated(card, Supernet::original(network.spec(), params)).unwrap();
-                let error = relative_error(&public.denoise(0, &x, &sigma, &classes).unwrap(), &want);
+                let error = relative_error(&denoise(&public, 0, &x, &sigma, &classes), &want);
                 prop_assert!(error < TOLERANCE, "{order:?}, subnet {subnet} under public names: {error:.1e}");
             }
         }
@@ -172,12 +182,12 @@ proptest! {
             let model = shape.allocated(order);
             let (x, sigma, classes) = shape.batch(&model);
             let [narrow, wide] = [model.subnet("0.4").unwrap(), model.subnet("0.6").unwrap()];
-            let want = model.denoise(narrow, &x, &sigma, &classes).unwrap();
+            let want = denoise(&model, narrow, &x, &sigma, &classes);
             let extracted = model.extract(wide).unwrap();
             let row = Subnet::new(extracted.network.spec(), 0.4, &model.widths(narrow));
             let extracted = extracted.with_subnets("channels", vec![row]).unwrap();
             let again = extracted.extract(extracted.subnet("0.4").unwrap()).unwrap();
-            let error = relative_error(&again.denoise(0, &x, &sigma, &classes).unwrap(), &want);
+            let error = relative_error(&denoise(&again, 0, &x, &sigma, &classes), &want);
             prop_assert!(error < TOLERANCE, "{order:?}: {error:.1e}");
         }
     }
@@ -189,7 +199,8 @@ proptest! {
         let [narrow, wide] = [model.subnet("0.4").unwrap(), model.subnet("0.6").unwrap()];
         let widths = model.widths(narrow);
         prop_assert!(widths.nests_in(&model.widths(wide)));
-        let pairs = model.sliced(narrow).leaves().iter().zip(model.sliced(wide).leaves());
+        let (small, large) = (sliced(&model, narrow), sliced(&model, wide));
+        let pairs = small.leaves().iter().zip(large.leaves());
         for (param, (small, large)) in spec.params.iter().zip(pairs) {
             let mut prefix = large.clone();
             for slice in &param.slices {
@@ -201,15 +212,29 @@ proptest! {
     }
 
     #[test]
+    fn inference_computes_what_the_network_that_is_trained_computes(shape in shapes()) {
+        for order in ORDERS {
+            let model = shape.allocated(order);
+            let (x, sigma, classes) = shape.batch(&model);
+            let labels = model.network.labels(&classes);
+            for subnet in 0..model.subnets().len() {
+                let call = model.network.call(&Tape::off(), &sliced(&model, subnet), &x, &sigma, &labels).unwrap();
+                let error = relative_error(&denoise(&model, subnet, &x, &sigma, &classes), &call.denoised);
+                prop_assert!(error < TOLERANCE, "{order:?}, subnet {subnet}: {error:.1e}");
+            }
+        }
+    }
+
+    #[test]
     fn a_sample_is_the_same_alone_and_in_a_batch(shape in shapes()) {
         let model = shape.allocated(Order::Global);
         let (x, sigma, classes) = shape.batch(&model);
         let elements = model.image().elements();
         for subnet in 0..model.subnets().len() {
-            let together = model.denoise(subnet, &x, &sigma, &classes).unwrap();
+            let together = denoise(&model, subnet, &x, &sigma, &classes);
             for i in 0..BATCH {
                 let x = &x[i * elements..][..elements];
-                let alone = model.denoise(subnet, x, &sigma[i..=i], &classes[i..=i]).unwrap();
+                let alone = denoise(&model, subnet, x, &sigma[i..=i], &classes[i..=i]);
                 prop_assert_eq!(&alone[..], &together[i * elements..][..elements], "subnet {}, sample {}", subnet, i);
             }
         }

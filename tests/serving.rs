@@ -6,7 +6,7 @@ use accordion::engine::image::Raster;
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::model::Card;
 use accordion::nets::network::Backbone;
-use accordion::nets::{Denoiser, Model, Network};
+use accordion::nets::{Model, Network, Runner, Threads};
 use candle_core::DType;
 use image::ImageFormat;
 use std::collections::HashMap;
@@ -347,7 +347,12 @@ fn the_cells_of_a_grid_are_the_images_of_the_seed_in_order() {
     // The same images, drawn one at a time without a server.
     let model = Model::open(&workspace.path("model")).unwrap();
     let (shape, noise) = (model.image(), model.card.noise);
-    let engine = Engine::start(Box::new(model), noise, EngineLimits { max_batch: 1, queue_images: 4 }).unwrap();
+    let engine = Engine::start(
+        Box::new(Runner::new(&model, Threads::ALL).unwrap()),
+        noise,
+        EngineLimits { max_batch: 1, queue_images: 4 },
+    )
+    .unwrap();
     let plan = Arc::new("heun-4@0.500".parse().unwrap());
     let job = Job { plan, seed: 7, images: 4, class: Some(0), guidance: 1.0 };
     let images = engine.submit(job).unwrap().blocking_wait().unwrap().images;

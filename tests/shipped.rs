@@ -1,7 +1,7 @@
 //! The model in models/fashion-mnist, as a user meets it.
 
 use accordion::engine::{Engine, EngineLimits, Job};
-use accordion::nets::{Denoiser, Model};
+use accordion::nets::{Model, Runner, Threads};
 use accordion::supernet::widths_of;
 use accordion::training::config::DataConfig;
 use accordion::training::data::{Dataset, to_unit};
@@ -25,9 +25,9 @@ fn heldout() -> Dataset {
 /// `per_class` images of each class in turn, image i from seed i.
 fn draw(plan: &str, per_class: usize) -> Vec<Vec<f64>> {
     let model = model();
-    let (classes, noise) = (model.classes().len(), model.card.noise);
+    let (classes, noise) = (model.card.classes.len(), model.card.noise);
     let limits = EngineLimits { max_batch: 16, queue_images: classes * per_class };
-    let engine = Engine::start(Box::new(model), noise, limits).unwrap();
+    let engine = Engine::start(Box::new(Runner::new(&model, Threads::ALL).unwrap()), noise, limits).unwrap();
     let plan = Arc::new(plan.parse().unwrap());
     let submit = |i: usize| {
         let job = Job { plan: Arc::clone(&plan), seed: i as u64, images: 1, class: Some(i / per_class), guidance: 1.0 };

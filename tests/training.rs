@@ -5,7 +5,7 @@ mod support;
 use accordion::diffusion::Stream;
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::sliced::Sliced;
-use accordion::nets::{Model, Network};
+use accordion::nets::{Model, Network, Runner, Threads};
 use accordion::ops::Tape;
 use accordion::supernet::{Order, Subnet, Supernet, Widths, widths_of};
 use accordion::training::batch::{Batch, Batches};
@@ -220,7 +220,7 @@ fn images_of_a_class_are_bright_where_the_class_is_at_the_full_and_the_smallest_
     let (_, out) = trained();
     let model = Model::open(out).unwrap();
     let (noise, limits) = (model.card.noise, EngineLimits { max_batch: 16, queue_images: 64 });
-    let engine = Engine::start(Box::new(model), noise, limits).unwrap();
+    let engine = Engine::start(Box::new(Runner::new(&model, Threads::ALL).unwrap()), noise, limits).unwrap();
     for subnet in ["full", "0.250"] {
         for (class, sign) in [(0, 1.0), (1, -1.0)] {
             let plan = Arc::new(format!("heun-8@{subnet}").parse().unwrap());

@@ -1,6 +1,6 @@
 //! `accordion allocate`: choose the subnets of a ranked model.
 
-use crate::nets::{Denoiser, Model};
+use crate::nets::Model;
 use crate::supernet::allocation::Wanted;
 use crate::supernet::{Order, ranking};
 use crate::{Error, Result};

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::evaluation::loss::denoising_losses;
 use crate::files::read_toml;
-use crate::nets::{Denoiser, Model};
+use crate::nets::{Model, Runner, Threads};
 use crate::training::config::DataConfig;
 use std::path::PathBuf;
 
@@ -30,7 +30,8 @@ impl Args {
         let model = Model::open(&self.model)?;
         let DataConfig { data, loss } = read_toml(&self.data)?;
         let dataset = data.load()?;
-        let losses = denoising_losses(&model, &dataset, &loss, self.seed, self.samples as usize)
+        let mut runner = Runner::new(&model, Threads::ALL)?;
+        let losses = denoising_losses(&mut runner, &dataset, &loss, self.seed, self.samples as usize)
             .map_err(|error| error.in_file(&self.data))?;
         println!("subnet  parameters  MACs       loss");
         for (subnet, loss) in model.subnets().iter().zip(losses) {

@@ -3,8 +3,7 @@
 use super::tensors::TensorFile;
 use crate::Result;
 use crate::files::write_tensors;
-use crate::nets::{Denoiser, ImageShape, Model};
-use crate::ops::Tape;
+use crate::nets::{ImageShape, Model, Runner, Threads};
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;
 
@@ -32,7 +31,7 @@ impl Args {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
         let model = Model::open(&self.model)?;
-        let weights = model.sliced(model.subnet(&self.subnet)?);
+        let subnet = model.subnet(&self.subnet)?;
         let input = TensorFile::open(&self.input)?;
         let ImageShape { height, width, channels } = model.image();
         let (batch, x) = input.images("x", model.image())?;
@@ -40,11 +39,12 @@ impl Args {
         let labels = input.labels(&model.network, batch)?;
 
         let (elements, classes) = (model.image().elements(), model.network.classes());
+        let mut runner = Runner::new(&model, Threads::ALL)?;
         let mut denoised = Vec::with_capacity(x.len());
         for start in (0..batch).step_by(BATCH) {
             let end = (start + BATCH).min(batch);
             let (x, labels) = (&x[start * elements..end * elements], &labels[start * classes..end * classes]);
-            denoised.extend(model.network.call(&Tape::off(), weights, x, &sigma[start..end], labels)?.denoised);
+            denoised.extend(runner.call(subnet, x, &sigma[start..end], labels));
         }
         let denoised = Tensor::from_vec(denoised, (batch, height, width, channels), &Device::Cpu)?;
         let denoised = denoised.permute((0, 3, 1, 2))?.contiguous()?;

@@ -5,7 +5,7 @@ use crate::engine::image::{Format, Raster};
 use crate::engine::{Engine, EngineLimits, Job};
 use crate::files::write_whole;
 use crate::nets::model::FULL;
-use crate::nets::{Denoiser, Model};
+use crate::nets::{Model, Runner, Threads};
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -72,7 +72,7 @@ impl Args {
         }
         let (shape, noise) = (model.image(), model.card.noise);
         let limits = EngineLimits { max_batch: 16, queue_images: self.n as usize };
-        let engine = Engine::start(Box::new(model), noise, limits)?;
+        let engine = Engine::start(Box::new(Runner::new(&model, Threads::ALL)?), noise, limits)?;
         let plan = Arc::new(plan);
         let mut images = Vec::with_capacity(self.n as usize);
         // One class is one job, whose images the seed numbers; of several, each image is a job with a seed of its own.

@@ -1,7 +1,7 @@
 //! `accordion serve`: the HTTP server.
 
 use crate::engine::Engine;
-use crate::nets::{Denoiser, Model};
+use crate::nets::{Denoiser, Model, Runner, Threads};
 use crate::server::{AppState, ServeConfig, serve, signalled};
 use crate::{Error, Result};
 use std::net::SocketAddr;
@@ -41,8 +41,11 @@ impl Args {
         config.max_batch = self.max_batch.unwrap_or(config.max_batch);
         config.queue_images = self.queue_images.unwrap_or(config.queue_images);
         let model = Model::open(&config.model)?;
-        let (name, noise, subnets) = (model.card.name.clone(), model.card.noise, model.subnets().len());
-        let engine = Engine::start(Box::new(model), noise, config.engine_limits())?;
+        let (name, noise) = (model.card.name.clone(), model.card.noise);
+        let runner = Runner::new(&model, Threads::ALL)?;
+        drop(model);
+        let subnets = runner.subnets().len();
+        let engine = Engine::start(Box::new(runner), noise, config.engine_limits())?;
         let state = AppState::new(name.clone(), engine, &config, prometheus::Registry::new());
         let state = state.map_err(|error| match &path {
             Some(path) => error.in_file(path),

@@ -146,7 +146,7 @@ impl Denoiser for Gaussian {
         &self.subnets
     }
 
-    fn denoise(&self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
+    fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
         let call = SeenCall { subnet, sigma: sigma.to_vec(), class: class.to_vec() };
         match self.gate.pass(call) {
             None => {}

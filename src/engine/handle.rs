@@ -44,7 +44,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Input`] for a limit of 0 or a denoiser without subnets; [`Error::Io`] when the system gives no thread.
-    pub fn start(denoiser: Box<dyn Denoiser>, range: SigmaRange, limits: EngineLimits) -> Result<Self> {
+    pub fn start(mut denoiser: Box<dyn Denoiser>, range: SigmaRange, limits: EngineLimits) -> Result<Self> {
         for (name, limit) in [("max_batch", limits.max_batch), ("queue_images", limits.queue_images)] {
             if limit == 0 || limit > Semaphore::MAX_PERMITS {
                 return Err(Error::input(name, format!("{limit} is not accepted: it must be at least 1")));
@@ -61,7 +61,7 @@ impl Engine {
             .name("accordion-engine".to_owned())
             .spawn({
                 let stats = stats.clone();
-                move || worker::run(&*denoiser, pool, &arrivals, &stats)
+                move || worker::run(&mut *denoiser, pool, &arrivals, &stats)
             })
             .map_err(Error::io("accordion-engine".as_ref()))?;
         Ok(Self {

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 /// Runs until the inbox is closed and everything in it is answered.
-pub(super) fn run(denoiser: &dyn Denoiser, mut pool: Pool, inbox: &Receiver<Entry>, stats: &EngineStats) {
+pub(super) fn run(denoiser: &mut dyn Denoiser, mut pool: Pool, inbox: &Receiver<Entry>, stats: &EngineStats) {
     let _watch = DeathWatch(stats);
     while receive(&mut pool, inbox) {
         pool.drop_cancelled();
@@ -39,7 +39,7 @@ fn receive(pool: &mut Pool, inbox: &Receiver<Entry>) -> bool {
     }
 }
 
-fn step(denoiser: &dyn Denoiser, pool: &mut Pool, batch: &Batch, stats: &EngineStats) {
+fn step(denoiser: &mut dyn Denoiser, pool: &mut Pool, batch: &Batch, stats: &EngineStats) {
     let start = Instant::now();
     let outcome = call(denoiser, batch);
     stats.record_call(batch.subnet, batch.rows(), start.elapsed());
@@ -56,7 +56,7 @@ fn step(denoiser: &dyn Denoiser, pool: &mut Pool, batch: &Batch, stats: &EngineS
 }
 
 /// The denoiser's answer, checked: a device fault, a panic or values that are no numbers fail the batch and nothing else.
-fn call(denoiser: &dyn Denoiser, batch: &Batch) -> Result<Vec<f32>, String> {
+fn call(denoiser: &mut dyn Denoiser, batch: &Batch) -> Result<Vec<f32>, String> {
     let denoise = || denoiser.denoise(batch.subnet, &batch.x, &batch.sigma, &batch.class);
     let denoised = match std::panic::catch_unwind(AssertUnwindSafe(denoise)) {
         Ok(answer) => answer.map_err(|e| e.to_string())?,

@@ -1,8 +1,7 @@
 //! The denoising loss on images that training has not seen.
 
 use crate::Result;
-use crate::nets::{Denoiser, Model};
-use crate::ops::Tape;
+use crate::nets::{Denoiser, Runner};
 use crate::training::batch::Batches;
 use crate::training::config::Loss;
 use crate::training::data::Dataset;
@@ -10,26 +9,33 @@ use crate::training::data::Dataset;
 /// Samples in one call.
 const BATCH: usize = 32;
 
-/// The mean of `weight(sigma) |D - x0|^2` over elements (Karras et al. 2022, eq. 8) of each subnet of `model`, narrow to
+/// The mean of `weight(sigma) |D - x0|^2` over elements (Karras et al. 2022, eq. 8) of each subnet of `runner`, narrow to
 /// wide, over `samples` noisy images. Every subnet sees the same ones, each with its class; they depend on `seed` alone.
 ///
 /// # Errors
 /// As [`Dataset::check`].
-pub fn denoising_losses(model: &Model, dataset: &Dataset, loss: &Loss, seed: u64, samples: usize) -> Result<Vec<f64>> {
-    let network = &model.network;
-    dataset.check(network.image(), network.classes())?;
+pub fn denoising_losses(
+    runner: &mut Runner,
+    dataset: &Dataset,
+    loss: &Loss,
+    seed: u64,
+    samples: usize,
+) -> Result<Vec<f64>> {
+    let (image, classes, preconditioning) =
+        (runner.network().image(), runner.network().classes(), runner.network().preconditioning());
+    dataset.check(image, classes)?;
     let loss = Loss { label_dropout: 0.0, ..loss.clone() };
-    let mut batches = Batches::new(dataset, &loss, network.classes(), seed);
-    let elements = network.image().elements();
-    let mut sums = vec![0.0; model.subnets().len()];
+    let mut batches = Batches::new(dataset, &loss, classes, seed);
+    let elements = image.elements();
+    let mut sums = vec![0.0; runner.subnets().len()];
     for start in (0..samples).step_by(BATCH) {
         let batch = batches.draw(start as u64, BATCH.min(samples - start));
         for (subnet, sum) in sums.iter_mut().enumerate() {
-            let call = network.call(&Tape::off(), model.sliced(subnet), &batch.x, &batch.sigma, &batch.labels)?;
-            let images = call.denoised.chunks_exact(elements).zip(batch.x0.chunks_exact(elements));
+            let denoised = runner.call(subnet, &batch.x, &batch.sigma, &batch.labels);
+            let images = denoised.chunks_exact(elements).zip(batch.x0.chunks_exact(elements));
             for ((got, want), &sigma) in images.zip(&batch.sigma) {
                 let squares: f64 = got.iter().zip(want).map(|(g, w)| ((g - w) as f64).powi(2)).sum();
-                *sum += network.preconditioning().loss_weight(sigma) * squares / elements as f64;
+                *sum += preconditioning.loss_weight(sigma) * squares / elements as f64;
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::model::{Card, Model};
 use super::network::Backbone;
+use super::sliced::Sliced;
 use crate::Result;
 use crate::supernet::{Order, Supernet, ranking};
 use candle_core::Tensor;
@@ -21,8 +22,8 @@ impl Model {
         for (pipe, &kept) in spec.pipes.iter().zip(&widths.0).filter(|(pipe, kept)| **kept < pipe.width) {
             config.pipe_widths.insert(pipe.name.clone(), kept);
         }
-        let params = self.sliced(subnet).leaves().iter().map(Tensor::force_contiguous);
-        let params = params.collect::<candle_core::Result<_>>()?;
+        let sliced = Sliced::new(spec, &self.supernet, &widths)?;
+        let params = sliced.leaves().iter().map(Tensor::force_contiguous).collect::<candle_core::Result<_>>()?;
         let pipes = self.supernet.permutations.iter().zip(&widths.0);
         let permutations = pipes.map(|(origin, &kept)| ranks(&origin[..kept])).collect();
         let supernet = Supernet { params, order: self.supernet.order, permutations };

@@ -5,11 +5,13 @@ pub mod model;
 pub mod network;
 pub mod public;
 pub mod public_config;
+pub mod runner;
 pub mod sliced;
 pub mod song_unet;
 
 pub use model::Model;
 pub use network::Network;
+pub use runner::{Runner, Threads};
 
 use crate::Result;
 use crate::supernet::Subnet;
@@ -32,7 +34,7 @@ impl ImageShape {
     }
 }
 
-/// A denoiser `D(x; sigma, class)` at several widths. What the engine runs; a loaded model directory is one.
+/// A denoiser `D(x; sigma, class)` at several widths: what the engine runs.
 pub trait Denoiser: Send {
     /// The size of the images that it denoises.
     fn image(&self) -> ImageShape;
@@ -50,5 +52,5 @@ pub trait Denoiser: Send {
     ///
     /// # Errors
     /// Only on a device fault: shapes and indices are the caller's contract.
-    fn denoise(&self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>>;
+    fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>>;
 }

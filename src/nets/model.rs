@@ -1,12 +1,10 @@
 //! A model directory: `model.toml`, `supernet.safetensors` and `subnets.toml`, read together or refused together.
 
+use super::ImageShape;
 use super::network::{Backbone, Network};
-use super::sliced::Sliced;
-use super::{Denoiser, ImageShape};
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;
 use crate::files::{read_toml, write_toml};
-use crate::ops::Tape;
 use crate::supernet::{Order, Subnet, Supernet, Widths, ranking, subnet_name, widths_of};
 use crate::{Error, Result};
 use candle_core::DType;
@@ -84,7 +82,6 @@ pub struct Model {
     pub supernet: Supernet,
     /// `subnets.toml`.
     pub table: SubnetTable,
-    sliced: Vec<Sliced>,
 }
 
 impl Card {
@@ -148,12 +145,10 @@ impl Model {
 
     fn assemble(card: Card, network: Network, supernet: Supernet, table: SubnetTable) -> Result<Self> {
         let spec = network.spec();
-        let mut sliced = Vec::with_capacity(table.subnets.len());
         for subnet in &table.subnets {
-            let widths = widths_of(spec, subnet).map_err(|problem| Error::input(&subnet.name, problem))?;
-            sliced.push(Sliced::new(spec, &supernet, &widths)?);
+            widths_of(spec, subnet).map_err(|problem| Error::input(&subnet.name, problem))?;
         }
-        Ok(Self { card, network, supernet, table, sliced })
+        Ok(Self { card, network, supernet, table })
     }
 
     /// Reads a model directory.
@@ -238,33 +233,19 @@ impl Model {
         })
     }
 
-    /// The parameters of the subnet of this index.
-    pub fn sliced(&self, subnet: usize) -> &Sliced {
-        &self.sliced[subnet]
+    /// The size of its images.
+    pub fn image(&self) -> ImageShape {
+        self.network.image()
+    }
+
+    /// Its subnets, from the narrowest to the widest; the last is `full`.
+    pub fn subnets(&self) -> &[Subnet] {
+        &self.table.subnets
     }
 
     /// The widths of the subnet of this index.
     pub fn widths(&self, subnet: usize) -> Widths {
         widths_of(self.network.spec(), &self.table.subnets[subnet]).expect("checked when the table was taken")
-    }
-}
-
-impl Denoiser for Model {
-    fn image(&self) -> ImageShape {
-        self.network.image()
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.card.classes
-    }
-
-    fn subnets(&self) -> &[Subnet] {
-        &self.table.subnets
-    }
-
-    fn denoise(&self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
-        let labels = self.network.labels(class);
-        Ok(self.network.call(&Tape::off(), self.sliced(subnet), x, sigma, &labels)?.denoised)
     }
 }
 

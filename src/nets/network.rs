@@ -2,11 +2,12 @@
 
 use super::ImageShape;
 use super::sliced::Sliced;
+use super::song_unet::packed::Packed;
 use super::song_unet::{self, SongUnet};
 use crate::Result;
 use crate::diffusion::preconditioning::{Coefficients, Preconditioning};
 use crate::ops::Tape;
-use crate::supernet::Spec;
+use crate::supernet::{Spec, Supernet};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +93,14 @@ impl Network {
             raw.iter_mut().zip(x).for_each(|(raw, x)| *raw = c_skip * x + c_out * *raw);
         }
         Ok(Call { raw, denoised, coefficients })
+    }
+
+    /// The weights as inference wants them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] on a device fault.
+    pub fn pack(&self, supernet: &Supernet) -> Result<Packed> {
+        Packed::new(&self.net, supernet)
     }
 
     /// The label rows of these classes: one-hot, or zeros for the unconditional call.

@@ -10,7 +10,33 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Sliced {
     leaves: Vec<Tensor>,
-    tables: Vec<Arc<GroupTable>>,
+    tables: Tables,
+}
+
+/// The channel -> group table of the norm over each pipe, in one subnet.
+#[derive(Clone, Debug)]
+pub struct Tables(Vec<Arc<GroupTable>>);
+
+impl Tables {
+    /// The tables of the subnet of these widths.
+    pub fn new(spec: &Spec, supernet: &Supernet, widths: &Widths) -> Self {
+        let pipes = spec.pipes.iter().zip(&supernet.permutations).zip(&widths.0);
+        let tables = pipes.map(|((pipe, permutation), &kept)| {
+            let groups = groups::membership(&permutation[..kept], pipe.norm_groups.unwrap_or(1));
+            Arc::new(GroupTable::new(groups))
+        });
+        Self(tables.collect())
+    }
+
+    /// Memory that they take.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(|table| size_of_val(table.group_of()) + size_of_val(table.sizes())).sum()
+    }
+
+    /// That of the pipe of this index.
+    pub fn of(&self, pipe: usize) -> &Arc<GroupTable> {
+        &self.0[pipe]
+    }
 }
 
 impl Sliced {
@@ -28,16 +54,7 @@ impl Sliced {
             // Vectors are read as plain slices.
             leaves.push(if leaf.rank() == 1 { leaf.contiguous()? } else { leaf });
         }
-        let tables = spec
-            .pipes
-            .iter()
-            .zip(&supernet.permutations)
-            .zip(&widths.0)
-            .map(|((pipe, permutation), &kept)| {
-                let groups = groups::membership(&permutation[..kept], pipe.norm_groups.unwrap_or(1));
-                Arc::new(GroupTable::new(groups))
-            })
-            .collect();
+        let tables = Tables::new(spec, supernet, widths);
         Ok(Self { leaves, tables })
     }
 
@@ -53,6 +70,6 @@ impl Sliced {
 
     /// The channel -> group table of the norm over the pipe of this index.
     pub fn table(&self, pipe: usize) -> &Arc<GroupTable> {
-        &self.tables[pipe]
+        self.tables.of(pipe)
     }
 }

@@ -1,5 +1,7 @@
 //! SongUNet: the DDPM++ and NCSN++ backbones of Karras et al. 2022 (after Song et al. 2021), as NVlabs/edm defines them.
 
+pub mod packed;
+
 use super::sliced::Sliced;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::{Tape, attention, conv, elementwise, group_norm, resample};
@@ -164,7 +166,7 @@ struct Norm {
     table: Table,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Table {
     /// The channels of the residual stream: never sliced.
     Fixed(Arc<GroupTable>),
@@ -175,7 +177,7 @@ enum Table {
 #[derive(Debug)]
 enum Layer {
     Conv(Affine),
-    Block(Block),
+    Block(Box<Block>),
     AuxResidual(Affine),
 }
 
@@ -201,6 +203,7 @@ struct Block {
 
 #[derive(Debug)]
 struct Attention {
+    pipe: usize,
     norm: Norm,
     qkv: Affine,
     proj: Affine,
@@ -414,7 +417,8 @@ impl Builder {
                 encoder.push(Layer::Conv(conv));
             } else {
                 let down = BlockShape { c_in: c_out, c_out, res, resampling: Resampling::Down, attention: false };
-                encoder.push(Layer::Block(self.block(&format!("enc.{res}x{res}_down"), None, down)));
+                let down = self.block(&format!("enc.{res}x{res}_down"), None, down);
+                encoder.push(Layer::Block(Box::new(down)));
                 if config.encoder_type == Encoder::Residual {
                     let name = format!("enc.{res}x{res}_aux_residual");
                     // The convolution runs before the resampling, one pixel larger than the finer level for each tap beyond two.
@@ -430,7 +434,11 @@ impl Builder {
                 let attention = config.attn_resolutions.contains(&res);
                 let shape = BlockShape { c_in, c_out, res, resampling: Resampling::Keep, attention };
                 let group = format!("enc_{res}x{res}");
-                encoder.push(Layer::Block(self.block(&format!("enc.{res}x{res}_block{index}"), Some(&group), shape)));
+                encoder.push(Layer::Block(Box::new(self.block(
+                    &format!("enc.{res}x{res}_block{index}"),
+                    Some(&group),
+                    shape,
+                ))));
                 skips.push(c_out);
             }
         }
@@ -623,7 +631,7 @@ impl Builder {
             res * res,
         );
         let bias = self.vector(format!("{name}.proj.bias"), channels, 0.0, None);
-        Attention { norm, qkv, proj: Affine { weight, bias } }
+        Attention { pipe, norm, qkv, proj: Affine { weight, bias } }
     }
 }
 

@@ -7,7 +7,7 @@ use super::trainer::{Trainer, initial};
 use super::{importance, progress::Progress};
 use crate::files::write_directory;
 use crate::nets::model::{CARD, Card, DataStatistics};
-use crate::nets::{Denoiser, Model, Network};
+use crate::nets::{Model, Network};
 use crate::supernet::{Subnet, Supernet, ranking};
 use crate::{Error, Result};
 use candle_core::DType;

@@ -61,6 +61,18 @@ pub fn silu(x: &[f32], y: &mut [f32]) {
     });
 }
 
+/// [`silu`] of every element, in place and on this thread.
+pub fn silu_in_place(x: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for x in x {
+                *x *= sigmoid(*x);
+            }
+        },
+    );
+}
+
 /// Gradient of [`silu`]: `dx = dy * s * (1 + x * (1 - s))` with `s = sigmoid(x)`, elementwise.
 pub fn silu_backward(x: &[f32], dy: &[f32], dx: &mut [f32]) {
     assert!(x.len() == dy.len() && x.len() == dx.len());

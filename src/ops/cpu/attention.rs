@@ -242,7 +242,7 @@ fn fold(n: usize, start: f32, f: impl Fn(usize, f32) -> f32, join: impl Fn(f32, 
 }
 
 /// Softmax of every row of `len` elements, in place.
-fn softmax(rows: &mut [f32], len: usize) {
+pub(super) fn softmax(rows: &mut [f32], len: usize) {
     vectorised(
         #[inline(always)]
         || {

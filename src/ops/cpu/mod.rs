@@ -8,6 +8,7 @@ pub mod activation;
 pub mod attention;
 pub mod conv;
 pub mod elementwise;
+pub mod fused;
 pub mod group_norm;
 pub mod memory;
 pub mod resample;

@@ -1,5 +1,4 @@
 //! EDM's filtered resampling by 2 (Karras et al. 2022, `Conv2d` with `resample_filter`): depthwise, separable, zero-padded.
-#![allow(clippy::too_many_arguments, reason = "kernels over plain slices; the layers above bundle these")]
 
 use rayon::prelude::*;
 
@@ -15,84 +14,128 @@ pub fn up_size(n: usize, taps: usize, pad: usize) -> usize {
     (n - 1) * 2 + taps - 2 * pad
 }
 
-/// `y = gain * conv2d(x, F, stride 2, padding pad)` by channel, with `F = outer(f, f) / sum(f)²`.
-///
-/// x is [B, H, W, C]; y is [B, H', W', C] with [`down_size`]. `y[oy, ox] = gain * Σ_ij F[i, j] * x[2 oy + i - pad, 2 ox +
-/// j - pad]`. EDM's downsampling has gain 1; gain 4 makes it the gradient of its upsampling.
-pub fn down(
-    x: &[f32],
-    batch: usize,
-    h: usize,
-    w: usize,
-    c: usize,
-    filter: &[f32],
+/// Which way a map is resampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// `y = gain * conv2d(x, F, stride 2, padding pad)` by channel, with `F = outer(f, f) / sum(f)²`:
+    /// `y[oy, ox] = gain * Σ_ij F[i, j] * x[2 oy + i - pad, 2 ox + j - pad]`.
+    ///
+    /// EDM's downsampling has gain 1; gain 4 makes it the gradient of its upsampling.
+    Down,
+    /// `y = gain * conv_transpose2d(x, F, stride 2, padding pad)` by channel:
+    /// `y[2 iy + i - pad, 2 ix + j - pad] += gain * F[i, j] * x[iy, ix]`.
+    ///
+    /// EDM's upsampling has gain 4; gain 1 makes it the gradient of its downsampling, provided that the downsampling left
+    /// no row over: `h + 2 * pad - len` even there.
+    Up,
+}
+
+impl Direction {
+    /// Side of the output for an input of side `n`.
+    pub fn size(self, n: usize, taps: usize, pad: usize) -> usize {
+        match self {
+            Self::Down => down_size(n, taps, pad),
+            Self::Up => up_size(n, taps, pad),
+        }
+    }
+
+    /// The gain of EDM's networks.
+    pub fn gain(self) -> f32 {
+        match self {
+            Self::Down => 1.0,
+            Self::Up => 4.0,
+        }
+    }
+
+    /// The input that tap `i` joins to output `o`, of `n`.
+    #[inline(always)]
+    fn input(self, o: usize, n: usize, i: usize, pad: usize) -> Option<usize> {
+        match self {
+            Self::Down => (2 * o + i).checked_sub(pad).filter(|&at| at < n),
+            Self::Up => {
+                let twice = (o + pad).checked_sub(i).filter(|twice| twice.is_multiple_of(2));
+                twice.map(|twice| twice / 2).filter(|&at| at < n)
+            }
+        }
+    }
+}
+
+/// A resampling of maps `[H, W, C]`, laid out once: output rows can be made in any order.
+#[derive(Clone, Debug)]
+pub struct Resampler {
+    direction: Direction,
     pad: usize,
-    gain: f32,
-    y: &mut [f32],
-) {
-    let (oh, ow) = (down_size(h, filter.len(), pad), down_size(w, filter.len(), pad));
-    let taps = |o: usize, n: usize, i: usize| (2 * o + i).checked_sub(pad).filter(|&at| at < n);
-    resample(x, [batch, h, w, c], [oh, ow], filter, gain, taps, y);
+    input: [usize; 3],
+    /// Rows and columns of the output.
+    output: [usize; 2],
+    /// Weights of the taps along the rows, gain included.
+    down_columns: Vec<f32>,
+    /// The inputs of every output column with their weights, and where each column's begin.
+    columns: Vec<(usize, f32)>,
+    starts: Vec<usize>,
 }
 
-/// `y = gain * conv_transpose2d(x, F, stride 2, padding pad)` by channel, with `F = outer(f, f) / sum(f)²`.
-///
-/// x is [B, H, W, C]; y is [B, H', W', C] with [`up_size`]. `y[2 iy + i - pad, 2 ix + j - pad] += gain * F[i, j] * x[iy,
-/// ix]`. EDM's upsampling has gain 4; gain 1 makes it the gradient of its downsampling, provided that the downsampling
-/// left no row over: `h + 2 * pad - len` even there.
-pub fn up(x: &[f32], batch: usize, h: usize, w: usize, c: usize, filter: &[f32], pad: usize, gain: f32, y: &mut [f32]) {
-    let (oh, ow) = (up_size(h, filter.len(), pad), up_size(w, filter.len(), pad));
-    let taps = |o: usize, n: usize, i: usize| {
-        (o + pad).checked_sub(i).filter(|twice| twice.is_multiple_of(2)).map(|twice| twice / 2).filter(|&at| at < n)
-    };
-    resample(x, [batch, h, w, c], [oh, ow], filter, gain, taps, y);
-}
+impl Resampler {
+    /// For maps of this size, and a filter with this many zeros around the map.
+    pub fn new(direction: Direction, input @ [h, w, c]: [usize; 3], filter: &[f32], pad: usize, gain: f32) -> Self {
+        let output @ [_, ow] = [h, w].map(|side| direction.size(side, filter.len(), pad));
+        let sum: f64 = filter.iter().map(|&f| f64::from(f)).sum();
+        let down_columns = filter.iter().map(|&f| (f64::from(f) * f64::from(gain) / sum) as f32).collect();
+        let along_rows: Vec<f32> = filter.iter().map(|&f| (f64::from(f) / sum) as f32).collect();
+        let mut columns = Vec::new();
+        let mut starts = vec![0];
+        for ox in 0..ow {
+            let taps =
+                (0..filter.len()).filter_map(|j| direction.input(ox, w, j, pad).map(|ix| (ix * c, along_rows[j])));
+            columns.extend(taps);
+            starts.push(columns.len());
+        }
+        Self { direction, pad, input, output, down_columns, columns, starts }
+    }
 
-/// Output `o` is the sum over `i` of `filter[i]` times the input at `taps(o, input size, i)`, along both axes.
-///
-/// Row by row: the input rows of an output row are added up first, then the pixels of that sum.
-fn resample(
-    x: &[f32],
-    [batch, h, w, c]: [usize; 4],
-    [oh, ow]: [usize; 2],
-    filter: &[f32],
-    gain: f32,
-    taps: impl Fn(usize, usize, usize) -> Option<usize> + Sync,
-    y: &mut [f32],
-) {
-    assert_eq!(x.len(), batch * h * w * c, "x is [{batch}, {h}, {w}, {c}]");
-    assert_eq!(y.len(), batch * oh * ow * c, "y is [{batch}, {oh}, {ow}, {c}]");
-    if y.is_empty() {
-        return;
+    /// Rows and columns of the output.
+    pub fn output(&self) -> [usize; 2] {
+        self.output
     }
-    let sum: f64 = filter.iter().map(|&f| f64::from(f)).sum();
-    let down_columns: Vec<f32> = filter.iter().map(|&f| (f64::from(f) * f64::from(gain) / sum) as f32).collect();
-    let along_rows: Vec<f32> = filter.iter().map(|&f| (f64::from(f) / sum) as f32).collect();
-    // The inputs of every output column, and where each column's begin.
-    let mut columns = Vec::new();
-    let mut starts = vec![0];
-    for ox in 0..ow {
-        columns.extend((0..filter.len()).filter_map(|j| taps(ox, w, j).map(|ix| (ix * c, along_rows[j]))));
-        starts.push(columns.len());
+
+    /// Elements of the scratch that [`Self::row`] needs.
+    pub fn scratch(&self) -> usize {
+        self.input[1] * self.input[2]
     }
-    let rows_per_task = (16 * 1024 / (ow * c)).max(1);
-    y.par_chunks_mut(ow * c).enumerate().with_min_len(rows_per_task).for_each_init(
-        || vec![0.0; w * c],
-        |mixed, (row, y)| {
-            let (b, oy) = (row / oh, row % oh);
-            let input = &x[b * h * w * c..][..h * w * c];
-            vectorised(
-                #[inline(always)]
-                || {
-                    let rows = (0..filter.len()).filter_map(|i| taps(oy, h, i).map(|iy| (iy * w * c, down_columns[i])));
-                    weighted_sum(mixed, input, rows);
-                    for (ox, y) in y.chunks_exact_mut(c).enumerate() {
-                        weighted_sum(y, mixed, columns[starts[ox]..starts[ox + 1]].iter().copied());
-                    }
-                },
-            );
-        },
-    );
+
+    /// Row `oy` of the output of one sample: the input rows are added up first, then the pixels of that sum.
+    pub fn row(&self, x: &[f32], oy: usize, scratch: &mut [f32], y: &mut [f32]) {
+        let [h, w, c] = self.input;
+        assert!(x.len() == h * w * c && scratch.len() == w * c && y.len() == self.output[1] * c);
+        vectorised(
+            #[inline(always)]
+            || {
+                let taps = self.down_columns.iter().enumerate();
+                let rows = taps
+                    .filter_map(|(i, &weight)| self.direction.input(oy, h, i, self.pad).map(|iy| (iy * w * c, weight)));
+                weighted_sum(scratch, x, rows);
+                for (ox, y) in y.chunks_exact_mut(c).enumerate() {
+                    let taps = &self.columns[self.starts[ox]..self.starts[ox + 1]];
+                    weighted_sum(y, scratch, taps.iter().copied());
+                }
+            },
+        );
+    }
+
+    /// All rows of all samples: x is [B, H, W, C].
+    pub fn run(&self, x: &[f32], y: &mut [f32]) {
+        let [h, w, c] = self.input;
+        let [oh, ow] = self.output;
+        assert_eq!(x.len() * oh * ow, y.len() * h * w, "x is [B, {h}, {w}, {c}], y is [B, {oh}, {ow}, {c}]");
+        if y.is_empty() {
+            return;
+        }
+        let rows_per_task = (16 * 1024 / (ow * c)).max(1);
+        y.par_chunks_mut(ow * c).enumerate().with_min_len(rows_per_task).for_each_init(
+            || vec![0.0; self.scratch()],
+            |scratch, (row, y)| self.row(&x[row / oh * h * w * c..][..h * w * c], row % oh, scratch, y),
+        );
+    }
 }
 
 /// `y = Σ weight * x[start..][..y.len()]`, two terms at a time.
@@ -166,7 +209,7 @@ mod tests {
                 let (oh, ow) = (down_size(h, f.len(), pad), down_size(w, f.len(), pad));
                 let x = values(1, batch * h * w * c);
                 let mut y = vec![f32::NAN; batch * oh * ow * c];
-                down(&x, batch, h, w, c, f, pad, 1.5, &mut y);
+                Resampler::new(Direction::Down, [h, w, c], f, pad, 1.5).run(&x, &mut y);
                 let mut want = vec![0.0; y.len()];
                 pairs([batch, oh, ow, c], [h, w], f, pad, 1.5, |s, l, weight| want[s] += weight * f64::from(x[l]));
                 assert_close(&y, &want, 5e-7);
@@ -181,7 +224,7 @@ mod tests {
                 let (oh, ow) = (up_size(h, f.len(), pad), up_size(w, f.len(), pad));
                 let x = values(1, batch * h * w * c);
                 let mut y = vec![f32::NAN; batch * oh * ow * c];
-                up(&x, batch, h, w, c, f, pad, 4.0, &mut y);
+                Resampler::new(Direction::Up, [h, w, c], f, pad, 4.0).run(&x, &mut y);
                 let mut want = vec![0.0; y.len()];
                 pairs([batch, h, w, c], [oh, ow], f, pad, 4.0, |s, l, weight| want[l] += weight * f64::from(x[s]));
                 assert_close(&y, &want, 5e-7);
@@ -196,8 +239,8 @@ mod tests {
             let (lh, lw) = (up_size(h, f.len(), pad), up_size(w, f.len(), pad));
             let (small, large) = (values(1, h * w * c), values(2, lh * lw * c));
             let (mut upped, mut downed) = (vec![0.0; large.len()], vec![0.0; small.len()]);
-            up(&small, 1, h, w, c, f, pad, 4.0, &mut upped);
-            down(&large, 1, lh, lw, c, f, pad, 4.0, &mut downed);
+            Resampler::new(Direction::Up, [h, w, c], f, pad, 4.0).run(&small, &mut upped);
+            Resampler::new(Direction::Down, [lh, lw, c], f, pad, 4.0).run(&large, &mut downed);
             let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
             assert!((dot(&upped, &large) - dot(&small, &downed)).abs() < 1e-4);
         }
@@ -207,10 +250,10 @@ mod tests {
     fn neither_batch_nor_threads_change_a_bit() {
         let (f, pad) = FILTERS[1];
         let x = values(1, 3 * 14 * 14 * 30);
-        let run = |x: &[f32], batch| {
+        let run = |x: &[f32], batch: usize| {
             let (mut lower, mut higher) = (vec![0.0; batch * 7 * 7 * 30], vec![0.0; batch * 28 * 28 * 30]);
-            down(x, batch, 14, 14, 30, f, pad, 1.0, &mut lower);
-            up(x, batch, 14, 14, 30, f, pad, 4.0, &mut higher);
+            Resampler::new(Direction::Down, [14, 14, 30], f, pad, 1.0).run(x, &mut lower);
+            Resampler::new(Direction::Up, [14, 14, 30], f, pad, 4.0).run(x, &mut higher);
             (lower, higher)
         };
         let (lower, higher) = run(&x, 3);

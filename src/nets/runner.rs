@@ -1,0 +1,137 @@
+//! A model ready to denoise: weights packed once for all subnets, threads, buffers.
+
+use super::network::Network;
+use super::song_unet::packed::{Cut, Packed};
+use super::{Denoiser, ImageShape, Model};
+use crate::Result;
+use crate::ops::cpu::fused::{Arena, Team, Workspace};
+use crate::supernet::Subnet;
+
+/// The threads that compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// How many, the caller's own included; `None` is one for each core that the process may use.
+    pub count: Option<usize>,
+    /// Whether each of the others is bound to a core of its own.
+    pub pin: bool,
+}
+
+impl Threads {
+    /// One for each core, wherever the system puts them.
+    pub const ALL: Self = Self { count: None, pin: false };
+
+    /// So many, wherever the system puts them.
+    pub fn new(count: usize) -> Self {
+        Self { count: Some(count), pin: false }
+    }
+
+    fn team(self) -> Team {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        Team::new(self.count.unwrap_or_else(cores), self.pin)
+    }
+}
+
+/// A network of a model directory in memory, at all of its widths. What the engine runs.
+#[derive(Debug)]
+pub struct Runner {
+    network: Network,
+    packed: Packed,
+    cuts: Vec<Cut>,
+    classes: Vec<String>,
+    subnets: Vec<Subnet>,
+    workspace: Workspace,
+}
+
+impl Runner {
+    /// Packs the model's weights. The model itself is not needed afterwards.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] on a device fault.
+    pub fn new(model: &Model, threads: Threads) -> Result<Self> {
+        let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
+        let cuts = (0..model.table.subnets.len())
+            .map(|subnet| Cut::new(network.spec(), &model.supernet, model.widths(subnet)));
+        Ok(Self {
+            packed: network.pack(&model.supernet)?,
+            cuts: cuts.collect(),
+            network,
+            classes: model.card.classes.clone(),
+            subnets: model.table.subnets.clone(),
+            workspace: Workspace { team: threads.team(), arena: Arena::default() },
+        })
+    }
+
+    /// Memory that the weights of all subnets take together, tables of groups included.
+    pub fn weight_bytes(&self) -> usize {
+        self.packed.bytes() + self.cuts.iter().map(Cut::bytes).sum::<usize>()
+    }
+
+    /// Memory in the buffers of activations.
+    pub fn activation_bytes(&self) -> usize {
+        self.workspace.arena.bytes()
+    }
+
+    /// The threads that compute, the caller's own included.
+    pub fn threads(&self) -> usize {
+        self.workspace.team.threads()
+    }
+
+    /// Lets other threads compute from now on. No result changes.
+    pub fn set_threads(&mut self, threads: Threads) {
+        self.workspace.team = threads.team();
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// As [`Denoiser::denoise`], with the label rows `[B, classes]` of [`Network::labels`].
+    pub fn call(&mut self, subnet: usize, x: &[f32], sigma: &[f64], labels: &[f32]) -> Vec<f32> {
+        let (elements, batch) = (self.network.image().elements(), sigma.len());
+        assert!(x.len() == batch * elements && labels.len() == batch * self.network.classes(), "size of the batch");
+        if batch == 0 {
+            return Vec::new();
+        }
+        let ImageShape { height, width, channels } = self.network.image();
+        let preconditioning = self.network.preconditioning();
+        let coefficients: Vec<_> = sigma.iter().map(|&sigma| preconditioning.coefficients(sigma)).collect();
+        let noise: Vec<f32> = coefficients.iter().map(|c| c.c_noise as f32).collect();
+        let mut input = self.workspace.arena.map([batch, height, width, channels]);
+        input.copy_from(x);
+        let sample = input.sample();
+        for (pixels, c) in input.data_mut().chunks_exact_mut(sample).zip(&coefficients) {
+            pixels.iter_mut().for_each(|value| *value *= c.c_in as f32);
+        }
+        let raw = self.packed.forward(&mut self.workspace, &self.cuts[subnet], &input, &noise, labels);
+        let mut denoised = x.to_vec();
+        let samples = denoised.chunks_exact_mut(elements).zip(raw.data().chunks_exact(raw.sample()));
+        for ((x, raw), c) in samples.zip(&coefficients) {
+            let (c_skip, c_out) = (c.c_skip as f32, c.c_out as f32);
+            let raw = raw.chunks_exact(raw.len() / (height * width)).flat_map(|pixel| &pixel[..channels]);
+            x.iter_mut().zip(raw).for_each(|(x, raw)| *x = c_skip * *x + c_out * raw);
+        }
+        self.workspace.arena.put(input);
+        self.workspace.arena.put(raw);
+        denoised
+    }
+}
+
+impl Denoiser for Runner {
+    fn image(&self) -> ImageShape {
+        self.network.image()
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn subnets(&self) -> &[Subnet] {
+        &self.subnets
+    }
+
+    fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
+        let labels = self.network.labels(class);
+        Ok(self.call(subnet, x, sigma, &labels))
+    }
+}

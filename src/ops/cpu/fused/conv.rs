@@ -1,0 +1,151 @@
+//! Stride-1 convolution on packed weights.
+
+use super::panels::{Line, PANEL, Panels, floats_mut, panels};
+use super::{Map, Source, Workspace, direct, winograd};
+use pulp::Simd;
+use std::cell::RefCell;
+
+/// How a convolution is computed. Chosen by its shape alone, never by the batch, the width of the subnet or a measured
+/// time: otherwise the same request could give different bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// F(4x4, 3x3): a quarter of the multiplications.
+    Winograd,
+    /// By the definition.
+    Direct,
+}
+
+impl Method {
+    /// The method for a kernel of `kernel` by `kernel` on maps of `side` by `side`.
+    pub fn of(kernel: usize, pad: usize, c_in: usize) -> Self {
+        // Few input channels leave less to multiply than the transforms cost.
+        if kernel == 3 && pad == 1 && c_in >= PANEL { Self::Winograd } else { Self::Direct }
+    }
+}
+
+/// The weights of a convolution, packed once for every subnet.
+#[derive(Debug)]
+pub struct Conv {
+    method: Method,
+    kernel: usize,
+    pad: usize,
+    weights: Panels,
+}
+
+/// What happens to a sum before it is written: `(sum + bias + residual) * scale`.
+#[derive(Clone, Copy, Debug)]
+pub struct Finish<'a> {
+    /// By channel, on whole panels, and the elements from a sample's bias to the next's: 0 where all share one.
+    pub bias: Option<(&'a [f32], usize)>,
+    /// A map of the size of the output.
+    pub residual: Option<&'a Map>,
+    /// A factor on all of it.
+    pub scale: f32,
+}
+
+/// A [`Finish`] of one vector of channels.
+#[derive(Clone, Copy)]
+pub(super) struct FinishAt<'a, S: Simd> {
+    simd: S,
+    bias: S::f32s,
+    residual: Option<&'a [f32]>,
+    scale: S::f32s,
+}
+
+impl<'a> Finish<'a> {
+    /// A bias that all samples share, and nothing else.
+    pub fn bias(bias: &'a [f32]) -> Self {
+        Self { bias: Some((bias, 0)), residual: None, scale: 1.0 }
+    }
+
+    #[inline(always)]
+    pub(super) fn at<S: Simd>(&self, simd: S, sample: usize, channel: usize) -> FinishAt<'a, S> {
+        let bias = self.bias.map(|(bias, pitch)| &bias[sample * pitch + channel..][..S::F32_LANES]);
+        FinishAt {
+            simd,
+            // SAFETY: the slice has the lanes.
+            bias: bias.map_or(simd.splat_f32s(0.0), |bias| unsafe { bias.as_ptr().cast::<S::f32s>().read_unaligned() }),
+            residual: self.residual.map(Map::data),
+            scale: simd.splat_f32s(self.scale),
+        }
+    }
+}
+
+impl<S: Simd> FinishAt<'_, S> {
+    /// The value at `place` of the output, given its sum.
+    #[inline(always)]
+    pub(super) fn value(&self, place: usize, sum: S::f32s) -> S::f32s {
+        let simd = self.simd;
+        let mut value = simd.add_f32s(sum, self.bias);
+        if let Some(residual) = self.residual {
+            let residual = &residual[place..][..S::F32_LANES];
+            // SAFETY: the slice has the lanes.
+            value = simd.add_f32s(value, unsafe { residual.as_ptr().cast::<S::f32s>().read_unaligned() });
+        }
+        simd.mul_f32s(value, self.scale)
+    }
+}
+
+impl Conv {
+    /// Packs the weights `[kernel, kernel, c_in, c_out]`, read by `value(tap, input, output)`.
+    pub fn new(
+        method: Method,
+        [kernel, pad, c_in, c_out]: [usize; 4],
+        mut value: impl FnMut(usize, usize, usize) -> f32,
+    ) -> Self {
+        let weights = match method {
+            Method::Direct => Panels::by_panel(kernel * kernel, c_in, c_out, value),
+            Method::Winograd => {
+                assert!(kernel == 3 && pad == 1, "Winograd is for padded 3x3 kernels");
+                Panels::transformed(winograd::POSITIONS, c_in, c_out, |input, output, out| {
+                    let g = std::array::from_fn(|ky| {
+                        std::array::from_fn(|kx| f64::from(value(ky * 3 + kx, input, output)))
+                    });
+                    for (out, value) in out.iter_mut().zip(winograd::transform_weights(g)) {
+                        *out = value as f32;
+                    }
+                })
+            }
+        };
+        Self { method, kernel, pad, weights }
+    }
+
+    /// `y = finish(source * weights)` with as many of the inputs and outputs as `source` and `y` have channels.
+    ///
+    /// # Panics
+    /// If a size does not fit.
+    pub fn run(&self, workspace: &mut Workspace, source: Source, finish: &Finish, y: &mut Map) {
+        let [batch, height, width] = source.size();
+        let out = |size: usize| size + 2 * self.pad + 1 - self.kernel;
+        assert_eq!([y.batch, y.height, y.width], [batch, out(height), out(width)], "size of the output");
+        let long = |(bias, pitch): (&[f32], usize)| bias.len() >= (batch - 1) * pitch + y.pitch();
+        assert!(finish.bias.is_none_or(long), "length of the bias");
+        assert!(finish.residual.is_none_or(|residual| residual.data().len() == y.data().len()), "size of the residual");
+        match self.method {
+            Method::Winograd => winograd::run(workspace, source, &self.weights, finish, y),
+            Method::Direct => direct::run(workspace, source, [self.kernel, self.pad], &self.weights, finish, y),
+        }
+    }
+
+    /// How it is computed.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Memory that its weights take.
+    pub fn bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+}
+
+/// Calls `then` with so many floats of this thread's own, on whole cache lines, of unspecified content.
+pub(super) fn with_scratch<T>(floats: usize, then: impl FnOnce(&mut [f32]) -> T) -> T {
+    thread_local!(static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) });
+    SCRATCH.with_borrow_mut(|lines| {
+        let wanted = panels(floats);
+        if lines.len() < wanted {
+            lines.resize(wanted, Line::ZERO);
+        }
+        then(&mut floats_mut(lines)[..floats])
+    })
+}

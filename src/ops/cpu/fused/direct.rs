@@ -1,0 +1,104 @@
+//! Convolution by its definition: 1x1 kernels, few input channels, unusual padding.
+
+use super::conv::{Finish, with_scratch};
+use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
+use super::source::Window;
+use super::team::Parts;
+use super::{Map, Source, Workspace};
+use pulp::{Simd, WithSimd};
+
+/// Elements of the input that a task copies at a time: a share of the L2 cache.
+const STRIP: usize = 32 * 1024;
+
+/// `y = finish(source * weights)` with the weights of `kernel * kernel` taps and `pad` zeros on each side.
+pub fn run(
+    workspace: &mut Workspace,
+    source: Source,
+    [kernel, pad]: [usize; 2],
+    weights: &Panels,
+    finish: &Finish,
+    y: &mut Map,
+) {
+    let [batch, _, width] = source.size();
+    let c_in = source.channels();
+    let (stride, columns) = (pitch(c_in), width + 2 * pad);
+    let rows = (STRIP / (columns * stride)).clamp(1, y.height);
+    let strips = y.height.div_ceil(rows);
+    let rows = y.height.div_ceil(strips);
+    // Enough tasks for all threads, where there are panels to share out; each then reads the input again.
+    let all = panels(y.channels);
+    let splits = (2 * workspace.team.threads()).div_ceil(batch * strips).clamp(1, all.div_ceil(2));
+    let share = all.div_ceil(splits);
+    let splits = all.div_ceil(share);
+    let (height, out_width, y_pitch) = (y.height, y.width, y.pitch());
+    let y = Parts::new(y.data_mut());
+    workspace.team.run(batch * strips * splits, |task| {
+        let (strip, split) = (task / splits, task % splits);
+        let (sample, top) = (strip / strips, strip % strips * rows);
+        let rows = rows.min(height - top);
+        let window = Window {
+            sample,
+            top: top as isize - pad as isize,
+            rows: rows + kernel - 1,
+            left: pad,
+            columns,
+            channels: 0..c_in,
+        };
+        let first = split * share;
+        let share = share.min(all - first);
+        let taps: [usize; 49] = std::array::from_fn(|tap| (tap / kernel * columns + tap % kernel) * stride);
+        with_scratch(window.rows * columns * stride, |strip| {
+            source.read(&window, strip, stride);
+            // Without a border the pixels of all rows follow each other.
+            let (lines, wide) = if kernel == 1 && pad == 0 { (1, rows * width) } else { (rows, out_width) };
+            for line in 0..lines {
+                let a = Rows { data: &strip[line * columns * stride..], row: stride, taps: &taps[..kernel * kernel] };
+                let product = Product { a, w: weights.from(0, first), rows: wide, depth: c_in, panels: share };
+                let start = ((sample * height + top + line) * out_width) * y_pitch + first * PANEL;
+                let c = y.at(start, (wide - 1) * y_pitch + share * PANEL);
+                // SAFETY: no two tasks share a pixel and a channel, and `at` has checked the room.
+                unsafe { product.into(c, y_pitch) };
+                pulp::Arch::new().dispatch(FinishTask {
+                    finish,
+                    sample,
+                    channel: first * PANEL,
+                    channels: share * PANEL,
+                    start,
+                    pixels: wide,
+                    y: &y,
+                    y_pitch,
+                });
+            }
+        });
+    });
+}
+
+/// Finishes what a product has left in some pixels and channels.
+pub(super) struct FinishTask<'a> {
+    pub finish: &'a Finish<'a>,
+    pub sample: usize,
+    pub channel: usize,
+    pub channels: usize,
+    /// Where the first of them lies in the output.
+    pub start: usize,
+    pub pixels: usize,
+    pub y: &'a Parts<'a, f32>,
+    pub y_pitch: usize,
+}
+
+impl WithSimd for FinishTask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for channel in (0..self.channels).step_by(S::F32_LANES) {
+            let apply = self.finish.at(simd, self.sample, self.channel + channel);
+            for pixel in 0..self.pixels {
+                let place = self.start + pixel * self.y_pitch + channel;
+                let at = self.y.at(place, S::F32_LANES).cast::<S::f32s>();
+                // SAFETY: these are the caller's task's alone, and `at` has checked the room.
+                unsafe { at.write_unaligned(apply.value(place, at.read_unaligned())) };
+            }
+        }
+    }
+}

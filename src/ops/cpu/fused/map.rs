@@ -1,0 +1,97 @@
+//! Feature maps and the buffers that they live in.
+
+use super::panels::{Line, PANEL, floats, floats_mut, panels};
+
+/// Feature maps `[batch, height, width, channels]`, every pixel on whole cache lines: what lies between the last channel
+/// and the end of its line is unspecified.
+#[derive(Debug)]
+pub struct Map {
+    /// Samples.
+    pub batch: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// Channels.
+    pub channels: usize,
+    lines: Vec<Line>,
+}
+
+impl Map {
+    /// Elements from a pixel to the next.
+    pub fn pitch(&self) -> usize {
+        panels(self.channels) * PANEL
+    }
+
+    /// Elements from a sample to the next.
+    pub fn sample(&self) -> usize {
+        self.height * self.width * self.pitch()
+    }
+
+    /// All elements, padding included.
+    pub fn data(&self) -> &[f32] {
+        floats(&self.lines)
+    }
+
+    /// All elements, padding included.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        floats_mut(&mut self.lines)
+    }
+
+    /// Copies samples without padding, `[batch, height, width, channels]`, in.
+    pub fn copy_from(&mut self, dense: &[f32]) {
+        let (channels, pitch) = (self.channels, self.pitch());
+        assert_eq!(dense.len() * pitch, self.data().len() * channels, "a map of {channels} channels");
+        for (pixel, dense) in self.data_mut().chunks_exact_mut(pitch).zip(dense.chunks_exact(channels)) {
+            pixel[..channels].copy_from_slice(dense);
+        }
+    }
+
+    /// The pixels without their padding.
+    pub fn pixels(&self) -> impl Iterator<Item = &[f32]> {
+        self.data().chunks_exact(self.pitch()).map(|pixel| &pixel[..self.channels])
+    }
+}
+
+/// Buffers that are used again and again: after the first call of a batch size there is one for every need.
+#[derive(Debug, Default)]
+pub struct Arena {
+    free: Vec<Vec<Line>>,
+    bytes: usize,
+}
+
+impl Arena {
+    /// A map of unspecified content.
+    pub fn map(&mut self, [batch, height, width, channels]: [usize; 4]) -> Map {
+        let lines = self.lines(batch * height * width * panels(channels));
+        Map { batch, height, width, channels, lines }
+    }
+
+    /// So many lines of unspecified content.
+    pub fn lines(&mut self, count: usize) -> Vec<Line> {
+        let fits = self.free.iter().enumerate().filter(|(_, buffer)| buffer.capacity() >= count);
+        let best = fits.min_by_key(|(_, buffer)| buffer.capacity()).map(|(index, _)| index);
+        let mut lines = best.map_or_else(Vec::new, |index| self.free.swap_remove(index));
+        if lines.capacity() < count {
+            self.bytes += (count - lines.capacity()) * size_of::<Line>();
+            lines = Vec::with_capacity(count);
+        }
+        lines.resize(count, Line::ZERO);
+        lines
+    }
+
+    /// Takes a map's buffer back.
+    pub fn put(&mut self, map: Map) {
+        self.free.push(map.lines);
+    }
+
+    /// Takes a buffer back.
+    pub fn put_lines(&mut self, lines: Vec<Line>) {
+        self.free.push(lines);
+    }
+
+    /// Memory in all its buffers, those in use included.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}

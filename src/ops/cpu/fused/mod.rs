@@ -1,0 +1,30 @@
+//! Inference: layers that take their input, and leave their output, in one pass each.
+//!
+//! A layer reads its maps through a [`Source`] (normalisation, SiLU and concatenation happen on the way in), computes on
+//! weights that were packed once for all subnets, and adds bias and residual on the way out. Loops are shared out to a
+//! [`Team`]; buffers come from an [`Arena`]. Nothing is allocated once the buffers of a batch size exist.
+
+pub mod attention;
+pub mod conv;
+mod direct;
+pub mod linear;
+pub mod map;
+pub mod moments;
+pub mod panels;
+pub mod resample;
+pub mod source;
+pub mod team;
+mod winograd;
+
+pub use map::{Arena, Map};
+pub use source::{Affine, Source};
+pub use team::Team;
+
+/// What every layer needs beside its weights.
+#[derive(Debug)]
+pub struct Workspace {
+    /// Who computes.
+    pub team: Team,
+    /// Where buffers come from.
+    pub arena: Arena,
+}

@@ -1,0 +1,278 @@
+//! A team of threads for work of microseconds.
+//!
+//! A denoising step is some hundred parallel loops, most of them shorter than it takes to wake a thread. So the threads
+//! of a team keep looking for the next loop for a moment before they sleep, and a loop costs well under a microsecond.
+//! Nobody waits for a thread that sleeps or was descheduled: whoever is awake takes the tasks.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long a thread looks for work before it sleeps: longer than the solver's arithmetic between two calls.
+const PATIENCE: Duration = Duration::from_micros(200);
+/// Looks between two glances at the clock.
+const LOOKS: u32 = 64;
+
+/// Threads that share the tasks of one loop after another.
+///
+/// What a task computes may not depend on who runs it, nor when: then no result depends on the number of threads.
+#[derive(Debug)]
+pub struct Team {
+    shared: Arc<Shared>,
+    sleepers: Vec<Thread>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// The loop under way.
+#[derive(Clone, Copy)]
+struct Loop {
+    /// The closure, its lifetime erased: it is called only while [`Team::run`] waits for it.
+    work: *const (dyn Fn(usize) + Sync),
+}
+
+struct Shared {
+    /// The number of the loop in the upper half, its tasks that nobody has taken yet in the lower: one word, so that a
+    /// thread that comes late cannot take a task of one loop for a task of another.
+    ticket: AtomicU64,
+    /// Tasks of the loop that are done.
+    done: AtomicUsize,
+    /// Written by [`Team::run`] before it publishes tasks, read by whoever has taken one.
+    current: std::cell::UnsafeCell<Option<Loop>>,
+    panicked: AtomicBool,
+    asleep: AtomicUsize,
+    closed: AtomicBool,
+}
+
+// SAFETY: `current` is written only while no task is open, and read only by the holder of an open task.
+unsafe impl Sync for Shared {}
+// SAFETY: the closure that it points to is `Sync`.
+unsafe impl Send for Shared {}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Team {
+    /// A team of `threads`, the caller of [`Self::run`] included; 0 is taken as 1. With `pin`, each of the others is
+    /// bound to a core of its own, where the system permits it.
+    pub fn new(threads: usize, pin: bool) -> Self {
+        let shared = Arc::new(Shared {
+            ticket: AtomicU64::new(0),
+            done: AtomicUsize::new(0),
+            current: std::cell::UnsafeCell::new(None),
+            panicked: AtomicBool::new(false),
+            asleep: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+        });
+        let cores = if pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
+        let threads: Vec<_> = (1..threads)
+            .map_while(|rank| {
+                let (shared, core) = (shared.clone(), cores.get(rank % cores.len().max(1)).copied());
+                let thread = std::thread::Builder::new().name(format!("accordion-team-{rank}"));
+                // A thread that the system refuses is one fewer: the caller alone can do all the work.
+                thread.spawn(move || shared.serve(core)).ok()
+            })
+            .collect();
+        Self { shared, sleepers: threads.iter().map(|thread| thread.thread().clone()).collect(), threads }
+    }
+
+    /// The number of its threads, the caller of [`Self::run`] included.
+    pub fn threads(&self) -> usize {
+        self.threads.len() + 1
+    }
+
+    /// Calls `work` with each of `0..tasks` once, in any order, on any thread, and returns when all calls have.
+    ///
+    /// # Panics
+    /// If a task panicked, after the others are done.
+    pub fn run(&mut self, tasks: usize, work: impl Fn(usize) + Sync) {
+        if self.threads.is_empty() || tasks <= 1 {
+            return (0..tasks).for_each(work);
+        }
+        assert!(u32::try_from(tasks).is_ok(), "{tasks} tasks in one loop");
+        let shared = &*self.shared;
+        let work: *const (dyn Fn(usize) + Sync + '_) = &work;
+        // SAFETY: only the lifetime changes, and this call does not return before the last task is done. No task is open
+        // now, so nobody reads the cell.
+        unsafe {
+            *shared.current.get() = Some(Loop {
+                work: std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(work),
+            });
+        }
+        shared.done.store(0, Ordering::Relaxed);
+        let number = (shared.ticket.load(Ordering::Relaxed) >> 32) + 1;
+        shared.ticket.store(number << 32 | tasks as u64, Ordering::SeqCst);
+        if shared.asleep.load(Ordering::SeqCst) > 0 {
+            self.sleepers.iter().for_each(Thread::unpark);
+        }
+        while shared.take() {}
+        let mut looks = 0;
+        while shared.done.load(Ordering::Acquire) < tasks {
+            std::hint::spin_loop();
+            looks += 1;
+            // The thread that holds the last task may have lost its core to another process, perhaps this one.
+            if looks % (16 * LOOKS) == 0 {
+                std::thread::yield_now();
+            }
+        }
+        assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a task of the team panicked");
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+        self.sleepers.iter().for_each(Thread::unpark);
+        for thread in self.threads.drain(..) {
+            // It catches every panic of a task, so it has none of its own.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn open(&self) -> bool {
+        self.ticket.load(Ordering::SeqCst) & u64::from(u32::MAX) > 0
+    }
+
+    /// Takes a task and runs it; `false` when there is none.
+    fn take(&self) -> bool {
+        let mut ticket = self.ticket.load(Ordering::Acquire);
+        let task = loop {
+            let left = ticket & u64::from(u32::MAX);
+            if left == 0 {
+                return false;
+            }
+            match self.ticket.compare_exchange_weak(ticket, ticket - 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break left as usize - 1,
+                Err(now) => ticket = now,
+            }
+        };
+        // SAFETY: the loop that this task belongs to is not over before the task is counted as done below, and until then
+        // `run` neither writes the cell nor lets the closure go.
+        let work = unsafe { &*(*self.current.get()).expect("a loop with open tasks has a closure").work };
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(task))).is_err() {
+            self.panicked.store(true, Ordering::Relaxed);
+        }
+        self.done.fetch_add(1, Ordering::Release);
+        true
+    }
+
+    /// The life of a thread.
+    fn serve(&self, core: Option<core_affinity::CoreId>) {
+        core.map(core_affinity::set_for_current);
+        while !self.closed.load(Ordering::SeqCst) {
+            while self.take() {}
+            if !self.watch() {
+                self.asleep.fetch_add(1, Ordering::SeqCst);
+                // Whoever publishes after this look sees that somebody is asleep.
+                if !self.open() && !self.closed.load(Ordering::SeqCst) {
+                    std::thread::park();
+                }
+                self.asleep.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Looks for work for a moment; whether there was some.
+    fn watch(&self) -> bool {
+        let start = Instant::now();
+        loop {
+            for _ in 0..LOOKS {
+                if self.open() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if start.elapsed() > PATIENCE {
+                return false;
+            }
+        }
+    }
+}
+
+/// A slice whose parts are written by several tasks, none of them by two.
+pub(crate) struct Parts<'a, T> {
+    start: *mut T,
+    len: usize,
+    borrowed: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: only hands out pointers; whoever writes through them vouches that the parts are disjoint.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), borrowed: PhantomData }
+    }
+
+    /// A pointer to the element at `offset`, good for `len` elements from there.
+    pub fn at(&self, offset: usize, len: usize) -> *mut T {
+        assert!(offset + len <= self.len, "{len} elements at {offset} of {}", self.len);
+        self.start.wrapping_add(offset)
+    }
+
+    /// The `len` elements from `offset` on.
+    ///
+    /// # Safety
+    /// No other task touches them while the borrow lasts.
+    #[expect(clippy::mut_from_ref, reason = "the caller vouches that tasks take disjoint parts")]
+    pub unsafe fn slice(&self, offset: usize, len: usize) -> &mut [T] {
+        // SAFETY: in bounds by `at`, exclusive by the caller's word.
+        unsafe { std::slice::from_raw_parts_mut(self.at(offset, len), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_in_loops_of_any_length() {
+        for threads in [1, 2, 5] {
+            let mut team = Team::new(threads, false);
+            assert_eq!(team.threads(), threads);
+            for round in 0..2000 {
+                let tasks = round % 37;
+                let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                team.run(tasks, |task| {
+                    counts[task].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_team_that_fell_asleep_wakes_for_the_next_loop() {
+        let mut team = Team::new(3, true);
+        for _ in 0..3 {
+            while team.shared.asleep.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            let sum = AtomicUsize::new(0);
+            team.run(1000, |task| {
+                sum.fetch_add(task, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 499_500);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_task_is_the_caller_s_and_the_team_goes_on() {
+        let mut team = Team::new(2, false);
+        let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            team.run(8, |task| assert!(task != 3, "task three"));
+        }));
+        assert!(panics.is_err());
+        let done = AtomicUsize::new(0);
+        team.run(8, |_| {
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(done.into_inner(), 8);
+    }
+}
