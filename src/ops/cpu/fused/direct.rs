@@ -40,7 +40,7 @@ pub fn run(
             sample,
             top: top as isize - pad as isize,
             rows: rows + kernel - 1,
-            left: pad,
+            left: -(pad as isize),
             columns,
             channels: 0..c_in,
         };

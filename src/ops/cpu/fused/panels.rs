@@ -8,12 +8,17 @@
 //! of rows and wherever a row stands. So a sample's bits cannot depend on its batch.
 
 use pulp::{Simd, WithSimd};
+use std::ops::Range;
 
 /// Columns of a panel: one cache line of f32.
 pub const PANEL: usize = 16;
 
 /// Depth of a product between two visits to its result: rows of weights that fit the L1 cache beside those of the input.
 const DEPTH_BLOCK: usize = 256;
+/// Rows of weights between two prefetches.
+const STRETCH: usize = 8;
+/// How many rows ahead weights are asked for: the hardware's own prefetch ends at every page, and a panel is a few pages.
+const AHEAD: usize = 64;
 
 /// A cache line.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -213,36 +218,50 @@ impl WithSimd for Multiply<'_> {
         let mut panel = 0;
         while panel < panels {
             let wide = side_by_side.min(panels - panel);
-            for index in 0..tiles {
-                let (row, end) = (index * rows / tiles, (index + 1) * rows / tiles);
-                let tile = Tile {
-                    a: a.data.as_ptr().wrapping_add(row * a.row),
-                    a_row: a.row,
-                    taps: a.taps,
-                    w: w.data.as_ptr().wrapping_add(panel * w.panel),
-                    w_tap: w.tap,
-                    w_panel: w.panel,
-                    depth,
-                    c: self.c.wrapping_add(row * self.c_row + panel * PANEL),
-                    c_row: self.c_row,
-                };
-                // SAFETY: `new` has bounded what is read, its caller vouches for what is written.
-                unsafe { tile.compute(simd, end - row, wide) };
+            for (tap, &a_tap) in a.taps.iter().enumerate() {
+                let weights = |panel: usize, tap: usize| w.data.as_ptr().wrapping_add(panel * w.panel + tap * w.tap);
+                let next = if tap + 1 < a.taps.len() { weights(panel, tap + 1) } else { weights(panel + wide, 0) };
+                for start in (0..depth).step_by(DEPTH_BLOCK) {
+                    for index in 0..tiles {
+                        let (row, end) = (index * rows / tiles, (index + 1) * rows / tiles);
+                        let tile = Tile {
+                            a: a.data.as_ptr().wrapping_add(a_tap + row * a.row),
+                            a_row: a.row,
+                            w: weights(panel, tap),
+                            w_panel: w.panel,
+                            next,
+                            depth,
+                            block: start..depth.min(start + DEPTH_BLOCK),
+                            fresh: tap == 0 && start == 0,
+                            // Later tiles find the weights in the cache.
+                            prefetch: index == 0,
+                            c: self.c.wrapping_add(row * self.c_row + panel * PANEL),
+                            c_row: self.c_row,
+                        };
+                        // SAFETY: `new` has bounded what is read, its caller vouches for what is written.
+                        unsafe { tile.compute(simd, end - row, wide) };
+                    }
+                }
             }
             panel += wide;
         }
     }
 }
 
-/// The rows and panels whose sums stay in registers.
-struct Tile<'a> {
+/// The rows and panels whose sums stay in registers, for a part of the depth.
+struct Tile {
     a: *const f32,
     a_row: usize,
-    taps: &'a [usize],
     w: *const f32,
-    w_tap: usize,
     w_panel: usize,
+    /// The weights that come after these.
+    next: *const f32,
     depth: usize,
+    block: Range<usize>,
+    /// Whether the sums begin here.
+    fresh: bool,
+    /// Whether to ask for weights before they are needed.
+    prefetch: bool,
     c: *mut f32,
     c_row: usize,
 }
@@ -257,7 +276,7 @@ macro_rules! by_rows {
     };
 }
 
-impl Tile<'_> {
+impl Tile {
     /// # Safety
     /// As [`Product::into`], of `rows` rows and `panels` panels from here.
     #[inline(always)]
@@ -284,37 +303,59 @@ impl Tile<'_> {
     unsafe fn sum<S: Simd, const R: usize, const V: usize>(&self, simd: S) {
         let lanes = S::F32_LANES;
         let offsets: [usize; V] = std::array::from_fn(|v| v * lanes / PANEL * self.w_panel + v * lanes % PANEL);
-        let mut fresh = true;
-        for (tap, &a_tap) in self.taps.iter().enumerate() {
-            let (a, w) = (self.a.wrapping_add(a_tap), self.w.wrapping_add(tap * self.w_tap));
-            for start in (0..self.depth).step_by(DEPTH_BLOCK) {
-                let end = self.depth.min(start + DEPTH_BLOCK);
-                let c = |r: usize, v: usize| self.c.wrapping_add(r * self.c_row + v * lanes).cast::<S::f32s>();
-                // SAFETY: by the caller's contract all of these lie in bounds.
-                unsafe {
-                    let mut sums = [[simd.splat_f32s(0.0); V]; R];
-                    if !fresh {
-                        sums = std::array::from_fn(|r| std::array::from_fn(|v| c(r, v).read_unaligned()));
-                    }
-                    for k in start..end {
-                        let row = offsets.map(|offset| w.add(k * PANEL + offset).cast::<S::f32s>().read_unaligned());
-                        for (r, sums) in sums.iter_mut().enumerate() {
-                            let value = simd.splat_f32s(*a.add(r * self.a_row + k));
-                            for (sum, w) in sums.iter_mut().zip(row) {
-                                *sum = simd.mul_add_f32s(value, w, *sum);
-                            }
-                        }
-                    }
-                    for (r, sums) in sums.into_iter().enumerate() {
-                        for (v, sum) in sums.into_iter().enumerate() {
-                            c(r, v).write_unaligned(sum);
+        let c = |r: usize, v: usize| self.c.wrapping_add(r * self.c_row + v * lanes).cast::<S::f32s>();
+        // SAFETY: by the caller's contract all of these lie in bounds.
+        unsafe {
+            let mut sums = [[simd.splat_f32s(0.0); V]; R];
+            if !self.fresh {
+                sums = std::array::from_fn(|r| std::array::from_fn(|v| c(r, v).read_unaligned()));
+            }
+            let mut k = self.block.start;
+            while k < self.block.end {
+                let stop = self.block.end.min(k + STRETCH);
+                if self.prefetch {
+                    let ahead = k + AHEAD;
+                    let line = if ahead < self.depth {
+                        self.w.wrapping_add(ahead * PANEL)
+                    } else {
+                        self.next.wrapping_add((ahead - self.depth) * PANEL)
+                    };
+                    for panel in 0..(V * lanes).div_ceil(PANEL) {
+                        for line_of_stretch in 0..STRETCH {
+                            prefetch(line.wrapping_add(panel * self.w_panel + line_of_stretch * PANEL));
                         }
                     }
                 }
-                fresh = false;
+                for k in k..stop {
+                    let row = offsets.map(|offset| self.w.add(k * PANEL + offset).cast::<S::f32s>().read_unaligned());
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let value = simd.splat_f32s(*self.a.add(r * self.a_row + k));
+                        for (sum, w) in sums.iter_mut().zip(row) {
+                            *sum = simd.mul_add_f32s(value, w, *sum);
+                        }
+                    }
+                }
+                k = stop;
+            }
+            for (r, sums) in sums.into_iter().enumerate() {
+                for (v, sum) in sums.into_iter().enumerate() {
+                    c(r, v).write_unaligned(sum);
+                }
             }
         }
     }
+}
+
+/// Asks for the cache line at `address`, which need not exist.
+#[inline(always)]
+fn prefetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 #[cfg(test)]

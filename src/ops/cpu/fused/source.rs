@@ -28,18 +28,18 @@ pub struct Source<'a> {
     pub affine: Option<Affine<'a>>,
 }
 
-/// Some rows of a source within a frame of zeros.
+/// A rectangle of a source, which may reach beyond the image.
 #[derive(Clone, Debug)]
 pub struct Window {
     /// The sample.
     pub sample: usize,
-    /// The first row, which may lie above the image.
+    /// The first row.
     pub top: isize,
-    /// Rows, of which some may lie below the image.
+    /// The first column.
+    pub left: isize,
+    /// Rows.
     pub rows: usize,
-    /// Columns of zeros before the image.
-    pub left: usize,
-    /// Columns with those before and after the image.
+    /// Columns.
     pub columns: usize,
     /// The channels.
     pub channels: Range<usize>,
@@ -95,14 +95,17 @@ impl Source<'_> {
     fn read_with(&self, window: &Window, out: &mut [f32], stride: usize, copy: impl Fn(&[f32], &mut [f32], usize)) {
         let [_, height, width] = self.size();
         let wide = window.columns * stride;
+        let clip = |column: isize| column.clamp(0, width as isize) as usize;
+        let inside = clip(window.left)..clip(window.left + window.columns as isize);
+        let before = if inside.is_empty() { 0 } else { (inside.start as isize - window.left) as usize };
         for (row, out) in out.chunks_exact_mut(wide).take(window.rows).enumerate() {
             let y = window.top + row as isize;
             if y < 0 || y >= height as isize {
                 out.fill(0.0);
                 continue;
             }
-            let (before, rest) = out.split_at_mut(window.left * stride);
-            let (image, after) = rest.split_at_mut(width * stride);
+            let (before, rest) = out.split_at_mut(before * stride);
+            let (image, after) = rest.split_at_mut(inside.len() * stride);
             before.fill(0.0);
             after.fill(0.0);
             let mut first = 0;
@@ -110,8 +113,8 @@ impl Source<'_> {
                 let channels = first.max(window.channels.start)..(first + part.channels).min(window.channels.end);
                 if !channels.is_empty() {
                     let pitch = part.pitch();
-                    let start = window.sample * part.sample() + y as usize * width * pitch;
-                    let from = &part.data()[start..][..width * pitch];
+                    let start = window.sample * part.sample() + (y as usize * width + inside.start) * pitch;
+                    let from = &part.data()[start..][..inside.len() * pitch];
                     let (skip, place) = (channels.start - first, channels.start - window.channels.start);
                     for (from, to) in from.chunks_exact(pitch).zip(image.chunks_exact_mut(stride)) {
                         copy(&from[skip..][..channels.len()], &mut to[place..][..channels.len()], channels.start);

@@ -4,10 +4,11 @@
 //! of a team keep looking for the next loop for a moment before they sleep, and a loop costs well under a microsecond.
 //! Nobody waits for a thread that sleeps or was descheduled: whoever is awake takes the tasks.
 
+use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a thread looks for work before it sleeps: longer than the solver's arithmetic between two calls.
@@ -21,38 +22,52 @@ const LOOKS: u32 = 64;
 #[derive(Debug)]
 pub struct Team {
     shared: Arc<Shared>,
-    sleepers: Vec<Thread>,
     threads: Vec<JoinHandle<()>>,
+    /// The number of the last loop.
+    number: u32,
 }
 
-/// The loop under way.
-#[derive(Clone, Copy)]
-struct Loop {
-    /// The closure, its lifetime erased: it is called only while [`Team::run`] waits for it.
-    work: *const (dyn Fn(usize) + Sync),
-}
-
+#[derive(Debug)]
 struct Shared {
-    /// The number of the loop in the upper half, its tasks that nobody has taken yet in the lower: one word, so that a
-    /// thread that comes late cannot take a task of one loop for a task of another.
-    ticket: AtomicU64,
-    /// Tasks of the loop that are done.
-    done: AtomicUsize,
-    /// Written by [`Team::run`] before it publishes tasks, read by whoever has taken one.
-    current: std::cell::UnsafeCell<Option<Loop>>,
+    /// Each thread's share of the loop; the first is that of the caller of [`Team::run`].
+    shares: Vec<Share>,
+    /// Each thread's count of tasks that it has run in this loop, kept apart so that counting disturbs nobody.
+    done: Vec<Done>,
     panicked: AtomicBool,
     asleep: AtomicUsize,
     closed: AtomicBool,
 }
 
-// SAFETY: `current` is written only while no task is open, and read only by the holder of an open task.
-unsafe impl Sync for Shared {}
-// SAFETY: the closure that it points to is `Sync`.
-unsafe impl Send for Shared {}
+/// Some tasks of a loop. Its thread takes them one by one, then helps the others with theirs.
+#[repr(align(128))]
+struct Share {
+    /// The number of the loop in the upper half, the tasks that nobody has taken yet in the lower: one word, so that a
+    /// thread that comes late cannot take a task of one loop for a task of another.
+    ticket: AtomicU64,
+    /// Written by [`Team::run`] before it opens the share, read by whoever has taken a task of it.
+    work: UnsafeCell<Option<Work>>,
+}
 
-impl std::fmt::Debug for Shared {
+/// A loop's closure, its lifetime erased, and the first task of the share.
+#[derive(Clone, Copy)]
+struct Work {
+    call: *const (dyn Fn(usize) + Sync),
+    first: usize,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Done(AtomicUsize);
+
+// SAFETY: `work` is written only while the share is empty, and read only by the holder of one of its tasks. The closure
+// that it points to is `Sync`, and is called only while `Team::run` waits for it.
+unsafe impl Sync for Share {}
+// SAFETY: as above.
+unsafe impl Send for Share {}
+
+impl std::fmt::Debug for Share {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
+        f.debug_tuple("Share").field(&self.ticket).finish()
     }
 }
 
@@ -60,10 +75,10 @@ impl Team {
     /// A team of `threads`, the caller of [`Self::run`] included; 0 is taken as 1. With `pin`, each of the others is
     /// bound to a core of its own, where the system permits it.
     pub fn new(threads: usize, pin: bool) -> Self {
+        let share = || Share { ticket: AtomicU64::new(0), work: UnsafeCell::new(None) };
         let shared = Arc::new(Shared {
-            ticket: AtomicU64::new(0),
-            done: AtomicUsize::new(0),
-            current: std::cell::UnsafeCell::new(None),
+            shares: (0..threads.max(1)).map(|_| share()).collect(),
+            done: (0..threads.max(1)).map(|_| Done::default()).collect(),
             panicked: AtomicBool::new(false),
             asleep: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -73,11 +88,11 @@ impl Team {
             .map_while(|rank| {
                 let (shared, core) = (shared.clone(), cores.get(rank % cores.len().max(1)).copied());
                 let thread = std::thread::Builder::new().name(format!("accordion-team-{rank}"));
-                // A thread that the system refuses is one fewer: the caller alone can do all the work.
-                thread.spawn(move || shared.serve(core)).ok()
+                // A thread that the system refuses is one fewer: the others can do its share.
+                thread.spawn(move || shared.serve(rank, core)).ok()
             })
             .collect();
-        Self { shared, sleepers: threads.iter().map(|thread| thread.thread().clone()).collect(), threads }
+        Self { shared, threads, number: 0 }
     }
 
     /// The number of its threads, the caller of [`Self::run`] included.
@@ -95,23 +110,26 @@ impl Team {
         }
         assert!(u32::try_from(tasks).is_ok(), "{tasks} tasks in one loop");
         let shared = &*self.shared;
-        let work: *const (dyn Fn(usize) + Sync + '_) = &work;
-        // SAFETY: only the lifetime changes, and this call does not return before the last task is done. No task is open
-        // now, so nobody reads the cell.
-        unsafe {
-            *shared.current.get() = Some(Loop {
-                work: std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(work),
-            });
+        let call: *const (dyn Fn(usize) + Sync + '_) = &work;
+        // SAFETY: only the lifetime changes, and this call does not return before the last task is done.
+        let call: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(call) };
+        self.number = self.number.wrapping_add(1);
+        shared.done.iter().for_each(|done| done.0.store(0, Ordering::Relaxed));
+        let threads = self.threads();
+        // The caller's own share last: the others can begin meanwhile.
+        for (rank, share) in shared.shares.iter().enumerate().take(threads).rev() {
+            let (first, end) = (rank * tasks / threads, (rank + 1) * tasks / threads);
+            // SAFETY: no task is open now, so nobody reads the cell.
+            unsafe { *share.work.get() = Some(Work { call, first }) };
+            share.ticket.store(u64::from(self.number) << 32 | (end - first) as u64, Ordering::SeqCst);
         }
-        shared.done.store(0, Ordering::Relaxed);
-        let number = (shared.ticket.load(Ordering::Relaxed) >> 32) + 1;
-        shared.ticket.store(number << 32 | tasks as u64, Ordering::SeqCst);
         if shared.asleep.load(Ordering::SeqCst) > 0 {
-            self.sleepers.iter().for_each(Thread::unpark);
+            self.threads.iter().for_each(|thread| thread.thread().unpark());
         }
-        while shared.take() {}
+        shared.work(0);
+        let done = || shared.done.iter().map(|done| done.0.load(Ordering::Acquire)).sum::<usize>();
         let mut looks = 0;
-        while shared.done.load(Ordering::Acquire) < tasks {
+        while done() < tasks {
             std::hint::spin_loop();
             looks += 1;
             // The thread that holds the last task may have lost its core to another process, perhaps this one.
@@ -126,71 +144,89 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::SeqCst);
-        self.sleepers.iter().for_each(Thread::unpark);
         for thread in self.threads.drain(..) {
+            thread.thread().unpark();
             // It catches every panic of a task, so it has none of its own.
             let _ = thread.join();
         }
     }
 }
 
-impl Shared {
-    fn open(&self) -> bool {
+impl Share {
+    fn is_open(&self) -> bool {
         self.ticket.load(Ordering::SeqCst) & u64::from(u32::MAX) > 0
     }
 
-    /// Takes a task and runs it; `false` when there is none.
-    fn take(&self) -> bool {
+    /// Takes a task and runs it; `None` when there is none, else whether it went well.
+    fn take(&self) -> Option<bool> {
         let mut ticket = self.ticket.load(Ordering::Acquire);
-        let task = loop {
+        let left = loop {
             let left = ticket & u64::from(u32::MAX);
             if left == 0 {
-                return false;
+                return None;
             }
             match self.ticket.compare_exchange_weak(ticket, ticket - 1, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => break left as usize - 1,
+                Ok(_) => break left as usize,
                 Err(now) => ticket = now,
             }
         };
-        // SAFETY: the loop that this task belongs to is not over before the task is counted as done below, and until then
-        // `run` neither writes the cell nor lets the closure go.
-        let work = unsafe { &*(*self.current.get()).expect("a loop with open tasks has a closure").work };
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(task))).is_err() {
-            self.panicked.store(true, Ordering::Relaxed);
+        // SAFETY: the loop is not over before this task is counted as done, and until then `run` neither writes the cell
+        // nor lets the closure go.
+        let (call, first) = unsafe {
+            let work = (*self.work.get()).expect("a share with open tasks has work");
+            (&*work.call, work.first)
+        };
+        Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call(first + left - 1))).is_ok())
+    }
+}
+
+impl Shared {
+    /// Runs tasks until none is left: those of the thread's own share, then those of the others.
+    fn work(&self, rank: usize) {
+        let mut ran = 0;
+        for share in self.shares[rank..].iter().chain(&self.shares[..rank]) {
+            while let Some(well) = share.take() {
+                ran += 1;
+                if !well {
+                    self.panicked.store(true, Ordering::Relaxed);
+                }
+            }
         }
-        self.done.fetch_add(1, Ordering::Release);
-        true
+        if ran > 0 {
+            self.done[rank].0.fetch_add(ran, Ordering::Release);
+        }
     }
 
     /// The life of a thread.
-    fn serve(&self, core: Option<core_affinity::CoreId>) {
+    fn serve(&self, rank: usize, core: Option<core_affinity::CoreId>) {
         core.map(core_affinity::set_for_current);
+        let share = &self.shares[rank];
         while !self.closed.load(Ordering::SeqCst) {
-            while self.take() {}
-            if !self.watch() {
+            self.work(rank);
+            if !watch(share) {
                 self.asleep.fetch_add(1, Ordering::SeqCst);
-                // Whoever publishes after this look sees that somebody is asleep.
-                if !self.open() && !self.closed.load(Ordering::SeqCst) {
+                // Whoever opens the share after this look sees that somebody is asleep.
+                if !share.is_open() && !self.closed.load(Ordering::SeqCst) {
                     std::thread::park();
                 }
                 self.asleep.fetch_sub(1, Ordering::SeqCst);
             }
         }
     }
+}
 
-    /// Looks for work for a moment; whether there was some.
-    fn watch(&self) -> bool {
-        let start = Instant::now();
-        loop {
-            for _ in 0..LOOKS {
-                if self.open() {
-                    return true;
-                }
-                std::hint::spin_loop();
+/// Looks for work for a moment; whether there was some.
+fn watch(share: &Share) -> bool {
+    let start = Instant::now();
+    loop {
+        for _ in 0..LOOKS {
+            if share.is_open() {
+                return true;
             }
-            if start.elapsed() > PATIENCE {
-                return false;
-            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() > PATIENCE {
+            return false;
         }
     }
 }

@@ -6,11 +6,12 @@
 //! interpolation are 0, 1, -1, 2, -2 and infinity.
 
 use super::conv::{Finish, with_scratch};
-use super::panels::{PANEL, Panels, Product, Rows, floats, floats_mut, panels, pitch};
+use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
 use super::source::Window;
 use super::team::Parts;
 use super::{Map, Source, Workspace};
 use pulp::{Simd, WithSimd};
+use std::ops::Range;
 
 /// Rows and columns of outputs that a tile makes.
 const TILE: usize = 4;
@@ -19,12 +20,14 @@ const EDGE: usize = TILE + 2;
 /// Values of a transformed tile.
 pub const POSITIONS: usize = EDGE * EDGE;
 
-/// Memory for the transformed tiles of one round: what the caches hold beside the weights.
-const ROUND_BYTES: usize = 6 << 20;
-/// Channels that a task transforms.
-const BLOCK: usize = 32;
-/// Multiply-adds worth a task of their own: some microseconds.
-const TASK_MACS: usize = 1 << 19;
+/// Elements of the transformed tiles that a task holds: more tiles share each reading of the weights, fewer leave the
+/// caches to the weights.
+const HELD: usize = 600_000;
+/// Tiles below which sharing out the outputs is better than sharing out the tiles.
+const FEW_TILES: usize = 12;
+/// Channels transformed at a time on the way in, and on the way out.
+const BLOCK_IN: usize = 32;
+const BLOCK_OUT: usize = 64;
 
 /// The transformed weights of one input and output channel, `U = G g G'`, row by row.
 pub fn transform_weights(g: [[f64; 3]; 3]) -> [f64; POSITIONS] {
@@ -73,160 +76,162 @@ fn transform_output<S: Simd>(simd: S, m: [S::f32s; EDGE]) -> [S::f32s; TILE] {
     [simd.add_f32s(m0, simd.add_f32s(s, t)), fma(c(2.0), u, d), fma(c(4.0), t, s), simd.add_f32s(fma(c(8.0), u, d), m5)]
 }
 
-/// Where tiles of one round lie: position after position, tile after tile, channel after channel.
+/// Where the transformed tiles of a task lie: position after position, tile after tile, channel after channel.
 #[derive(Clone, Copy)]
-struct Transformed {
+struct Layout {
     /// Elements from a tile to the next.
     tile: usize,
-    /// Elements from a position to the next: an odd number of cache lines, so that the 36 values of a tile do not
-    /// all fall into the same set of a cache.
+    /// Elements from a position to the next: an odd number of cache lines, so that the 36 values of a tile do not all
+    /// fall into the same set of a cache.
     position: usize,
 }
 
-impl Transformed {
+impl Layout {
     fn new(tiles: usize, channels: usize) -> Self {
         let tile = pitch(channels);
         Self { tile, position: ((tiles * tile / PANEL) | 1) * PANEL }
     }
 
-    fn lines(self) -> usize {
-        POSITIONS * self.position / PANEL
+    fn len(self) -> usize {
+        POSITIONS * self.position
     }
 }
 
-/// How the tiles of a convolution are shared out: in bands of whole tile rows of one sample.
-struct Bands {
-    /// Tile rows of a band.
-    rows: usize,
-    /// Bands of a sample.
-    per_sample: usize,
-    /// Tiles of a tile row.
+/// How a convolution is shared out: each sample's tiles, row by row, in runs of equal length; the outputs of a run in
+/// splits. Results depend on neither.
+#[derive(Clone, Copy, Debug)]
+struct Shares {
+    /// Tiles of a sample, and of a row of it.
+    tiles: usize,
     columns: usize,
+    /// Runs of a sample.
+    runs: usize,
+    /// Splits of a run, and the panels of each.
+    splits: usize,
+    panels: usize,
 }
 
-impl Bands {
-    /// Bands as high as leaves `wanted` tasks of `blocks` a band: fewer rows are then read twice.
-    fn new(batch: usize, height: usize, width: usize, blocks: usize, wanted: usize) -> Self {
-        let rows = height.div_ceil(TILE);
-        let fits = |band: &usize| rows.is_multiple_of(*band) && batch * (rows / band) * blocks >= wanted;
-        let band = (1..=rows.min(8)).rev().find(fits).unwrap_or(1);
-        Self { rows: band, per_sample: rows / band, columns: width.div_ceil(TILE) }
+impl Shares {
+    fn new([batch, height, width]: [usize; 3], c_in: usize, c_out: usize, threads: usize) -> Self {
+        let columns = width.div_ceil(TILE);
+        let tiles = height.div_ceil(TILE) * columns;
+        let held = (HELD / (POSITIONS * pitch(c_in))).clamp(1, tiles);
+        let least = tiles.div_ceil(held);
+        // All threads busy to the end: a multiple of their number, or so many that the last ones do not matter.
+        let even = |runs: &usize| (batch * runs).is_multiple_of(threads) || batch * runs >= 4 * threads;
+        let most = tiles.div_ceil(FEW_TILES).max(least);
+        let runs = (least..=most).find(even).unwrap_or(most);
+        let wanted = threads.div_ceil(batch * runs);
+        let panels = panels(c_out).div_ceil(wanted);
+        Self { tiles, columns, runs, splits: self::panels(c_out).div_ceil(panels), panels }
     }
 
-    fn tiles(&self) -> usize {
-        self.rows * self.columns
+    /// The tiles of a run.
+    fn run(self, run: usize) -> Range<usize> {
+        run * self.tiles / self.runs..(run + 1) * self.tiles / self.runs
     }
+}
+
+/// The rectangles of tiles that a run consists of: a part of a row, whole rows, a part of a row; none too high for the
+/// caches.
+fn rectangles(run: Range<usize>, columns: usize) -> impl Iterator<Item = Rectangle> {
+    /// Rows of a rectangle: the rows of pixels between two are read twice.
+    const HIGH: usize = 4;
+    let mut next = run.start;
+    std::iter::from_fn(move || {
+        (next < run.end).then(|| {
+            let (row, column) = (next / columns, next % columns);
+            let left = run.end - next;
+            let (rows, wide) = if column > 0 || left < columns {
+                (1, left.min(columns - column))
+            } else {
+                ((left / columns).min(HIGH), columns)
+            };
+            let first = next - run.start;
+            next += rows * wide;
+            Rectangle { first, row, column, rows, columns: wide }
+        })
+    })
+}
+
+/// Tiles side by side and below each other.
+struct Rectangle {
+    /// The first of them, counted from the first of the run.
+    first: usize,
+    row: usize,
+    column: usize,
+    rows: usize,
+    columns: usize,
 }
 
 /// `y = finish(source * weights)`, padded with one zero on each side.
 pub fn run(workspace: &mut Workspace, source: Source, weights: &Panels, finish: &Finish, y: &mut Map) {
-    let Workspace { team, arena } = workspace;
-    let [batch, height, width] = source.size();
+    let size @ [batch, height, width] = source.size();
     let (c_in, c_out) = (source.channels(), y.channels);
-    let (blocks_in, blocks_out) = (c_in.div_ceil(BLOCK), c_out.div_ceil(BLOCK));
-    let bands = Bands::new(batch, height, width, blocks_in.min(blocks_out), team.threads());
-    let all = batch * bands.per_sample;
-    let band_bytes = bands.tiles() * POSITIONS * (pitch(c_in) + pitch(c_out)) * size_of::<f32>();
-    let rounds = all.div_ceil((ROUND_BYTES / band_bytes).max(1));
-    let per_round = all.div_ceil(rounds);
-    let tiles = per_round * bands.tiles();
-    let (in_layout, out_layout) = (Transformed::new(tiles, c_in), Transformed::new(tiles, c_out));
-    let mut transformed = arena.lines(in_layout.lines());
-    let mut products = arena.lines(out_layout.lines());
-    let y_shape = Shape { height, width, pitch: y.pitch() };
+    let shares = Shares::new(size, c_in, c_out, workspace.team.threads());
+    let y_pitch = y.pitch();
     let y = Parts::new(y.data_mut());
-
-    for first in (0..all).step_by(per_round) {
-        let count = per_round.min(all - first);
-        {
-            let transformed = Parts::new(floats_mut(&mut transformed));
-            team.run(count * blocks_in, |task| {
-                let (band, block) = (task / blocks_in, task % blocks_in);
-                let channels = block * BLOCK..c_in.min((block + 1) * BLOCK);
-                let (sample, row) = place(first + band, &bands);
-                let window = Window {
-                    sample,
-                    top: (row * TILE) as isize - 1,
-                    rows: bands.rows * TILE + 2,
-                    left: 1,
-                    columns: bands.columns * TILE + 2,
-                    channels: channels.clone(),
-                };
+    workspace.team.run(batch * shares.runs * shares.splits, |task| {
+        let (run, split) = (task / shares.splits, task % shares.splits);
+        let (sample, run) = (run / shares.runs, shares.run(run % shares.runs));
+        let chosen = split * shares.panels..panels(c_out).min((split + 1) * shares.panels);
+        let block_out = BLOCK_OUT.min(chosen.len() * PANEL);
+        let (in_layout, out_layout) = (Layout::new(run.len(), c_in), Layout::new(run.len(), block_out));
+        let strip = (4 * TILE + 2) * (shares.columns * TILE + 2) * BLOCK_IN;
+        with_scratch(in_layout.len() + out_layout.len() + strip, |scratch| {
+            let (transformed, rest) = scratch.split_at_mut(in_layout.len());
+            let (products, strip) = rest.split_at_mut(out_layout.len());
+            for first in (0..c_in).step_by(BLOCK_IN) {
+                let channels = first..c_in.min(first + BLOCK_IN);
                 let stride = pitch(channels.len());
-                with_scratch(window.rows * window.columns * stride, |strip| {
+                for rectangle in rectangles(run.clone(), shares.columns) {
+                    let window = Window {
+                        sample,
+                        top: (rectangle.row * TILE) as isize - 1,
+                        left: (rectangle.column * TILE) as isize - 1,
+                        rows: rectangle.rows * TILE + 2,
+                        columns: rectangle.columns * TILE + 2,
+                        channels: channels.clone(),
+                    };
                     source.read(&window, strip, stride);
-                    let out = band * bands.tiles() * in_layout.tile + channels.start;
-                    let len = (POSITIONS - 1) * in_layout.position + (bands.tiles() - 1) * in_layout.tile + stride;
-                    let out = transformed.at(out, len);
-                    let (columns, layout) = (window.columns, in_layout);
-                    let task = InputTask { strip, stride, columns, bands: &bands, layout, out };
-                    pulp::Arch::new().dispatch(task);
-                });
-            });
-        }
-        {
-            let transformed = floats(&transformed);
-            let products = Parts::new(floats_mut(&mut products));
-            let tiles = count * bands.tiles();
-            let macs = tiles * c_in * pitch(c_out);
-            // Either several positions a task, or several tasks a position.
-            let positions = [12, 6, 3, 2].into_iter().find(|n| n * macs <= TASK_MACS).unwrap_or(1);
-            let splits = (macs / (4 * TASK_MACS)).clamp(1, panels(c_out).div_ceil(4));
-            let share = panels(c_out).div_ceil(splits);
-            team.run(POSITIONS / positions * splits, |task| {
-                let (group, split) = (task / splits, task % splits);
-                let chosen = split * share..panels(c_out).min((split + 1) * share);
-                for position in group * positions..(group + 1) * positions {
-                    let a =
-                        Rows { data: &transformed[position * in_layout.position..], row: in_layout.tile, taps: &[0] };
-                    let w = weights.from(position, chosen.start);
-                    let product = Product { a, w, rows: tiles, depth: c_in, panels: chosen.len() };
-                    let start = position * out_layout.position + chosen.start * PANEL;
-                    let c = products.at(start, (tiles - 1) * out_layout.tile + chosen.len() * PANEL);
-                    // SAFETY: positions and panels are this task's alone, and `at` has checked the room.
-                    unsafe { product.into(c, out_layout.tile) };
+                    let out = &mut transformed[rectangle.first * in_layout.tile + first..];
+                    pulp::Arch::new().dispatch(InputTask { strip, stride, rectangle, layout: in_layout, out });
                 }
-            });
-        }
-        let products = floats(&products);
-        team.run(count * blocks_out, |task| {
-            let (band, block) = (task / blocks_out, task % blocks_out);
-            let channels = block * BLOCK..pitch(c_out).min((block + 1) * BLOCK);
-            let (sample, row) = place(first + band, &bands);
-            let products = &products[band * bands.tiles() * out_layout.tile + channels.start..];
-            let layout = out_layout;
-            pulp::Arch::new().dispatch(OutputTask {
-                products,
-                layout,
-                bands: &bands,
-                sample,
-                row,
-                channels,
-                finish,
-                y: &y,
-                y_shape,
-            });
+            }
+            for first in chosen.clone().step_by(BLOCK_OUT / PANEL) {
+                let block = first..chosen.end.min(first + BLOCK_OUT / PANEL);
+                for position in 0..POSITIONS {
+                    let a = Rows { data: &transformed[position * in_layout.position..], row: in_layout.tile, taps: &[0] };
+                    let w = weights.from(position, first);
+                    let product = Product { a, w, rows: run.len(), depth: c_in, panels: block.len() };
+                    let c = &mut products[position * out_layout.position..][..run.len() * out_layout.tile];
+                    // SAFETY: each tile has room for a block.
+                    unsafe { product.into(c.as_mut_ptr(), out_layout.tile) };
+                }
+                pulp::Arch::new().dispatch(OutputTask {
+                    products,
+                    layout: out_layout,
+                    run: run.clone(),
+                    columns: shares.columns,
+                    sample,
+                    channels: block.start * PANEL..block.end * PANEL,
+                    finish,
+                    y: &y,
+                    y_size: [height, width, y_pitch],
+                });
+            }
         });
-    }
-    arena.put_lines(transformed);
-    arena.put_lines(products);
+    });
 }
 
-/// The sample and the first tile row of a band.
-fn place(band: usize, bands: &Bands) -> (usize, usize) {
-    (band / bands.per_sample, band % bands.per_sample * bands.rows)
-}
-
-/// Transforms the tiles of a band for some channels.
+/// Transforms the tiles of a rectangle for some channels.
 struct InputTask<'a> {
     strip: &'a [f32],
     /// Elements from a pixel of the strip to the next.
     stride: usize,
-    /// Pixels of a row of the strip.
-    columns: usize,
-    bands: &'a Bands,
-    layout: Transformed,
-    out: *mut f32,
+    rectangle: Rectangle,
+    layout: Layout,
+    out: &'a mut [f32],
 }
 
 impl WithSimd for InputTask<'_> {
@@ -234,26 +239,27 @@ impl WithSimd for InputTask<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { strip, stride, columns, bands, layout, out } = self;
-        assert!(strip.len() >= (bands.rows * TILE + 2) * columns * stride && columns == bands.columns * TILE + 2);
-        for tile in 0..bands.tiles() {
-            let (row, column) = (tile / bands.columns, tile % bands.columns);
-            let corner = (row * TILE * columns + column * TILE) * stride;
+        let Self { strip, stride, rectangle, layout, out } = self;
+        let (rows, columns) = (rectangle.rows, rectangle.columns);
+        let line = (columns * TILE + 2) * stride;
+        assert!(strip.len() >= (rows * TILE + 2) * line);
+        assert!(out.len() >= (POSITIONS - 1) * layout.position + (rows * columns - 1) * layout.tile + stride);
+        for tile in 0..rows * columns {
+            let corner = tile / columns * TILE * line + tile % columns * TILE * stride;
             for channel in (0..stride).step_by(S::F32_LANES) {
-                // SAFETY: a tile reads 6 by 6 pixels from its corner, which the strip has by the assertion; what it writes
-                // is within the part that the task was given.
+                // SAFETY: a tile reads 6 by 6 pixels from its corner and writes 36 positions, which the assertions grant.
                 unsafe {
                     let from = strip.as_ptr().add(corner + channel);
                     let mut half = [[simd.splat_f32s(0.0); EDGE]; EDGE];
                     for j in 0..EDGE {
                         let d = std::array::from_fn(|i| {
-                            from.add((i * columns + j) * stride).cast::<S::f32s>().read_unaligned()
+                            from.add(i * line + j * stride).cast::<S::f32s>().read_unaligned()
                         });
                         for (half, value) in half.iter_mut().zip(transform_input(simd, d)) {
                             half[j] = value;
                         }
                     }
-                    let to = out.add(tile * layout.tile + channel);
+                    let to = out.as_mut_ptr().add(tile * layout.tile + channel);
                     for (i, half) in half.into_iter().enumerate() {
                         for (j, value) in transform_input(simd, half).into_iter().enumerate() {
                             to.add((i * EDGE + j) * layout.position).cast::<S::f32s>().write_unaligned(value);
@@ -265,24 +271,19 @@ impl WithSimd for InputTask<'_> {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Shape {
-    height: usize,
-    width: usize,
-    pitch: usize,
-}
-
-/// Transforms the tiles of a band back and finishes their pixels, for some channels.
+/// Transforms the tiles of a run back and finishes their pixels, for some channels.
 struct OutputTask<'a> {
     products: &'a [f32],
-    layout: Transformed,
-    bands: &'a Bands,
+    layout: Layout,
+    run: Range<usize>,
+    /// Tiles of a row.
+    columns: usize,
     sample: usize,
-    row: usize,
-    channels: std::ops::Range<usize>,
+    channels: Range<usize>,
     finish: &'a Finish<'a>,
     y: &'a Parts<'a, f32>,
-    y_shape: Shape,
+    /// Rows, columns, and elements from a pixel to the next.
+    y_size: [usize; 3],
 }
 
 impl WithSimd for OutputTask<'_> {
@@ -290,16 +291,16 @@ impl WithSimd for OutputTask<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { products, layout, bands, sample, row, channels, finish, y, y_shape } = self;
-        let last = (POSITIONS - 1) * layout.position + (bands.tiles() - 1) * layout.tile + channels.len();
+        let Self { products, layout, run, columns, sample, channels, finish, y, y_size: [height, width, pitch] } = self;
+        let last = (POSITIONS - 1) * layout.position + (run.len() - 1) * layout.tile + channels.len();
         assert!(last <= products.len());
-        for tile in 0..bands.tiles() {
-            let (top, left) = ((row + tile / bands.columns) * TILE, tile % bands.columns * TILE);
+        for (index, tile) in run.enumerate() {
+            let (top, left) = (tile / columns * TILE, tile % columns * TILE);
             for channel in (0..channels.len()).step_by(S::F32_LANES) {
                 let mut half = [[simd.splat_f32s(0.0); EDGE]; TILE];
                 for j in 0..EDGE {
                     let m = std::array::from_fn(|i| {
-                        let place = (i * EDGE + j) * layout.position + tile * layout.tile + channel;
+                        let place = (i * EDGE + j) * layout.position + index * layout.tile + channel;
                         // SAFETY: below `last`.
                         unsafe { products.as_ptr().add(place).cast::<S::f32s>().read_unaligned() }
                     });
@@ -308,10 +309,10 @@ impl WithSimd for OutputTask<'_> {
                     }
                 }
                 let apply = finish.at(simd, sample, channels.start + channel);
-                for (i, half) in half.into_iter().enumerate().take(y_shape.height - top) {
-                    for (j, value) in transform_output(simd, half).into_iter().enumerate().take(y_shape.width - left) {
-                        let pixel = (sample * y_shape.height + top + i) * y_shape.width + left + j;
-                        let place = pixel * y_shape.pitch + channels.start + channel;
+                for (i, half) in half.into_iter().enumerate().take(height - top) {
+                    for (j, value) in transform_output(simd, half).into_iter().enumerate().take(width - left) {
+                        let pixel = (sample * height + top + i) * width + left + j;
+                        let place = pixel * pitch + channels.start + channel;
                         // SAFETY: no two tasks share a pixel and a channel.
                         unsafe {
                             let to = y.at(place, S::F32_LANES).cast::<S::f32s>();
