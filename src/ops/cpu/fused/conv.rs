@@ -91,19 +91,16 @@ impl Conv {
     pub fn new(
         method: Method,
         [kernel, pad, c_in, c_out]: [usize; 4],
-        mut value: impl FnMut(usize, usize, usize) -> f32,
+        value: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
         let weights = match method {
             Method::Direct => Panels::by_panel(kernel * kernel, c_in, c_out, value),
             Method::Winograd => {
                 assert!(kernel == 3 && pad == 1, "Winograd is for padded 3x3 kernels");
-                Panels::transformed(winograd::POSITIONS, c_in, c_out, |input, output, out| {
-                    let g = std::array::from_fn(|ky| {
+                Panels::transformed(c_in, c_out, |input, output| {
+                    winograd::transform_weights(std::array::from_fn(|ky| {
                         std::array::from_fn(|kx| f64::from(value(ky * 3 + kx, input, output)))
-                    });
-                    for (out, value) in out.iter_mut().zip(winograd::transform_weights(g)) {
-                        *out = value as f32;
-                    }
+                    }))
                 })
             }
         };

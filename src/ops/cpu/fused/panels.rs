@@ -7,7 +7,9 @@
 //! Every value of a product is one chain of fused multiply-adds over the depth, from first to last, whatever the number
 //! of rows and wherever a row stands. So a sample's bits cannot depend on its batch.
 
+use super::team::Parts;
 use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// Columns of a panel: one cache line of f32.
@@ -96,18 +98,30 @@ impl Panels {
         &mut self.lines[line].0[column % PANEL]
     }
 
-    /// Each matrix whole, one after the other, with the values of all matrices at one row and column made together.
-    pub fn transformed(taps: usize, depth: usize, n: usize, mut values: impl FnMut(usize, usize, &mut [f32])) -> Self {
-        let mut all = Self::zeros([taps, depth, n], [panels(n) * depth, depth]);
-        let mut made = vec![0.0; taps];
-        for row in 0..depth {
-            for column in 0..n {
-                values(row, column, &mut made);
-                for (tap, value) in made.iter().enumerate() {
-                    *all.at(tap, row, column) = *value;
+    /// Each matrix whole, one after the other, with the values of all matrices at one row and column made together by
+    /// `values(row, column)`.
+    pub fn transformed<const TAPS: usize>(
+        depth: usize,
+        n: usize,
+        values: impl Fn(usize, usize) -> [f64; TAPS] + Sync,
+    ) -> Self {
+        let mut all = Self::zeros([TAPS, depth, n], [panels(n) * depth, depth]);
+        let [tap_stride, panel_stride] = all.strides;
+        let lines = Parts::new(&mut all.lines);
+        (0..panels(n)).into_par_iter().for_each(|panel| {
+            for row in 0..depth {
+                let mut made = [Line::ZERO; TAPS];
+                for (lane, column) in (panel * PANEL..n.min((panel + 1) * PANEL)).enumerate() {
+                    for (made, value) in made.iter_mut().zip(values(row, column)) {
+                        made.0[lane] = value as f32;
+                    }
+                }
+                for (tap, made) in made.into_iter().enumerate() {
+                    // SAFETY: a panel is one task's.
+                    unsafe { lines.slice(tap * tap_stride + panel * panel_stride + row, 1)[0] = made };
                 }
             }
-        }
+        });
         all
     }
 

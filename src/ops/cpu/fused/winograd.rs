@@ -18,7 +18,7 @@ const TILE: usize = 4;
 /// Rows and columns of inputs that it takes.
 const EDGE: usize = TILE + 2;
 /// Values of a transformed tile.
-pub const POSITIONS: usize = EDGE * EDGE;
+const POSITIONS: usize = EDGE * EDGE;
 
 /// Elements of the transformed tiles that a task holds: more tiles share each reading of the weights, fewer leave the
 /// caches to the weights.
@@ -39,9 +39,13 @@ pub fn transform_weights(g: [[f64; 3]; 3]) -> [f64; POSITIONS] {
         [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
         [0.0, 0.0, 1.0],
     ];
+    // Rows first, then columns: a third of the work of both at once.
+    let half: [[f64; 3]; EDGE] = std::array::from_fn(|i| {
+        std::array::from_fn(|j| G[i][0] * g[0][j] + G[i][1] * g[1][j] + G[i][2] * g[2][j])
+    });
     std::array::from_fn(|position| {
-        let (row, column) = (position / EDGE, position % EDGE);
-        (0..9).map(|tap| G[row][tap / 3] * g[tap / 3][tap % 3] * G[column][tap % 3]).sum()
+        let (row, column) = (&half[position / EDGE], &G[position % EDGE]);
+        row[0] * column[0] + row[1] * column[1] + row[2] * column[2]
     })
 }
 
