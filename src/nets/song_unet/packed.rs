@@ -10,8 +10,9 @@ use crate::ops::cpu::activation::silu_in_place;
 use crate::ops::cpu::fused::attention::{self, attention};
 use crate::ops::cpu::fused::conv::{Conv, Finish, Method};
 use crate::ops::cpu::fused::linear::{self, Linear, Output};
+use crate::ops::cpu::fused::map::Buffer;
 use crate::ops::cpu::fused::moments::Normalisation;
-use crate::ops::cpu::fused::panels::{Line, PANEL, floats, floats_mut, panels, pitch};
+use crate::ops::cpu::fused::panels::{PANEL, floats, floats_mut, panels, pitch};
 use crate::ops::cpu::fused::resample::{copy, resample};
 use crate::ops::cpu::fused::{Map, Source, Workspace};
 use crate::ops::cpu::group_norm::GroupTable;
@@ -180,7 +181,7 @@ impl Packed {
     }
 
     /// The biases of the first convolutions of all blocks, which hold the embedding: `[batch, bias_pitch]`.
-    fn biases(&self, workspace: &mut Workspace, cut: &Cut, noise: &[f32], labels: &[f32]) -> Vec<Line> {
+    fn biases(&self, workspace: &mut Workspace, cut: &Cut, noise: &[f32], labels: &[f32]) -> Buffer {
         let batch = noise.len();
         let Workspace { team, arena } = workspace;
         let noise_pitch = pitch(self.noise_channels);
@@ -435,12 +436,12 @@ impl Packer<'_> {
         let mut encoder = Vec::new();
         for layer in &net.encoder {
             encoder.push(match layer {
-                Layer::Conv(conv) => PackedLayer::Conv(self.conv(conv, 1)),
+                Layer::Conv(conv) => PackedLayer::Conv(self.conv(conv, 1, side)),
                 Layer::Block(block) => PackedLayer::Block(Box::new(self.block(block, &mut side))),
                 Layer::AuxResidual(conv) => {
                     let filter = &config.resample_filter;
                     let pad = 1 + (filter.len() - 1) / 2;
-                    let conv = self.conv(conv, pad);
+                    let conv = self.conv(conv, pad, 2 * side);
                     // The block before has halved the main path already.
                     let wide = 2 * side + 2 * pad - 2;
                     let down = Direction::Down;
@@ -464,7 +465,7 @@ impl Packer<'_> {
             encoder,
             decoder,
             out_norm: self.norm(&net.out_norm),
-            out_conv: self.conv(&net.out_conv, 1),
+            out_conv: self.conv(&net.out_conv, 1, side),
             bias_pitch: self.bias_pitch,
         }
     }
@@ -474,18 +475,18 @@ impl Packer<'_> {
         &self.net.spec().params[param].shape
     }
 
-    /// `[kernel, kernel, c_in, c_out]` weights.
-    fn kernel(&self, param: usize, pad: usize) -> Conv {
+    /// `[kernel, kernel, c_in, c_out]` weights, for maps of `side` by `side`.
+    fn kernel(&self, param: usize, pad: usize, side: usize) -> Conv {
         let shape = self.shape(param);
         let (kernel, c_in, c_out) = (shape[0], shape[2], shape[3]);
         let weights = &self.weights[param];
-        let method = Method::of(kernel, pad, c_in);
+        let method = Method::of(kernel, pad, c_in, side);
         Conv::new(method, [kernel, pad, c_in, c_out], |tap, i, o| weights[(tap * c_in + i) * c_out + o])
     }
 
-    fn conv(&self, params: &Affine, pad: usize) -> PackedConv {
+    fn conv(&self, params: &Affine, pad: usize, side: usize) -> PackedConv {
         let channels = self.weights[params.bias].len();
-        PackedConv { conv: self.kernel(params.weight, pad), bias: padded(&self.weights[params.bias]), channels }
+        PackedConv { conv: self.kernel(params.weight, pad, side), bias: padded(&self.weights[params.bias]), channels }
     }
 
     /// `[c_in, c_out]` weights, all multiplied by `scale`, and their bias with another one added.
@@ -544,13 +545,13 @@ impl Packer<'_> {
             out_channels,
             pipe: (pipe, inner),
             norm0: self.norm(&params.norm0),
-            conv0: self.kernel(params.conv0.weight, 1),
+            conv0: self.kernel(params.conv0.weight, 1, *side),
             affine: self.linear(&params.affine, 1.0, Some(params.conv0.bias)),
             bias_offset,
             norm1: self.norm(&params.norm1),
-            conv1: self.kernel(params.conv1.weight, 1),
+            conv1: self.kernel(params.conv1.weight, 1, *side),
             bias: padded(&bias),
-            skip: params.skip.as_ref().map(|skip| self.kernel(skip.weight, 0)),
+            skip: params.skip.as_ref().map(|skip| self.kernel(skip.weight, 0, *side)),
             resampling,
             attention: params.attention.as_ref().map(|attention| self.attention(attention)),
         }

@@ -1,7 +1,8 @@
 //! Stride-1 convolution on packed weights.
 
 use super::panels::{Line, PANEL, Panels, floats_mut, panels};
-use super::{Map, Source, Workspace, direct, winograd};
+use super::winograd::{self, Filtering, transform_weights};
+use super::{Map, Source, Workspace, direct};
 use pulp::Simd;
 use std::cell::RefCell;
 
@@ -9,17 +10,23 @@ use std::cell::RefCell;
 /// time: otherwise the same request could give different bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// F(4x4, 3x3): a quarter of the multiplications.
-    Winograd,
+    /// With fewer multiplications.
+    Winograd(Filtering),
     /// By the definition.
     Direct,
 }
 
 impl Method {
     /// The method for a kernel of `kernel` by `kernel` on maps of `side` by `side`.
-    pub fn of(kernel: usize, pad: usize, c_in: usize) -> Self {
-        // Few input channels leave less to multiply than the transforms cost.
-        if kernel == 3 && pad == 1 && c_in >= PANEL { Self::Winograd } else { Self::Direct }
+    pub fn of(kernel: usize, pad: usize, c_in: usize, side: usize) -> Self {
+        match (kernel, pad) {
+            // Few input channels leave less to multiply than the transforms cost.
+            (3, 1) if c_in < PANEL => Self::Direct,
+            // On few tiles the weights are read for little arithmetic, and F(2x2) has less than half of them.
+            (3, 1) if side <= 8 => Self::Winograd(Filtering::F2),
+            (3, 1) => Self::Winograd(Filtering::F4),
+            _ => Self::Direct,
+        }
     }
 }
 
@@ -93,15 +100,17 @@ impl Conv {
         [kernel, pad, c_in, c_out]: [usize; 4],
         value: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
+        let kernel_of = |input: usize, output: usize| {
+            std::array::from_fn(|ky| std::array::from_fn(|kx| f64::from(value(ky * 3 + kx, input, output))))
+        };
         let weights = match method {
-            Method::Direct => Panels::by_panel(kernel * kernel, c_in, c_out, value),
-            Method::Winograd => {
+            Method::Direct => Panels::by_panel(kernel * kernel, c_in, c_out, &value),
+            Method::Winograd(filtering) => {
                 assert!(kernel == 3 && pad == 1, "Winograd is for padded 3x3 kernels");
-                Panels::transformed(c_in, c_out, |input, output| {
-                    winograd::transform_weights(std::array::from_fn(|ky| {
-                        std::array::from_fn(|kx| f64::from(value(ky * 3 + kx, input, output)))
-                    }))
-                })
+                match filtering {
+                    Filtering::F2 => Panels::transformed::<16>(c_in, c_out, |i, o| transform_weights(kernel_of(i, o))),
+                    Filtering::F4 => Panels::transformed::<36>(c_in, c_out, |i, o| transform_weights(kernel_of(i, o))),
+                }
             }
         };
         Self { method, kernel, pad, weights }
@@ -119,7 +128,7 @@ impl Conv {
         assert!(finish.bias.is_none_or(long), "length of the bias");
         assert!(finish.residual.is_none_or(|residual| residual.data().len() == y.data().len()), "size of the residual");
         match self.method {
-            Method::Winograd => winograd::run(workspace, source, &self.weights, finish, y),
+            Method::Winograd(filtering) => winograd::run(workspace, filtering, source, &self.weights, finish, y),
             Method::Direct => direct::run(workspace, source, [self.kernel, self.pad], &self.weights, finish, y),
         }
     }

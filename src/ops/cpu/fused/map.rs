@@ -1,6 +1,7 @@
 //! Feature maps and the buffers that they live in.
 
 use super::panels::{Line, PANEL, floats, floats_mut, panels};
+use std::ops::{Deref, DerefMut};
 
 /// Feature maps `[batch, height, width, channels]`, every pixel on whole cache lines: what lies between the last channel
 /// and the end of its line is unspecified.
@@ -14,7 +15,7 @@ pub struct Map {
     pub width: usize,
     /// Channels.
     pub channels: usize,
-    lines: Vec<Line>,
+    lines: Buffer,
 }
 
 impl Map {
@@ -53,6 +54,28 @@ impl Map {
     }
 }
 
+/// Some lines of an [`Arena`].
+#[derive(Debug)]
+pub struct Buffer {
+    /// As many as were ever wanted of it: a buffer is filled once in its life.
+    all: Vec<Line>,
+    used: usize,
+}
+
+impl Deref for Buffer {
+    type Target = [Line];
+
+    fn deref(&self) -> &[Line] {
+        &self.all[..self.used]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [Line] {
+        &mut self.all[..self.used]
+    }
+}
+
 /// Buffers that are used again and again: after the first call of a batch size there is one for every need.
 #[derive(Debug, Default)]
 pub struct Arena {
@@ -68,26 +91,30 @@ impl Arena {
     }
 
     /// So many lines of unspecified content.
-    pub fn lines(&mut self, count: usize) -> Vec<Line> {
-        let fits = self.free.iter().enumerate().filter(|(_, buffer)| buffer.capacity() >= count);
-        let best = fits.min_by_key(|(_, buffer)| buffer.capacity()).map(|(index, _)| index);
-        let mut lines = best.map_or_else(Vec::new, |index| self.free.swap_remove(index));
-        if lines.capacity() < count {
-            self.bytes += (count - lines.capacity()) * size_of::<Line>();
-            lines = Vec::with_capacity(count);
-        }
-        lines.resize(count, Line::ZERO);
-        lines
+    pub fn lines(&mut self, used: usize) -> Buffer {
+        let fits = self.free.iter().enumerate().filter(|(_, buffer)| buffer.len() >= used);
+        let best = fits.min_by_key(|(_, buffer)| buffer.len()).map(|(index, _)| index);
+        let all = match best {
+            Some(index) => self.free.swap_remove(index),
+            None => {
+                // In place of the largest that is too small: what fits a large batch serves a small one too.
+                let largest = (0..self.free.len()).max_by_key(|&index| self.free[index].len());
+                let old = largest.map_or(0, |index| self.free.swap_remove(index).len());
+                self.bytes += (used - old) * size_of::<Line>();
+                vec![Line::ZERO; used]
+            }
+        };
+        Buffer { all, used }
     }
 
     /// Takes a map's buffer back.
     pub fn put(&mut self, map: Map) {
-        self.free.push(map.lines);
+        self.put_lines(map.lines);
     }
 
     /// Takes a buffer back.
-    pub fn put_lines(&mut self, lines: Vec<Line>) {
-        self.free.push(lines);
+    pub fn put_lines(&mut self, buffer: Buffer) {
+        self.free.push(buffer.all);
     }
 
     /// Memory in all its buffers, those in use included.

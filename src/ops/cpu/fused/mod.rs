@@ -14,7 +14,7 @@ pub mod panels;
 pub mod resample;
 pub mod source;
 pub mod team;
-mod winograd;
+pub mod winograd;
 
 pub use map::{Arena, Map};
 pub use source::{Affine, Source};

@@ -1,6 +1,6 @@
 //! GroupNorm's statistics, turned into one multiply-add a value.
 
-use super::map::Arena;
+use super::map::{Arena, Buffer};
 use super::panels::{Line, PANEL, floats, floats_mut, panels};
 use super::team::Parts;
 use super::{Affine, Map, Workspace};
@@ -13,8 +13,8 @@ const CHUNK: usize = 64;
 /// Slopes and shifts by sample and channel.
 #[derive(Debug)]
 pub struct Normalisation {
-    slope: Vec<Line>,
-    shift: Vec<Line>,
+    slope: Buffer,
+    shift: Buffer,
     lines: usize,
 }
 

@@ -63,42 +63,42 @@ impl Source<'_> {
         vectorised(
             #[inline(always)]
             || match &self.affine {
-                None => self.read_with(window, out, stride, |from, to, _| to.copy_from_slice(from)),
-                Some(affine) if affine.silu => self.read_with(
+                None => self.read_with(
                     window,
                     out,
                     stride,
                     #[inline(always)]
-                    |from, to, channel| {
-                        affine.apply(
-                            window.sample,
-                            channel,
-                            from,
-                            to,
-                            #[inline(always)]
-                            |z| z * sigmoid(z),
-                        )
+                    |value, _, _| value,
+                ),
+                Some(Affine { silu: true, .. }) => self.read_with(
+                    window,
+                    out,
+                    stride,
+                    #[inline(always)]
+                    |value, slope, shift| {
+                        let z = value.mul_add(slope, shift);
+                        z * sigmoid(z)
                     },
                 ),
-                Some(affine) => self.read_with(
+                Some(_) => self.read_with(
                     window,
                     out,
                     stride,
                     #[inline(always)]
-                    |from, to, channel| affine.apply(window.sample, channel, from, to, |z| z),
+                    |value, slope, shift| value.mul_add(slope, shift),
                 ),
             },
         );
     }
 
+    /// `apply(value, slope, shift)` on every value.
     #[inline(always)]
-    fn read_with(&self, window: &Window, out: &mut [f32], stride: usize, copy: impl Fn(&[f32], &mut [f32], usize)) {
+    fn read_with(&self, window: &Window, out: &mut [f32], stride: usize, apply: impl Fn(f32, f32, f32) -> f32) {
         let [_, height, width] = self.size();
-        let wide = window.columns * stride;
         let clip = |column: isize| column.clamp(0, width as isize) as usize;
         let inside = clip(window.left)..clip(window.left + window.columns as isize);
         let before = if inside.is_empty() { 0 } else { (inside.start as isize - window.left) as usize };
-        for (row, out) in out.chunks_exact_mut(wide).take(window.rows).enumerate() {
+        for (row, out) in out.chunks_exact_mut(window.columns * stride).take(window.rows).enumerate() {
             let y = window.top + row as isize;
             if y < 0 || y >= height as isize {
                 out.fill(0.0);
@@ -116,30 +116,36 @@ impl Source<'_> {
                     let start = window.sample * part.sample() + (y as usize * width + inside.start) * pitch;
                     let from = &part.data()[start..][..inside.len() * pitch];
                     let (skip, place) = (channels.start - first, channels.start - window.channels.start);
-                    for (from, to) in from.chunks_exact(pitch).zip(image.chunks_exact_mut(stride)) {
-                        copy(&from[skip..][..channels.len()], &mut to[place..][..channels.len()], channels.start);
+                    // A line of channels at a time: its slopes and shifts stay in registers for the whole row.
+                    let whole = channels.len() / PANEL * PANEL;
+                    for line in (0..whole).step_by(PANEL) {
+                        let (slope, shift) = self.coefficients::<PANEL>(window.sample, channels.start + line);
+                        for (from, to) in from.chunks_exact(pitch).zip(image.chunks_exact_mut(stride)) {
+                            let from: &[f32; PANEL] = from[skip + line..].first_chunk().expect("a whole line");
+                            let to: &mut [f32; PANEL] = to[place + line..].first_chunk_mut().expect("a whole line");
+                            for i in 0..PANEL {
+                                to[i] = apply(from[i], slope[i], shift[i]);
+                            }
+                        }
+                    }
+                    for channel in whole..channels.len() {
+                        let ([slope], [shift]) = self.coefficients(window.sample, channels.start + channel);
+                        for (from, to) in from.chunks_exact(pitch).zip(image.chunks_exact_mut(stride)) {
+                            to[place + channel] = apply(from[skip + channel], slope, shift);
+                        }
                     }
                 }
                 first += part.channels;
             }
         }
     }
-}
 
-impl Affine<'_> {
+    /// Slopes and shifts of `N` channels.
     #[inline(always)]
-    fn apply(&self, sample: usize, channel: usize, from: &[f32], to: &mut [f32], act: impl Fn(f32) -> f32) {
-        let place = sample * self.pitch + channel;
-        let (slope, shift) = (&self.slope[place..][..from.len()], &self.shift[place..][..from.len()]);
-        let ((from, from_rest), (to, to_rest)) = (from.as_chunks::<PANEL>(), to.as_chunks_mut::<PANEL>());
-        let ((slope, slope_rest), (shift, shift_rest)) = (slope.as_chunks::<PANEL>(), shift.as_chunks::<PANEL>());
-        for (((to, from), slope), shift) in to.iter_mut().zip(from).zip(slope).zip(shift) {
-            for i in 0..PANEL {
-                to[i] = act(from[i].mul_add(slope[i], shift[i]));
-            }
-        }
-        for (((to, from), slope), shift) in to_rest.iter_mut().zip(from_rest).zip(slope_rest).zip(shift_rest) {
-            *to = act(from.mul_add(*slope, *shift));
-        }
+    fn coefficients<const N: usize>(&self, sample: usize, channel: usize) -> ([f32; N], [f32; N]) {
+        self.affine.map_or(([1.0; N], [0.0; N]), |affine| {
+            let read = |all: &[f32]| *all[sample * affine.pitch + channel..].first_chunk().expect("whole lines");
+            (read(affine.slope), read(affine.shift))
+        })
     }
 }

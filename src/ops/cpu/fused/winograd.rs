@@ -1,9 +1,9 @@
-//! 3x3 convolution by Winograd's minimal filtering F(4x4, 3x3): 36 products for 16 outputs, where the definition takes
-//! 144 (Winograd 1980; Lavin and Gray 2016, section 4.3).
+//! 3x3 convolution by Winograd's minimal filtering F(m x m, 3x3): (m + 2)^2 products for m^2 outputs, where the definition
+//! takes 9 m^2 (Winograd 1980; Lavin and Gray 2016, section 4). 36 for 144 at m = 4, 16 for 36 at m = 2.
 //!
-//! A tile of 6x6 inputs is transformed, `V = B' d B`; for each of the 36 positions the tiles make a matrix that is
-//! multiplied with the transformed weights, `M = V U`; each tile of `M` is transformed back, `Y = A' M A`. The points of
-//! interpolation are 0, 1, -1, 2, -2 and infinity.
+//! A tile of inputs is transformed, `V = B' d B`; for each position the tiles make a matrix that is multiplied with the
+//! transformed weights, `M = V U`; each tile of `M` is transformed back, `Y = A' M A`. The points of interpolation are 0,
+//! 1, -1 and infinity, and 2 and -2 at m = 4.
 
 use super::conv::{Finish, with_scratch};
 use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
@@ -13,25 +13,33 @@ use super::{Map, Source, Workspace};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
-/// Rows and columns of outputs that a tile makes.
-const TILE: usize = 4;
-/// Rows and columns of inputs that it takes.
-const EDGE: usize = TILE + 2;
-/// Values of a transformed tile.
-const POSITIONS: usize = EDGE * EDGE;
+/// The most rows and columns of inputs that a tile takes.
+const MOST: usize = 6;
+
+/// F(m x m, 3x3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtering {
+    /// m = 2.
+    F2,
+    /// m = 4.
+    F4,
+}
 
 /// Elements of the transformed tiles that a task holds: more tiles share each reading of the weights, fewer leave the
 /// caches to the weights.
 const HELD: usize = 600_000;
 /// Tiles below which sharing out the outputs is better than sharing out the tiles.
 const FEW_TILES: usize = 12;
+/// Rows of tiles read at a time: the rows of pixels between two are read twice.
+const HIGH: usize = 4;
 /// Channels transformed at a time on the way in, and on the way out.
-const BLOCK_IN: usize = 32;
+const BLOCK_IN: usize = 64;
 const BLOCK_OUT: usize = 64;
 
-/// The transformed weights of one input and output channel, `U = G g G'`, row by row.
-pub fn transform_weights(g: [[f64; 3]; 3]) -> [f64; POSITIONS] {
-    const G: [[f64; 3]; EDGE] = [
+/// The transformed weights `U = G g G'` of one input and output channel, row by row.
+pub fn transform_weights<const POSITIONS: usize>(g: [[f64; 3]; 3]) -> [f64; POSITIONS] {
+    const G2: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+    const G4: [[f64; 3]; 6] = [
         [1.0 / 4.0, 0.0, 0.0],
         [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
         [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
@@ -39,22 +47,28 @@ pub fn transform_weights(g: [[f64; 3]; 3]) -> [f64; POSITIONS] {
         [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
         [0.0, 0.0, 1.0],
     ];
+    let (edge, matrix) = if POSITIONS == 16 { (4, &G2[..]) } else { (6, &G4[..]) };
     // Rows first, then columns: a third of the work of both at once.
-    let half: [[f64; 3]; EDGE] = std::array::from_fn(|i| {
-        std::array::from_fn(|j| G[i][0] * g[0][j] + G[i][1] * g[1][j] + G[i][2] * g[2][j])
-    });
+    let mut half = [[0.0; 3]; MOST];
+    for (half, row) in half.iter_mut().zip(matrix) {
+        *half = std::array::from_fn(|j| row[0] * g[0][j] + row[1] * g[1][j] + row[2] * g[2][j]);
+    }
     std::array::from_fn(|position| {
-        let (row, column) = (&half[position / EDGE], &G[position % EDGE]);
+        let (row, column) = (&half[position / edge], &matrix[position % edge]);
         row[0] * column[0] + row[1] * column[1] + row[2] * column[2]
     })
 }
 
-/// One column of `B' d`.
+/// One column of `B' d`. Beyond the edge of a tile the values mean nothing.
 #[inline(always)]
-fn transform_input<S: Simd>(simd: S, d: [S::f32s; EDGE]) -> [S::f32s; EDGE] {
+fn transform_input<S: Simd, const TILE: usize>(simd: S, d: [S::f32s; MOST]) -> [S::f32s; MOST] {
+    let [d0, d1, d2, d3, d4, d5] = d;
+    if TILE == 2 {
+        let sub = |a, b| simd.sub_f32s(a, b);
+        return [sub(d0, d2), simd.add_f32s(d1, d2), sub(d2, d1), sub(d1, d3), d4, d5];
+    }
     let c = |value: f32| simd.splat_f32s(value);
     let fma = |a, b, c| simd.mul_add_f32s(a, b, c);
-    let [d0, d1, d2, d3, d4, d5] = d;
     let a = fma(c(-4.0), d2, d4);
     let b = fma(c(-4.0), d1, d3);
     let e = simd.sub_f32s(d4, d2);
@@ -69,15 +83,21 @@ fn transform_input<S: Simd>(simd: S, d: [S::f32s; EDGE]) -> [S::f32s; EDGE] {
     ]
 }
 
-/// One column of `A' m`.
+/// One column of `A' m`. Beyond the edge of a tile the values mean nothing.
 #[inline(always)]
-fn transform_output<S: Simd>(simd: S, m: [S::f32s; EDGE]) -> [S::f32s; TILE] {
+fn transform_output<S: Simd, const TILE: usize>(simd: S, m: [S::f32s; MOST]) -> [S::f32s; TILE] {
+    let add = |a, b| simd.add_f32s(a, b);
     let c = |value: f32| simd.splat_f32s(value);
     let fma = |a, b, c| simd.mul_add_f32s(a, b, c);
     let [m0, m1, m2, m3, m4, m5] = m;
-    let (s, d) = (simd.add_f32s(m1, m2), simd.sub_f32s(m1, m2));
-    let (t, u) = (simd.add_f32s(m3, m4), simd.sub_f32s(m3, m4));
-    [simd.add_f32s(m0, simd.add_f32s(s, t)), fma(c(2.0), u, d), fma(c(4.0), t, s), simd.add_f32s(fma(c(8.0), u, d), m5)]
+    let (s, d) = (add(m1, m2), simd.sub_f32s(m1, m2));
+    let all = if TILE == 2 {
+        [add(m0, s), simd.sub_f32s(d, m3), m4, m5]
+    } else {
+        let (t, u) = (add(m3, m4), simd.sub_f32s(m3, m4));
+        [add(m0, add(s, t)), fma(c(2.0), u, d), fma(c(4.0), t, s), add(fma(c(8.0), u, d), m5)]
+    };
+    std::array::from_fn(|i| all[i])
 }
 
 /// Where the transformed tiles of a task lie: position after position, tile after tile, channel after channel.
@@ -85,8 +105,8 @@ fn transform_output<S: Simd>(simd: S, m: [S::f32s; EDGE]) -> [S::f32s; TILE] {
 struct Layout {
     /// Elements from a tile to the next.
     tile: usize,
-    /// Elements from a position to the next: an odd number of cache lines, so that the 36 values of a tile do not all
-    /// fall into the same set of a cache.
+    /// Elements from a position to the next: an odd number of cache lines, so that the values of a tile do not all fall
+    /// into the same set of a cache.
     position: usize,
 }
 
@@ -94,10 +114,6 @@ impl Layout {
     fn new(tiles: usize, channels: usize) -> Self {
         let tile = pitch(channels);
         Self { tile, position: ((tiles * tile / PANEL) | 1) * PANEL }
-    }
-
-    fn len(self) -> usize {
-        POSITIONS * self.position
     }
 }
 
@@ -116,10 +132,10 @@ struct Shares {
 }
 
 impl Shares {
-    fn new([batch, height, width]: [usize; 3], c_in: usize, c_out: usize, threads: usize) -> Self {
-        let columns = width.div_ceil(TILE);
-        let tiles = height.div_ceil(TILE) * columns;
-        let held = (HELD / (POSITIONS * pitch(c_in))).clamp(1, tiles);
+    fn new(tile: usize, [batch, height, width]: [usize; 3], c_in: usize, c_out: usize, threads: usize) -> Self {
+        let columns = width.div_ceil(tile);
+        let tiles = height.div_ceil(tile) * columns;
+        let held = (HELD / ((tile + 2).pow(2) * pitch(c_in))).clamp(1, tiles);
         let least = tiles.div_ceil(held);
         // All threads busy to the end: a multiple of their number, or so many that the last ones do not matter.
         let even = |runs: &usize| (batch * runs).is_multiple_of(threads) || batch * runs >= 4 * threads;
@@ -139,8 +155,6 @@ impl Shares {
 /// The rectangles of tiles that a run consists of: a part of a row, whole rows, a part of a row; none too high for the
 /// caches.
 fn rectangles(run: Range<usize>, columns: usize) -> impl Iterator<Item = Rectangle> {
-    /// Rows of a rectangle: the rows of pixels between two are read twice.
-    const HIGH: usize = 4;
     let mut next = run.start;
     std::iter::from_fn(move || {
         (next < run.end).then(|| {
@@ -169,10 +183,31 @@ struct Rectangle {
 }
 
 /// `y = finish(source * weights)`, padded with one zero on each side.
-pub fn run(workspace: &mut Workspace, source: Source, weights: &Panels, finish: &Finish, y: &mut Map) {
+pub fn run(
+    workspace: &mut Workspace,
+    filtering: Filtering,
+    source: Source,
+    weights: &Panels,
+    finish: &Finish,
+    y: &mut Map,
+) {
+    match filtering {
+        Filtering::F2 => run_tiles::<2>(workspace, source, weights, finish, y),
+        Filtering::F4 => run_tiles::<4>(workspace, source, weights, finish, y),
+    }
+}
+
+fn run_tiles<const TILE: usize>(
+    workspace: &mut Workspace,
+    source: Source,
+    weights: &Panels,
+    finish: &Finish,
+    y: &mut Map,
+) {
+    let positions = (TILE + 2).pow(2);
     let size @ [batch, height, width] = source.size();
     let (c_in, c_out) = (source.channels(), y.channels);
-    let shares = Shares::new(size, c_in, c_out, workspace.team.threads());
+    let shares = Shares::new(TILE, size, c_in, c_out, workspace.team.threads());
     let y_pitch = y.pitch();
     let y = Parts::new(y.data_mut());
     workspace.team.run(batch * shares.runs * shares.splits, |task| {
@@ -181,10 +216,11 @@ pub fn run(workspace: &mut Workspace, source: Source, weights: &Panels, finish: 
         let chosen = split * shares.panels..panels(c_out).min((split + 1) * shares.panels);
         let block_out = BLOCK_OUT.min(chosen.len() * PANEL);
         let (in_layout, out_layout) = (Layout::new(run.len(), c_in), Layout::new(run.len(), block_out));
-        let strip = (4 * TILE + 2) * (shares.columns * TILE + 2) * BLOCK_IN;
-        with_scratch(in_layout.len() + out_layout.len() + strip, |scratch| {
-            let (transformed, rest) = scratch.split_at_mut(in_layout.len());
-            let (products, strip) = rest.split_at_mut(out_layout.len());
+        let strip = (HIGH * TILE + 2) * (shares.columns * TILE + 2) * BLOCK_IN;
+        let (in_len, out_len) = (positions * in_layout.position, positions * out_layout.position);
+        with_scratch(in_len + out_len + strip, |scratch| {
+            let (transformed, rest) = scratch.split_at_mut(in_len);
+            let (products, strip) = rest.split_at_mut(out_len);
             for first in (0..c_in).step_by(BLOCK_IN) {
                 let channels = first..c_in.min(first + BLOCK_IN);
                 let stride = pitch(channels.len());
@@ -199,20 +235,21 @@ pub fn run(workspace: &mut Workspace, source: Source, weights: &Panels, finish: 
                     };
                     source.read(&window, strip, stride);
                     let out = &mut transformed[rectangle.first * in_layout.tile + first..];
-                    pulp::Arch::new().dispatch(InputTask { strip, stride, rectangle, layout: in_layout, out });
+                    pulp::Arch::new().dispatch(InputTask::<TILE> { strip, stride, rectangle, layout: in_layout, out });
                 }
             }
             for first in chosen.clone().step_by(BLOCK_OUT / PANEL) {
                 let block = first..chosen.end.min(first + BLOCK_OUT / PANEL);
-                for position in 0..POSITIONS {
-                    let a = Rows { data: &transformed[position * in_layout.position..], row: in_layout.tile, taps: &[0] };
+                for position in 0..positions {
+                    let a =
+                        Rows { data: &transformed[position * in_layout.position..], row: in_layout.tile, taps: &[0] };
                     let w = weights.from(position, first);
                     let product = Product { a, w, rows: run.len(), depth: c_in, panels: block.len() };
                     let c = &mut products[position * out_layout.position..][..run.len() * out_layout.tile];
                     // SAFETY: each tile has room for a block.
                     unsafe { product.into(c.as_mut_ptr(), out_layout.tile) };
                 }
-                pulp::Arch::new().dispatch(OutputTask {
+                pulp::Arch::new().dispatch(OutputTask::<TILE> {
                     products,
                     layout: out_layout,
                     run: run.clone(),
@@ -229,7 +266,7 @@ pub fn run(workspace: &mut Workspace, source: Source, weights: &Panels, finish: 
 }
 
 /// Transforms the tiles of a rectangle for some channels.
-struct InputTask<'a> {
+struct InputTask<'a, const TILE: usize> {
     strip: &'a [f32],
     /// Elements from a pixel of the strip to the next.
     stride: usize,
@@ -238,35 +275,38 @@ struct InputTask<'a> {
     out: &'a mut [f32],
 }
 
-impl WithSimd for InputTask<'_> {
+impl<const TILE: usize> WithSimd for InputTask<'_, TILE> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { strip, stride, rectangle, layout, out } = self;
         let (rows, columns) = (rectangle.rows, rectangle.columns);
+        let edge = TILE + 2;
         let line = (columns * TILE + 2) * stride;
         assert!(strip.len() >= (rows * TILE + 2) * line);
-        assert!(out.len() >= (POSITIONS - 1) * layout.position + (rows * columns - 1) * layout.tile + stride);
+        assert!(out.len() >= (edge * edge - 1) * layout.position + (rows * columns - 1) * layout.tile + stride);
         for tile in 0..rows * columns {
             let corner = tile / columns * TILE * line + tile % columns * TILE * stride;
             for channel in (0..stride).step_by(S::F32_LANES) {
-                // SAFETY: a tile reads 6 by 6 pixels from its corner and writes 36 positions, which the assertions grant.
+                let none = simd.splat_f32s(0.0);
+                // SAFETY: a tile reads its pixels from its corner and writes its positions, which the assertions grant.
                 unsafe {
                     let from = strip.as_ptr().add(corner + channel);
-                    let mut half = [[simd.splat_f32s(0.0); EDGE]; EDGE];
-                    for j in 0..EDGE {
-                        let d = std::array::from_fn(|i| {
-                            from.add(i * line + j * stride).cast::<S::f32s>().read_unaligned()
-                        });
-                        for (half, value) in half.iter_mut().zip(transform_input(simd, d)) {
+                    let mut half = [[none; MOST]; MOST];
+                    for j in 0..edge {
+                        let mut d = [none; MOST];
+                        for (i, d) in d.iter_mut().enumerate().take(edge) {
+                            *d = from.add(i * line + j * stride).cast::<S::f32s>().read_unaligned();
+                        }
+                        for (half, value) in half.iter_mut().zip(transform_input::<S, TILE>(simd, d)).take(edge) {
                             half[j] = value;
                         }
                     }
                     let to = out.as_mut_ptr().add(tile * layout.tile + channel);
-                    for (i, half) in half.into_iter().enumerate() {
-                        for (j, value) in transform_input(simd, half).into_iter().enumerate() {
-                            to.add((i * EDGE + j) * layout.position).cast::<S::f32s>().write_unaligned(value);
+                    for (i, half) in half.into_iter().enumerate().take(edge) {
+                        for (j, value) in transform_input::<S, TILE>(simd, half).into_iter().enumerate().take(edge) {
+                            to.add((i * edge + j) * layout.position).cast::<S::f32s>().write_unaligned(value);
                         }
                     }
                 }
@@ -276,7 +316,7 @@ impl WithSimd for InputTask<'_> {
 }
 
 /// Transforms the tiles of a run back and finishes their pixels, for some channels.
-struct OutputTask<'a> {
+struct OutputTask<'a, const TILE: usize> {
     products: &'a [f32],
     layout: Layout,
     run: Range<usize>,
@@ -290,31 +330,35 @@ struct OutputTask<'a> {
     y_size: [usize; 3],
 }
 
-impl WithSimd for OutputTask<'_> {
+impl<const TILE: usize> WithSimd for OutputTask<'_, TILE> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { products, layout, run, columns, sample, channels, finish, y, y_size: [height, width, pitch] } = self;
-        let last = (POSITIONS - 1) * layout.position + (run.len() - 1) * layout.tile + channels.len();
+        let edge = TILE + 2;
+        let last = (edge * edge - 1) * layout.position + (run.len() - 1) * layout.tile + channels.len();
         assert!(last <= products.len());
         for (index, tile) in run.enumerate() {
             let (top, left) = (tile / columns * TILE, tile % columns * TILE);
             for channel in (0..channels.len()).step_by(S::F32_LANES) {
-                let mut half = [[simd.splat_f32s(0.0); EDGE]; TILE];
-                for j in 0..EDGE {
-                    let m = std::array::from_fn(|i| {
-                        let place = (i * EDGE + j) * layout.position + index * layout.tile + channel;
+                let none = simd.splat_f32s(0.0);
+                let mut half = [[none; MOST]; TILE];
+                for j in 0..edge {
+                    let mut m = [none; MOST];
+                    for (i, m) in m.iter_mut().enumerate().take(edge) {
+                        let place = (i * edge + j) * layout.position + index * layout.tile + channel;
                         // SAFETY: below `last`.
-                        unsafe { products.as_ptr().add(place).cast::<S::f32s>().read_unaligned() }
-                    });
-                    for (half, value) in half.iter_mut().zip(transform_output(simd, m)) {
+                        *m = unsafe { products.as_ptr().add(place).cast::<S::f32s>().read_unaligned() };
+                    }
+                    for (half, value) in half.iter_mut().zip(transform_output::<S, TILE>(simd, m)) {
                         half[j] = value;
                     }
                 }
                 let apply = finish.at(simd, sample, channels.start + channel);
                 for (i, half) in half.into_iter().enumerate().take(height - top) {
-                    for (j, value) in transform_output(simd, half).into_iter().enumerate().take(width - left) {
+                    for (j, value) in transform_output::<S, TILE>(simd, half).into_iter().enumerate().take(width - left)
+                    {
                         let pixel = (sample * height + top + i) * width + left + j;
                         let place = pixel * pitch + channels.start + channel;
                         // SAFETY: no two tasks share a pixel and a channel.
