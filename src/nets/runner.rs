@@ -135,3 +135,54 @@ impl Denoiser for Runner {
         Ok(self.call(subnet, x, sigma, &labels))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::Stream;
+    use crate::diffusion::preconditioning::Preconditioning;
+    use crate::nets::model::Card;
+    use crate::nets::network::Backbone;
+    use crate::ops::cpu::simd::narrowed::on_every_instruction_set;
+    use crate::supernet::{Supernet, Widths};
+    use candle_core::{Device, Tensor};
+
+    /// A network with every kind of layer, its subnet `0.500`, and `full`.
+    fn model() -> Model {
+        let config = serde_json::json!({
+            "arch": "song-unet", "img_resolution": 12, "img_channels": 3, "label_dim": 3, "model_channels": 20,
+            "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [6], "embedding_type": "fourier",
+            "encoder_type": "residual", "decoder_type": "standard", "resample_filter": [1.0, 3.0, 3.0, 1.0],
+        });
+        let backbone: Backbone = serde_json::from_value(config).unwrap();
+        let network = Network::new(&backbone, Preconditioning::Vp).unwrap();
+        let spec = network.spec();
+        let param = |(index, shape): (usize, &Vec<usize>)| {
+            let mut values = vec![0.0; shape.iter().product()];
+            Stream::new(1, 1, index as u64).fill_normals(&mut values);
+            values.iter_mut().for_each(|value| *value *= 0.2);
+            Tensor::from_vec(values, shape.as_slice(), &Device::Cpu).unwrap()
+        };
+        let params = spec.params.iter().map(|param| &param.shape).enumerate().map(param).collect();
+        let half = Subnet::new(spec, 0.5, &Widths(spec.pipes.iter().map(|pipe| pipe.width / 2).collect()));
+        let supernet = Supernet::original(spec, params);
+        let card = Card::new("every-layer".into(), backbone, Preconditioning::Vp, vec![]);
+        Model::unallocated(card, supernet).unwrap().with_subnets("channels", vec![half]).unwrap()
+    }
+
+    #[test]
+    fn every_instruction_set_computes_the_same_bits() {
+        let model = model();
+        let mut x = vec![0.0; 2 * 12 * 12 * 3];
+        Stream::new(2, 1, 0).fill_normals(&mut x);
+        for subnet in 0..2 {
+            let [scalar, narrower, widest] = on_every_instruction_set(|| {
+                let mut runner = Runner::new(&model, Threads::new(2)).unwrap();
+                runner.denoise(subnet, &x, &[0.3, 4.0], &[Some(1), None]).unwrap()
+            });
+            assert!(widest.iter().all(|value| value.is_finite()));
+            assert_eq!(scalar, widest, "without vectors, subnet {subnet}");
+            assert_eq!(narrower, widest, "with narrower vectors, subnet {subnet}");
+        }
+    }
+}

@@ -12,7 +12,7 @@ pub mod fused;
 pub mod group_norm;
 pub mod memory;
 pub mod resample;
-mod simd;
+pub(crate) mod simd;
 
 #[cfg(test)]
 mod testing;

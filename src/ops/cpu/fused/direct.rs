@@ -5,6 +5,7 @@ use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
 use super::source::Window;
 use super::team::Parts;
 use super::{Map, Source, Workspace};
+use crate::ops::cpu::simd::arch;
 use pulp::{Simd, WithSimd};
 
 /// Elements of the input that a task copies at a time: a share of the L2 cache.
@@ -58,7 +59,7 @@ pub fn run(
                 let c = y.at(start, (wide - 1) * y_pitch + share * PANEL);
                 // SAFETY: no two tasks share a pixel and a channel, and `at` has checked the room.
                 unsafe { product.into(c, y_pitch) };
-                pulp::Arch::new().dispatch(FinishTask {
+                arch().dispatch(FinishTask {
                     finish,
                     sample,
                     channel: first * PANEL,

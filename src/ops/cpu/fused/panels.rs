@@ -8,6 +8,7 @@
 //! of rows and wherever a row stands. So a sample's bits cannot depend on its batch.
 
 use super::team::Parts;
+use crate::ops::cpu::simd::arch;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -185,7 +186,7 @@ impl Product<'_> {
     /// If `a` or `w` are too short.
     pub unsafe fn into(self, c: *mut f32, c_row: usize) {
         // SAFETY: the caller's word.
-        pulp::Arch::new().dispatch(unsafe { Multiply::new(self, c, c_row) });
+        arch().dispatch(unsafe { Multiply::new(self, c, c_row) });
     }
 }
 
@@ -442,7 +443,7 @@ mod tests {
     }
 
     fn on_this_machine(multiply: Multiply) {
-        pulp::Arch::new().dispatch(multiply);
+        arch().dispatch(multiply);
     }
 
     #[test]

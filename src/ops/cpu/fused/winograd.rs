@@ -10,6 +10,7 @@ use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
 use super::source::Window;
 use super::team::Parts;
 use super::{Map, Source, Workspace};
+use crate::ops::cpu::simd::arch;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
@@ -235,7 +236,7 @@ fn run_tiles<const TILE: usize>(
                     };
                     source.read(&window, strip, stride);
                     let out = &mut transformed[rectangle.first * in_layout.tile + first..];
-                    pulp::Arch::new().dispatch(InputTask::<TILE> { strip, stride, rectangle, layout: in_layout, out });
+                    arch().dispatch(InputTask::<TILE> { strip, stride, rectangle, layout: in_layout, out });
                 }
             }
             for first in chosen.clone().step_by(BLOCK_OUT / PANEL) {
@@ -249,7 +250,7 @@ fn run_tiles<const TILE: usize>(
                     // SAFETY: each tile has room for a block.
                     unsafe { product.into(c.as_mut_ptr(), out_layout.tile) };
                 }
-                pulp::Arch::new().dispatch(OutputTask::<TILE> {
+                arch().dispatch(OutputTask::<TILE> {
                     products,
                     layout: out_layout,
                     run: run.clone(),
