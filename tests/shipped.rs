@@ -1,10 +1,15 @@
 //! The model in models/fashion-mnist, as a user meets it.
 
+#[path = "support/company.rs"]
+mod company;
+
+use accordion::diffusion::Stream;
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::{Model, Runner, Threads};
 use accordion::supernet::widths_of;
 use accordion::training::config::DataConfig;
 use accordion::training::data::{Dataset, to_unit};
+use company::assert_a_sample_is_the_same_in_any_company;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -104,4 +109,15 @@ fn one_seed_draws_the_same_garment_at_full_and_half_width() {
     let own = own.count();
     println!("{own} of 40 half-width images are nearest to the full-width image of their own seed");
     assert!(own >= 34, "{own} of 40");
+}
+
+#[test]
+fn a_sample_is_the_same_in_any_company_at_any_place_on_any_number_of_threads() {
+    let model = model();
+    let sigma = [0.002, 0.3, 2.0, 80.0];
+    let mut x = vec![0.0; sigma.len() * model.image().elements()];
+    Stream::new(1, 1, 0).fill_normals(&mut x);
+    let samples = x.chunks_exact_mut(model.image().elements()).zip(sigma);
+    samples.for_each(|(x, sigma)| x.iter_mut().for_each(|x| *x *= (sigma * sigma + 0.5f64).sqrt() as f32));
+    assert_a_sample_is_the_same_in_any_company(&model, &x, &sigma, &[Some(0), None, Some(5), Some(9)]);
 }

@@ -14,6 +14,8 @@ pub mod panels;
 pub mod resample;
 pub mod source;
 pub mod team;
+#[cfg(test)]
+mod tests;
 pub mod winograd;
 
 pub use map::{Arena, Map};
