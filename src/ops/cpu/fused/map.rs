@@ -76,7 +76,7 @@ impl DerefMut for Buffer {
     }
 }
 
-/// Buffers that are used again and again: after the first call of a batch size there is one for every need.
+/// Buffers that are used again and again.
 #[derive(Debug, Default)]
 pub struct Arena {
     free: Vec<Vec<Line>>,
@@ -92,18 +92,14 @@ impl Arena {
 
     /// So many lines of unspecified content.
     pub fn lines(&mut self, used: usize) -> Buffer {
-        let fits = self.free.iter().enumerate().filter(|(_, buffer)| buffer.len() >= used);
-        let best = fits.min_by_key(|(_, buffer)| buffer.len()).map(|(index, _)| index);
-        let all = match best {
-            Some(index) => self.free.swap_remove(index),
-            None => {
-                // In place of the largest that is too small: what fits a large batch serves a small one too.
-                let largest = (0..self.free.len()).max_by_key(|&index| self.free[index].len());
-                let old = largest.map_or(0, |index| self.free.swap_remove(index).len());
-                self.bytes += (used - old) * size_of::<Line>();
-                vec![Line::ZERO; used]
-            }
-        };
+        // Sizes come in classes and a buffer serves its own class only: what a call needs of each class is there once the
+        // same call has been made, whatever came between. A larger buffer lent out could be missing later.
+        let size = used.next_multiple_of((used.next_power_of_two() / 8).max(1));
+        let free = self.free.iter().position(|buffer| buffer.len() == size);
+        let all = free.map(|index| self.free.swap_remove(index)).unwrap_or_else(|| {
+            self.bytes += size * size_of::<Line>();
+            vec![Line::ZERO; size]
+        });
         Buffer { all, used }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A layer reads its maps through a [`Source`] (normalisation, SiLU and concatenation happen on the way in), computes on
 //! weights that were packed once for all subnets, and adds bias and residual on the way out. Loops are shared out to a
-//! [`Team`]; buffers come from an [`Arena`]. Nothing is allocated once the buffers of a batch size exist.
+//! [`Team`]; buffers come from an [`Arena`]. No buffer is allocated once every subnet has run the largest batch.
 
 pub mod attention;
 pub mod conv;
