@@ -1,8 +1,9 @@
-"""SongUNet (the DDPM++ variant) in plain PyTorch, the network that Accordion trains.
+"""SongUNet (the DDPM++ variant) in plain PyTorch, the network that Accordion trains and serves.
 
 The architecture is the one of Karras et al., "Elucidating the Design Space of Diffusion-Based
 Generative Models" (2022), standard encoder and decoder, box resampling. Parameters carry the names
-of the public checkpoints, so weights exported under those names load with `load_public`.
+of the public checkpoints, so weights exported under those names load with `load_public`; what
+`accordion extract --format torch-names` makes loads with `load_extracted`.
 
     python song_unet.py --check-goldens DIR
 
@@ -23,8 +24,8 @@ SKIP_SCALE = math.sqrt(0.5)
 EPS = 1e-6
 
 
-def group_norm(channels):
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=EPS)
+def group_norm(channels, groups=None):
+    return nn.GroupNorm(groups or min(32, channels // 4), channels, eps=EPS)
 
 
 def xavier_(layer, gain=1.0):
@@ -45,22 +46,42 @@ def linear(cin, cout):
 
 
 class Block(nn.Module):
-    """Residual block with optional resampling by two and optional self-attention."""
+    """Residual block with optional resampling by two and optional self-attention.
 
-    def __init__(self, cin, cout, emb, up=False, down=False, attention=False, heads=1, dropout=0.0):
+    The residual stream does not see two widths, which a subnet may narrow: `inner`, between the two
+    convolutions, normalised in `groups`, and `dim`, of all heads together.
+    """
+
+    def __init__(
+        self,
+        cin,
+        cout,
+        emb,
+        up=False,
+        down=False,
+        attention=False,
+        heads=1,
+        dropout=0.0,
+        inner=None,
+        groups=None,
+        dim=None,
+    ):
         super().__init__()
         self.up, self.down, self.dropout = up, down, dropout
         self.heads = heads if attention else 0
+        inner = inner or cout
         self.norm0 = group_norm(cin)
-        self.conv0 = conv(cin, cout, 3)
-        self.affine = linear(emb, cout)
-        self.norm1 = group_norm(cout)
-        self.conv1 = conv(cout, cout, 3, gain=1e-5)
+        self.conv0 = conv(cin, inner, 3)
+        self.affine = linear(emb, inner)
+        self.norm1 = group_norm(inner, groups)
+        self.conv1 = conv(inner, cout, 3, gain=1e-5)
         self.skip = conv(cin, cout, 1) if up or down or cin != cout else None
         if self.heads:
+            dim = dim or cout
             self.norm2 = group_norm(cout)
-            self.qkv = conv(cout, 3 * cout, 1, gain=math.sqrt(0.2))
-            self.proj = conv(cout, cout, 1, gain=1e-5)
+            self.qkv = conv(cout, 3 * dim, 1, gain=math.sqrt(0.2))
+            self.qkv_in_parts = False
+            self.proj = conv(dim, cout, 1, gain=1e-5)
 
     def resample(self, x):
         if self.up:
@@ -76,21 +97,30 @@ class Block(nn.Module):
             return self.resample(self.skip(x))
         return self.skip(self.resample(x))
 
+    def qkv_parts(self):
+        """The weight and bias with q, k and v each in one piece; stored rows go by (head, channel, {q,k,v})."""
+        if self.qkv_in_parts:
+            return self.qkv.weight, self.qkv.bias
+        rows, channels = self.qkv.weight.shape[:2]
+        weight = self.qkv.weight.view(self.heads, -1, 3, channels).permute(2, 0, 1, 3)
+        bias = self.qkv.bias.view(self.heads, -1, 3).permute(2, 0, 1)
+        return weight.reshape(rows, channels, 1, 1), bias.reshape(rows)
+
+    def freeze(self):
+        """Reorders the weights once for all calls; they no longer load under the public names."""
+        if self.heads:
+            weight, bias = self.qkv_parts()
+            self.qkv.weight, self.qkv.bias = nn.Parameter(weight), nn.Parameter(bias)
+            self.qkv_in_parts = True
+
     def attend(self, x):
-        batch, channels, height, width = x.shape
-        dim = channels // self.heads
-        # Stored rows are ordered (head, channel, {q,k,v}); bring {q,k,v} to the front so that each
-        # of the three comes out of the convolution in one piece.
-        weight = self.qkv.weight.view(self.heads, dim, 3, channels).permute(2, 0, 1, 3)
-        bias = self.qkv.bias.view(self.heads, dim, 3).permute(2, 0, 1)
-        qkv = F.conv2d(
-            self.norm2(x), weight.reshape(3 * channels, channels, 1, 1), bias.reshape(3 * channels)
-        )
-        qkv = qkv.flatten(2).unflatten(1, (3, self.heads, dim)).transpose(-1, -2).contiguous()
+        batch, _, height, width = x.shape
+        qkv = F.conv2d(self.norm2(x), *self.qkv_parts())
+        qkv = qkv.flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).contiguous()
         q, k, v = qkv.unbind(1)
         out = F.scaled_dot_product_attention(q, k, v)
         # Tokens first is channels-last memory; the convolution takes either layout.
-        out = out.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        out = out.transpose(1, 2).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
         return self.proj(out)
 
     def forward(self, x, emb):
@@ -115,10 +145,16 @@ class SongUNet(nn.Module):
         num_blocks=4,
         attn_resolutions=(16,),
         dropout=0.0,
+        pipe_widths=None,
+        norm_groups=None,
     ):
+        """`pipe_widths` and `norm_groups` are those of a subnet, by name; whole without them."""
         super().__init__()
+        pipe_widths, norm_groups = pipe_widths or {}, norm_groups or {}
         emb = 4 * model_channels
         self.model_channels = model_channels
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
         self.label_dim = label_dim
 
         if label_dim:
@@ -131,8 +167,17 @@ class SongUNet(nn.Module):
         freqs = (1 / 10000) ** (torch.arange(half, dtype=torch.float32) / (half - 1))
         self.register_buffer("freqs", freqs, persistent=False)
 
-        def block(cin, cout, **options):
+        def block(name, cin, cout, **options):
+            options["inner"] = pipe_widths.get(f"{name}.conv")
+            options["dim"] = pipe_widths.get(f"{name}.attn")
+            options["groups"] = norm_groups.get(f"{name}.norm1")
             return Block(cin, cout, emb, dropout=dropout, **options)
+
+        def encoder(name, *args, **options):
+            self.enc[name] = block(f"enc.{name}", *args, **options)
+
+        def decoder(name, *args, **options):
+            self.dec[name] = block(f"dec.{name}", *args, **options)
 
         self.enc = nn.ModuleDict()
         channels = model_channels
@@ -142,30 +187,37 @@ class SongUNet(nn.Module):
             if level == 0:
                 self.enc[f"{res}x{res}_conv"] = conv(img_channels, channels, 3)
             else:
-                self.enc[f"{res}x{res}_down"] = block(channels, channels, down=True)
+                encoder(f"{res}x{res}_down", channels, channels, down=True)
             widths.append(channels)
             for i in range(num_blocks):
                 cin, channels = channels, model_channels * mult
                 attention = res in attn_resolutions
-                self.enc[f"{res}x{res}_block{i}"] = block(cin, channels, attention=attention)
+                encoder(f"{res}x{res}_block{i}", cin, channels, attention=attention)
                 widths.append(channels)
 
         self.dec = nn.ModuleDict()
         for level, mult in reversed(list(enumerate(channel_mult))):
             res = img_resolution >> level
             if level == len(channel_mult) - 1:
-                self.dec[f"{res}x{res}_in0"] = block(channels, channels, attention=True)
-                self.dec[f"{res}x{res}_in1"] = block(channels, channels)
+                decoder(f"{res}x{res}_in0", channels, channels, attention=True)
+                decoder(f"{res}x{res}_in1", channels, channels)
             else:
-                self.dec[f"{res}x{res}_up"] = block(channels, channels, up=True)
+                decoder(f"{res}x{res}_up", channels, channels, up=True)
             for i in range(num_blocks + 1):
                 cin, channels = channels + widths.pop(), model_channels * mult
                 attention = i == num_blocks and res in attn_resolutions
-                self.dec[f"{res}x{res}_block{i}"] = block(cin, channels, attention=attention)
+                decoder(f"{res}x{res}_block{i}", cin, channels, attention=attention)
         self.dec[f"{img_resolution}x{img_resolution}_aux_norm"] = group_norm(channels)
         self.dec[f"{img_resolution}x{img_resolution}_aux_conv"] = conv(
             channels, img_channels, 3, gain=1e-5
         )
+
+    def freeze(self):
+        """For inference alone: what does not depend on the input is done once."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.freeze()
+        return self.eval()
 
     def embed(self, noise_labels, class_labels):
         angles = noise_labels[:, None] * self.freqs
@@ -240,7 +292,7 @@ def load_public(model, tensors):
     return model
 
 
-def from_config(config):
+def from_config(config, norm_groups=None):
     fixed = {
         "embedding_type": "positional",
         "encoder_type": "standard",
@@ -252,7 +304,21 @@ def from_config(config):
     for key, value in fixed.items():
         if config.get(key, value) != value:
             raise ValueError(f"{key} = {config[key]!r} is not supported")
-    return SongUNet(**{k: v for k, v in config.items() if k not in fixed})
+    options = {k: v for k, v in config.items() if k not in fixed}
+    return SongUNet(**options, norm_groups=norm_groups)
+
+
+def load_extracted(directory):
+    """The frozen denoiser D(x; sigma, class) of what `accordion extract --format torch-names` made."""
+    from safetensors.torch import load_file
+
+    card = json.loads((directory / "config.json").read_text())
+    if card["preconditioning"] != "edm":
+        raise ValueError(f"preconditioning {card['preconditioning']!r} is not measured")
+    net = from_config(card["config"], card["norm_groups"])
+    load_public(net, load_file(directory / "weights.safetensors"))
+    net.freeze().requires_grad_(False)
+    return EDMPrecond(net, card["sigma_data"]).eval()
 
 
 def check_goldens(directory, tolerance=1e-5):

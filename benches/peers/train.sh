@@ -33,16 +33,7 @@ done
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-venv=${ACCORDION_PEERS_VENV:-$HOME/.cache/accordion/peers-venv}
-python=$venv/bin/python
-
-# The copy of the requirements is written last: an interrupted or outdated install is done again.
-if ! cmp -s "$here/requirements.txt" "$venv/requirements.txt"; then
-    echo "installing PyTorch into $venv (some 5 GB)" >&2
-    "${PYTHON:-python3}" -m venv "$venv"
-    "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt" >&2
-    cp "$here/requirements.txt" "$venv/requirements.txt"
-fi
+python=$("$here/venv.sh")
 
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
