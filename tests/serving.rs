@@ -294,6 +294,7 @@ fn metrics_are_prometheus_text_and_count_by_budget_subnet_and_outcome() {
     assert_eq!(server.metric("accordion_denoiser_samples_total{subnet=\"0.250\"}"), 4.0 * 4.0 + 1.0);
     assert_eq!(server.metric("accordion_denoiser_samples_total{subnet=\"full\"}"), 1.0);
     assert_eq!((server.metric("accordion_engine_up"), server.metric("accordion_active_images")), (1.0, 0.0));
+    assert!(server.metric("accordion_weight_bytes") > 0.0);
 }
 
 #[test]

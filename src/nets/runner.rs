@@ -130,6 +130,10 @@ impl Denoiser for Runner {
         &self.subnets
     }
 
+    fn weight_bytes(&self) -> usize {
+        Self::weight_bytes(self)
+    }
+
     fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
         let labels = self.network.labels(class);
         Ok(self.call(subnet, x, sigma, &labels))
