@@ -71,8 +71,12 @@ impl Workspace {
     }
 
     fn serve(&self) -> Server {
+        self.serve_with(&[])
+    }
+
+    fn serve_with(&self, args: &[&str]) -> Server {
         let started = Instant::now();
-        let mut child = self.serve_command("127.0.0.1:0").stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self.serve_command("127.0.0.1:0").args(args).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (ready, address) = mpsc::channel();
         let log = std::thread::spawn(move || {
@@ -414,6 +418,20 @@ fn a_bad_request_gets_a_status_and_a_stable_code() {
     assert_eq!((reply.status, reply.code().as_str()), (400, "class_not_supported"));
 }
 
+#[test]
+fn a_flag_outdoes_the_config_s_threads_and_neither_changes_a_bit() {
+    let workspace = Workspace::of(&CLASSES, "threads = 3\npin = true");
+    let [three, two] = [(&[][..], "threads=3"), (&["--threads", "2", "--pin"], "threads=2")].map(|(args, says)| {
+        let server = workspace.serve_with(args);
+        let image = server.generate("", r#"{"seed":5}"#).image();
+        server.terminate();
+        let (_, log) = server.ended();
+        assert!(log.contains(says), "{log}");
+        image
+    });
+    assert_eq!(three, two);
+}
+
 /// The longest request that the limits allow: seconds of work for one sample at a time.
 const LONG: (&str, &str) = ("?budget=best", r#"{"class":"top","n":2,"steps":250,"guidance":2}"#);
 
@@ -492,6 +510,7 @@ fn a_server_that_cannot_start_says_why_in_one_sentence() {
     for (text_of_config, says) in [
         ("max_bach = 1", ": max_bach: unknown field"),
         ("max_batch = 0", "max_batch"),
+        ("threads = 1025", "threads: 1025 is not accepted"),
         ("[budgets]\nfast = \"euler-4@0.3\"", "budgets.fast: subnet `0.300`"),
     ] {
         std::fs::write(&config, text_of_config).unwrap();

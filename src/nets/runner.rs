@@ -17,6 +17,9 @@ pub struct Threads {
 }
 
 impl Threads {
+    /// The most that can be asked for: a mistyped number shall not start thousands.
+    pub const MOST: usize = 1024;
+
     /// One for each core, wherever the system puts them.
     pub const ALL: Self = Self { count: None, pin: false };
 
