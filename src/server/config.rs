@@ -1,6 +1,7 @@
 //! `config/serve.toml`.
 
 use crate::engine::EngineLimits;
+use crate::files::read_toml;
 use crate::nets::Threads;
 use crate::routing::Budgets;
 use crate::{Error, Result};
@@ -88,17 +89,7 @@ impl ServeConfig {
     /// # Errors
     /// [`Error::Io`], or [`Error::Input`] naming the file and the field.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let document = toml::Deserializer::parse(&text).map_err(|e| Error::input(path.display(), e.message()))?;
-        let config: Self = serde_path_to_error::deserialize(document).map_err(|e| {
-            let field = e.path().to_string();
-            let problem = e.into_inner();
-            match field.as_str() {
-                // serde_path_to_error's name for the document itself.
-                "." => Error::input(path.display(), problem.message()),
-                field => Error::field(path, field, problem.message()),
-            }
-        })?;
+        let config: Self = read_toml(path)?;
         config.check().map_err(|(field, problem)| Error::field(path, field, problem))?;
         Ok(config)
     }
