@@ -44,6 +44,13 @@ pub fn write_toml(path: &Path, value: &impl Serialize) -> Result<()> {
     write_whole(path, text.as_bytes())
 }
 
+/// Writes a JSON file whole or not at all.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).map_err(|error| Error::input(path.display(), error))?;
+    text.push('\n');
+    write_whole(path, text.as_bytes())
+}
+
 /// The tensors in the bytes of the file `path`.
 ///
 /// # Errors

@@ -4,20 +4,17 @@ mod support;
 
 use accordion::engine::image::Raster;
 use accordion::engine::{Engine, EngineLimits, Job};
-use accordion::nets::model::Card;
-use accordion::nets::network::Backbone;
-use accordion::nets::{Model, Network, Runner, Threads};
-use candle_core::DType;
+use accordion::nets::{Model, Runner, Threads};
 use image::ImageFormat;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use support::{CLASSES, NETWORK, accordion, assert_refused, generic, subnets, text};
+use support::{CLASSES, accordion, assert_refused, text, write_model};
 use tempfile::TempDir;
 
 /// Longer than anything here takes, also on a busy machine.
@@ -29,19 +26,6 @@ fast = "dpmpp2m-4@0.250"
 balanced = "dpmpp2m-6@0.500"
 best = "heun-5@full"
 "#;
-
-/// Writes a model of untrained weights with the subnets 0.250, 0.500, 0.750 and full.
-fn write_model(dir: &Path, classes: &[&str]) {
-    let tables: toml::Table =
-        NETWORK.replace("label_dim = 2", &format!("label_dim = {}", classes.len())).parse().unwrap();
-    let backbone: Backbone = tables["backbone"].clone().try_into().unwrap();
-    let preconditioning = tables["preconditioning"].clone().try_into().unwrap();
-    let network = Network::new(&backbone, preconditioning).unwrap();
-    let classes = classes.iter().map(|class| class.to_string()).collect();
-    let card = Card::new("tiny".to_owned(), backbone, preconditioning, classes);
-    let model = Model::unallocated(card, generic(&network)).unwrap();
-    model.with_subnets("channels", subnets(network.spec())).unwrap().write(dir, DType::F32).unwrap();
-}
 
 /// A model directory `model` and a server config `serve.toml` in a folder.
 struct Workspace {

@@ -79,6 +79,11 @@ impl Runner {
         self.workspace.team.threads()
     }
 
+    /// The threads themselves.
+    pub fn team(&mut self) -> &mut Team {
+        &mut self.workspace.team
+    }
+
     /// Lets other threads compute from now on. No result changes.
     pub fn set_threads(&mut self, threads: Threads) {
         self.workspace.team = threads.team();
