@@ -42,7 +42,7 @@ pub struct Args {
     /// Seconds for each combination of subnet, batch and threads; the cost of switching may take ten times as long.
     #[arg(long, default_value = "0.5", value_parser = super::seconds)]
     seconds: Duration,
-    /// Show the time of every layer.
+    /// Show the time of every layer, and the shares of the threads' time in the phases of each Winograd convolution.
     #[arg(long)]
     layers: bool,
     /// Write the results to this JSON file.
