@@ -26,15 +26,28 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Reads a TOML file; the error names the file, the line and the field.
 pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    toml::from_str(&text).map_err(|error| {
+    let refused = |error: toml::de::Error, field: &str| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-        Error::input(format!("{}, line {line}", path.display()), error.message())
+        Error::input(format!("{}, line {line}{field}", path.display()), error.message())
+    };
+    let document = toml::Deserializer::parse(&text).map_err(|error| refused(error, ""))?;
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        // A path of `.` is the document itself.
+        let field = Some(error.path().to_string()).filter(|field| field != ".");
+        refused(error.into_inner(), &field.map_or_else(String::new, |field| format!(": {field}")))
     })
 }
 
 /// Writes a TOML file whole or not at all.
 pub fn write_toml(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = toml::to_string(value).map_err(|error| Error::input(path.display(), error))?;
+    write_whole(path, text.as_bytes())
+}
+
+/// Writes a JSON file whole or not at all.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).map_err(|error| Error::input(path.display(), error))?;
+    text.push('\n');
     write_whole(path, text.as_bytes())
 }
 
@@ -113,6 +126,34 @@ fn first_missing(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_toml_file_is_refused_with_its_line_and_field() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Row {
+            #[expect(dead_code, reason = "only read from files")]
+            ms: f64,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        struct Rows {
+            #[expect(dead_code, reason = "only read from files")]
+            row: Vec<Row>,
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, says) in [
+            ("[[row]]\nms = 1.0\n[[row]]\nms = 'x'", ", line 4: row[1].ms: invalid type: string"),
+            ("[[row]]\nsm = 1.0", ", line 2: row[0].sm: unknown field `sm`, expected `ms`"),
+            ("[[row]]\n", ", line 1: row[0]: missing field `ms`"),
+            ("", ", line 1: missing field `row`"),
+            ("\nrow", ", line 2: key with no value"),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            let message = read_toml::<Rows>(file.path()).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{}{says}", file.path().display())), "{message}");
+            assert!(!message.contains('\n'), "{message}");
+        }
+    }
 
     #[test]
     fn a_failure_takes_away_everything_that_it_made() {

@@ -12,12 +12,14 @@ use accordion::nets::network::Network;
 use accordion::nets::sliced::Sliced;
 use accordion::nets::{Denoiser, Model, Runner, Threads, public, public_config};
 use accordion::ops::Tape;
+use accordion::ops::cpu::fused::Layer;
 use accordion::supernet::{Order, Subnet, Supernet};
 use candle_core::{DType, Tensor};
 use company::assert_a_sample_is_the_same_in_any_company;
 use compare::relative_error;
 use proptest::prelude::*;
 use random::shapes;
+use std::collections::HashSet;
 
 /// Float32 sums in another order, as a share of the largest value.
 const TOLERANCE: f64 = 1e-5;
@@ -126,6 +128,25 @@ proptest! {
                 let error = relative_error(&denoise(&model, subnet, &x, &sigma, &classes), &call.denoised);
                 prop_assert!(error < TOLERANCE, "{order:?}, subnet {subnet}: {error:.1e}");
             }
+        }
+    }
+
+    #[test]
+    fn the_layers_of_a_timed_call_do_the_work_that_its_subnet_counts(shape in shapes()) {
+        let model = shape.allocated(Order::Global);
+        let (x, sigma, classes) = shape.batch(&model);
+        let labels = model.network.labels(&classes);
+        let mut runner = Runner::new(&model, Threads::ALL).unwrap();
+        for (subnet, row) in model.subnets().iter().enumerate() {
+            let (denoised, layers) = runner.timed_call(subnet, &x, &sigma, &labels);
+            prop_assert_eq!(&denoised, &runner.call(subnet, &x, &sigma, &labels));
+            // The count has a block's skip on the map after the upsampling, which runs on the quarter of it before.
+            let saved = |layer: &&Layer| layer.name.ends_with("_up.skip");
+            let saved: u64 = layers.iter().filter(saved).map(|layer| 3 * layer.macs).sum();
+            let work: u64 = layers.iter().map(|layer| layer.macs).sum();
+            prop_assert_eq!(work + saved, sigma.len() as u64 * row.macs);
+            let names: HashSet<&str> = layers.iter().map(|layer| layer.name.as_str()).collect();
+            prop_assert_eq!(names.len(), layers.len(), "no name stands twice");
         }
     }
 

@@ -4,20 +4,17 @@ mod support;
 
 use accordion::engine::image::Raster;
 use accordion::engine::{Engine, EngineLimits, Job};
-use accordion::nets::model::Card;
-use accordion::nets::network::Backbone;
-use accordion::nets::{Model, Network, Runner, Threads};
-use candle_core::DType;
+use accordion::nets::{Model, Runner, Threads};
 use image::ImageFormat;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use support::{CLASSES, NETWORK, accordion, assert_refused, generic, subnets, text};
+use support::{CLASSES, accordion, assert_refused, text, write_model};
 use tempfile::TempDir;
 
 /// Longer than anything here takes, also on a busy machine.
@@ -29,19 +26,6 @@ fast = "dpmpp2m-4@0.250"
 balanced = "dpmpp2m-6@0.500"
 best = "heun-5@full"
 "#;
-
-/// Writes a model of untrained weights with the subnets 0.250, 0.500, 0.750 and full.
-fn write_model(dir: &Path, classes: &[&str]) {
-    let tables: toml::Table =
-        NETWORK.replace("label_dim = 2", &format!("label_dim = {}", classes.len())).parse().unwrap();
-    let backbone: Backbone = tables["backbone"].clone().try_into().unwrap();
-    let preconditioning = tables["preconditioning"].clone().try_into().unwrap();
-    let network = Network::new(&backbone, preconditioning).unwrap();
-    let classes = classes.iter().map(|class| class.to_string()).collect();
-    let card = Card::new("tiny".to_owned(), backbone, preconditioning, classes);
-    let model = Model::unallocated(card, generic(&network)).unwrap();
-    model.with_subnets("channels", subnets(network.spec())).unwrap().write(dir, DType::F32).unwrap();
-}
 
 /// A model directory `model` and a server config `serve.toml` in a folder.
 struct Workspace {
@@ -71,8 +55,12 @@ impl Workspace {
     }
 
     fn serve(&self) -> Server {
+        self.serve_with(&[])
+    }
+
+    fn serve_with(&self, args: &[&str]) -> Server {
         let started = Instant::now();
-        let mut child = self.serve_command("127.0.0.1:0").stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self.serve_command("127.0.0.1:0").args(args).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (ready, address) = mpsc::channel();
         let log = std::thread::spawn(move || {
@@ -294,6 +282,7 @@ fn metrics_are_prometheus_text_and_count_by_budget_subnet_and_outcome() {
     assert_eq!(server.metric("accordion_denoiser_samples_total{subnet=\"0.250\"}"), 4.0 * 4.0 + 1.0);
     assert_eq!(server.metric("accordion_denoiser_samples_total{subnet=\"full\"}"), 1.0);
     assert_eq!((server.metric("accordion_engine_up"), server.metric("accordion_active_images")), (1.0, 0.0));
+    assert!(server.metric("accordion_weight_bytes") > 0.0);
 }
 
 #[test]
@@ -413,6 +402,20 @@ fn a_bad_request_gets_a_status_and_a_stable_code() {
     assert_eq!((reply.status, reply.code().as_str()), (400, "class_not_supported"));
 }
 
+#[test]
+fn a_flag_outdoes_the_config_s_threads_and_neither_changes_a_bit() {
+    let workspace = Workspace::of(&CLASSES, "threads = 3\npin = true");
+    let [three, two] = [(&[][..], "threads=3"), (&["--threads", "2", "--pin"], "threads=2")].map(|(args, says)| {
+        let server = workspace.serve_with(args);
+        let image = server.generate("", r#"{"seed":5}"#).image();
+        server.terminate();
+        let (_, log) = server.ended();
+        assert!(log.contains(says), "{log}");
+        image
+    });
+    assert_eq!(three, two);
+}
+
 /// The longest request that the limits allow: seconds of work for one sample at a time.
 const LONG: (&str, &str) = ("?budget=best", r#"{"class":"top","n":2,"steps":250,"guidance":2}"#);
 
@@ -491,6 +494,7 @@ fn a_server_that_cannot_start_says_why_in_one_sentence() {
     for (text_of_config, says) in [
         ("max_bach = 1", ": max_bach: unknown field"),
         ("max_batch = 0", "max_batch"),
+        ("threads = 1025", "threads: 1025 is not accepted"),
         ("[budgets]\nfast = \"euler-4@0.3\"", "budgets.fast: subnet `0.300`"),
     ] {
         std::fs::write(&config, text_of_config).unwrap();

@@ -1,20 +1,25 @@
 //! The command line: one file a subcommand.
 
 mod allocate;
+mod bench;
 mod evaluate;
 mod extract;
 mod forward;
 mod generate;
 mod import;
+mod profile;
 mod rank;
 mod serve;
+mod table;
 mod tensors;
 mod train;
 
+use crate::nets::Threads;
 use crate::{Error, Result};
 use clap::Parser;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Compress a diffusion model once, serve it at every width.
@@ -33,6 +38,10 @@ enum Command {
     Extract(extract::Args),
     /// Print the denoising loss of every subnet on given images.
     Evaluate(evaluate::Args),
+    /// Measure how fast every subnet runs on this machine.
+    Bench(bench::Args),
+    /// Measure what the server must know of this machine, into the model directory.
+    Profile(profile::Args),
     /// Run one denoiser call on tensors in a file.
     Forward(forward::Args),
     /// Generate images into a file.
@@ -50,11 +59,34 @@ impl Command {
             Self::Allocate(args) => args.run(),
             Self::Extract(args) => args.run(),
             Self::Evaluate(args) => args.run(),
+            Self::Bench(args) => args.run(),
+            Self::Profile(args) => args.run(),
             Self::Forward(args) => args.run(),
             Self::Generate(args) => args.run(),
             Self::Serve(args) => args.run(),
         }
     }
+}
+
+/// For a flag of samples in a call.
+fn batch(text: &str) -> std::result::Result<usize, String> {
+    number(text, 1 << 16)
+}
+
+/// For a flag of threads.
+fn threads(text: &str) -> std::result::Result<usize, String> {
+    number(text, Threads::MOST)
+}
+
+fn number(text: &str, most: usize) -> std::result::Result<usize, String> {
+    let number = text.trim().parse().ok().filter(|number| (1..=most).contains(number));
+    number.ok_or_else(|| format!("must be a number from 1 to {most}"))
+}
+
+/// For a flag of seconds to measure.
+fn seconds(text: &str) -> std::result::Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds: &f64| *seconds > 0.0 && *seconds <= 3600.0);
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be above 0 and at most 3600".to_owned())
 }
 
 /// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault) or 2 (the input's).

@@ -28,6 +28,12 @@ pub struct Args {
     /// Images that may wait, in place of the config's.
     #[arg(long, env = "ACCORDION_QUEUE_IMAGES")]
     queue_images: Option<usize>,
+    /// Threads that denoise, in place of the config's; 0 is one for each core.
+    #[arg(long, env = "ACCORDION_THREADS", value_parser = clap::value_parser!(u16).range(..=Threads::MOST as i64))]
+    threads: Option<u16>,
+    /// Bind each of them but the first to a core of its own, whatever the config says.
+    #[arg(long, env = "ACCORDION_PIN")]
+    pin: bool,
 }
 
 impl Args {
@@ -40,11 +46,13 @@ impl Args {
         config.model = self.model.unwrap_or(config.model);
         config.max_batch = self.max_batch.unwrap_or(config.max_batch);
         config.queue_images = self.queue_images.unwrap_or(config.queue_images);
+        config.threads = self.threads.map_or(config.threads, usize::from);
+        config.pin |= self.pin;
         let model = Model::open(&config.model)?;
         let (name, noise) = (model.card.name.clone(), model.card.noise);
-        let runner = Runner::new(&model, Threads::ALL)?;
+        let runner = Runner::new(&model, config.threads())?;
         drop(model);
-        let subnets = runner.subnets().len();
+        let (subnets, threads) = (runner.subnets().len(), runner.threads());
         let engine = Engine::start(Box::new(runner), noise, config.engine_limits())?;
         let state = AppState::new(name.clone(), engine, &config, prometheus::Registry::new());
         let state = state.map_err(|error| match &path {
@@ -56,7 +64,7 @@ impl Args {
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(io)?;
             let address = listener.local_addr().map_err(io)?;
-            tracing::info!(%address, model = name, subnets, "ready");
+            tracing::info!(%address, model = name, subnets, threads, "ready");
             serve(listener, state, signalled().map_err(io)?).await
         })
     }

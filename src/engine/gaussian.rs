@@ -102,6 +102,7 @@ pub(crate) struct Gaussian {
 
 impl Gaussian {
     pub const SHAPE: ImageShape = ImageShape { height: 4, width: 3, channels: 1 };
+    const WEIGHT_BYTES: usize = 1234;
     const SD: f64 = 0.25;
 
     /// Classes `low` and `high`; subnets `0.250`, `0.500` and `full`.
@@ -144,6 +145,10 @@ impl Denoiser for Gaussian {
 
     fn subnets(&self) -> &[Subnet] {
         &self.subnets
+    }
+
+    fn weight_bytes(&self) -> usize {
+        Self::WEIGHT_BYTES
     }
 
     fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {

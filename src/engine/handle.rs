@@ -37,6 +37,7 @@ pub struct Engine {
     image: ImageShape,
     classes: Vec<String>,
     subnets: Vec<Subnet>,
+    weight_bytes: usize,
 }
 
 impl Engine {
@@ -54,6 +55,7 @@ impl Engine {
         if subnets.is_empty() {
             return Err(Error::input("subnets", "the model has none"));
         }
+        let weight_bytes = denoiser.weight_bytes();
         let stats = Arc::new(EngineStats::new(subnets.iter().map(|subnet| subnet.name.clone())));
         let (inbox, arrivals) = mpsc::channel();
         let pool = Pool::new(range, image.elements(), limits.max_batch, stats.clone());
@@ -73,6 +75,7 @@ impl Engine {
             image,
             classes,
             subnets,
+            weight_bytes,
         })
     }
 
@@ -89,6 +92,11 @@ impl Engine {
     /// The model's subnets, from the narrowest to the widest.
     pub fn subnets(&self) -> &[Subnet] {
         &self.subnets
+    }
+
+    /// Memory that the weights of all subnets take together.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight_bytes
     }
 
     /// What it has done and is doing.

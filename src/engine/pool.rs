@@ -175,6 +175,8 @@ impl Pool {
         let (finished, running): (Vec<Slot>, Vec<Slot>) =
             std::mem::take(&mut self.slots).into_iter().partition(|slot| slot.trajectory.next_call().is_none());
         self.slots = running;
+        // Before the answers: who has one may look at the gauges at once.
+        self.stats.set_active(self.slots.len());
         self.stats.record_finished(finished.len());
         for slot in finished {
             if let Some(request) = self.requests.get_mut(&slot.request) {
@@ -188,7 +190,6 @@ impl Pool {
             tracing::debug!(plan = %request.job.plan, seed = request.job.seed, "drew a request's images");
             let _ = request.answer.send(Ok(finished));
         }
-        self.stats.set_active(self.slots.len());
     }
 
     /// The subnet of the slot's next call; `None` when it has none.

@@ -1,3 +1,6 @@
-//! How good the subnets of a model are.
+//! How good the subnets of a model are, and how fast.
 
+pub mod latency;
 pub mod loss;
+pub mod profile;
+pub mod switching;

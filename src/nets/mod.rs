@@ -45,6 +45,9 @@ pub trait Denoiser: Send {
     /// Its subnets, from the narrowest to the widest; the last is `full`.
     fn subnets(&self) -> &[Subnet];
 
+    /// Memory that the weights of all subnets take together.
+    fn weight_bytes(&self) -> usize;
+
     /// One call on a batch of B samples, each with its own noise level and class.
     ///
     /// `x` is `[B, height, width, channels]` row-major, `sigma` and `class` have B entries; class `None` is the

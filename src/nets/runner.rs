@@ -4,7 +4,7 @@ use super::network::Network;
 use super::song_unet::packed::{Cut, Packed};
 use super::{Denoiser, ImageShape, Model};
 use crate::Result;
-use crate::ops::cpu::fused::{Arena, Team, Workspace};
+use crate::ops::cpu::fused::{Kind, Layer, Recorder, Team, Workspace};
 use crate::supernet::Subnet;
 
 /// The threads that compute.
@@ -17,6 +17,9 @@ pub struct Threads {
 }
 
 impl Threads {
+    /// The most that can be asked for: a mistyped number shall not start thousands.
+    pub const MOST: usize = 1024;
+
     /// One for each core, wherever the system puts them.
     pub const ALL: Self = Self { count: None, pin: false };
 
@@ -57,7 +60,7 @@ impl Runner {
             network,
             classes: model.card.classes.clone(),
             subnets: model.table.subnets.clone(),
-            workspace: Workspace { team: threads.team(), arena: Arena::default() },
+            workspace: Workspace::new(threads.team()),
         })
     }
 
@@ -74,6 +77,11 @@ impl Runner {
     /// The threads that compute, the caller's own included.
     pub fn threads(&self) -> usize {
         self.workspace.team.threads()
+    }
+
+    /// The threads themselves.
+    pub fn team(&mut self) -> &mut Team {
+        &mut self.workspace.team
     }
 
     /// Lets other threads compute from now on. No result changes.
@@ -103,6 +111,8 @@ impl Runner {
         for (pixels, c) in input.data_mut().chunks_exact_mut(sample).zip(&coefficients) {
             pixels.iter_mut().for_each(|value| *value *= c.c_in as f32);
         }
+        let shape = [height, width, channels, channels];
+        self.workspace.ended(format_args!("input"), Kind::Elementwise, shape, 0);
         let raw = self.packed.forward(&mut self.workspace, &self.cuts[subnet], &input, &noise, labels);
         let mut denoised = x.to_vec();
         let samples = denoised.chunks_exact_mut(elements).zip(raw.data().chunks_exact(raw.sample()));
@@ -113,7 +123,16 @@ impl Runner {
         }
         self.workspace.arena.put(input);
         self.workspace.arena.put(raw);
+        self.workspace.ended(format_args!("output"), Kind::Elementwise, shape, 0);
         denoised
+    }
+
+    /// As [`Self::call`], and what each layer of it took, in the order in which they ran.
+    pub fn timed_call(&mut self, subnet: usize, x: &[f32], sigma: &[f64], labels: &[f32]) -> (Vec<f32>, Vec<Layer>) {
+        self.workspace.recorder = Some(Recorder::new());
+        let denoised = self.call(subnet, x, sigma, labels);
+        let recorder = self.workspace.recorder.take();
+        (denoised, recorder.map_or_else(Vec::new, Recorder::layers))
     }
 }
 
@@ -128,6 +147,10 @@ impl Denoiser for Runner {
 
     fn subnets(&self) -> &[Subnet] {
         &self.subnets
+    }
+
+    fn weight_bytes(&self) -> usize {
+        Self::weight_bytes(self)
     }
 
     fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {

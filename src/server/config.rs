@@ -1,6 +1,8 @@
 //! `config/serve.toml`.
 
 use crate::engine::EngineLimits;
+use crate::files::read_toml;
+use crate::nets::Threads;
 use crate::routing::Budgets;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -19,6 +21,10 @@ pub struct ServeConfig {
     pub max_batch: usize,
     /// Images that may wait for their first step; beyond it requests get 429.
     pub queue_images: usize,
+    /// Threads that denoise; 0 is one for each core.
+    pub threads: usize,
+    /// Whether each of them but the first is bound to a core of its own.
+    pub pin: bool,
     /// What a request may ask.
     pub limits: Limits,
     /// The plan of each named budget.
@@ -54,6 +60,8 @@ impl Default for ServeConfig {
             model: PathBuf::from("models/fashion-mnist"),
             max_batch: 16,
             queue_images: 256,
+            threads: 0,
+            pin: false,
             limits: Limits::default(),
             budgets: Budgets::default(),
         }
@@ -81,17 +89,7 @@ impl ServeConfig {
     /// # Errors
     /// [`Error::Io`], or [`Error::Input`] naming the file and the field.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let document = toml::Deserializer::parse(&text).map_err(|e| Error::input(path.display(), e.message()))?;
-        let config: Self = serde_path_to_error::deserialize(document).map_err(|e| {
-            let field = e.path().to_string();
-            let problem = e.into_inner();
-            match field.as_str() {
-                // serde_path_to_error's name for the document itself.
-                "." => Error::input(path.display(), problem.message()),
-                field => Error::field(path, field, problem.message()),
-            }
-        })?;
+        let config: Self = read_toml(path)?;
         config.check().map_err(|(field, problem)| Error::field(path, field, problem))?;
         Ok(config)
     }
@@ -99,6 +97,11 @@ impl ServeConfig {
     /// How much the engine takes.
     pub fn engine_limits(&self) -> EngineLimits {
         EngineLimits { max_batch: self.max_batch, queue_images: self.queue_images }
+    }
+
+    /// Who denoises.
+    pub fn threads(&self) -> Threads {
+        Threads { count: (self.threads > 0).then_some(self.threads), pin: self.pin }
     }
 
     /// Checks what the types cannot say. The error is a field's name and what is wrong with it.
@@ -121,6 +124,9 @@ impl ServeConfig {
             if value == 0 || value > u32::MAX as usize {
                 return Err((field, format!("{value} is not accepted: it must be 1 to {}", u32::MAX)));
             }
+        }
+        if self.threads > Threads::MOST {
+            return Err(("threads", format!("{} is not accepted: it must be 0 to {}", self.threads, Threads::MOST)));
         }
         if limits.max_n as usize > self.queue_images {
             let (n, queue) = (limits.max_n, self.queue_images);
@@ -160,13 +166,20 @@ mod tests {
             .filter(|line| !line.starts_with("##"))
             .fold(String::new(), |all, line| all + line.strip_prefix("# ").unwrap_or(line) + "\n");
         assert_eq!(load(&settings).unwrap(), ServeConfig::default());
-        for field in ["listen", "model", "max_batch", "queue_images", "fast", "balanced", "best", "max_n", "max_pixels"]
+        for field in ["listen", "model", "max_batch", "queue_images", "threads", "pin", "fast", "balanced", "best"]
             .into_iter()
-            .chain(["max_steps", "max_connections", "header_timeout_s", "body_timeout_s", "request_timeout_s"])
-            .chain(["drain_timeout_s"])
+            .chain(["max_n", "max_pixels", "max_steps", "max_connections"])
+            .chain(["header_timeout_s", "body_timeout_s", "request_timeout_s", "drain_timeout_s"])
         {
             assert!(settings.lines().any(|line| line.starts_with(&format!("{field} = "))), "{field}");
         }
+    }
+
+    #[test]
+    fn no_threads_are_one_for_each_core() {
+        assert_eq!(ServeConfig::default().threads(), Threads::ALL);
+        let pinned = load("threads = 3\npin = true").unwrap().threads();
+        assert_eq!(pinned, Threads { count: Some(3), pin: true });
     }
 
     #[test]
@@ -175,6 +188,8 @@ mod tests {
             ("lisen = \"127.0.0.1:1\"", "unknown field `lisen`"),
             ("max_batch = \"many\"", ": max_batch: invalid type"),
             ("listen = \"localhost\"", ": listen: "),
+            ("threads = 1025", ": threads: 1025 is not accepted: it must be 0 to 1024"),
+            ("pin = 1", ": pin: invalid type"),
             ("[limits]\nmax_n = -1", ": limits.max_n: "),
             ("[limits]\nmax_n = 300", ": limits.max_n: 300 is more than queue_images = 256"),
             ("[limits]\nbody_timeout_s = 0", ": limits.body_timeout_s: 0 is not accepted"),

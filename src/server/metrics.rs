@@ -215,6 +215,11 @@ fn read(engine: &Engine) -> Result<Vec<Box<dyn Collector>>> {
     let stats = engine.stats();
     let waiting = gauge("accordion_queue_images", "Images that wait for their first step.", engine.waiting())?;
     let active = gauge("accordion_active_images", "Images between their first step and their last.", stats.active())?;
+    let weights = gauge(
+        "accordion_weight_bytes",
+        "Memory that the weights of all subnets take together.",
+        engine.weight_bytes(),
+    )?;
     let up = Gauge::new("accordion_engine_up", "1 while the engine's thread lives, 0 once it has died.")?;
     up.set(if engine.is_alive() { 1.0 } else { 0.0 });
 
@@ -230,5 +235,13 @@ fn read(engine: &Engine) -> Result<Vec<Box<dyn Collector>>> {
         samples.with_label_values(&[name]).inc_by(subnet.samples());
         busy.with_label_values(&[name]).inc_by(subnet.busy().as_secs_f64());
     }
-    Ok(vec![Box::new(waiting), Box::new(active), Box::new(up), Box::new(calls), Box::new(samples), Box::new(busy)])
+    Ok(vec![
+        Box::new(waiting),
+        Box::new(active),
+        Box::new(weights),
+        Box::new(up),
+        Box::new(calls),
+        Box::new(samples),
+        Box::new(busy),
+    ])
 }

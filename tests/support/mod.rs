@@ -1,12 +1,14 @@
 //! What the tests of training and of serving share: a network small enough to train in seconds, and the real binary.
 
 use accordion::diffusion::Stream;
-use accordion::nets::Network;
+use accordion::nets::model::Card;
+use accordion::nets::network::Backbone;
+use accordion::nets::{Model, Network};
 use accordion::supernet::allocation::{self, Constraint};
 use accordion::supernet::spec::Init;
 use accordion::supernet::{Spec, Subnet, Supernet};
 use accordion::training::trainer::initial;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -74,6 +76,20 @@ pub fn generic(network: &Network) -> Supernet {
         *tensor = Tensor::from_vec(generic, param.shape.as_slice(), &Device::Cpu).unwrap();
     }
     supernet
+}
+
+/// Writes a model of untrained weights with the subnets 0.250, 0.500, 0.750 and full.
+#[allow(dead_code, reason = "not every test starts from one")]
+pub fn write_model(dir: &Path, classes: &[&str]) {
+    let tables: toml::Table =
+        NETWORK.replace("label_dim = 2", &format!("label_dim = {}", classes.len())).parse().unwrap();
+    let backbone: Backbone = tables["backbone"].clone().try_into().unwrap();
+    let preconditioning = tables["preconditioning"].clone().try_into().unwrap();
+    let network = Network::new(&backbone, preconditioning).unwrap();
+    let classes = classes.iter().map(|class| class.to_string()).collect();
+    let card = Card::new("tiny".to_owned(), backbone, preconditioning, classes);
+    let model = Model::unallocated(card, generic(&network)).unwrap();
+    model.with_subnets("channels", subnets(network.spec())).unwrap().write(dir, DType::F32).unwrap();
 }
 
 /// Subnets of the ratios 0.25, 0.5, 0.75 and 1 for channels that all matter alike.

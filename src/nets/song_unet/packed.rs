@@ -14,11 +14,12 @@ use crate::ops::cpu::fused::map::Buffer;
 use crate::ops::cpu::fused::moments::Normalisation;
 use crate::ops::cpu::fused::panels::{PANEL, floats, floats_mut, panels, pitch};
 use crate::ops::cpu::fused::resample::{copy, resample};
-use crate::ops::cpu::fused::{Map, Source, Workspace};
+use crate::ops::cpu::fused::{Kind, Map, Source, Workspace};
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::cpu::resample::{Direction, Resampler};
 use crate::supernet::{Spec, Supernet, Widths};
 use std::f32::consts::PI;
+use std::fmt;
 
 /// A subnet of a [`Packed`] network.
 #[derive(Clone, Debug)]
@@ -64,9 +65,16 @@ enum PackedLayer {
     AuxResidual { conv: PackedConv, pad: usize, down: Resampler },
 }
 
+/// A convolution's weights and its name in the spec.
+#[derive(Debug)]
+struct Kernel {
+    name: String,
+    conv: Conv,
+}
+
 #[derive(Debug)]
 struct PackedConv {
-    conv: Conv,
+    kernel: Kernel,
     bias: Vec<f32>,
     /// Outputs at full width.
     channels: usize,
@@ -74,6 +82,7 @@ struct PackedConv {
 
 #[derive(Debug)]
 struct PackedNorm {
+    name: String,
     scale: Vec<f32>,
     shift: Vec<f32>,
     table: Table,
@@ -81,21 +90,22 @@ struct PackedNorm {
 
 #[derive(Debug)]
 struct PackedBlock {
+    name: String,
     in_channels: usize,
     out_channels: usize,
     /// The pipe between its convolutions, where it can shrink, and its full width.
     pipe: (Option<usize>, usize),
     norm0: PackedNorm,
-    conv0: Conv,
+    conv0: Kernel,
     /// From the embedding to the bias of `conv0`.
     affine: Linear,
     /// Where in the biases of all blocks its own begins.
     bias_offset: usize,
     norm1: PackedNorm,
-    conv1: Conv,
+    conv1: Kernel,
     /// Of `conv1` and `skip` together.
     bias: Vec<f32>,
-    skip: Option<Conv>,
+    skip: Option<Kernel>,
     resampling: Option<Resample>,
     attention: Option<PackedAttention>,
 }
@@ -111,6 +121,8 @@ struct Resample {
 
 #[derive(Debug)]
 struct PackedAttention {
+    /// That of its pipe.
+    name: String,
     pipe: usize,
     norm: PackedNorm,
     qkv: PackedConv,
@@ -152,7 +164,7 @@ impl Packed {
                     let wide = run.conv(conv, aux.map_or(x, |index: usize| &skips[index]), *pad);
                     let main = skips.pop().expect("a block comes before");
                     aux = Some(skips.len());
-                    run.aux_residual(down, wide, main)
+                    run.aux_residual(&conv.kernel.name, down, wide, main)
                 }
             };
             skips.push(made);
@@ -174,7 +186,8 @@ impl Packed {
             }
         }
         let h = h.expect("the decoder has a block");
-        let y = run.normed_conv(&self.out_norm, true, &self.out_conv, &h, self.out_conv.channels);
+        let channels = self.out_conv.channels;
+        let y = run.normed_conv(&self.out_norm, true, &self.out_conv, &h, [channels; 2]);
         workspace.arena.put(h);
         workspace.arena.put_lines(biases);
         y
@@ -183,12 +196,13 @@ impl Packed {
     /// The biases of the first convolutions of all blocks, which hold the embedding: `[batch, bias_pitch]`.
     fn biases(&self, workspace: &mut Workspace, cut: &Cut, noise: &[f32], labels: &[f32]) -> Buffer {
         let batch = noise.len();
-        let Workspace { team, arena } = workspace;
         let noise_pitch = pitch(self.noise_channels);
-        let mut emb = arena.lines(batch * panels(self.noise_channels));
+        let mut emb = workspace.arena.lines(batch * panels(self.noise_channels));
         if let Some(map) = &self.map_label {
+            let classes = labels.len() / batch;
             let output = Output { layer: map, channels: self.noise_channels, offset: 0 };
-            linear::run(team, labels, labels.len() / batch, &[output], floats_mut(&mut emb), noise_pitch);
+            linear::run(&mut workspace.team, labels, classes, &[output], floats_mut(&mut emb), noise_pitch);
+            linear_ended(workspace, format_args!("map_label"), batch, classes, self.noise_channels);
         } else {
             floats_mut(&mut emb).fill(0.0);
         }
@@ -201,21 +215,25 @@ impl Packed {
             }
         }
         let emb_pitch = pitch(self.emb_channels);
-        let mut from = (emb, noise_pitch);
-        for layer in &self.map_layers {
-            let mut to = arena.lines(batch * panels(self.emb_channels));
+        let (mut from, mut depth) = ((emb, noise_pitch), self.noise_channels);
+        for (index, layer) in self.map_layers.iter().enumerate() {
+            let mut to = workspace.arena.lines(batch * panels(self.emb_channels));
             let output = Output { layer, channels: self.emb_channels, offset: 0 };
-            linear::run(team, floats(&from.0), from.1, &[output], floats_mut(&mut to), emb_pitch);
+            linear::run(&mut workspace.team, floats(&from.0), from.1, &[output], floats_mut(&mut to), emb_pitch);
             silu_in_place(floats_mut(&mut to));
-            arena.put_lines(std::mem::replace(&mut from, (to, emb_pitch)).0);
+            workspace.arena.put_lines(std::mem::replace(&mut from, (to, emb_pitch)).0);
+            linear_ended(workspace, format_args!("map_layer{index}"), batch, depth, self.emb_channels);
+            depth = self.emb_channels;
         }
-        let mut biases = arena.lines(batch * self.bias_pitch / PANEL);
+        let mut biases = workspace.arena.lines(batch * self.bias_pitch / PANEL);
         let outputs: Vec<Output> = self
             .blocks()
             .map(|block| Output { layer: &block.affine, channels: block.inner(cut), offset: block.bias_offset })
             .collect();
-        linear::run(team, floats(&from.0), from.1, &outputs, floats_mut(&mut biases), self.bias_pitch);
-        arena.put_lines(from.0);
+        linear::run(&mut workspace.team, floats(&from.0), from.1, &outputs, floats_mut(&mut biases), self.bias_pitch);
+        let channels = outputs.iter().map(|output| output.channels).sum();
+        linear_ended(workspace, format_args!("affine of all blocks"), batch, depth, channels);
+        workspace.arena.put_lines(from.0);
         biases
     }
 
@@ -228,6 +246,11 @@ impl Packed {
     }
 }
 
+/// Ends linear layers of so many inputs and outputs on one vector a sample.
+fn linear_ended(workspace: &mut Workspace, name: fmt::Arguments, batch: usize, c_in: usize, c_out: usize) {
+    workspace.ended(name, Kind::Linear, [1, 1, c_in, c_out], (batch * c_in * c_out) as u64);
+}
+
 /// One forward pass under way.
 struct Run<'a> {
     workspace: &'a mut Workspace,
@@ -237,19 +260,41 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// `y = finish(source * kernel)`, whose first `channels` channels are what it is for.
+    fn convolve(&mut self, kernel: &Kernel, source: Source, finish: &Finish, y: &mut Map, channels: usize) {
+        let c_in = source.channels();
+        kernel.conv.run(self.workspace, source, finish, y);
+        let macs = kernel.conv.macs(c_in, y.batch * y.height * y.width * channels);
+        let shape = [y.height, y.width, c_in, channels];
+        self.workspace.ended(format_args!("{}", kernel.name), kernel.conv.kind(), shape, macs);
+    }
+
+    /// Ends a layer without products, which has made `y` of as many channels.
+    fn ended(&mut self, name: fmt::Arguments, kind: Kind, y: &Map) {
+        self.workspace.ended(name, kind, [y.height, y.width, y.channels, y.channels], 0);
+    }
+
     fn conv(&mut self, conv: &PackedConv, x: &Map, pad: usize) -> Map {
         let grow = |side: usize| side + 2 * pad - 2;
         let mut y = self.workspace.arena.map([x.batch, grow(x.height), grow(x.width), conv.channels]);
         let source = Source { parts: &[x], affine: None };
-        conv.conv.run(self.workspace, source, &Finish::bias(&conv.bias), &mut y);
+        self.convolve(&conv.kernel, source, &Finish::bias(&conv.bias), &mut y, conv.channels);
         y
     }
 
-    fn normed_conv(&mut self, norm: &PackedNorm, silu: bool, conv: &PackedConv, x: &Map, channels: usize) -> Map {
+    /// A map of `channels`, of which `meant` are what it is for.
+    fn normed_conv(
+        &mut self,
+        norm: &PackedNorm,
+        silu: bool,
+        conv: &PackedConv,
+        x: &Map,
+        [channels, meant]: [usize; 2],
+    ) -> Map {
         let normalisation = self.normalisation(norm, &[x]);
         let mut y = self.like(x, channels);
         let source = Source { parts: &[x], affine: Some(normalisation.affine(silu)) };
-        conv.conv.run(self.workspace, source, &Finish::bias(&conv.bias), &mut y);
+        self.convolve(&conv.kernel, source, &Finish::bias(&conv.bias), &mut y, meant);
         normalisation.put(&mut self.workspace.arena);
         y
     }
@@ -259,7 +304,10 @@ impl Run<'_> {
             Table::Fixed(table) => table,
             Table::Pipe(pipe) => self.cut.tables.of(*pipe),
         };
-        Normalisation::new(self.workspace, parts, table, &norm.scale, &norm.shift, EPS)
+        let normalisation = Normalisation::new(self.workspace, parts, table, &norm.scale, &norm.shift, EPS);
+        let shape = [parts[0].height, parts[0].width, table.channels(), table.channels()];
+        self.workspace.ended(format_args!("{}", norm.name), Kind::Norm, shape, 0);
+        normalisation
     }
 
     fn like(&mut self, map: &Map, channels: usize) -> Map {
@@ -267,12 +315,14 @@ impl Run<'_> {
     }
 
     /// `(main + down(wide)) * scale`
-    fn aux_residual(&mut self, down: &Resampler, wide: Map, main: Map) -> Map {
+    fn aux_residual(&mut self, name: &str, down: &Resampler, wide: Map, main: Map) -> Map {
         let mut y = self.like(&main, main.channels);
         resample(self.workspace, down, &wide, &mut y);
+        self.ended(format_args!("{name}.down"), Kind::Resample, &y);
         for (y, main) in y.data_mut().iter_mut().zip(main.data()) {
             *y = (*y + main) * SKIP_SCALE;
         }
+        self.ended(format_args!("{name}.add"), Kind::Elementwise, &y);
         self.workspace.arena.put(wide);
         self.workspace.arena.put(main);
         y
@@ -287,14 +337,14 @@ impl Run<'_> {
         let hidden = match &block.resampling {
             None => {
                 let mut hidden = self.like(parts[0], inner);
-                block.conv0.run(self.workspace, source, &finish, &mut hidden);
+                self.convolve(&block.conv0, source, &finish, &mut hidden, inner);
                 hidden
             }
             Some(resampling) => {
-                let resampled = self.resampled(&resampling.input, source);
+                let resampled = self.resampled(format_args!("{}.input", block.name), &resampling.input, source);
                 let mut hidden = self.like(&resampled, inner);
                 let source = Source { parts: &[&resampled], affine: None };
-                block.conv0.run(self.workspace, source, &finish, &mut hidden);
+                self.convolve(&block.conv0, source, &finish, &mut hidden, inner);
                 self.workspace.arena.put(resampled);
                 hidden
             }
@@ -307,7 +357,7 @@ impl Run<'_> {
         let residual = skip.as_ref().unwrap_or(parts[0]);
         let finish = Finish { residual: Some(residual), scale: SKIP_SCALE, ..Finish::bias(&block.bias) };
         let source = Source { parts: &[&hidden], affine: Some(normalisation.affine(true)) };
-        block.conv1.run(self.workspace, source, &finish, &mut y);
+        self.convolve(&block.conv1, source, &finish, &mut y, block.out_channels);
         normalisation.put(&mut self.workspace.arena);
         self.workspace.arena.put(hidden);
         if let Some(skip) = skip {
@@ -322,11 +372,12 @@ impl Run<'_> {
     /// What the block adds to its convolutions' result, unless that is its input as it is.
     fn skip(&mut self, block: &PackedBlock, parts: &[&Map]) -> Option<Map> {
         let source = Source { parts, affine: None };
-        let Some(conv) = &block.skip else {
+        let Some(kernel) = &block.skip else {
             // Without a convolution the parts have the channels of the output together.
             return (parts.len() > 1).then(|| {
                 let mut whole = self.like(parts[0], source.channels());
                 copy(self.workspace, source, &mut whole);
+                self.ended(format_args!("{}.concat", block.name), Kind::Copy, &whole);
                 whole
             });
         };
@@ -335,49 +386,60 @@ impl Run<'_> {
         Some(match &block.resampling {
             None => {
                 let mut y = self.like(parts[0], block.out_channels);
-                conv.run(self.workspace, source, &finish, &mut y);
+                self.convolve(kernel, source, &finish, &mut y, block.out_channels);
                 y
             }
             Some(Resample { direction: Direction::Down, input, .. }) => {
-                let small = self.resampled(input, source);
+                let small = self.resampled(format_args!("{}", kernel.name), input, source);
                 let mut y = self.like(&small, block.out_channels);
-                conv.run(self.workspace, Source { parts: &[&small], affine: None }, &finish, &mut y);
+                let source = Source { parts: &[&small], affine: None };
+                self.convolve(kernel, source, &finish, &mut y, block.out_channels);
                 self.workspace.arena.put(small);
                 y
             }
             // A 1x1 convolution commutes with the filter: it goes where the map is small.
             Some(Resample { skip, .. }) => {
                 let mut small = self.like(parts[0], block.out_channels);
-                conv.run(self.workspace, source, &finish, &mut small);
+                self.convolve(kernel, source, &finish, &mut small, block.out_channels);
                 let up = skip.as_ref().expect("upsampling has one for the skip");
                 let [height, width] = up.output();
                 let mut y = self.workspace.arena.map([small.batch, height, width, block.out_channels]);
                 resample(self.workspace, up, &small, &mut y);
+                self.ended(format_args!("{}.up", kernel.name), Kind::Resample, &y);
                 self.workspace.arena.put(small);
                 y
             }
         })
     }
 
-    fn resampled(&mut self, resampler: &Resampler, source: Source) -> Map {
+    fn resampled(&mut self, name: fmt::Arguments, resampler: &Resampler, source: Source) -> Map {
         let mut whole = self.like(source.parts[0], source.channels());
         copy(self.workspace, source, &mut whole);
+        self.ended(format_args!("{name}.copy"), Kind::Copy, &whole);
         let [height, width] = resampler.output();
         let mut y = self.workspace.arena.map([whole.batch, height, width, whole.channels]);
         resample(self.workspace, resampler, &whole, &mut y);
+        self.ended(format_args!("{name}.resample"), Kind::Resample, &y);
         self.workspace.arena.put(whole);
         y
     }
 
     fn attention(&mut self, params: &PackedAttention, x: Map) -> Map {
         let dim = self.cut.widths.0[params.pipe];
-        let qkv = self.normed_conv(&params.norm, false, &params.qkv, &x, attention::columns(HEADS, dim));
+        let channels = [attention::columns(HEADS, dim), 3 * HEADS * dim];
+        let qkv = self.normed_conv(&params.norm, false, &params.qkv, &x, channels);
         let mut mixed = self.like(&x, HEADS * dim);
         attention(self.workspace, &qkv, HEADS, dim, &mut mixed);
+        let pixels = x.height * x.width;
+        // Scores, then the mixing of values.
+        let macs = 2 * x.batch * HEADS * dim * pixels * pixels;
+        let shape = [x.height, x.width, 3 * HEADS * dim, HEADS * dim];
+        self.workspace.ended(format_args!("{}", params.name), Kind::Attention, shape, macs as u64);
         self.workspace.arena.put(qkv);
         let mut y = self.like(&x, x.channels);
         let finish = Finish { residual: Some(&x), scale: SKIP_SCALE, ..Finish::bias(&params.proj.bias) };
-        params.proj.conv.run(self.workspace, Source { parts: &[&mixed], affine: None }, &finish, &mut y);
+        let source = Source { parts: &[&mixed], affine: None };
+        self.convolve(&params.proj.kernel, source, &finish, &mut y, x.channels);
         self.workspace.arena.put(mixed);
         self.workspace.arena.put(x);
         y
@@ -395,7 +457,7 @@ impl PackedLayer {
 
 impl PackedConv {
     fn bytes(&self) -> usize {
-        self.conv.bytes() + size_of_val(&*self.bias)
+        self.kernel.conv.bytes() + size_of_val(&*self.bias)
     }
 }
 
@@ -413,10 +475,10 @@ impl PackedBlock {
     }
 
     fn bytes(&self) -> usize {
-        let convs = self.conv0.bytes() + self.conv1.bytes() + self.skip.as_ref().map_or(0, Conv::bytes);
+        let convs = [&self.conv0, &self.conv1].into_iter().chain(&self.skip).map(|kernel| kernel.conv.bytes());
         let norms = self.norm0.bytes() + self.norm1.bytes();
         let attention = self.attention.as_ref().map_or(0, |a| a.norm.bytes() + a.qkv.bytes() + a.proj.bytes());
-        convs + norms + attention + self.affine.bytes() + size_of_val(&*self.bias)
+        convs.sum::<usize>() + norms + attention + self.affine.bytes() + size_of_val(&*self.bias)
     }
 }
 
@@ -475,18 +537,24 @@ impl Packer<'_> {
         &self.net.spec().params[param].shape
     }
 
+    /// The name of a layer, given its weight.
+    fn name(&self, weight: usize) -> String {
+        self.net.spec().params[weight].name.trim_end_matches(".weight").to_owned()
+    }
+
     /// `[kernel, kernel, c_in, c_out]` weights, for maps of `side` by `side`.
-    fn kernel(&self, param: usize, pad: usize, side: usize) -> Conv {
+    fn kernel(&self, param: usize, pad: usize, side: usize) -> Kernel {
         let shape = self.shape(param);
         let (kernel, c_in, c_out) = (shape[0], shape[2], shape[3]);
         let weights = &self.weights[param];
         let method = Method::of(kernel, pad, c_in, side);
-        Conv::new(method, [kernel, pad, c_in, c_out], |tap, i, o| weights[(tap * c_in + i) * c_out + o])
+        let conv = Conv::new(method, [kernel, pad, c_in, c_out], |tap, i, o| weights[(tap * c_in + i) * c_out + o]);
+        Kernel { name: self.name(param), conv }
     }
 
     fn conv(&self, params: &Affine, pad: usize, side: usize) -> PackedConv {
         let channels = self.weights[params.bias].len();
-        PackedConv { conv: self.kernel(params.weight, pad, side), bias: padded(&self.weights[params.bias]), channels }
+        PackedConv { kernel: self.kernel(params.weight, pad, side), bias: padded(&self.weights[params.bias]), channels }
     }
 
     /// `[c_in, c_out]` weights, all multiplied by `scale`, and their bias with another one added.
@@ -501,7 +569,7 @@ impl Packer<'_> {
 
     fn norm(&self, params: &Norm) -> PackedNorm {
         let (scale, shift) = (self.weights[params.affine.weight].clone(), self.weights[params.affine.bias].clone());
-        PackedNorm { scale, shift, table: params.table.clone() }
+        PackedNorm { name: self.name(params.affine.weight), scale, shift, table: params.table.clone() }
     }
 
     /// A block on maps of `side`, which becomes the side of its output.
@@ -541,6 +609,7 @@ impl Packer<'_> {
         let bias_offset = self.bias_pitch;
         self.bias_pitch += pitch(inner);
         PackedBlock {
+            name: self.name(params.conv0.weight).trim_end_matches(".conv0").to_owned(),
             in_channels,
             out_channels,
             pipe: (pipe, inner),
@@ -581,11 +650,17 @@ impl Packer<'_> {
             proj[(head * dim + offset) * c_out + o]
         };
         let proj = Conv::new(Method::Direct, [1, 0, HEADS * dim, c_out], value);
+        let kernel = |params: &Affine, conv: Conv| Kernel { name: self.name(params.weight), conv };
         PackedAttention {
+            name: self.net.spec().pipes[params.pipe].name.clone(),
             pipe: params.pipe,
             norm: self.norm(&params.norm),
-            qkv: PackedConv { conv: qkv, bias, channels: columns },
-            proj: PackedConv { conv: proj, bias: padded(&self.weights[params.proj.bias]), channels: c_out },
+            qkv: PackedConv { kernel: kernel(&params.qkv, qkv), bias, channels: columns },
+            proj: PackedConv {
+                kernel: kernel(&params.proj, proj),
+                bias: padded(&self.weights[params.proj.bias]),
+                channels: c_out,
+            },
         }
     }
 }

@@ -71,6 +71,7 @@ async fn the_metrics_count_requests_images_and_steps() {
         r#"accordion_denoiser_samples_total{subnet="0.500"} 0"#,
         r#"accordion_denoiser_samples_total{subnet="full"} 3"#,
         "accordion_queue_images 0",
+        "accordion_weight_bytes 1234",
         "accordion_engine_up 1",
     ] {
         assert!(page.lines().any(|found| found == line), "no {line} in\n{page}");

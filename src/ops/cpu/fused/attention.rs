@@ -34,7 +34,7 @@ pub fn columns(heads: usize, dim: usize) -> usize {
 /// as [`head_and_offset`] says.
 pub fn attention(workspace: &mut Workspace, qkv: &Map, heads: usize, dim: usize, out: &mut Map) {
     assert_eq!([qkv.channels, out.channels], [columns(heads, dim), heads * dim], "channels of attention");
-    let Workspace { team, arena } = workspace;
+    let Workspace { team, arena, .. } = workspace;
     let (pixels, pairs) = (qkv.height * qkv.width, qkv.batch * heads);
     let (key_panels, value_panels) = (panels(pixels), panels(dim));
     let (key_lines, value_lines) = (key_panels * dim, value_panels * pixels);

@@ -1,6 +1,7 @@
 //! Stride-1 convolution on packed weights.
 
 use super::panels::{Line, PANEL, Panels, floats_mut, panels};
+use super::record::Kind;
 use super::winograd::{self, Filtering, transform_weights};
 use super::{Map, Source, Workspace, direct};
 use pulp::Simd;
@@ -134,8 +135,13 @@ impl Conv {
     }
 
     /// How it is computed.
-    pub fn method(&self) -> Method {
-        self.method
+    pub fn kind(&self) -> Kind {
+        Kind::Conv(self.method, self.kernel)
+    }
+
+    /// Multiply-accumulates by the definition, of so many inputs, on this many values of output.
+    pub fn macs(&self, c_in: usize, values: usize) -> u64 {
+        (self.kernel * self.kernel * c_in * values) as u64
     }
 
     /// Memory that its weights take.

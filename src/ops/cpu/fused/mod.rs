@@ -11,6 +11,7 @@ pub mod linear;
 pub mod map;
 pub mod moments;
 pub mod panels;
+pub mod record;
 pub mod resample;
 pub mod source;
 pub mod team;
@@ -19,6 +20,7 @@ mod tests;
 pub mod winograd;
 
 pub use map::{Arena, Map};
+pub use record::{Kind, Layer, Recorder};
 pub use source::{Affine, Source};
 pub use team::Team;
 
@@ -29,4 +31,20 @@ pub struct Workspace {
     pub team: Team,
     /// Where buffers come from.
     pub arena: Arena,
+    /// Who times the layers, if anybody.
+    pub recorder: Option<Recorder>,
+}
+
+impl Workspace {
+    /// What layers need.
+    pub fn new(team: Team) -> Self {
+        Self { team, arena: Arena::default(), recorder: None }
+    }
+
+    /// Ends the layer `name`, where layers are timed: see [`Recorder::layer`].
+    pub fn ended(&mut self, name: std::fmt::Arguments, kind: Kind, shape: [usize; 4], macs: u64) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.layer(name, kind, shape, macs);
+        }
+    }
 }

@@ -32,7 +32,7 @@ impl Normalisation {
         shift: &[f32],
         eps: f32,
     ) -> Self {
-        let Workspace { team, arena } = workspace;
+        let Workspace { team, arena, .. } = workspace;
         let (batch, pixels) = (parts[0].batch, parts[0].height * parts[0].width);
         let lines = panels(table.channels());
         let chunks = pixels.div_ceil(CHUNK);

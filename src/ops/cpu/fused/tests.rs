@@ -27,13 +27,13 @@ impl Rig {
 
     /// With buffers, and scratch for each thread, of so many lines.
     fn new(lines: usize) -> Self {
-        let workspace = |threads| Workspace { team: Team::new(threads, false), arena: Arena::default() };
+        let workspace = |threads| Workspace::new(Team::new(threads, false));
         Self { workspaces: (1..=3).map(workspace).collect(), lines }
     }
 
     /// Fills every buffer and the scratch of every thread with NaN.
     fn poison(workspace: &mut Workspace, lines: usize) {
-        let Workspace { team, arena } = workspace;
+        let Workspace { team, arena, .. } = workspace;
         let mut buffers: Vec<_> = (0..Self::BUFFERS).map(|_| arena.lines(lines)).collect();
         buffers.iter_mut().for_each(|buffer| floats_mut(buffer).fill(f32::NAN));
         buffers.into_iter().for_each(|buffer| arena.put_lines(buffer));

@@ -7,6 +7,7 @@
 
 use super::conv::{Finish, with_scratch};
 use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
+use super::record::{Clock, Phase, Recorder};
 use super::source::Window;
 use super::team::Parts;
 use super::{Map, Source, Workspace};
@@ -208,10 +209,13 @@ fn run_tiles<const TILE: usize>(
     let positions = (TILE + 2).pow(2);
     let size @ [batch, height, width] = source.size();
     let (c_in, c_out) = (source.channels(), y.channels);
-    let shares = Shares::new(TILE, size, c_in, c_out, workspace.team.threads());
+    let Workspace { team, recorder, .. } = workspace;
+    let phases = recorder.as_ref().map(Recorder::phases);
+    let shares = Shares::new(TILE, size, c_in, c_out, team.threads());
     let y_pitch = y.pitch();
     let y = Parts::new(y.data_mut());
-    workspace.team.run(batch * shares.runs * shares.splits, |task| {
+    team.run(batch * shares.runs * shares.splits, |task| {
+        let mut clock = Clock::new(phases);
         let (run, split) = (task / shares.splits, task % shares.splits);
         let (sample, run) = (run / shares.runs, shares.run(run % shares.runs));
         let chosen = split * shares.panels..panels(c_out).min((split + 1) * shares.panels);
@@ -239,6 +243,7 @@ fn run_tiles<const TILE: usize>(
                     arch().dispatch(InputTask::<TILE> { strip, stride, rectangle, layout: in_layout, out });
                 }
             }
+            clock.end(Phase::In);
             for first in chosen.clone().step_by(BLOCK_OUT / PANEL) {
                 let block = first..chosen.end.min(first + BLOCK_OUT / PANEL);
                 for position in 0..positions {
@@ -250,6 +255,7 @@ fn run_tiles<const TILE: usize>(
                     // SAFETY: each tile has room for a block.
                     unsafe { product.into(c.as_mut_ptr(), out_layout.tile) };
                 }
+                clock.end(Phase::Multiply);
                 arch().dispatch(OutputTask::<TILE> {
                     products,
                     layout: out_layout,
@@ -261,6 +267,7 @@ fn run_tiles<const TILE: usize>(
                     y: &y,
                     y_size: [height, width, y_pitch],
                 });
+                clock.end(Phase::Out);
             }
         });
     });

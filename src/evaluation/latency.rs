@@ -1,0 +1,169 @@
+//! How long a call of the denoiser takes.
+
+use crate::diffusion::Stream;
+use crate::nets::{Network, Runner, Threads};
+use crate::ops::cpu::fused::Layer;
+use crate::ops::cpu::peak;
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Rounds over all settings: what disturbs the machine for a while then hits all of them.
+const ROUNDS: u32 = 8;
+
+/// One way to call a denoiser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Index of the subnet.
+    pub subnet: usize,
+    /// Samples of a call.
+    pub batch: usize,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+/// What [`measure`] found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timings {
+    /// The median of each setting's calls, in milliseconds.
+    pub ms: Vec<f64>,
+    /// The machine's rate of f32 multiply-adds by number of threads, in GFLOP/s: the median over the rounds, so that it
+    /// is taken under the same disturbances as the calls.
+    pub peak_gflops: BTreeMap<usize, f64>,
+}
+
+/// A batch to call a denoiser on.
+#[derive(Clone, Debug)]
+pub struct Input {
+    x: Vec<f32>,
+    sigma: Vec<f64>,
+    labels: Vec<f32>,
+}
+
+impl Input {
+    /// Noise of the levels that a sampler passes, each sample with a class where the network has some.
+    pub fn new(network: &Network, batch: usize) -> Self {
+        const SIGMA: [f64; 2] = [0.02, 20.0];
+        let elements = network.image().elements();
+        let level = |sample: usize| SIGMA[0] * (SIGMA[1] / SIGMA[0]).powf((sample as f64 + 0.5) / batch as f64);
+        let sigma: Vec<f64> = (0..batch).map(level).collect();
+        let mut x = vec![0.0; batch * elements];
+        Stream::new(0, 1, 0).fill_normals(&mut x);
+        for (x, sigma) in x.chunks_exact_mut(elements).zip(&sigma) {
+            x.iter_mut().for_each(|x| *x *= *sigma as f32);
+        }
+        let classes: Vec<_> = (0..batch).map(|sample| sample.checked_rem(network.classes())).collect();
+        Self { x, sigma, labels: network.labels(&classes) }
+    }
+
+    /// Calls the subnet of this index.
+    pub fn call(&self, runner: &mut Runner, subnet: usize) {
+        black_box(runner.call(subnet, black_box(&self.x), &self.sigma, &self.labels));
+    }
+
+    /// As [`Self::call`]; what each layer took.
+    fn timed_call(&self, runner: &mut Runner, subnet: usize) -> Vec<Layer> {
+        black_box(runner.timed_call(subnet, black_box(&self.x), &self.sigma, &self.labels)).1
+    }
+}
+
+/// Times the calls of each setting for about `time`, in rounds over all of them; a setting has at least one call a
+/// round, after one that is not timed. The runner is left with the threads of the last setting.
+pub fn measure(runner: &mut Runner, settings: &[Setting], pin: bool, time: Duration) -> Timings {
+    let mut inputs = BTreeMap::new();
+    let mut by_threads: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (index, setting) in settings.iter().enumerate() {
+        inputs.entry(setting.batch).or_insert_with(|| Input::new(runner.network(), setting.batch));
+        by_threads.entry(setting.threads).or_default().push(index);
+    }
+    let mut ms = vec![Vec::new(); settings.len()];
+    let mut peaks: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    for _ in 0..ROUNDS {
+        for (&threads, indices) in &by_threads {
+            runner.set_threads(Threads { count: Some(threads), pin });
+            peaks.entry(threads).or_default().push(peak::gflops(runner.team()));
+            for &index in indices {
+                let Setting { subnet, batch, .. } = settings[index];
+                let input = &inputs[&batch];
+                // Wakes the team, and brings weights and buffers into the caches.
+                input.call(runner, subnet);
+                let end = Instant::now() + time / ROUNDS;
+                loop {
+                    let start = Instant::now();
+                    input.call(runner, subnet);
+                    let now = Instant::now();
+                    ms[index].push((now - start).as_secs_f64() * 1e3);
+                    if now >= end {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    Timings {
+        ms: ms.into_iter().map(median).collect(),
+        peak_gflops: peaks.into_iter().map(|(threads, rates)| (threads, median(rates))).collect(),
+    }
+}
+
+/// Times the layers of a subnet's calls for about `time`, with the threads that `runner` has: each layer with the medians
+/// of its times.
+pub fn layers(runner: &mut Runner, subnet: usize, batch: usize, time: Duration) -> Vec<Layer> {
+    let input = Input::new(runner.network(), batch);
+    input.call(runner, subnet);
+    let end = Instant::now() + time;
+    let mut calls = vec![input.timed_call(runner, subnet)];
+    while Instant::now() < end {
+        calls.push(input.timed_call(runner, subnet));
+    }
+    typical(&calls)
+}
+
+/// The layers of several calls of one setting as one call, each time their median.
+fn typical(calls: &[Vec<Layer>]) -> Vec<Layer> {
+    let middle = |index: usize, time: &dyn Fn(&Layer) -> Duration| {
+        Duration::from_secs_f64(median(calls.iter().map(|call| time(&call[index]).as_secs_f64()).collect()))
+    };
+    let layers = calls[0].iter().enumerate().map(|(index, layer)| Layer {
+        time: middle(index, &|layer| layer.time),
+        phases: std::array::from_fn(|phase| middle(index, &|layer| layer.phases[phase])),
+        ..layer.clone()
+    });
+    layers.collect()
+}
+
+/// The middle of some values, at least one.
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    if values.len().is_multiple_of(2) { (values[half - 1] + values[half]) / 2.0 } else { values[half] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cpu::fused::Kind;
+
+    #[test]
+    fn a_median_is_the_middle_or_between_the_two_middles() {
+        assert_eq!(median(vec![3.0]), 3.0);
+        assert_eq!(median(vec![9.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![9.0, 1.0, 2.0, 4.0]), 3.0);
+    }
+
+    #[test]
+    fn a_typical_call_has_the_median_of_each_layer() {
+        let call = |norm: u64, copy: u64| {
+            [("norm", Kind::Norm, norm), ("copy", Kind::Copy, copy)].map(|(name, kind, ms)| Layer {
+                name: name.to_owned(),
+                kind,
+                shape: [2, 2, 4, 4],
+                macs: 7,
+                time: Duration::from_millis(ms),
+                phases: [Duration::from_millis(ms / 2), Duration::ZERO, Duration::ZERO],
+            })
+        };
+        let calls = [call(2, 30), call(90, 10), call(4, 20)].map(Vec::from);
+        assert_eq!(typical(&calls), call(4, 20));
+    }
+}
