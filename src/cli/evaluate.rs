@@ -1,5 +1,6 @@
 //! `accordion evaluate`: how well each subnet denoises images that training has not seen.
 
+use super::table::{Align, Table};
 use crate::Result;
 use crate::evaluation::loss::denoising_losses;
 use crate::files::read_toml;
@@ -33,10 +34,21 @@ impl Args {
         let mut runner = Runner::new(&model, Threads::ALL)?;
         let losses = denoising_losses(&mut runner, &dataset, &loss, self.seed, self.samples as usize)
             .map_err(|error| error.in_file(&self.data))?;
-        println!("subnet  parameters  MACs       loss");
+        let mut table = Table::new([
+            (Align::Left, "subnet"),
+            (Align::Right, "parameters"),
+            (Align::Right, "MACs"),
+            (Align::Right, "loss"),
+        ]);
         for (subnet, loss) in model.subnets().iter().zip(losses) {
-            println!("{:<7} {:>10}  {:>9}  {loss:.4}", subnet.name, subnet.parameters, subnet.macs);
+            table.row([
+                subnet.name.clone(),
+                subnet.parameters.to_string(),
+                subnet.macs.to_string(),
+                format!("{loss:.4}"),
+            ]);
         }
+        print!("{table}");
         Ok(())
     }
 }

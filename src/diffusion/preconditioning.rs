@@ -35,6 +35,18 @@ pub struct Coefficients {
     pub c_noise: f64,
 }
 
+impl Coefficients {
+    /// `c_in x`: what the network is given.
+    pub fn input(&self, x: f32) -> f32 {
+        self.c_in as f32 * x
+    }
+
+    /// `c_skip x + c_out F`: what its output F means.
+    pub fn denoised(&self, x: f32, raw: f32) -> f32 {
+        self.c_skip as f32 * x + self.c_out as f32 * raw
+    }
+}
+
 impl Preconditioning {
     const VP_BETA_D: f64 = 19.9;
     const VP_BETA_MIN: f64 = 0.1;

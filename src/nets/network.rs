@@ -77,8 +77,7 @@ impl Network {
         let coefficients: Vec<_> = sigma.iter().map(|&sigma| self.preconditioning.coefficients(sigma)).collect();
         let mut input = Vec::with_capacity(x.len());
         for (x, c) in x.chunks_exact(elements).zip(&coefficients) {
-            let c_in = c.c_in as f32;
-            input.extend(x.iter().map(|x| c_in * x));
+            input.extend(x.iter().map(|&x| c.input(x)));
         }
         let input = Tensor::from_vec(input, (batch, height, width, channels), &Device::Cpu)?;
         let noise: Vec<f32> = coefficients.iter().map(|c| c.c_noise as f32).collect();
@@ -89,8 +88,7 @@ impl Network {
         let raw = self.net.forward(tape, w, &input, &noise, labels.as_ref())?;
         let mut denoised = raw.flatten_all()?.to_vec1::<f32>()?;
         for ((raw, x), c) in denoised.chunks_exact_mut(elements).zip(x.chunks_exact(elements)).zip(&coefficients) {
-            let (c_skip, c_out) = (c.c_skip as f32, c.c_out as f32);
-            raw.iter_mut().zip(x).for_each(|(raw, x)| *raw = c_skip * x + c_out * *raw);
+            raw.iter_mut().zip(x).for_each(|(raw, &x)| *raw = c.denoised(x, *raw));
         }
         Ok(Call { raw, denoised, coefficients })
     }

@@ -109,7 +109,7 @@ impl Runner {
         input.copy_from(x);
         let sample = input.sample();
         for (pixels, c) in input.data_mut().chunks_exact_mut(sample).zip(&coefficients) {
-            pixels.iter_mut().for_each(|value| *value *= c.c_in as f32);
+            pixels.iter_mut().for_each(|value| *value = c.input(*value));
         }
         let shape = [height, width, channels, channels];
         self.workspace.ended(format_args!("input"), Kind::Elementwise, shape, 0);
@@ -117,9 +117,8 @@ impl Runner {
         let mut denoised = x.to_vec();
         let samples = denoised.chunks_exact_mut(elements).zip(raw.data().chunks_exact(raw.sample()));
         for ((x, raw), c) in samples.zip(&coefficients) {
-            let (c_skip, c_out) = (c.c_skip as f32, c.c_out as f32);
             let raw = raw.chunks_exact(raw.len() / (height * width)).flat_map(|pixel| &pixel[..channels]);
-            x.iter_mut().zip(raw).for_each(|(x, raw)| *x = c_skip * *x + c_out * raw);
+            x.iter_mut().zip(raw).for_each(|(x, &raw)| *x = c.denoised(*x, raw));
         }
         self.workspace.arena.put(input);
         self.workspace.arena.put(raw);

@@ -114,8 +114,7 @@ struct PackedBlock {
 struct Resample {
     /// Of the block's input.
     input: Resampler,
-    direction: Direction,
-    /// Of the skip, where that is cheaper to convolve before than after.
+    /// Of the skip's convolution, where that goes first: on the way up the map is small before.
     skip: Option<Resampler>,
 }
 
@@ -316,9 +315,7 @@ impl Run<'_> {
 
     /// `(main + down(wide)) * scale`
     fn aux_residual(&mut self, name: &str, down: &Resampler, wide: Map, main: Map) -> Map {
-        let mut y = self.like(&main, main.channels);
-        resample(self.workspace, down, &wide, &mut y);
-        self.ended(format_args!("{name}.down"), Kind::Resample, &y);
+        let mut y = self.resample(format_args!("{name}.down"), down, &wide);
         for (y, main) in y.data_mut().iter_mut().zip(main.data()) {
             *y = (*y + main) * SKIP_SCALE;
         }
@@ -389,7 +386,7 @@ impl Run<'_> {
                 self.convolve(kernel, source, &finish, &mut y, block.out_channels);
                 y
             }
-            Some(Resample { direction: Direction::Down, input, .. }) => {
+            Some(Resample { input, skip: None }) => {
                 let small = self.resampled(format_args!("{}", kernel.name), input, source);
                 let mut y = self.like(&small, block.out_channels);
                 let source = Source { parts: &[&small], affine: None };
@@ -397,15 +394,11 @@ impl Run<'_> {
                 self.workspace.arena.put(small);
                 y
             }
-            // A 1x1 convolution commutes with the filter: it goes where the map is small.
-            Some(Resample { skip, .. }) => {
+            // A 1x1 convolution commutes with the filter.
+            Some(Resample { skip: Some(up), .. }) => {
                 let mut small = self.like(parts[0], block.out_channels);
                 self.convolve(kernel, source, &finish, &mut small, block.out_channels);
-                let up = skip.as_ref().expect("upsampling has one for the skip");
-                let [height, width] = up.output();
-                let mut y = self.workspace.arena.map([small.batch, height, width, block.out_channels]);
-                resample(self.workspace, up, &small, &mut y);
-                self.ended(format_args!("{}.up", kernel.name), Kind::Resample, &y);
+                let y = self.resample(format_args!("{}.up", kernel.name), up, &small);
                 self.workspace.arena.put(small);
                 y
             }
@@ -413,14 +406,22 @@ impl Run<'_> {
     }
 
     fn resampled(&mut self, name: fmt::Arguments, resampler: &Resampler, source: Source) -> Map {
+        if let Source { parts: [map], affine: None } = source {
+            return self.resample(format_args!("{name}.resample"), resampler, map);
+        }
         let mut whole = self.like(source.parts[0], source.channels());
         copy(self.workspace, source, &mut whole);
         self.ended(format_args!("{name}.copy"), Kind::Copy, &whole);
-        let [height, width] = resampler.output();
-        let mut y = self.workspace.arena.map([whole.batch, height, width, whole.channels]);
-        resample(self.workspace, resampler, &whole, &mut y);
-        self.ended(format_args!("{name}.resample"), Kind::Resample, &y);
+        let y = self.resample(format_args!("{name}.resample"), resampler, &whole);
         self.workspace.arena.put(whole);
+        y
+    }
+
+    fn resample(&mut self, name: fmt::Arguments, resampler: &Resampler, x: &Map) -> Map {
+        let [height, width] = resampler.output();
+        let mut y = self.workspace.arena.map([x.batch, height, width, x.channels]);
+        resample(self.workspace, resampler, x, &mut y);
+        self.ended(name, Kind::Resample, &y);
         y
     }
 
@@ -557,12 +558,18 @@ impl Packer<'_> {
         PackedConv { kernel: self.kernel(params.weight, pad, side), bias: padded(&self.weights[params.bias]), channels }
     }
 
-    /// `[c_in, c_out]` weights, all multiplied by `scale`, and their bias with another one added.
-    fn linear(&self, params: &Affine, scale: f32, more: Option<usize>) -> Linear {
-        let (weights, mut bias) = (&self.weights[params.weight], self.weights[params.bias].clone());
+    /// A bias with another one added, where there is one.
+    fn bias(&self, param: usize, more: Option<usize>) -> Vec<f32> {
+        let mut bias = self.weights[param].clone();
         if let Some(more) = more {
             bias.iter_mut().zip(&self.weights[more]).for_each(|(bias, more)| *bias += more);
         }
+        bias
+    }
+
+    /// `[c_in, c_out]` weights, all multiplied by `scale`, and their bias with another one added.
+    fn linear(&self, params: &Affine, scale: f32, more: Option<usize>) -> Linear {
+        let (weights, bias) = (&self.weights[params.weight], self.bias(params.bias, more));
         let c_out = bias.len();
         Linear::new([weights.len() / c_out, c_out], &bias, |i, o| weights[i * c_out + o] * scale)
     }
@@ -585,22 +592,14 @@ impl Packer<'_> {
         };
         let resampling = match params.resampling {
             Resampling::Keep => None,
-            Resampling::Down => {
-                let direction = Direction::Down;
-                Some(Resample { direction, input: resampler(direction, in_channels), skip: None })
-            }
-            Resampling::Up => {
-                let direction = Direction::Up;
-                let skip = Some(resampler(direction, out_channels));
-                Some(Resample { direction, input: resampler(direction, in_channels), skip })
-            }
+            Resampling::Down => Some(Resample { input: resampler(Direction::Down, in_channels), skip: None }),
+            Resampling::Up => Some(Resample {
+                input: resampler(Direction::Up, in_channels),
+                skip: Some(resampler(Direction::Up, out_channels)),
+            }),
         };
         if let Some(resample) = &resampling {
             *side = resample.input.output()[0];
-        }
-        let mut bias = self.weights[params.conv1.bias].clone();
-        if let Some(skip) = &params.skip {
-            bias.iter_mut().zip(&self.weights[skip.bias]).for_each(|(bias, skip)| *bias += skip);
         }
         let pipe = match params.norm1.table {
             Table::Pipe(pipe) => Some(pipe),
@@ -619,7 +618,7 @@ impl Packer<'_> {
             bias_offset,
             norm1: self.norm(&params.norm1),
             conv1: self.kernel(params.conv1.weight, 1, *side),
-            bias: padded(&bias),
+            bias: padded(&self.bias(params.conv1.bias, params.skip.map(|skip| skip.bias))),
             skip: params.skip.as_ref().map(|skip| self.kernel(skip.weight, 0, *side)),
             resampling,
             attention: params.attention.as_ref().map(|attention| self.attention(attention)),
@@ -627,17 +626,18 @@ impl Packer<'_> {
     }
 
     fn attention(&self, params: &Attention) -> PackedAttention {
-        let Table::Fixed(_) = params.norm.table else { unreachable!("attention reads the residual stream") };
         let shape = self.shape(params.qkv.weight);
         let (c_in, dim) = (shape[0], shape[3]);
         let (weights, bias) = (&self.weights[params.qkv.weight], &self.weights[params.qkv.bias]);
         // The pixel of a query has its parts in panels, the last of them filled up with zeros.
         let columns = attention::columns(HEADS, dim);
         let mut from = vec![None; columns];
-        for (part, head, offset) in
-            (0..3).flat_map(|part| (0..HEADS).flat_map(move |head| (0..dim).map(move |offset| (part, head, offset))))
-        {
-            from[attention::column(HEADS, part, head, offset)] = Some((part * HEADS + head) * dim + offset);
+        for part in 0..3 {
+            for head in 0..HEADS {
+                for offset in 0..dim {
+                    from[attention::column(HEADS, part, head, offset)] = Some((part * HEADS + head) * dim + offset);
+                }
+            }
         }
         let stride = 3 * HEADS * dim;
         let value = |_, i: usize, column: usize| from[column].map_or(0.0, |place| weights[i * stride + place]);

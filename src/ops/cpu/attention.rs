@@ -1,12 +1,12 @@
 //! The core of multi-head self-attention.
 
 use std::cell::RefCell;
-use std::marker::PhantomData;
 
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::activation::exp;
+use super::parts::Parts;
 use super::simd::vectorised;
 
 /// `out = softmax(q kᵀ / sqrt(d)) v` by sample and head: Vaswani et al. 2017, eq. 1.
@@ -15,13 +15,13 @@ use super::simd::vectorised;
 pub fn forward(qkv: &[f32], batch: usize, len: usize, heads: usize, dim: usize, out: &mut [f32]) {
     let shape = Shape { batch, len, heads, dim };
     shape.check(qkv, out);
-    let out = Shared::new(out);
+    let out = Parts::new(out);
     shape.for_each_head(1, |b, head, scratch| {
         let [q, k, v] = shape.qkv_of(b, head).map(|place| View::of(qkv, place));
         let place = shape.out_of(b, head);
         shape.probabilities(q, k, scratch);
         // SAFETY: no two (sample, head) share an element of `out`, and nothing else uses it until all are done.
-        unsafe { multiply(out.part(place), place, View::of(scratch, shape.square()), v, 1.0) };
+        unsafe { multiply(place.within(&out), place, View::of(scratch, shape.square()), v, 1.0) };
     });
 }
 
@@ -33,7 +33,7 @@ pub fn backward(qkv: &[f32], dout: &[f32], batch: usize, len: usize, heads: usiz
     let shape = Shape { batch, len, heads, dim };
     shape.check(qkv, dout);
     shape.check(dqkv, dout);
-    let dqkv = Shared::new(dqkv);
+    let dqkv = Parts::new(dqkv);
     shape.for_each_head(2, |b, head, scratch| {
         let places = shape.qkv_of(b, head);
         let [q, k, v] = places.map(|place| View::of(qkv, place));
@@ -48,9 +48,9 @@ pub fn backward(qkv: &[f32], dout: &[f32], batch: usize, len: usize, heads: usiz
         // SAFETY: no two (sample, head) share an element of `dqkv`, nor do q, k and v of one, and nothing else uses it
         // until all are done.
         unsafe {
-            multiply(dqkv.part(places[0]), places[0], ds, k, shape.temperature());
-            multiply(dqkv.part(places[1]), places[1], ds.transposed(), q, shape.temperature());
-            multiply(dqkv.part(places[2]), places[2], p.transposed(), dout, 1.0);
+            multiply(places[0].within(&dqkv), places[0], ds, k, shape.temperature());
+            multiply(places[1].within(&dqkv), places[1], ds.transposed(), q, shape.temperature());
+            multiply(places[2].within(&dqkv), places[2], p.transposed(), dout, 1.0);
         }
     });
 }
@@ -133,6 +133,11 @@ struct Place {
 }
 
 impl Place {
+    /// The first element of the matrix in what several threads write to.
+    fn within(self, parts: &Parts<f32>) -> *mut f32 {
+        parts.at(self.offset, self.end() - self.offset)
+    }
+
     fn end(self) -> usize {
         self.offset + (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
     }
@@ -156,27 +161,6 @@ impl<'a> View<'a> {
         let place =
             Place { offset, rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride };
         Self { place, ..self }
-    }
-}
-
-/// An output whose parts are written by several threads, none of them by two.
-struct Shared<'a> {
-    start: *mut f32,
-    len: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: only hands out pointers; whoever writes through them vouches that the parts are disjoint.
-unsafe impl Sync for Shared<'_> {}
-
-impl<'a> Shared<'a> {
-    fn new(slice: &'a mut [f32]) -> Self {
-        Self { start: slice.as_mut_ptr(), len: slice.len(), borrowed: PhantomData }
-    }
-
-    fn part(&self, place: Place) -> *mut f32 {
-        assert!(place.end() <= self.len);
-        self.start.wrapping_add(place.offset)
     }
 }
 

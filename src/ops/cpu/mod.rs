@@ -11,6 +11,7 @@ pub mod elementwise;
 pub mod fused;
 pub mod group_norm;
 pub mod memory;
+mod parts;
 pub mod peak;
 pub mod resample;
 pub(crate) mod simd;

@@ -2,9 +2,9 @@
 
 use super::conv::with_scratch;
 use super::panels::{Line, PANEL, Product, Rows, Weights, floats, panels, pitch};
-use super::team::Parts;
 use super::{Map, Workspace};
 use crate::ops::cpu::attention::softmax;
+use crate::ops::cpu::parts::Parts;
 
 /// Queries of a task.
 const QUERIES: usize = 32;

@@ -68,11 +68,10 @@ impl<'a> Finish<'a> {
 
     #[inline(always)]
     pub(super) fn at<S: Simd>(&self, simd: S, sample: usize, channel: usize) -> FinishAt<'a, S> {
-        let bias = self.bias.map(|(bias, pitch)| &bias[sample * pitch + channel..][..S::F32_LANES]);
+        let bias = self.bias.map(|(bias, pitch)| load::<S>(&bias[sample * pitch + channel..]));
         FinishAt {
             simd,
-            // SAFETY: the slice has the lanes.
-            bias: bias.map_or(simd.splat_f32s(0.0), |bias| unsafe { bias.as_ptr().cast::<S::f32s>().read_unaligned() }),
+            bias: bias.unwrap_or_else(|| simd.splat_f32s(0.0)),
             residual: self.residual.map(Map::data),
             scale: simd.splat_f32s(self.scale),
         }
@@ -86,12 +85,17 @@ impl<S: Simd> FinishAt<'_, S> {
         let simd = self.simd;
         let mut value = simd.add_f32s(sum, self.bias);
         if let Some(residual) = self.residual {
-            let residual = &residual[place..][..S::F32_LANES];
-            // SAFETY: the slice has the lanes.
-            value = simd.add_f32s(value, unsafe { residual.as_ptr().cast::<S::f32s>().read_unaligned() });
+            value = simd.add_f32s(value, load::<S>(&residual[place..]));
         }
         simd.mul_f32s(value, self.scale)
     }
+}
+
+/// The first values, as many as a vector has.
+#[inline(always)]
+fn load<S: Simd>(values: &[f32]) -> S::f32s {
+    // SAFETY: the slice has the lanes.
+    unsafe { values[..S::F32_LANES].as_ptr().cast::<S::f32s>().read_unaligned() }
 }
 
 impl Conv {

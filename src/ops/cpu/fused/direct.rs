@@ -3,13 +3,16 @@
 use super::conv::{Finish, with_scratch};
 use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
 use super::source::Window;
-use super::team::Parts;
 use super::{Map, Source, Workspace};
+use crate::ops::cpu::parts::Parts;
 use crate::ops::cpu::simd::arch;
 use pulp::{Simd, WithSimd};
 
 /// Elements of the input that a task copies at a time: a share of the L2 cache.
 const STRIP: usize = 32 * 1024;
+
+/// Taps of the largest kernel.
+const MOST_TAPS: usize = 49;
 
 /// `y = finish(source * weights)` with the weights of `kernel * kernel` taps and `pad` zeros on each side.
 pub fn run(
@@ -31,6 +34,7 @@ pub fn run(
     let splits = (2 * workspace.team.threads()).div_ceil(batch * strips).clamp(1, all.div_ceil(2));
     let share = all.div_ceil(splits);
     let splits = all.div_ceil(share);
+    let taps: [usize; MOST_TAPS] = std::array::from_fn(|tap| (tap / kernel * columns + tap % kernel) * stride);
     let (height, out_width, y_pitch) = (y.height, y.width, y.pitch());
     let y = Parts::new(y.data_mut());
     workspace.team.run(batch * strips * splits, |task| {
@@ -47,7 +51,6 @@ pub fn run(
         };
         let first = split * share;
         let share = share.min(all - first);
-        let taps: [usize; 49] = std::array::from_fn(|tap| (tap / kernel * columns + tap % kernel) * stride);
         with_scratch(window.rows * columns * stride, |strip| {
             source.read(&window, strip, stride);
             // Without a border the pixels of all rows follow each other.
@@ -75,16 +78,16 @@ pub fn run(
 }
 
 /// Finishes what a product has left in some pixels and channels.
-pub(super) struct FinishTask<'a> {
-    pub finish: &'a Finish<'a>,
-    pub sample: usize,
-    pub channel: usize,
-    pub channels: usize,
+struct FinishTask<'a> {
+    finish: &'a Finish<'a>,
+    sample: usize,
+    channel: usize,
+    channels: usize,
     /// Where the first of them lies in the output.
-    pub start: usize,
-    pub pixels: usize,
-    pub y: &'a Parts<'a, f32>,
-    pub y_pitch: usize,
+    start: usize,
+    pixels: usize,
+    y: &'a Parts<'a, f32>,
+    y_pitch: usize,
 }
 
 impl WithSimd for FinishTask<'_> {

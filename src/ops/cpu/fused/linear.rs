@@ -2,7 +2,7 @@
 
 use super::Team;
 use super::panels::{PANEL, Panels, Product, Rows, panels};
-use super::team::Parts;
+use crate::ops::cpu::parts::Parts;
 
 /// The weights and the bias of a linear layer.
 #[derive(Debug)]

@@ -2,9 +2,9 @@
 
 use super::map::{Arena, Buffer};
 use super::panels::{Line, PANEL, floats, floats_mut, panels};
-use super::team::Parts;
 use super::{Affine, Map, Workspace};
 use crate::ops::cpu::group_norm::GroupTable;
+use crate::ops::cpu::parts::Parts;
 use crate::ops::cpu::simd::vectorised;
 
 /// Pixels summed in f32 before the sum moves to f64; also the share of one task.

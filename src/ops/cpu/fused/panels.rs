@@ -7,7 +7,7 @@
 //! Every value of a product is one chain of fused multiply-adds over the depth, from first to last, whatever the number
 //! of rows and wherever a row stands. So a sample's bits cannot depend on its batch.
 
-use super::team::Parts;
+use crate::ops::cpu::parts::Parts;
 use crate::ops::cpu::simd::arch;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;

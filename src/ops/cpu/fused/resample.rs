@@ -2,8 +2,8 @@
 
 use super::conv::with_scratch;
 use super::source::Window;
-use super::team::Parts;
 use super::{Map, Source, Workspace};
+use crate::ops::cpu::parts::Parts;
 use crate::ops::cpu::resample::Resampler;
 
 /// Rows of a task.
