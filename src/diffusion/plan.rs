@@ -15,9 +15,10 @@ pub const CHURN: RangeInclusive<f64> = 0.0..=1000.0;
 
 /// A solver, its steps, and a subnet for each step.
 ///
-/// The text form is `<solver>-<steps>@<widths>[~logsnr][~churn=<number>]`, where widths is one subnet for all steps
-/// (`heun-18@full`) or counted runs in order (`0.250*8,full*4`). [`fmt::Display`] writes the canonical form, which
-/// parses to the same plan: subnet names with three decimals, equal neighbours merged, defaults left out.
+/// The text form is `<solver>-<steps>@<widths>[~logsnr][~churn=<number>][~respace=<done>/<of>,...]`, where widths is one
+/// subnet for all steps (`heun-18@full`) or counted runs in order (`0.250*8,full*4`). [`fmt::Display`] writes the
+/// canonical form, which parses to the same plan: subnet names with three decimals, equal neighbours merged, defaults
+/// left out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Plan {
@@ -32,6 +33,19 @@ pub struct Plan {
     pub churn: f64,
     /// Consecutive steps and the subnet that runs them.
     pub widths: Vec<WidthRun>,
+    /// Where the noise levels that were left have been spread anew, in order. Empty for a plan that was never changed
+    /// while it ran.
+    pub respacings: Vec<Respacing>,
+}
+
+/// A change of the number of steps in mid-course: `~respace=5/12` says that the first 5 steps were those of 12, and that
+/// the steps after them share what was left of the noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Respacing {
+    /// Steps done before the change.
+    pub done: usize,
+    /// Steps that the plan had until then.
+    pub of: usize,
 }
 
 /// Consecutive steps on one subnet.
@@ -105,7 +119,7 @@ impl Plan {
     /// If `steps` is out of [`STEPS`] or `subnet` is no subnet name.
     pub fn constant(solver: Solver, steps: usize, subnet: &str) -> Result<Self> {
         let widths = vec![WidthRun { subnet: subnet_name(subnet)?, steps }];
-        let plan = Self { solver, spacing: Spacing::Karras, steps, churn: 0.0, widths };
+        let plan = Self { solver, spacing: Spacing::Karras, steps, churn: 0.0, widths, respacings: Vec::new() };
         plan.check()?;
         Ok(plan)
     }
@@ -136,8 +150,49 @@ impl Plan {
         (0..self.steps).map(|step| self.evaluations_at(step)).sum()
     }
 
+    /// The steps that are done after so many denoiser calls, and whether the next call begins a step.
+    pub fn position(&self, evaluations: usize) -> (usize, bool) {
+        match self.solver {
+            Solver::Heun if evaluations + 1 < 2 * self.steps => (evaluations / 2, evaluations.is_multiple_of(2)),
+            _ => (evaluations.min(self.steps), true),
+        }
+    }
+
+    /// This plan with what follows `done` steps replaced: so many more steps, on the subnets of `widths`.
+    ///
+    /// Its first `done` steps are those of this plan to the bit, so a trajectory may change over between two steps.
+    /// `None` where that cannot be: nothing is left to change, churn depends on the number of steps, or the steps do not
+    /// fit what is left of the noise.
+    pub fn continued(&self, done: usize, widths: &[WidthRun]) -> Option<Self> {
+        let more: usize = widths.iter().map(|run| run.steps).sum();
+        if self.churn > 0.0 || done >= self.steps {
+            return None;
+        }
+        let mut plan = Self { steps: done + more, widths: Vec::new(), ..self.clone() };
+        let mut left = done;
+        for run in &self.widths {
+            let steps = run.steps.min(left);
+            left -= steps;
+            plan.push(&run.subnet, steps);
+        }
+        widths.iter().for_each(|run| plan.push(&run.subnet, run.steps));
+        if plan.steps != self.steps && done > 0 {
+            plan.respacings.push(Respacing { done, of: self.steps });
+        }
+        plan.check().ok()?;
+        Some(plan)
+    }
+
+    fn push(&mut self, subnet: &str, steps: usize) {
+        match self.widths.last_mut() {
+            _ if steps == 0 => {}
+            Some(last) if last.subnet == subnet => last.steps += steps,
+            _ => self.widths.push(WidthRun { subnet: subnet.to_owned(), steps }),
+        }
+    }
+
     fn check(&self) -> Result<()> {
-        let Self { solver, spacing: _, steps, churn, widths } = self;
+        let Self { solver, spacing: _, steps, churn, widths, respacings } = self;
         if !STEPS.contains(steps) {
             return Err(wrong(format!("steps are {steps}, but must be {} to {}", STEPS.start(), STEPS.end())));
         }
@@ -150,6 +205,21 @@ impl Plan {
         let counted: usize = widths.iter().map(|run| run.steps).sum();
         if counted != *steps {
             return Err(wrong(format!("the widths count {counted} steps, but the plan has {steps}")));
+        }
+        if *churn > 0.0 && !respacings.is_empty() {
+            return Err(wrong(
+                "churn cannot be respaced: how much noise it adds depends on the number of steps".to_owned(),
+            ));
+        }
+        let mut before = 0;
+        for (index, &Respacing { done, of }) in respacings.iter().enumerate() {
+            let next = respacings.get(index + 1).map_or(*steps, |next| next.of);
+            // At the level before the last there is nothing left to divide but the step to 0.
+            let divisible = done + 2 <= of || next == done + 1;
+            if done <= before || done >= of || done >= next || !divisible || !STEPS.contains(&of) {
+                return Err(wrong(format!("respace {done}/{of} does not fit a plan of {next} steps")));
+            }
+            before = done;
         }
         Ok(())
     }
@@ -173,6 +243,10 @@ impl fmt::Display for Plan {
         if self.churn > 0.0 {
             write!(f, "~churn={}", self.churn)?;
         }
+        for (index, Respacing { done, of }) in self.respacings.iter().enumerate() {
+            let start = if index == 0 { "~respace=" } else { "," };
+            write!(f, "{start}{done}/{of}")?;
+        }
         Ok(())
     }
 }
@@ -191,18 +265,25 @@ impl FromStr for Plan {
 
         let mut spacing = None;
         let mut churn = None;
+        let mut respacings = None;
         for option in parts {
             let repeated = match option.split_once('=') {
                 None if option == "logsnr" => spacing.replace(Spacing::LogSnr).is_some(),
                 Some(("churn", amount)) => churn.replace(parse_churn(amount)?).is_some(),
-                _ => return Err(wrong(format!("option {option:?} is not one of logsnr, churn=<number>"))),
+                Some(("respace", list)) => respacings.replace(parse_respacings(list)?).is_some(),
+                _ => {
+                    return Err(wrong(format!(
+                        "option {option:?} is not one of logsnr, churn=<number>, respace=<done>/<of>"
+                    )));
+                }
             };
             if repeated {
                 return Err(wrong(format!("option {option:?} repeats an earlier one")));
             }
         }
         let spacing = spacing.unwrap_or_default();
-        let plan = Self { solver, spacing, steps, churn: churn.unwrap_or(0.0), widths };
+        let respacings = respacings.unwrap_or_default();
+        let plan = Self { solver, spacing, steps, churn: churn.unwrap_or(0.0), widths, respacings };
         plan.check()?;
         Ok(plan)
     }
@@ -245,6 +326,15 @@ fn parse_churn(text: &str) -> Result<f64> {
     thousandths(text)
         .filter(|churn| CHURN.contains(churn))
         .ok_or_else(|| wrong(format!("churn {text:?} is not a number from {} to {}", CHURN.start(), CHURN.end())))
+}
+
+fn parse_respacings(text: &str) -> Result<Vec<Respacing>> {
+    let one = |part: &str| {
+        let (done, of) =
+            part.split_once('/').ok_or_else(|| wrong(format!("respace {part:?} is not <done>/<of>, such as 5/12")))?;
+        Ok(Respacing { done: count(done)?, of: count(of)? })
+    };
+    text.split(',').map(one).collect()
 }
 
 /// A number of steps.
@@ -296,6 +386,7 @@ mod tests {
                     WidthRun { subnet: "0.250".into(), steps: 8 },
                     WidthRun { subnet: "full".into(), steps: 4 }
                 ],
+                respacings: vec![],
             }
         );
         let subnets: Vec<&str> = (0..12).map(|step| plan.subnet_at(step)).collect();
@@ -361,7 +452,19 @@ mod tests {
             ("heun-8@full*0,0.5*8", r#"plan: steps "0" are not a whole number from 1 to 1000"#),
             ("euler-8@full~churn=4", "plan: churn needs the solver heun, not euler"),
             ("heun-8@full~churn=-1", r#"plan: churn "-1" is not a number from 0 to 1000"#),
-            ("heun-8@full~karras", r#"plan: option "karras" is not one of logsnr, churn=<number>"#),
+            (
+                "heun-8@full~karras",
+                r#"plan: option "karras" is not one of logsnr, churn=<number>, respace=<done>/<of>"#,
+            ),
+            ("heun-8@full~respace=5", r#"plan: respace "5" is not <done>/<of>, such as 5/12"#),
+            ("heun-8@full~respace=8/12", "plan: respace 8/12 does not fit a plan of 8 steps"),
+            ("heun-8@full~respace=5/5", "plan: respace 5/5 does not fit a plan of 8 steps"),
+            ("heun-8@full~respace=5/6", "plan: respace 5/6 does not fit a plan of 8 steps"),
+            ("heun-8@full~respace=3/12,3/9", "plan: respace 3/9 does not fit a plan of 8 steps"),
+            (
+                "heun-8@full~respace=5/12~churn=1",
+                "plan: churn cannot be respaced: how much noise it adds depends on the number of steps",
+            ),
             ("heun-8@full~logsnr~logsnr", r#"plan: option "logsnr" repeats an earlier one"#),
         ] {
             assert_eq!(refusal(text), message);
@@ -393,9 +496,38 @@ mod tests {
                 widths.dedup_by(|a, b| a.subnet == b.subnet);
                 let steps = widths.iter().map(|run| run.steps).sum();
                 let churn = if solver == Solver::Heun { f64::from(churn) / 1e3 } else { 0.0 };
-                Plan { solver, spacing, steps, churn, widths }
+                Plan { solver, spacing, steps, churn, widths, respacings: vec![] }
             },
         )
+    }
+
+    #[test]
+    fn a_plan_that_goes_on_otherwise_says_where_and_reads_back() {
+        let run = |subnet: &str, steps| WidthRun { subnet: subnet.into(), steps };
+        let plan = parse("dpmpp2m-12@full");
+        let shorter = plan.continued(5, &[run("0.250", 2), run("full", 1)]).unwrap();
+        assert_eq!(shorter.to_string(), "dpmpp2m-8@full*5,0.250*2,full*1~respace=5/12");
+        let again = shorter.continued(6, &[run("0.250", 1)]).unwrap();
+        assert_eq!(again.to_string(), "dpmpp2m-7@full*5,0.250*2~respace=5/12,6/8");
+        for plan in [&shorter, &again] {
+            assert_eq!(&parse(&plan.to_string()), plan);
+        }
+        assert_eq!(plan.continued(5, &[run("0.250", 7)]).unwrap().to_string(), "dpmpp2m-12@full*5,0.250*7");
+        assert_eq!(plan.continued(0, &[run("0.250", 4)]).unwrap().to_string(), "dpmpp2m-4@0.250");
+        assert_eq!(plan.continued(12, &[run("0.250", 4)]), None);
+        assert_eq!(plan.continued(11, &[run("0.250", 4)]), None, "the last step cannot be divided");
+        assert_eq!(plan.continued(4, &[]), None);
+        assert_eq!(parse("heun-8@full~churn=4").continued(4, &[run("full", 2)]), None);
+    }
+
+    #[test]
+    fn a_position_counts_heun_s_calls_in_pairs_but_for_the_last() {
+        let positions = |text: &str| {
+            let plan = parse(text);
+            (0..=plan.evaluations()).map(|calls| plan.position(calls)).collect::<Vec<_>>()
+        };
+        assert_eq!(positions("heun-3@full"), [(0, true), (0, false), (1, true), (1, false), (2, true), (3, true)]);
+        assert_eq!(positions("euler-2@full"), [(0, true), (1, true), (2, true)]);
     }
 
     proptest! {
@@ -413,7 +545,7 @@ mod tests {
 
         #[test]
         fn text_that_resembles_a_plan_is_a_canonical_plan_or_one_sentence(
-            text in "(heun|euler|dpmpp2m|h)?-?[0-9]{0,4}@?((full|[01]?\\.?[0-9]{0,4})\\*?[0-9]{0,2},?){0,3}(~(logsnr|churn=?[0-9.e-]{0,5})){0,2}"
+            text in "(heun|euler|dpmpp2m|h)?-?[0-9]{0,4}@?((full|[01]?\\.?[0-9]{0,4})\\*?[0-9]{0,2},?){0,3}(~(logsnr|churn=?[0-9.e-]{0,5}|respace=?([0-9]{0,2}/?[0-9]{0,2},?){0,2})){0,2}"
         ) {
             check_any(&text)?;
         }

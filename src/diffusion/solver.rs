@@ -2,7 +2,7 @@
 
 use super::noise::NoiseKey;
 use super::plan::{Plan, Solver};
-use super::schedule::{SigmaRange, sigmas};
+use super::schedule::{SigmaRange, levels};
 use std::f64::consts::SQRT_2;
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ pub struct Call<'a> {
 #[derive(Clone, Debug)]
 pub struct Trajectory {
     plan: Arc<Plan>,
+    range: SigmaRange,
     sigmas: Vec<f64>,
     key: NoiseKey,
     /// Steps that are done.
@@ -59,10 +60,10 @@ impl Trajectory {
 
     /// Starts from `noise` of unit variance, scaled to the first level; `key` gives the churn alone.
     pub fn from_noise(plan: Arc<Plan>, range: SigmaRange, key: NoiseKey, noise: &[f32]) -> Self {
-        let sigmas = sigmas(plan.spacing, plan.steps, range);
+        let sigmas = levels(&plan, range);
         let sigma = sigmas[0];
         let x = noise.iter().map(|&noise| f64::from(noise) * sigma).collect();
-        let mut trajectory = Self { plan, sigmas, key, step: 0, sigma, x, memory: Memory::Empty };
+        let mut trajectory = Self { plan, range, sigmas, key, step: 0, sigma, x, memory: Memory::Empty };
         trajectory.churn();
         trajectory
     }
@@ -101,6 +102,17 @@ impl Trajectory {
                 self.end_step();
             }
         }
+    }
+
+    /// Goes on by another plan, whose steps so far must be those that were taken (see [`Plan::continued`]).
+    ///
+    /// # Panics
+    /// In the middle of a step, or if `plan` has another past.
+    pub fn replan(&mut self, plan: Arc<Plan>) {
+        assert!(!matches!(self.memory, Memory::Predicted { .. }), "a plan changes between steps");
+        let sigmas = levels(&plan, self.range);
+        assert_eq!(self.sigmas[..=self.step], sigmas[..=self.step], "the noise levels so far");
+        (self.plan, self.sigmas) = (plan, sigmas);
     }
 
     /// The steps that are done.

@@ -1,7 +1,7 @@
 //! Solvers against data N(0, s^2), whose denoiser and trajectories are known in closed form.
 
 use super::*;
-use crate::diffusion::schedule::Spacing;
+use crate::diffusion::schedule::{Spacing, sigmas};
 use proptest::prelude::*;
 
 /// s of the data.
@@ -206,4 +206,29 @@ proptest! {
         }
         prop_assert_eq!(calls, plan.evaluations());
     }
+}
+
+#[test]
+fn a_plan_that_changes_while_it_runs_draws_what_its_text_draws() {
+    let narrow = [crate::diffusion::WidthRun { subnet: "0.250".into(), steps: 3 }];
+    for text in ["euler-9@full", "heun-9@full", "dpmpp2m-9@full", "dpmpp2m-9@full~logsnr"] {
+        let start = |plan: Arc<Plan>| Trajectory::new(plan, RANGE, 7, 1, 4);
+        let mut trajectory = start(plan(text));
+        while trajectory.step() < 4 {
+            advance(&mut trajectory);
+        }
+        let changed = Arc::new(trajectory.plan().continued(4, &narrow).unwrap());
+        trajectory.replan(changed.clone());
+        let replayed = run(start(plan(&changed.to_string())));
+        assert_eq!(bits(&run(trajectory)), bits(&replayed), "{changed}");
+        assert_ne!(bits(&replayed), bits(&run(start(plan(text)))));
+    }
+}
+
+#[test]
+#[should_panic(expected = "between steps")]
+fn a_plan_does_not_change_in_the_middle_of_a_heun_step() {
+    let mut trajectory = Trajectory::new(plan("heun-9@full"), RANGE, 7, 1, 4);
+    advance(&mut trajectory);
+    trajectory.replan(plan("heun-9@full"));
 }
