@@ -1,11 +1,14 @@
 //! The engine as its callers see it: submit a job, get a ticket.
 
 use crate::diffusion::schedule::SigmaRange;
+use crate::engine::job::whole_seconds;
+use crate::engine::policy::{Ask, Planned, Policy, RequestId, Wish};
 use crate::engine::pool::{Entry, Pool};
 use crate::engine::{EngineError, EngineStats, Job, Ticket, worker};
 use crate::nets::{Denoiser, ImageShape};
 use crate::supernet::Subnet;
 use crate::{Error, Result};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,42 +17,68 @@ use tokio::sync::{Semaphore, oneshot};
 /// How long a client is told to wait at most.
 const MAX_RETRY_AFTER_S: f64 = 300.0;
 
-/// How much the engine takes.
+/// How many images the engine takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineLimits {
-    /// Samples in one call of the denoiser; an image under guidance is two, and runs alone where only one fits.
-    pub max_batch: usize,
     /// Images that may wait for their first step.
     pub queue_images: usize,
+}
+
+/// What the callers and the thread both reach.
+pub(super) struct Shared {
+    pub policy: Mutex<Box<dyn Policy>>,
+    stats: Arc<EngineStats>,
+    start: Instant,
+}
+
+impl Shared {
+    /// Time since the engine's start: the clock of the policy.
+    pub fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    pub fn stats(&self) -> &EngineStats {
+        &self.stats
+    }
 }
 
 /// A thread that owns a denoiser and draws images with it. Shared by reference: every method takes `&self`.
 ///
 /// Dropping it closes it without waiting for the thread.
-#[derive(Debug)]
 pub struct Engine {
     /// `None` once closed. The only sender: closing it lets the thread run out of work and end.
     inbox: Mutex<Option<mpsc::Sender<Entry>>>,
+    shared: Arc<Shared>,
+    next: AtomicU64,
     places: Arc<Semaphore>,
     capacity: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
-    stats: Arc<EngineStats>,
     image: ImageShape,
     classes: Vec<String>,
     subnets: Vec<Subnet>,
     weight_bytes: usize,
 }
 
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("capacity", &self.capacity).field("image", &self.image).finish_non_exhaustive()
+    }
+}
+
 impl Engine {
-    /// Starts the thread `accordion-engine` on `denoiser`, whose noise levels are `range`.
+    /// Starts the thread `accordion-engine` on `denoiser`, whose noise levels are `range`; `policy` decides what it runs.
     ///
     /// # Errors
     /// [`Error::Input`] for a limit of 0 or a denoiser without subnets; [`Error::Io`] when the system gives no thread.
-    pub fn start(mut denoiser: Box<dyn Denoiser>, range: SigmaRange, limits: EngineLimits) -> Result<Self> {
-        for (name, limit) in [("max_batch", limits.max_batch), ("queue_images", limits.queue_images)] {
-            if limit == 0 || limit > Semaphore::MAX_PERMITS {
-                return Err(Error::input(name, format!("{limit} is not accepted: it must be at least 1")));
-            }
+    pub fn start(
+        mut denoiser: Box<dyn Denoiser>,
+        range: SigmaRange,
+        limits: EngineLimits,
+        policy: Box<dyn Policy>,
+    ) -> Result<Self> {
+        let capacity = limits.queue_images;
+        if capacity == 0 || capacity > Semaphore::MAX_PERMITS {
+            return Err(Error::input("queue_images", format!("{capacity} is not accepted: it must be at least 1")));
         }
         let (image, classes, subnets) = (denoiser.image(), denoiser.classes().to_vec(), denoiser.subnets().to_vec());
         if subnets.is_empty() {
@@ -58,20 +87,22 @@ impl Engine {
         let weight_bytes = denoiser.weight_bytes();
         let stats = Arc::new(EngineStats::new(subnets.iter().map(|subnet| subnet.name.clone())));
         let (inbox, arrivals) = mpsc::channel();
-        let pool = Pool::new(range, image.elements(), limits.max_batch, stats.clone());
+        let pool = Pool::new(range, image.elements(), stats.clone());
+        let shared = Arc::new(Shared { policy: Mutex::new(policy), stats, start: Instant::now() });
         let thread = std::thread::Builder::new()
             .name("accordion-engine".to_owned())
             .spawn({
-                let stats = stats.clone();
-                move || worker::run(&mut *denoiser, pool, &arrivals, &stats)
+                let shared = shared.clone();
+                move || worker::run(&mut *denoiser, pool, &arrivals, &shared)
             })
             .map_err(Error::io("accordion-engine".as_ref()))?;
         Ok(Self {
             inbox: Mutex::new(Some(inbox)),
-            places: Arc::new(Semaphore::new(limits.queue_images)),
-            capacity: limits.queue_images,
+            shared,
+            next: AtomicU64::new(0),
+            places: Arc::new(Semaphore::new(capacity)),
+            capacity,
             thread: Mutex::new(Some(thread)),
-            stats,
             image,
             classes,
             subnets,
@@ -101,7 +132,7 @@ impl Engine {
 
     /// What it has done and is doing.
     pub fn stats(&self) -> &Arc<EngineStats> {
-        &self.stats
+        &self.shared.stats
     }
 
     /// Images that wait for their first step.
@@ -109,10 +140,25 @@ impl Engine {
         self.capacity - self.places.available_permits()
     }
 
+    /// The work that was taken and is not done, as time of the device.
+    pub fn work(&self) -> Duration {
+        lock(&self.shared.policy).work()
+    }
+
+    /// What [`Self::submit`] would promise the job now.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn quote(&self, job: &Job) -> std::result::Result<Planned, EngineError> {
+        self.check(job)?;
+        Ok(lock(&self.shared.policy).quote(&self.ask(job, RequestId::MAX))?)
+    }
+
     /// Puts a job in the queue. Returns at once.
     ///
     /// # Errors
     /// [`EngineError::Unfit`] for a job without images or with a class or a subnet that the model lacks,
+    /// [`EngineError::Infeasible`] and [`EngineError::Overloaded`] where the policy refuses it,
     /// [`EngineError::QueueFull`], [`EngineError::Draining`] and [`EngineError::Dead`].
     pub fn submit(&self, job: Job) -> std::result::Result<Ticket, EngineError> {
         self.check(&job)?;
@@ -121,16 +167,23 @@ impl Engine {
         }
         let inbox = lock(&self.inbox);
         let inbox = inbox.as_ref().ok_or(EngineError::Draining)?;
-        let places = self.places.clone().try_acquire_many_owned(job.images).map_err(|_| self.queue_full())?;
+        let full = |_| self.queue_full();
+        let places = self.places.clone().try_acquire_many_owned(job.images).map_err(full)?;
+        let id = self.next.fetch_add(1, Relaxed);
+        // The thread asks the policy, then looks into the inbox: under this lock it finds there what it is told of.
+        let mut policy = lock(&self.shared.policy);
+        let planned = policy.admit(self.ask(&job, id))?;
         let (answer, ticket) = oneshot::channel();
-        let entry = Entry { job, answer, arrived: Instant::now(), places };
-        inbox.send(entry).map_err(|_| EngineError::Dead)?;
-        Ok(Ticket { answer: ticket })
+        if inbox.send(Entry { id, job, answer, places }).is_err() {
+            policy.leave(id);
+            return Err(EngineError::Dead);
+        }
+        Ok(Ticket { planned, answer: ticket })
     }
 
     /// Whether the thread runs, or has ended because it was told to.
     pub fn is_alive(&self) -> bool {
-        !self.stats.died()
+        !self.shared.stats.died()
     }
 
     /// Takes no more jobs; those taken are finished.
@@ -148,33 +201,43 @@ impl Engine {
         thread.map_or(Ok(()), |thread| thread.join().map_err(|_| EngineError::Dead))
     }
 
+    fn ask(&self, job: &Job, id: RequestId) -> Ask {
+        let came = job.arrived.saturating_duration_since(self.shared.start);
+        Ask {
+            id,
+            arrived: self.shared.now(),
+            deadline: came.saturating_add(job.within),
+            images: job.images,
+            rows: if job.is_guided() { 2 } else { 1 },
+            wish: job.wish.clone(),
+        }
+    }
+
     fn check(&self, job: &Job) -> std::result::Result<(), EngineError> {
         let known = |name: &str| self.subnets.iter().any(|subnet| subnet.name == name);
-        if let Some(run) = job.plan.widths.iter().find(|run| !known(&run.subnet)) {
+        if let Wish::Exact(plan) = &job.wish
+            && let Some(run) = plan.widths.iter().find(|run| !known(&run.subnet))
+        {
             return Err(EngineError::Unfit(format!("the model has no subnet {}", run.subnet)));
         }
         if let Some(class) = job.class.filter(|&class| class >= self.classes.len()) {
             return Err(EngineError::Unfit(format!("class {class} is not one of the model's {}", self.classes.len())));
         }
         if job.images == 0 || job.images as usize > self.capacity {
-            let capacity = self.capacity;
-            return Err(EngineError::Unfit(format!(
-                "{} images in one job: the queue holds 1 to {capacity}",
-                job.images
-            )));
+            let (images, capacity) = (job.images, self.capacity);
+            return Err(EngineError::Unfit(format!("{images} images in one job: the queue holds 1 to {capacity}")));
         }
         Ok(())
     }
 
     fn queue_full(&self) -> EngineError {
-        let waiting = self.waiting();
-        let work = self.stats.seconds_per_image().unwrap_or(0.0) * (waiting + self.stats.active()) as f64;
-        let retry_after = Duration::from_secs(work.ceil().clamp(1.0, MAX_RETRY_AFTER_S) as u64);
-        EngineError::QueueFull { waiting, capacity: self.capacity, retry_after }
+        let seconds = self.work().as_secs_f64().min(MAX_RETRY_AFTER_S);
+        let retry_after = whole_seconds(Duration::from_secs_f64(seconds));
+        EngineError::QueueFull { waiting: self.waiting(), capacity: self.capacity, retry_after }
     }
 }
 
 /// What these mutexes guard is replaced whole, so it is sound even if a holder panicked.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,17 +1,19 @@
 //! The device thread: requests become slots, slots become step-level batches, plans become images. Knows no HTTP.
 
-mod batch;
+mod fleet;
 #[cfg(test)]
 pub(crate) mod gaussian;
 mod handle;
 pub mod image;
 mod job;
+pub mod policy;
 mod pool;
 mod stats;
 #[cfg(test)]
 mod tests;
 mod worker;
 
+pub use fleet::Fleet;
 pub use handle::{Engine, EngineLimits};
-pub use job::{EngineError, Finished, Job, Ticket};
+pub use job::{EngineError, Finished, Job, Step, Ticket};
 pub use stats::{EngineStats, SubnetStats};

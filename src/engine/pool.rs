@@ -1,204 +1,178 @@
-//! Who runs next: requests that wait, requests that run, and their images as slots.
-//!
-//! Subnets take turns, so no request starves behind a longer one at another width; within a subnet the older request
-//! goes first. A request waits while a full batch wants the subnet that it starts with, so that what runs is finished
-//! before more is begun.
+//! The requests that the engine holds, and their images as slots. What runs next is the policy's to say.
 
+use crate::diffusion::plan::Plan;
 use crate::diffusion::schedule::SigmaRange;
-use crate::diffusion::solver::Trajectory;
+use crate::diffusion::solver::{Trajectory, guide};
+use crate::engine::job::Step;
+use crate::engine::policy::{Member, RequestId, Turn};
 use crate::engine::{EngineError, EngineStats, Finished, Job};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// A job that waits.
+/// A job that was taken.
 pub(super) struct Entry {
+    pub id: RequestId,
     pub job: Job,
     pub answer: oneshot::Sender<Result<Finished, EngineError>>,
-    pub arrived: Instant,
-    /// Its places in the queue, given back when it starts or leaves.
+    /// Its places in the queue: an image gives back its own when it begins.
     pub places: OwnedSemaphorePermit,
 }
 
-/// A job that runs.
+/// A job and its images.
 struct Request {
-    job: Job,
-    answer: oneshot::Sender<Result<Finished, EngineError>>,
+    entry: Entry,
+    /// When its first image began.
+    started: Option<Instant>,
     queued: Duration,
-    started: Instant,
-    images: Vec<Option<Vec<f64>>>,
+    slots: HashMap<u32, Trajectory>,
+    drawn: Vec<Option<(Vec<f64>, Arc<Plan>)>>,
 }
 
-/// One image of a running job.
-pub(super) struct Slot {
-    request: u64,
-    image: usize,
-    pub trajectory: Trajectory,
-    pub class: Option<usize>,
-    /// Scale of the classifier-free guidance, where it changes something.
-    pub guidance: Option<f64>,
-}
-
-impl Slot {
-    /// Samples that it adds to a batch.
-    pub fn rows(&self) -> usize {
-        if self.guidance.is_some() { 2 } else { 1 }
+impl Request {
+    fn new(entry: Entry) -> Self {
+        let drawn = vec![None; entry.job.images as usize];
+        Self { entry, started: None, queued: Duration::ZERO, slots: HashMap::new(), drawn }
     }
+
+    /// Samples that an image adds to a call.
+    fn rows(&self) -> usize {
+        if self.entry.job.is_guided() { 2 } else { 1 }
+    }
+}
+
+/// The arguments of one call of the denoiser. An image under guidance has two rows: with its class, then without.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub subnet: usize,
+    pub members: Vec<Member>,
+    pub x: Vec<f32>,
+    pub sigma: Vec<f64>,
+    pub class: Vec<Option<usize>>,
 }
 
 pub(super) struct Pool {
     range: SigmaRange,
     elements: usize,
-    /// Samples in one call.
-    max_batch: usize,
     stats: Arc<EngineStats>,
-    waiting: VecDeque<Entry>,
-    requests: HashMap<u64, Request>,
-    /// In the order of arrival.
-    slots: Vec<Slot>,
-    next_request: u64,
-    /// The subnet whose turn is over.
-    last_subnet: usize,
+    requests: HashMap<RequestId, Request>,
 }
 
 impl Pool {
-    pub fn new(range: SigmaRange, elements: usize, max_batch: usize, stats: Arc<EngineStats>) -> Self {
-        let last_subnet = stats.subnets().len() - 1;
-        Self {
-            range,
-            elements,
-            max_batch,
-            stats,
-            waiting: VecDeque::new(),
-            requests: HashMap::new(),
-            slots: Vec::new(),
-            next_request: 0,
-            last_subnet,
-        }
+    pub fn new(range: SigmaRange, elements: usize, stats: Arc<EngineStats>) -> Self {
+        Self { range, elements, stats, requests: HashMap::new() }
     }
 
     pub fn push(&mut self, entry: Entry) {
-        self.waiting.push_back(entry);
+        self.requests.insert(entry.id, Request::new(entry));
     }
 
-    /// Whether nothing waits and nothing runs.
-    pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.slots.is_empty()
+    /// Forgets the requests whose client has gone, and says which.
+    pub fn drop_cancelled(&mut self) -> Vec<RequestId> {
+        let gone: Vec<_> = self.requests.extract_if(|_, request| request.entry.answer.is_closed()).collect();
+        if !gone.is_empty() {
+            self.count_active();
+        }
+        gone.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Forgets the requests whose client has gone.
-    pub fn drop_cancelled(&mut self) {
-        self.waiting.retain(|entry| !entry.answer.is_closed());
-        self.requests.retain(|_, request| !request.answer.is_closed());
-        self.slots.retain(|slot| self.requests.contains_key(&slot.request));
-        self.stats.set_active(self.slots.len());
-    }
-
-    /// Starts the requests whose first subnet has room in its next batch, in the order of arrival.
-    pub fn start_waiting(&mut self) {
-        let mut rows = vec![0; self.stats.subnets().len()];
-        for slot in &self.slots {
-            if let Some(subnet) = self.wanted(slot) {
-                rows[subnet] += slot.rows();
+    /// Begins images and changes plans as `turn` says, and gathers the arguments of its call.
+    pub fn batch(&mut self, turn: &Turn) -> Batch {
+        for (member, plan) in &turn.plans {
+            let Some(request) = self.requests.get_mut(&member.request) else { continue };
+            match request.slots.get_mut(&member.image) {
+                Some(trajectory) => trajectory.replan(plan.clone()),
+                None => {
+                    if request.started.is_none() {
+                        request.started = Some(Instant::now());
+                        request.queued = request.entry.job.arrived.elapsed();
+                    }
+                    drop(request.entry.places.split(1));
+                    let seed = request.entry.job.seed;
+                    let trajectory = Trajectory::new(plan.clone(), self.range, seed, member.image, self.elements);
+                    request.slots.insert(member.image, trajectory);
+                }
             }
         }
-        for entry in std::mem::take(&mut self.waiting) {
-            let first = self.subnet(entry.job.plan.subnet_at(0));
-            if rows[first] < self.max_batch {
-                rows[first] += self.start(entry);
+        self.count_active();
+        let mut batch = Batch { subnet: turn.subnet, ..Batch::default() };
+        for member in &turn.members {
+            let Some(request) = self.requests.get(&member.request) else { continue };
+            let Some(trajectory) = request.slots.get(&member.image) else { continue };
+            let Some(call) = trajectory.next_call() else { continue };
+            batch.members.push(*member);
+            for class in [request.entry.job.class, None].into_iter().take(request.rows()) {
+                batch.x.extend(trajectory.input().iter().map(|&value| value as f32));
+                batch.sigma.push(call.sigma);
+                batch.class.push(class);
+            }
+        }
+        batch
+    }
+
+    /// Steps every member with its rows of `denoised`, which has the layout of `batch.x`, and answers the requests that
+    /// are complete.
+    pub fn advance(&mut self, batch: &Batch, denoised: &[f32]) {
+        let mut rows = denoised.chunks_exact(self.elements);
+        let mut finished = 0;
+        let mut complete = Vec::new();
+        for member in &batch.members {
+            let Some(request) = self.requests.get_mut(&member.request) else { continue };
+            let mut row = || rows.next().expect("the batch has the rows of its members");
+            let conditional = row();
+            let guided;
+            let estimate = if request.entry.job.is_guided() {
+                guided = guide(conditional, row(), request.entry.job.guidance);
+                &guided
             } else {
-                self.waiting.push_back(entry);
+                conditional
+            };
+            let Some(trajectory) = request.slots.get_mut(&member.image) else { continue };
+            let before = trajectory.step();
+            trajectory.advance(estimate);
+            let step = trajectory.step();
+            if let Some(events) = request.entry.job.events.as_ref().filter(|_| step > before) {
+                let plan = trajectory.plan().clone();
+                // A listener that is full or gone misses a step: the images are what was asked for.
+                let _ = events.try_send(Step { image: member.image, step, plan, estimate: estimate.to_vec() });
+            }
+            if trajectory.is_finished() {
+                let drawn = (trajectory.image().to_vec(), trajectory.plan().clone());
+                request.slots.remove(&member.image);
+                request.drawn[member.image as usize] = Some(drawn);
+                finished += 1;
+                if request.drawn.iter().all(Option::is_some) {
+                    complete.push(member.request);
+                }
             }
         }
-        self.stats.set_active(self.slots.len());
-    }
-
-    /// Returns the rows that the request adds.
-    fn start(&mut self, entry: Entry) -> usize {
-        let Entry { job, answer, arrived, places } = entry;
-        drop(places);
-        let (request, started) = (self.next_request, Instant::now());
-        self.next_request += 1;
-        let guidance = (job.class.is_some() && job.guidance != 1.0).then_some(job.guidance);
-        let mut rows = 0;
-        for image in 0..job.images {
-            let trajectory = Trajectory::new(job.plan.clone(), self.range, job.seed, image, self.elements);
-            let slot = Slot { request, image: image as usize, trajectory, class: job.class, guidance };
-            rows += slot.rows();
-            self.slots.push(slot);
-        }
-        let images = vec![None; job.images as usize];
-        self.requests.insert(request, Request { job, answer, queued: started - arrived, started, images });
-        rows
-    }
-
-    /// The subnet whose turn it is and the slots of its batch, oldest first. At least one slot, however many rows it has.
-    pub fn next_batch(&mut self) -> Option<(usize, Vec<usize>)> {
-        let wanted: Vec<Option<usize>> = self.slots.iter().map(|slot| self.wanted(slot)).collect();
-        let count = self.stats.subnets().len();
-        let subnet = (1..=count).map(|turn| (self.last_subnet + turn) % count).find(|&s| wanted.contains(&Some(s)))?;
-        self.last_subnet = subnet;
-        let mut rows = 0;
-        let mut members = Vec::new();
-        for (index, slot) in self.slots.iter().enumerate().filter(|&(index, _)| wanted[index] == Some(subnet)) {
-            rows += slot.rows();
-            if rows > self.max_batch && !members.is_empty() {
-                break;
-            }
-            members.push(index);
-        }
-        Some((subnet, members))
-    }
-
-    pub fn slot(&self, index: usize) -> &Slot {
-        &self.slots[index]
-    }
-
-    pub fn slot_mut(&mut self, index: usize) -> &mut Slot {
-        &mut self.slots[index]
-    }
-
-    /// Answers the requests that own these slots with `error` and forgets them.
-    pub fn fail(&mut self, slots: &[usize], error: &EngineError) {
-        for &index in slots {
-            if let Some(request) = self.requests.remove(&self.slots[index].request) {
-                // The client may have gone meanwhile: then nobody wants to know.
-                let _ = request.answer.send(Err(error.clone()));
-            }
-        }
-        self.slots.retain(|slot| self.requests.contains_key(&slot.request));
-    }
-
-    /// Takes the images that have made their last step out of their slots, and answers the requests that are complete.
-    pub fn collect_finished(&mut self) {
-        let (finished, running): (Vec<Slot>, Vec<Slot>) =
-            std::mem::take(&mut self.slots).into_iter().partition(|slot| slot.trajectory.next_call().is_none());
-        self.slots = running;
         // Before the answers: who has one may look at the gauges at once.
-        self.stats.set_active(self.slots.len());
-        self.stats.record_finished(finished.len());
-        for slot in finished {
-            if let Some(request) = self.requests.get_mut(&slot.request) {
-                request.images[slot.image] = Some(slot.trajectory.image().to_vec());
+        self.count_active();
+        self.stats.record_finished(finished);
+        for Request { entry, started, queued, drawn, .. } in complete.iter().filter_map(|id| self.requests.remove(id)) {
+            let (images, plans) = drawn.into_iter().flatten().unzip();
+            let denoising = started.map_or(Duration::ZERO, |started| started.elapsed());
+            tracing::debug!(request = entry.id, seed = entry.job.seed, "drew a request's images");
+            // The client may have gone meanwhile: then nobody wants to know.
+            let _ = entry.answer.send(Ok(Finished { images, plans, queued, denoising }));
+        }
+    }
+
+    /// Answers the requests of these members with `error` and forgets them; says which they were.
+    pub fn fail(&mut self, members: &[Member], error: &EngineError) -> Vec<RequestId> {
+        let mut failed = Vec::new();
+        for member in members {
+            if let Some(request) = self.requests.remove(&member.request) {
+                let _ = request.entry.answer.send(Err(error.clone()));
+                failed.push(member.request);
             }
         }
-        let complete = self.requests.extract_if(|_, request| request.images.iter().all(Option::is_some));
-        for (_, request) in complete {
-            let images = request.images.into_iter().flatten().collect();
-            let finished = Finished { images, queued: request.queued, denoising: request.started.elapsed() };
-            tracing::debug!(plan = %request.job.plan, seed = request.job.seed, "drew a request's images");
-            let _ = request.answer.send(Ok(finished));
-        }
+        self.count_active();
+        failed
     }
 
-    /// The subnet of the slot's next call; `None` when it has none.
-    fn wanted(&self, slot: &Slot) -> Option<usize> {
-        slot.trajectory.next_call().map(|call| self.subnet(call.subnet))
-    }
-
-    fn subnet(&self, name: &str) -> usize {
-        let index = self.stats.subnets().iter().position(|(known, _)| known == name);
-        index.expect("a job's subnets are checked when it is submitted")
+    fn count_active(&self) {
+        self.stats.set_active(self.requests.values().map(|request| request.slots.len()).sum());
     }
 }

@@ -1,5 +1,6 @@
-//! What the engine has done and is doing, as atomics: written by its thread, read at scrape time.
+//! What the engine has done and is doing: written by its thread, read at scrape time.
 
+use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -13,14 +14,41 @@ pub struct EngineStats {
 }
 
 /// What one subnet has done since the start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SubnetStats {
     calls: AtomicU64,
     samples: AtomicU64,
     busy_ns: AtomicU64,
+    call_seconds: Histogram,
+    batch: Histogram,
 }
 
 impl SubnetStats {
+    fn new() -> Self {
+        // Static names and ascending edges: nothing that could be refused.
+        let histogram = |name: &str, help: &str, start, factor, count| {
+            let edges = exponential_buckets(start, factor, count).expect("ascending edges");
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(edges)).expect("a valid name")
+        };
+        Self {
+            calls: AtomicU64::new(0),
+            samples: AtomicU64::new(0),
+            busy_ns: AtomicU64::new(0),
+            call_seconds: histogram("call_seconds", "Time of a call.", 0.0002, 1.6, 20),
+            batch: histogram("batch", "Samples in a call.", 1.0, 2.0, 8),
+        }
+    }
+
+    /// The distribution of the calls' times, in seconds.
+    pub fn call_seconds(&self) -> &Histogram {
+        &self.call_seconds
+    }
+
+    /// The distribution of the calls' samples.
+    pub fn batch(&self) -> &Histogram {
+        &self.batch
+    }
+
     /// Batches.
     pub fn calls(&self) -> u64 {
         self.calls.load(Relaxed)
@@ -40,7 +68,7 @@ impl SubnetStats {
 impl EngineStats {
     pub(super) fn new(subnets: impl IntoIterator<Item = String>) -> Self {
         Self {
-            subnets: subnets.into_iter().map(|name| (name, SubnetStats::default())).collect(),
+            subnets: subnets.into_iter().map(|name| (name, SubnetStats::new())).collect(),
             active: AtomicUsize::new(0),
             finished: AtomicU64::new(0),
             died: AtomicBool::new(false),
@@ -67,19 +95,12 @@ impl EngineStats {
         self.died.load(Relaxed)
     }
 
-    /// Time that an image has taken on average, as a share of the device's; `None` before the first image.
-    pub fn seconds_per_image(&self) -> Option<f64> {
-        let busy: Duration = self.subnets.iter().map(|(_, stats)| stats.busy()).sum();
-        match self.finished() {
-            0 => None,
-            images => Some(busy.as_secs_f64() / images as f64),
-        }
-    }
-
     pub(super) fn record_call(&self, subnet: usize, samples: usize, took: Duration) {
         let stats = &self.subnets[subnet].1;
         stats.calls.fetch_add(1, Relaxed);
         stats.samples.fetch_add(samples as u64, Relaxed);
+        stats.call_seconds.observe(took.as_secs_f64());
+        stats.batch.observe(samples as f64);
         stats.busy_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 

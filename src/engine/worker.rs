@@ -1,7 +1,7 @@
 //! The loop of the engine's thread.
 
-use crate::engine::batch::Batch;
-use crate::engine::pool::{Entry, Pool};
+use crate::engine::handle::{Shared, lock};
+use crate::engine::pool::{Batch, Entry, Pool};
 use crate::engine::stats::DeathWatch;
 use crate::engine::{EngineError, EngineStats};
 use crate::nets::Denoiser;
@@ -10,55 +10,62 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 /// Runs until the inbox is closed and everything in it is answered.
-pub(super) fn run(denoiser: &mut dyn Denoiser, mut pool: Pool, inbox: &Receiver<Entry>, stats: &EngineStats) {
+pub(super) fn run(denoiser: &mut dyn Denoiser, mut pool: Pool, inbox: &Receiver<Entry>, shared: &Shared) {
+    let stats = shared.stats();
     let _watch = DeathWatch(stats);
-    while receive(&mut pool, inbox) {
-        pool.drop_cancelled();
-        pool.start_waiting();
-        // A plan without steps is finished as it starts.
-        pool.collect_finished();
-        if let Some(batch) = Batch::next(&mut pool) {
-            step(denoiser, &mut pool, &batch, stats);
+    loop {
+        receive(&mut pool, inbox);
+        for gone in pool.drop_cancelled() {
+            lock(&shared.policy).leave(gone);
+        }
+        let turn = lock(&shared.policy).next(shared.now());
+        let Some(turn) = turn else {
+            // Nothing to do until something comes.
+            match inbox.recv() {
+                Ok(entry) => pool.push(entry),
+                Err(_) => return,
+            }
+            continue;
+        };
+        // The policy may speak of a request that came since: it was sent before the policy was told.
+        receive(&mut pool, inbox);
+        let batch = pool.batch(&turn);
+        let start = Instant::now();
+        let outcome = if batch.members.is_empty() { Ok(Vec::new()) } else { call(denoiser, &batch, stats) };
+        let took = start.elapsed();
+        match outcome {
+            Ok(denoised) => {
+                pool.advance(&batch, &denoised);
+                lock(&shared.policy).ran(&turn, took, shared.now());
+            }
+            Err(problem) => {
+                let subnet = &stats.subnets()[batch.subnet].0;
+                tracing::error!(%subnet, rows = batch.sigma.len(), %problem, "a batch failed");
+                let failed = pool.fail(&batch.members, &EngineError::Denoiser(problem));
+                let mut policy = lock(&shared.policy);
+                failed.into_iter().for_each(|request| policy.leave(request));
+            }
         }
     }
 }
 
-/// Takes in what has arrived; waits for it when there is nothing else to do. `false` when the work is over.
-fn receive(pool: &mut Pool, inbox: &Receiver<Entry>) -> bool {
-    if pool.is_idle() {
-        match inbox.recv() {
-            Ok(entry) => pool.push(entry),
-            Err(_) => return false,
-        }
-    }
+/// Takes in what has arrived.
+fn receive(pool: &mut Pool, inbox: &Receiver<Entry>) {
     loop {
         match inbox.try_recv() {
             Ok(entry) => pool.push(entry),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
-        }
-    }
-}
-
-fn step(denoiser: &mut dyn Denoiser, pool: &mut Pool, batch: &Batch, stats: &EngineStats) {
-    let start = Instant::now();
-    let outcome = call(denoiser, batch);
-    stats.record_call(batch.subnet, batch.rows(), start.elapsed());
-    match outcome {
-        Ok(denoised) => {
-            batch.advance(pool, &denoised);
-            pool.collect_finished();
-        }
-        Err(problem) => {
-            tracing::error!(subnet = %stats.subnets()[batch.subnet].0, rows = batch.rows(), %problem, "a batch failed");
-            pool.fail(&batch.slots, &EngineError::Denoiser(problem));
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
         }
     }
 }
 
 /// The denoiser's answer, checked: a device fault, a panic or values that are no numbers fail the batch and nothing else.
-fn call(denoiser: &mut dyn Denoiser, batch: &Batch) -> Result<Vec<f32>, String> {
+fn call(denoiser: &mut dyn Denoiser, batch: &Batch, stats: &EngineStats) -> Result<Vec<f32>, String> {
     let denoise = || denoiser.denoise(batch.subnet, &batch.x, &batch.sigma, &batch.class);
-    let denoised = match std::panic::catch_unwind(AssertUnwindSafe(denoise)) {
+    let start = Instant::now();
+    let answer = std::panic::catch_unwind(AssertUnwindSafe(denoise));
+    stats.record_call(batch.subnet, batch.sigma.len(), start.elapsed());
+    let denoised = match answer {
         Ok(answer) => answer.map_err(|e| e.to_string())?,
         Err(payload) => return Err(format!("it panicked: {}", message(&*payload))),
     };

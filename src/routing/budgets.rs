@@ -1,90 +1,146 @@
-//! The table from budgets to plans, and what a request may change in a plan.
+//! What the named budgets mean, and what a request's budget and floor mean on a measured frontier.
 
-use crate::diffusion::plan::{Plan, STEPS, WidthRun, subnet_name};
-use crate::routing::{Budget, RoutingError};
+use crate::diffusion::plan::Plan;
+use crate::engine::policy::Wish;
+use crate::routing::{Budget, Ladder, MinQuality, RoutingError};
 use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// The plan of each named budget. In a file: `fast = "dpmpp2m-8@0.250"`.
+/// The points of the frontier that have names.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Budgets {
-    /// The plan of `budget=fast`.
-    pub fast: Plan,
-    /// The plan of `budget=balanced`.
-    pub balanced: Plan,
-    /// The plan of `budget=best`.
-    pub best: Plan,
+    /// `budget=fast`.
+    #[serde(deserialize_with = "fast")]
+    pub fast: NamedBudget,
+    /// `budget=balanced`.
+    #[serde(deserialize_with = "balanced")]
+    pub balanced: NamedBudget,
+    /// `budget=best`.
+    #[serde(deserialize_with = "best")]
+    pub best: NamedBudget,
+}
+
+/// A point of the frontier: the fastest plan of a quality. In a file: `quality = 0.9`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NamedBudget {
+    /// The quality that it asks for, as a share of the best plan's, from 0 to 1.
+    pub quality: f64,
+    /// By when its images must be there under load, in milliseconds.
+    pub within_ms: u64,
+    /// The share below which it is refused rather than served; a request's `min_quality` outdoes it.
+    pub min_quality: f64,
+}
+
+/// A table of a file: what it leaves out is the default of its budget.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Partial {
+    quality: Option<f64>,
+    within_ms: Option<u64>,
+    min_quality: Option<f64>,
+}
+
+fn over<'de, D: serde::Deserializer<'de>>(default: NamedBudget, from: D) -> Result<NamedBudget, D::Error> {
+    let Partial { quality, within_ms, min_quality } = Partial::deserialize(from)?;
+    Ok(NamedBudget {
+        quality: quality.unwrap_or(default.quality),
+        within_ms: within_ms.unwrap_or(default.within_ms),
+        min_quality: min_quality.unwrap_or(default.min_quality),
+    })
+}
+
+fn fast<'de, D: serde::Deserializer<'de>>(from: D) -> Result<NamedBudget, D::Error> {
+    over(Budgets::default().fast, from)
+}
+
+fn balanced<'de, D: serde::Deserializer<'de>>(from: D) -> Result<NamedBudget, D::Error> {
+    over(Budgets::default().balanced, from)
+}
+
+fn best<'de, D: serde::Deserializer<'de>>(from: D) -> Result<NamedBudget, D::Error> {
+    over(Budgets::default().best, from)
 }
 
 impl Default for Budgets {
     fn default() -> Self {
-        let plan = |text: &str| text.parse().expect("a plan of the default table parses");
-        Self { fast: plan("dpmpp2m-8@0.250"), balanced: plan("dpmpp2m-12@0.500"), best: plan("heun-18@full") }
+        Self {
+            fast: NamedBudget { quality: 0.8, within_ms: 2_000, min_quality: 0.0 },
+            balanced: NamedBudget { quality: 0.95, within_ms: 10_000, min_quality: 0.0 },
+            best: NamedBudget { quality: 1.0, within_ms: 60_000, min_quality: 0.0 },
+        }
     }
 }
 
-/// What a request changes in the plan of its budget.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Overrides {
-    /// Solver steps instead of the plan's.
-    pub steps: Option<usize>,
-    /// One subnet for every step instead of the plan's.
-    pub subnet: Option<String>,
+/// What a budget comes to on a ladder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolved {
+    /// What the request may run.
+    pub wish: Wish,
+    /// The time that it has.
+    pub within: Duration,
+    /// The quality that it would have on an idle machine, where it is known.
+    pub asked: Option<f64>,
 }
 
 impl Budgets {
-    /// The named plans with their names, in order of cost.
-    pub fn named(&self) -> [(&'static str, &Plan); 3] {
+    /// The named budgets with their names, in order of cost.
+    pub fn named(&self) -> [(&'static str, &NamedBudget); 3] {
         [("fast", &self.fast), ("balanced", &self.balanced), ("best", &self.best)]
     }
 
-    /// The plan that `budget` affords on a model with these `subnets`, with the request's `overrides` applied.
+    /// What `budget` comes to. An exact plan has `longest` to be drawn: it has no deadline of its own.
     ///
     /// # Errors
-    /// [`RoutingError::Contradiction`] for overrides that the plan cannot take, [`RoutingError::InvalidPlan`] for a
-    /// number of steps that no plan takes, [`RoutingError::UnknownSubnet`] for a subnet that the model lacks.
-    pub fn plan(&self, budget: &Budget, overrides: &Overrides, subnets: &[String]) -> Result<Plan, RoutingError> {
-        let plan = match budget {
-            Budget::Fast => &self.fast,
-            Budget::Balanced => &self.balanced,
-            Budget::Best => &self.best,
-            Budget::Exact(plan) if *overrides == Overrides::default() => plan,
-            Budget::Exact(_) => {
-                return Err(RoutingError::Contradiction(
-                    "an exact plan already says its steps and its subnet: leave out `steps` and `subnet`".to_owned(),
-                ));
-            }
-        };
-        let plan = overrides.apply(plan.clone(), subnets)?;
-        require_subnets(&plan, subnets)?;
-        Ok(plan)
-    }
-}
-
-impl Overrides {
-    fn apply(&self, mut plan: Plan, subnets: &[String]) -> Result<Plan, RoutingError> {
-        let subnet = match &self.subnet {
+    /// [`RoutingError::Contradiction`] for an exact plan with a `min_quality`, [`RoutingError::InvalidMinQuality`] for a
+    /// plan that is not of the frontier, [`RoutingError::UnknownSubnet`] for a plan whose subnet the model lacks.
+    pub fn resolve(
+        &self,
+        budget: &Budget,
+        min_quality: Option<&MinQuality>,
+        ladder: &Ladder,
+        subnets: &[String],
+        longest: Duration,
+    ) -> Result<Resolved, RoutingError> {
+        let best = ladder.best().quality;
+        let floor = match min_quality {
             None => None,
-            // Any text that is no subnet's name is refused like a subnet that the model lacks.
-            Some(text) => Some(subnet_name(text).map_err(|_| unknown(text, subnets))?),
-        };
-        let steps = self.steps.unwrap_or(plan.steps);
-        if !STEPS.contains(&steps) {
-            let (least, most) = (STEPS.start(), STEPS.end());
-            return Err(RoutingError::InvalidPlan(format!("steps are {steps}, but must be {least} to {most}")));
-        }
-        match (subnet, plan.widths.as_slice()) {
-            (Some(subnet), _) => plan.widths = vec![WidthRun { subnet, steps }],
-            (None, [only]) => plan.widths = vec![WidthRun { subnet: only.subnet.clone(), steps }],
-            (None, _) if steps == plan.steps => {}
-            (None, _) => {
-                return Err(RoutingError::Contradiction(format!(
-                    "`steps` cannot change the plan {plan}, which uses several subnets: give `subnet` too"
-                )));
+            Some(MinQuality::Share(share)) => Some(share * best),
+            Some(MinQuality::Plan(plan)) => {
+                require_subnets(plan, subnets)?;
+                let unknown = || RoutingError::InvalidMinQuality(format!("`{plan}` is not of the frontier"));
+                Some(ladder.quality(plan).ok_or_else(unknown)?)
             }
-        }
-        plan.steps = steps;
-        Ok(plan)
+        };
+        let (named, within) = match budget {
+            Budget::Exact(plan) => {
+                if floor.is_some() {
+                    let problem = "an exact plan has the quality that it has: leave out `min_quality`";
+                    return Err(RoutingError::Contradiction(problem.to_owned()));
+                }
+                require_subnets(plan, subnets)?;
+                let asked = ladder.quality(plan);
+                return Ok(Resolved { wish: Wish::Exact(Arc::new(plan.clone())), within: longest, asked });
+            }
+            Budget::Within(within) => {
+                (NamedBudget { quality: 1.0, within_ms: 0, min_quality: 0.0 }, (*within).min(longest))
+            }
+            Budget::Fast => (self.fast, Duration::from_millis(self.fast.within_ms)),
+            Budget::Balanced => (self.balanced, Duration::from_millis(self.balanced.within_ms)),
+            Budget::Best => (self.best, Duration::from_millis(self.best.within_ms)),
+        };
+        let floor = floor.unwrap_or(named.min_quality * best);
+        let target = (named.quality * best).max(floor);
+        let affordable = match budget {
+            // What an idle machine would draw in the time.
+            Budget::Within(within) => {
+                let fits = ladder.rungs().iter().rev().find(|rung| rung.alone <= within.as_secs_f64());
+                fits.unwrap_or(&ladder.rungs()[0]).quality
+            }
+            _ => ladder.rungs()[ladder.at_least(target)].quality,
+        };
+        Ok(Resolved { wish: Wish::Quality { floor, target }, within: within.min(longest), asked: Some(affordable) })
     }
 }
 
@@ -94,85 +150,73 @@ impl Overrides {
 /// [`RoutingError::UnknownSubnet`], listing `subnets`.
 pub fn require_subnets(plan: &Plan, subnets: &[String]) -> Result<(), RoutingError> {
     match plan.widths.iter().find(|run| !subnets.contains(&run.subnet)) {
-        Some(run) => Err(unknown(&run.subnet, subnets)),
+        Some(run) => Err(RoutingError::UnknownSubnet { name: run.subnet.clone(), accepted: subnets.to_vec() }),
         None => Ok(()),
     }
-}
-
-fn unknown(name: &str, subnets: &[String]) -> RoutingError {
-    RoutingError::UnknownSubnet { name: name.to_owned(), accepted: subnets.to_vec() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::ladder::tests::ladder;
 
-    fn subnets() -> Vec<String> {
-        ["0.250", "0.500", "full"].map(str::to_owned).to_vec()
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn resolve(budget: &str, min_quality: Option<&str>) -> Result<Resolved, RoutingError> {
+        let subnets = ["0.250", "0.500", "full"].map(str::to_owned);
+        let min_quality = min_quality.map(str::parse).transpose()?;
+        Budgets::default().resolve(&budget.parse()?, min_quality.as_ref(), &ladder(), &subnets, HOUR)
     }
 
-    fn routed(budget: &str, steps: Option<usize>, subnet: Option<&str>) -> Result<String, RoutingError> {
-        let overrides = Overrides { steps, subnet: subnet.map(str::to_owned) };
-        Budgets::default().plan(&budget.parse()?, &overrides, &subnets()).map(|plan| plan.to_string())
-    }
-
-    #[test]
-    fn each_named_budget_gets_its_plan_of_the_table() {
-        assert_eq!(routed("fast", None, None).unwrap(), "dpmpp2m-8@0.250");
-        assert_eq!(routed("balanced", None, None).unwrap(), "dpmpp2m-12@0.500");
-        assert_eq!(routed("best", None, None).unwrap(), "heun-18@full");
-    }
-
-    #[test]
-    fn a_request_may_change_the_steps_and_the_subnet() {
-        assert_eq!(routed("fast", Some(5), None).unwrap(), "dpmpp2m-5@0.250");
-        assert_eq!(routed("fast", None, Some("0.5")).unwrap(), "dpmpp2m-8@0.500");
-        assert_eq!(routed("best", Some(2), Some("full")).unwrap(), "heun-2@full");
+    fn quality(budget: &str, min_quality: Option<&str>) -> (f64, f64) {
+        let Wish::Quality { floor, target } = resolve(budget, min_quality).unwrap().wish else { panic!("exact") };
+        (floor, target)
     }
 
     #[test]
-    fn a_number_of_steps_that_no_plan_takes_is_refused() {
-        for steps in [0, 1001] {
-            assert!(matches!(routed("fast", Some(steps), None), Err(RoutingError::InvalidPlan(_))));
+    fn each_named_budget_is_a_share_of_the_best_quality() {
+        assert_eq!(quality("fast", None), (0.0, 0.8));
+        assert_eq!(quality("balanced", None), (0.0, 0.95));
+        assert_eq!(quality("best", None), (0.0, 1.0));
+        assert_eq!(resolve("fast", None).unwrap().within, Duration::from_secs(2));
+        assert_eq!(resolve("balanced", None).unwrap().asked, Some(0.96));
+    }
+
+    #[test]
+    fn a_deadline_asks_for_the_best_that_fits() {
+        let resolved = resolve("40ms", None).unwrap();
+        assert_eq!(resolved.within, Duration::from_millis(40));
+        assert_eq!(resolved.wish, Wish::Quality { floor: 0.0, target: 1.0 });
+        assert_eq!(resolved.asked, Some(0.96));
+    }
+
+    #[test]
+    fn a_floor_is_a_share_or_a_plan_of_the_frontier_and_lifts_the_target() {
+        assert_eq!(quality("balanced", Some("0.5")), (0.5, 0.95));
+        assert_eq!(quality("fast", Some("0.9")), (0.9, 0.9));
+        assert_eq!(quality("250ms", Some("dpmpp2m-6@0.500")), (0.9, 1.0));
+        let message = resolve("fast", Some("euler-3@full")).unwrap_err().to_string();
+        assert!(message.contains("`euler-3@full` is not of the frontier"), "{message}");
+        assert!(matches!(resolve("fast", Some("euler-3@0.75")), Err(RoutingError::UnknownSubnet { .. })));
+    }
+
+    #[test]
+    fn an_exact_plan_is_taken_as_it_is() {
+        let resolved = resolve("exact:euler-3@0.25*2,full*1", None).unwrap();
+        let Wish::Exact(plan) = resolved.wish else { panic!("not exact") };
+        assert_eq!((plan.to_string().as_str(), resolved.asked), ("euler-3@0.250*2,full*1", None));
+        assert!(matches!(resolve("exact:heun-4@full", Some("0.5")), Err(RoutingError::Contradiction(_))));
+        let message = resolve("exact:heun-4@0.750", None).unwrap_err().to_string();
+        assert!(message.contains("accepted are 0.250, 0.500, full"), "{message}");
+    }
+
+    #[test]
+    fn a_table_says_what_differs_from_the_defaults_and_nothing_unknown() {
+        let budgets: Budgets = toml::from_str("[fast]\nquality = 0.5").unwrap();
+        assert_eq!(budgets.fast, NamedBudget { quality: 0.5, ..Budgets::default().fast });
+        assert_eq!(budgets.best, Budgets::default().best);
+        for text in ["[fats]\nquality = 0.5", "[fast]\nqualty = 0.5", "fast = \"heun-18@full\"", "[fast]\nquality = \"x\""] {
+            assert!(toml::from_str::<Budgets>(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn an_exact_plan_takes_no_overrides() {
-        assert_eq!(routed("exact:euler-3@0.25*2,full*1", None, None).unwrap(), "euler-3@0.250*2,full*1");
-        assert!(matches!(routed("exact:heun-4@full", Some(5), None), Err(RoutingError::Contradiction(_))));
-    }
-
-    #[test]
-    fn steps_alone_cannot_stretch_a_plan_of_several_subnets() {
-        let budgets = Budgets { fast: "dpmpp2m-12@0.250*8,full*4".parse().unwrap(), ..Budgets::default() };
-        let plan = |steps, subnet: Option<&str>| {
-            let overrides = Overrides { steps, subnet: subnet.map(str::to_owned) };
-            budgets.plan(&Budget::Fast, &overrides, &subnets())
-        };
-        assert!(matches!(plan(Some(6), None), Err(RoutingError::Contradiction(_))));
-        assert_eq!(plan(Some(6), Some("full")).unwrap().to_string(), "dpmpp2m-6@full");
-        assert_eq!(plan(Some(12), None).unwrap(), budgets.fast);
-    }
-
-    #[test]
-    fn a_subnet_that_the_model_lacks_is_refused_with_those_it_has() {
-        for result in [
-            routed("exact:heun-4@0.750", None, None),
-            routed("fast", None, Some("0.75")),
-            routed("fast", None, Some("x")),
-        ] {
-            let message = result.unwrap_err().to_string();
-            assert!(message.contains("accepted are 0.250, 0.500, full"), "{message}");
-        }
-    }
-
-    #[test]
-    fn a_table_with_a_broken_plan_or_an_unknown_budget_is_refused() {
-        assert!(toml::from_str::<Budgets>("fast = \"heun\"").is_err());
-        assert!(toml::from_str::<Budgets>("fats = \"heun-18@full\"").is_err());
-        let table: Budgets = toml::from_str("fast = \"euler-4@full\"").unwrap();
-        assert_eq!(table.fast.to_string(), "euler-4@full");
-        assert_eq!(table.best, Budgets::default().best);
     }
 }

@@ -4,11 +4,20 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoutingError {
     /// The budget is none that we know. -> 400
-    #[error("budget `{0}` is unknown: accepted are fast, balanced, best and exact:<plan>, as in exact:heun-18@full")]
+    #[error(
+        "budget `{0}` is unknown: accepted are fast, balanced, best, a time such as 250ms and exact:<plan>, as in \
+         exact:heun-18@full"
+    )]
     UnknownBudget(String),
+    /// The budget is a time that no request may take. -> 400
+    #[error("budget `{0}` is out of range: accepted are 1ms to 3600s")]
+    InvalidDeadline(String),
     /// The plan of `exact:<plan>` does not parse. -> 400
     #[error("{0}")]
     InvalidPlan(String),
+    /// `min_quality` is neither a plan of the frontier nor a share. -> 400
+    #[error("min_quality {0}: accepted are a plan of the frontier or a share of the best quality from 0 to 1")]
+    InvalidMinQuality(String),
     /// The model has no such subnet. -> 400
     #[error("subnet `{name}` is unknown: accepted are {}", accepted.join(", "))]
     UnknownSubnet {
@@ -17,7 +26,7 @@ pub enum RoutingError {
         /// The subnets of the model, from the narrowest to the widest.
         accepted: Vec<String>,
     },
-    /// `steps` or `subnet` contradict the budget. -> 400
+    /// `min_quality` contradicts the budget. -> 400
     #[error("{0}")]
     Contradiction(String),
 }

@@ -1,9 +1,19 @@
-//! Budgets, and the plan that each one affords. Pure: testable without a model.
+//! Budgets, the plans that they afford, admission and the order of work. Pure: testable without a model.
 
 mod budget;
 mod budgets;
+mod demand;
 mod error;
+mod ladder;
+mod policies;
+mod runs;
+#[cfg(test)]
+mod simulation;
+mod times;
 
-pub use budget::Budget;
-pub use budgets::{Budgets, Overrides, require_subnets};
+pub use budget::{Budget, MinQuality};
+pub use budgets::{Budgets, NamedBudget, Resolved, require_subnets};
 pub use error::RoutingError;
+pub use ladder::{Ladder, Rung};
+pub use policies::{Elastic, Fixed, SlackFit};
+pub use times::StepTimes;

@@ -1,0 +1,123 @@
+//! What the engine asks of whoever decides: which requests it takes, by which plans they run, and what runs next.
+//!
+//! A policy is told the time and never asks for it: it is a state machine that a test can drive with a clock of its own.
+
+use crate::diffusion::Plan;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Names a request within one engine.
+pub type RequestId = u64;
+
+/// A request for images, as a policy sees it. Points in time are since the engine's start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// Its name; no other request of the engine has it.
+    pub id: RequestId,
+    /// When it came.
+    pub arrived: Duration,
+    /// When its last image must be drawn.
+    pub deadline: Duration,
+    /// How many images.
+    pub images: u32,
+    /// Samples that an image adds to a call of the denoiser: 2 under guidance.
+    pub rows: usize,
+    /// What it may run.
+    pub wish: Wish,
+}
+
+impl Ask {
+    /// From its arrival to its deadline.
+    pub fn within(&self) -> Duration {
+        self.deadline.saturating_sub(self.arrived)
+    }
+}
+
+/// What a request may run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wish {
+    /// This plan and no other.
+    Exact(Arc<Plan>),
+    /// A plan of the frontier: as good as can be up to `target`, and never below `floor`. Both are qualities as the
+    /// profile measures them.
+    Quality {
+        /// Below it the client prefers a refusal.
+        floor: f64,
+        /// Above it the client sees no use in waiting.
+        target: f64,
+    },
+}
+
+/// What a policy promises a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// The plan that its images run by, if nothing changes meanwhile.
+    pub plan: Arc<Plan>,
+    /// Its quality, where it was measured.
+    pub quality: Option<f64>,
+}
+
+/// Why a policy does not take a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refusal {
+    /// No accepted plan meets the deadline, even on an idle machine.
+    Infeasible {
+        /// The fastest accepted plan.
+        fastest: Arc<Plan>,
+        /// What it takes on an idle machine.
+        takes: Duration,
+    },
+    /// An idle machine would do it; this one has too much to do.
+    Overloaded {
+        /// When enough of the work will be done.
+        retry_after: Duration,
+    },
+}
+
+/// One image of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Member {
+    /// The request.
+    pub request: RequestId,
+    /// The image's index in it.
+    pub image: u32,
+}
+
+/// One call of the denoiser.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Turn {
+    /// Index of the subnet.
+    pub subnet: usize,
+    /// Whose samples it denoises, each once.
+    pub members: Vec<Member>,
+    /// Images that begin with a plan, and images that go on by another one. They need not be members.
+    pub plans: Vec<(Member, Arc<Plan>)>,
+}
+
+/// Decides for one engine. The engine calls [`Policy::next`], runs the turn, and reports it with [`Policy::ran`].
+pub trait Policy: Send + fmt::Debug {
+    /// What [`Policy::admit`] would answer.
+    ///
+    /// # Errors
+    /// The [`Refusal`].
+    fn quote(&self, ask: &Ask) -> Result<Planned, Refusal>;
+
+    /// Takes a request that arrives now, at `ask.arrived`.
+    ///
+    /// # Errors
+    /// The [`Refusal`]: then nothing is remembered of it.
+    fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal>;
+
+    /// The call to run now; `None` when no image is left.
+    fn next(&mut self, now: Duration) -> Option<Turn>;
+
+    /// The turn has run: every member is one denoiser call further, those that are drawn are forgotten.
+    fn ran(&mut self, turn: &Turn, took: Duration, now: Duration);
+
+    /// Forgets a request: its client has gone, or its batch failed. Unknown ones are no mistake.
+    fn leave(&mut self, request: RequestId);
+
+    /// The work taken and not yet done, in seconds of the device.
+    fn work(&self) -> Duration;
+}

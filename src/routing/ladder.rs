@@ -1,0 +1,220 @@
+//! The frontier as a ladder: plans in ascending order of time and quality.
+
+use crate::diffusion::plan::{Plan, WidthRun};
+use crate::routing::StepTimes;
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// Qualities closer than this are the same: a profile has four decimals.
+const EPSILON: f64 = 1e-6;
+
+/// One plan of the frontier.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rung {
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// Its measured quality.
+    pub quality: f64,
+    /// Its evaluations by subnet.
+    pub calls: Vec<(usize, usize)>,
+    /// Time of an image as a share of efficient batches, in seconds as they were measured.
+    pub seconds: f64,
+    /// Time of an image alone, in seconds as they were measured.
+    pub alone: f64,
+}
+
+/// Plans of which none is beaten on both time and quality, the fastest first. Never empty.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ladder {
+    rungs: Vec<Rung>,
+}
+
+impl Ladder {
+    /// The frontier of these plans and qualities on a machine of these `times`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a plan whose subnet has no times, and where there is no plan at all.
+    pub fn new(plans: impl IntoIterator<Item = (Plan, f64)>, times: &StepTimes) -> Result<Self> {
+        let rung = |(plan, quality): (Plan, f64)| {
+            let calls = calls(&plan, 0, times)?;
+            let seconds = seconds(&calls, times);
+            let alone = calls.iter().map(|&(subnet, count)| count as f64 * times.measured(subnet, 1)).sum();
+            Ok(Rung { plan: Arc::new(plan), quality, calls, seconds, alone })
+        };
+        let mut all = plans.into_iter().map(rung).collect::<Result<Vec<_>>>()?;
+        all.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(b.quality.total_cmp(&a.quality)));
+        let mut rungs: Vec<Rung> = Vec::new();
+        for rung in all {
+            if rungs.last().is_none_or(|last| rung.quality > last.quality + EPSILON) {
+                rungs.push(rung);
+            }
+        }
+        if rungs.is_empty() {
+            return Err(Error::input("frontier", "has no plans; run `accordion profile`"));
+        }
+        Ok(Self { rungs })
+    }
+
+    /// The plans, the fastest first.
+    pub fn rungs(&self) -> &[Rung] {
+        &self.rungs
+    }
+
+    /// The best plan.
+    pub fn best(&self) -> &Rung {
+        &self.rungs[self.top()]
+    }
+
+    /// Index of the best plan.
+    pub fn top(&self) -> usize {
+        self.rungs.len() - 1
+    }
+
+    /// Index of the fastest plan that is at least so good; of the best where none is.
+    pub fn at_least(&self, quality: f64) -> usize {
+        self.rungs.partition_point(|rung| rung.quality + EPSILON < quality).min(self.top())
+    }
+
+    /// The quality of `plan` where it was measured: for plans of the frontier.
+    pub fn quality(&self, plan: &Plan) -> Option<f64> {
+        self.rungs.iter().find(|rung| *rung.plan == *plan).map(|rung| rung.quality)
+    }
+
+    /// About the quality of a plan that was one of the frontier and changed while it ran: that of the best plan of the
+    /// frontier that takes no longer.
+    pub fn estimate(&self, plan: &Plan, times: &StepTimes) -> Option<f64> {
+        self.quality(plan).or_else(|| {
+            let seconds = seconds(&calls(plan, 0, times).ok()?, times);
+            let below = self.rungs.partition_point(|rung| rung.seconds <= seconds * (1.0 + EPSILON));
+            Some(self.rungs[below.saturating_sub(1)].quality)
+        })
+    }
+
+    /// What is left of rung `index` for a plan that has done `done` of its steps: the same share of the rung's
+    /// evaluations as is left of the plan's, on the rung's subnets.
+    pub fn rest(&self, index: usize, plan: &Plan, done: usize) -> Vec<WidthRun> {
+        let rung = &self.rungs[index].plan;
+        let left = (plan.steps - done) as f64 / plan.steps as f64;
+        let per_step = plan.evaluations_at(0).max(1) as f64;
+        let steps = (left * rung.evaluations() as f64 / per_step).round().max(1.0) as usize;
+        let mut runs: Vec<WidthRun> = Vec::new();
+        for step in 0..steps {
+            let position = 1.0 - left * (1.0 - (step as f64 + 0.5) / steps as f64);
+            let subnet = rung.subnet_at(((position * rung.steps as f64) as usize).min(rung.steps - 1));
+            match runs.last_mut() {
+                Some(last) if last.subnet == subnet => last.steps += 1,
+                _ => runs.push(WidthRun { subnet: subnet.to_owned(), steps: 1 }),
+            }
+        }
+        runs
+    }
+}
+
+/// Evaluations of `plan` after `done` steps, by subnet.
+///
+/// # Errors
+/// [`Error::Input`] for a subnet that `times` does not know.
+pub fn calls(plan: &Plan, done: usize, times: &StepTimes) -> Result<Vec<(usize, usize)>> {
+    let mut calls: Vec<(usize, usize)> = Vec::new();
+    for step in done..plan.steps {
+        let name = plan.subnet_at(step);
+        let unknown = || Error::input("frontier", format!("{plan} uses {name}, which the model lacks"));
+        let subnet = times.subnet(name).ok_or_else(unknown)?;
+        match calls.iter_mut().find(|(known, _)| *known == subnet) {
+            Some((_, count)) => *count += plan.evaluations_at(step),
+            None => calls.push((subnet, plan.evaluations_at(step))),
+        }
+    }
+    Ok(calls)
+}
+
+/// The time of these evaluations in efficient batches, in seconds as they were measured.
+pub fn seconds(calls: &[(usize, usize)], times: &StepTimes) -> f64 {
+    calls.iter().map(|&(subnet, count)| count as f64 * times.measured_row(subnet)).sum()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// 0.250 at 1 ms a sample, 0.500 at 2 ms and full at 4 ms; batches bring nothing.
+    pub fn times() -> StepTimes {
+        let row = |name: &str, ms: f64| (name.to_owned(), vec![(1, ms / 1e3), (8, 8.0 * ms / 1e3)]);
+        StepTimes::new([row("0.250", 1.0), row("0.500", 2.0), row("full", 4.0)], 8)
+    }
+
+    /// A frontier of five plans: 2, 4, 12, 32 and 140 ms.
+    pub fn ladder() -> Ladder {
+        let plans = [
+            ("dpmpp2m-2@0.250", 0.6),
+            ("dpmpp2m-4@0.250", 0.8),
+            ("dpmpp2m-6@0.500", 0.9),
+            ("dpmpp2m-8@full", 0.96),
+            ("heun-18@full", 1.0),
+        ];
+        Ladder::new(plans.map(|(plan, quality)| (plan.parse().unwrap(), quality)), &times()).unwrap()
+    }
+
+    #[test]
+    fn a_rung_knows_its_calls_and_its_times() {
+        let ladder = ladder();
+        let times: Vec<f64> = ladder.rungs().iter().map(|rung| (rung.seconds * 1e6).round() / 1e3).collect();
+        assert_eq!(times, [2.0, 4.0, 12.0, 32.0, 140.0]);
+        assert_eq!(ladder.best().calls, [(2, 35)]);
+    }
+
+    #[test]
+    fn a_quality_finds_the_fastest_plan_that_has_it() {
+        let ladder = ladder();
+        let found = [0.0, 0.6, 0.61, 0.9, 0.97, 1.0, 2.0].map(|quality| ladder.at_least(quality));
+        assert_eq!(found, [0, 0, 1, 2, 4, 4, 4]);
+    }
+
+    #[test]
+    fn the_rest_of_a_plan_is_its_share_of_a_rung() {
+        let ladder = ladder();
+        let rest = |index, plan: &str, done| {
+            let runs = ladder.rest(index, &plan.parse().unwrap(), done);
+            runs.iter().map(|run| format!("{}*{}", run.subnet, run.steps)).collect::<Vec<_>>().join(",")
+        };
+        assert_eq!(rest(1, "dpmpp2m-8@full", 4), "0.250*2");
+        assert_eq!(rest(1, "dpmpp2m-8@full", 7), "0.250*1");
+        assert_eq!(rest(2, "heun-18@full", 9), "0.500*2");
+        assert_eq!(rest(4, "dpmpp2m-8@full", 4), "full*18");
+    }
+
+    #[test]
+    fn what_is_known_of_a_quality_is_said_and_no_more() {
+        let (ladder, times) = (ladder(), times());
+        let plan = |text: &str| text.parse::<Plan>().unwrap();
+        assert_eq!(ladder.quality(&plan("dpmpp2m-6@0.500")), Some(0.9));
+        assert_eq!(ladder.quality(&plan("dpmpp2m-5@0.500")), None);
+        assert_eq!(ladder.estimate(&plan("dpmpp2m-6@0.500"), &times), Some(0.9));
+        assert_eq!(ladder.estimate(&plan("dpmpp2m-6@full*4,0.250*2~respace=4/8"), &times), Some(0.9), "18 ms");
+        assert_eq!(ladder.estimate(&plan("euler-1@0.250"), &times), Some(0.6), "less than the fastest");
+    }
+
+    #[test]
+    fn a_plan_of_an_unknown_subnet_is_refused_with_its_name() {
+        let error = Ladder::new([("euler-2@0.333".parse().unwrap(), 1.0)], &times()).unwrap_err();
+        assert!(error.to_string().contains("euler-2@0.333 uses 0.333"), "{error}");
+        assert!(Ladder::new([], &times()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_rung_is_beaten_on_both_time_and_quality(
+            rows in prop::collection::vec((1usize..30, 0usize..3, 0.0f64..1.0), 1..40)
+        ) {
+            let plan = |steps, subnet: usize| format!("euler-{steps}@{}", ["0.250", "0.500", "full"][subnet]);
+            let plans: Vec<(Plan, f64)> =
+                rows.iter().map(|&(steps, subnet, quality)| (plan(steps, subnet).parse().unwrap(), quality)).collect();
+            let ladder = Ladder::new(plans.clone(), &times()).unwrap();
+            let ascending = |pair: &[Rung]| pair[0].seconds < pair[1].seconds && pair[0].quality < pair[1].quality;
+            prop_assert!(ladder.rungs().windows(2).all(ascending));
+            let best = plans.iter().map(|(_, quality)| *quality).fold(0.0, f64::max);
+            prop_assert!(ladder.best().quality >= best - EPSILON);
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Our policy: every request the best image that its budget affords, under any load.
+//!
+//! - **Admission** asks whether every deadline holds, the newcomer's too, if all that has been taken is drawn by the
+//!   fastest plans that its clients accept. If so, it is taken; no other promise is made at this point than a deadline.
+//! - **A plan is chosen when an image begins**, not when it arrives: the best one under a cap that is common to all. The
+//!   cap is the highest rung at which the work that waits and the work that will arrive at the present rate can be done
+//!   in a horizon, and at which every deadline holds. A common cap is what gives the best mean quality, since quality
+//!   grows ever more slowly with time: a second taken from a good image and given to a poor one is a gain.
+//! - **Running images are re-planned** only if deadlines do not hold otherwise: then what is left of them is shortened.
+//! - **The most urgent image leads**; its call is filled up with others at the same subnet, in the order of their
+//!   deadlines, up to the batch at which a sample is cheapest, or less where the leader has no time for that.
+
+use super::{exact_seconds, fill, rows, work};
+use crate::diffusion::plan::Plan;
+use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
+use crate::routing::demand::Demand;
+use crate::routing::runs::{Order, Run, Running, Runs};
+use crate::routing::{Ladder, StepTimes};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What admission adds to every time, for what no prediction knows.
+const ADMISSION_SAFETY: f64 = 1.25;
+/// The same when plans are chosen: less, so that what was admitted seldom has to be re-planned.
+const PLANNING_SAFETY: f64 = 1.15;
+/// The horizon in which work shall be done, in typical deadlines.
+const HORIZON: f64 = 0.5;
+/// How much of the horizon is given out. Above 1 some work always waits, so that the device never does.
+const UTILISATION: f64 = 1.1;
+/// Retry-After at most.
+const MAX_RETRY: Duration = Duration::from_secs(300);
+
+/// Degrades instead of dropping; refuses only what would break a deadline.
+#[derive(Debug)]
+pub struct Elastic {
+    ladder: Ladder,
+    times: StepTimes,
+    max_batch: usize,
+    runs: Runs,
+    demand: Demand,
+    /// When the call that runs now should be over.
+    busy_until: Duration,
+}
+
+/// How much is squeezed out of requests to make deadlines hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Squeeze {
+    /// Waiting images run on this rung at most.
+    waiting: usize,
+    /// Running images are re-planned to this rung, where that is less than they have left.
+    running: Option<usize>,
+}
+
+impl Elastic {
+    /// On the plans of `ladder`; a call holds at most `max_batch` samples.
+    pub fn new(ladder: Ladder, times: StepTimes, max_batch: usize) -> Self {
+        let demand = Demand::new(ladder.rungs().len());
+        Self { ladder, times, max_batch, runs: Runs::new(Order::Deadline), demand, busy_until: Duration::ZERO }
+    }
+
+    /// The lowest and the highest rung that a request accepts; `None` for an exact plan.
+    fn range(&self, wish: &Wish) -> Option<(usize, usize)> {
+        match wish {
+            Wish::Exact(_) => None,
+            Wish::Quality { floor, target } => {
+                let floor = self.ladder.at_least(*floor);
+                Some((floor, self.ladder.at_least(*target).max(floor)))
+            }
+        }
+    }
+
+    /// The rung of a waiting image under a cap; `None` for an exact plan.
+    fn rung(&self, wish: &Wish, cap: usize) -> Option<usize> {
+        self.range(wish).map(|(floor, top)| cap.clamp(floor, top))
+    }
+
+    fn plan(&self, wish: &Wish, cap: usize) -> Arc<Plan> {
+        match (wish, self.rung(wish, cap)) {
+            (Wish::Exact(plan), _) => plan.clone(),
+            (_, rung) => self.ladder.rungs()[rung.unwrap_or(0)].plan.clone(),
+        }
+    }
+
+    /// Time of an image that waits, in efficient batches, and its denoiser calls.
+    fn waiting(&self, wish: &Wish, cap: usize) -> (f64, usize) {
+        match (wish, self.rung(wish, cap)) {
+            (Wish::Exact(plan), _) => (exact_seconds(plan, &self.times), plan.evaluations()),
+            (_, rung) => {
+                let rung = &self.ladder.rungs()[rung.unwrap_or(0)];
+                (rung.seconds, rung.plan.evaluations())
+            }
+        }
+    }
+
+    /// Time of what is left of a running image and its calls, where it may be re-planned down to `rung`.
+    fn left(&self, wish: &Wish, running: &Running, rung: Option<usize>) -> (f64, usize) {
+        let as_it_is = (running.left, running.calls);
+        let Some(rung) = rung.and_then(|cap| self.rung(wish, cap)) else { return as_it_is };
+        let (step, _) = running.plan.position(running.done);
+        let share = (running.plan.steps - step) as f64 / running.plan.steps as f64;
+        let target = &self.ladder.rungs()[rung];
+        let calls = (share * target.plan.evaluations() as f64).round().max(1.0);
+        let seconds = target.seconds * calls / target.plan.evaluations() as f64;
+        // In the middle of a step the second half comes first.
+        let half = if running.boundary().is_none() { (self.times.measured_row(running.subnet), 1) } else { (0.0, 0) };
+        if seconds + half.0 < as_it_is.0 { (seconds + half.0, calls as usize + half.1) } else { as_it_is }
+    }
+
+    /// The largest lateness of any deadline, in seconds (negative: how much time is to spare), if work is done in the
+    /// order of deadlines under `squeeze` and `extra` is taken too.
+    fn lateness(&self, now: Duration, squeeze: Squeeze, extra: Option<&Ask>, safety: f64) -> f64 {
+        let place = extra.map(|ask| self.runs.place(ask));
+        let scale = safety * self.times.scale();
+        let begun = self.busy_until.saturating_sub(now).as_secs_f64();
+        let crowd: usize = self.runs.iter().map(|run| run.ask.rows * (run.running.len() + run.waiting() as usize)).sum();
+        let crowd = crowd + extra.map_or(0, |ask| ask.rows * ask.images as usize);
+        let (mut total, mut worst) = (0.0, f64::NEG_INFINITY);
+        let mut add = |ask: &Ask, seconds: f64, calls: usize, subnet: usize| {
+            total += seconds * ask.rows as f64;
+            let batch = self.times.efficient_batch(subnet).min(crowd).max(ask.rows.min(self.max_batch));
+            let alone = calls as f64 * self.times.measured(subnet, batch);
+            let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
+            worst = f64::max(worst, begun + scale * f64::max(total, alone) - due);
+        };
+        let widest = self.times.subnets().len() - 1;
+        for (index, run) in self.runs.iter().enumerate() {
+            if let Some(ask) = extra.filter(|_| place == Some(index)) {
+                let (seconds, calls) = self.waiting(&ask.wish, squeeze.waiting);
+                add(ask, seconds * f64::from(ask.images), calls, self.subnet(&ask.wish, squeeze.waiting));
+            }
+            let (mut seconds, mut calls, mut subnet) = (0.0, 0, 0);
+            if run.waiting() > 0 {
+                let (image, most) = self.waiting(&run.ask.wish, squeeze.waiting);
+                (seconds, calls) = (image * f64::from(run.waiting()), most);
+                subnet = self.subnet(&run.ask.wish, squeeze.waiting);
+            }
+            for running in &run.running {
+                let (left, most) = self.left(&run.ask.wish, running, squeeze.running);
+                seconds += left;
+                calls = calls.max(most);
+                subnet = subnet.max(running.subnet);
+            }
+            add(&run.ask, seconds, calls, subnet.min(widest));
+        }
+        if let Some(ask) = extra.filter(|_| place == Some(self.runs.iter().len())) {
+            let (seconds, calls) = self.waiting(&ask.wish, squeeze.waiting);
+            add(ask, seconds * f64::from(ask.images), calls, self.subnet(&ask.wish, squeeze.waiting));
+        }
+        worst
+    }
+
+    /// The widest subnet of a waiting image's plan.
+    fn subnet(&self, wish: &Wish, cap: usize) -> usize {
+        match (wish, self.rung(wish, cap)) {
+            (Wish::Exact(plan), _) => {
+                plan.widths.iter().filter_map(|run| self.times.subnet(&run.subnet)).max().unwrap_or(0)
+            }
+            (_, rung) => self.ladder.rungs()[rung.unwrap_or(0)].calls.iter().map(|call| call.0).max().unwrap_or(0),
+        }
+    }
+
+    /// The highest rung for which `holds`, which holds below any rung for which it holds; `None` if it never does.
+    fn highest(&self, holds: impl Fn(usize) -> bool) -> Option<usize> {
+        let (mut low, mut high) = (0, self.ladder.rungs().len());
+        while low < high {
+            let middle = (low + high) / 2;
+            if holds(middle) { low = middle + 1 } else { high = middle }
+        }
+        low.checked_sub(1)
+    }
+
+    /// The cap for waiting images; `None` where deadlines do not hold even with the fastest plans.
+    fn cap(&self, now: Duration, extra: Option<&Ask>) -> Option<usize> {
+        self.highest(|cap| {
+            let squeeze = Squeeze { waiting: cap, running: None };
+            // The lowest rung need not be sustainable: there is no other.
+            self.lateness(now, squeeze, extra, PLANNING_SAFETY) <= 0.0 && (cap == 0 || self.sustains(cap))
+        })
+    }
+
+    /// Whether the work that waits and the work that will arrive is done within the horizon under a cap.
+    fn sustains(&self, cap: usize) -> bool {
+        let Some(within) = self.demand.within() else { return true };
+        let horizon = HORIZON * within / self.times.scale();
+        let waits = work(&self.runs, |wish| self.waiting(wish, cap).0);
+        let arrives = horizon * self.demand.at(cap, |rung| self.ladder.rungs()[rung].seconds);
+        waits + arrives <= UTILISATION * horizon
+    }
+
+    /// Time of a request on an idle machine with the fastest plans that it accepts, as it was measured.
+    fn idle(&self, ask: &Ask) -> f64 {
+        let (seconds, calls) = self.waiting(&ask.wish, 0);
+        let alone = calls as f64 * self.times.measured(self.subnet(&ask.wish, 0), ask.rows);
+        alone.max(seconds * ask.rows as f64 * f64::from(ask.images))
+    }
+
+    /// Shortens running images until deadlines hold, or as far as their clients accept.
+    fn squeeze(&mut self, now: Duration) -> Vec<(Member, Arc<Plan>)> {
+        let with = |rung| Squeeze { waiting: 0, running: Some(rung) };
+        let rung = self.highest(|rung| self.lateness(now, with(rung), None, PLANNING_SAFETY) <= 0.0).unwrap_or(0);
+        let mut changes = Vec::new();
+        for run in self.runs.iter() {
+            for running in &run.running {
+                let Some(step) = running.boundary() else { continue };
+                let Some(target) = self.rung(&run.ask.wish, rung) else { continue };
+                if self.left(&run.ask.wish, running, Some(rung)).0 >= running.left {
+                    continue;
+                }
+                let rest = self.ladder.rest(target, &running.plan, step);
+                if let Some(plan) = running.plan.continued(step, &rest) {
+                    changes.push((Member { request: run.ask.id, image: running.image }, Arc::new(plan)));
+                }
+            }
+        }
+        changes.iter().for_each(|(member, plan)| self.runs.replan(*member, plan.clone(), &self.times));
+        changes
+    }
+
+    /// The batch for a leader: the most efficient one, or less where its time is too short for that.
+    fn batch(&self, now: Duration, leader: &Run, running: &Running) -> usize {
+        let slack = leader.ask.deadline.saturating_sub(now).as_secs_f64();
+        let mut batch = self.times.efficient_batch(running.subnet).max(leader.ask.rows).min(self.max_batch);
+        while batch > leader.ask.rows
+            && running.calls as f64 * self.times.call(running.subnet, batch) * PLANNING_SAFETY > slack
+        {
+            batch /= 2;
+        }
+        batch
+    }
+
+    fn first_waiting(&self) -> Option<usize> {
+        self.runs.iter().position(|run| run.waiting() > 0)
+    }
+}
+
+impl Policy for Elastic {
+    fn quote(&self, ask: &Ask) -> Result<Planned, Refusal> {
+        let takes = self.times.scale() * self.idle(ask);
+        if takes > ask.within().as_secs_f64() {
+            let takes = Duration::from_secs_f64(takes);
+            return Err(Refusal::Infeasible { fastest: self.plan(&ask.wish, 0), takes });
+        }
+        let fastest = Squeeze { waiting: 0, running: Some(0) };
+        let late = self.lateness(ask.arrived, fastest, Some(ask), ADMISSION_SAFETY);
+        if late > 0.0 && !self.runs.is_empty() {
+            let retry_after = Duration::from_secs_f64(late).min(MAX_RETRY);
+            return Err(Refusal::Overloaded { retry_after });
+        }
+        let cap = self.cap(ask.arrived, Some(ask)).unwrap_or(0);
+        let plan = self.plan(&ask.wish, cap);
+        Ok(Planned { quality: self.ladder.quality(&plan), plan })
+    }
+
+    fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
+        // Before the demand knows of it: what a request gets depends on the others and on its own budget alone.
+        let planned = self.quote(&ask);
+        let (within, rows) = (ask.within(), ask.rows as f64 * f64::from(ask.images));
+        match self.range(&ask.wish) {
+            Some((_, top)) => self.demand.ask(ask.arrived, within, top, rows),
+            None => self.demand.ask_exact(ask.arrived, within, rows * self.waiting(&ask.wish, 0).0),
+        }
+        planned.inspect(|_| self.runs.insert(ask))
+    }
+
+    fn next(&mut self, now: Duration) -> Option<Turn> {
+        let mut plans = Vec::new();
+        let cap = match self.cap(now, None) {
+            Some(cap) => cap,
+            None => {
+                plans = self.squeeze(now);
+                0
+            }
+        };
+        // The most urgent request leads; its next image begins where none of it runs.
+        let leader = self.runs.iter().next()?;
+        if leader.running.is_empty() {
+            let plan = self.plan(&leader.ask.wish, cap);
+            plans.push((self.runs.begin(0, plan.clone(), &self.times), plan));
+        }
+        let leader = self.runs.iter().next()?;
+        let first = leader.running.first()?;
+        let (subnet, batch) = (first.subnet, self.batch(now, leader, first));
+        // Others begin while there is room beside those that run already.
+        let mut members = fill(&self.runs, subnet, batch);
+        while rows(&self.runs, &members) < batch {
+            let Some(place) = self.first_waiting() else { break };
+            let run = self.runs.iter().nth(place)?;
+            let plan = self.plan(&run.ask.wish, cap);
+            if self.times.subnet(plan.subnet_at(0)) != Some(subnet) || rows(&self.runs, &members) + run.ask.rows > batch {
+                break;
+            }
+            let member = self.runs.begin(place, plan.clone(), &self.times);
+            plans.push((member, plan));
+            members.push(member);
+        }
+        let takes = self.times.call(subnet, rows(&self.runs, &members));
+        self.busy_until = now + Duration::from_secs_f64(takes);
+        Some(Turn { subnet, members, plans })
+    }
+
+    fn ran(&mut self, turn: &Turn, took: Duration, now: Duration) {
+        self.times.observe(turn.subnet, rows(&self.runs, &turn.members).max(1), took, now);
+        self.runs.advance(turn, &self.times);
+        self.busy_until = now;
+    }
+
+    fn leave(&mut self, request: RequestId) {
+        self.runs.remove(request);
+    }
+
+    fn work(&self) -> Duration {
+        let image = |wish: &Wish| self.waiting(wish, 0).0;
+        Duration::from_secs_f64(self.times.scale() * work(&self.runs, image))
+    }
+}

@@ -1,0 +1,75 @@
+//! One plan for every request, first come first served: what a server of one network does.
+
+use super::{exact_seconds, fill, rows, work};
+use crate::diffusion::plan::Plan;
+use crate::engine::policy::{Ask, Planned, Policy, Refusal, RequestId, Turn, Wish};
+use crate::routing::StepTimes;
+use crate::routing::runs::{Order, Runs};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Runs one plan, but where a request names its own; batches by step, in the order of arrival; refuses nothing and knows
+/// no deadlines.
+#[derive(Debug)]
+pub struct Fixed {
+    plan: Arc<Plan>,
+    quality: Option<f64>,
+    times: StepTimes,
+    max_batch: usize,
+    runs: Runs,
+}
+
+impl Fixed {
+    /// Runs `plan`, whose quality is `quality` where it is known.
+    pub fn new(plan: Arc<Plan>, quality: Option<f64>, times: StepTimes, max_batch: usize) -> Self {
+        Self { plan, quality, times, max_batch, runs: Runs::new(Order::Arrival) }
+    }
+
+    fn plan(&self, wish: &Wish) -> Arc<Plan> {
+        match wish {
+            Wish::Exact(plan) => plan.clone(),
+            Wish::Quality { .. } => self.plan.clone(),
+        }
+    }
+}
+
+impl Policy for Fixed {
+    fn quote(&self, ask: &Ask) -> Result<Planned, Refusal> {
+        let plan = self.plan(&ask.wish);
+        Ok(Planned { quality: self.quality.filter(|_| plan == self.plan), plan })
+    }
+
+    fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
+        let planned = self.quote(&ask)?;
+        self.runs.insert(ask);
+        Ok(planned)
+    }
+
+    fn next(&mut self, _now: Duration) -> Option<Turn> {
+        let mut plans = Vec::new();
+        let mut running: usize = self.runs.iter().map(|run| run.ask.rows * run.running.len()).sum();
+        while running < self.max_batch {
+            let Some(place) = self.runs.iter().position(|run| run.waiting() > 0) else { break };
+            let run = self.runs.iter().nth(place)?;
+            running += run.ask.rows;
+            let plan = self.plan(&run.ask.wish);
+            plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
+        }
+        let subnet = self.runs.iter().flat_map(|run| &run.running).next()?.subnet;
+        Some(Turn { subnet, members: fill(&self.runs, subnet, self.max_batch), plans })
+    }
+
+    fn ran(&mut self, turn: &Turn, took: Duration, now: Duration) {
+        self.times.observe(turn.subnet, rows(&self.runs, &turn.members).max(1), took, now);
+        self.runs.advance(turn, &self.times);
+    }
+
+    fn leave(&mut self, request: RequestId) {
+        self.runs.remove(request);
+    }
+
+    fn work(&self) -> Duration {
+        let image = |wish: &Wish| exact_seconds(&self.plan(wish), &self.times);
+        Duration::from_secs_f64(self.times.scale() * work(&self.runs, image))
+    }
+}

@@ -1,0 +1,171 @@
+//! How long a call of the denoiser takes: measured beforehand, corrected while serving.
+
+use std::time::Duration;
+
+/// A larger batch is worth waiting for while it makes a sample this much cheaper.
+const WORTHWHILE: f64 = 0.98;
+/// How far one call moves the correction.
+const GAIN: f64 = 0.05;
+/// One call counts at most as this many times slower or faster than predicted: a hiccup is no trend.
+const CLIP: f64 = 2.0;
+/// The correction stays within these: beyond them the profile is of another machine.
+const SCALE: [f64; 2] = [0.25, 16.0];
+/// What was learnt halves about every 20 s, so that a machine that was slow once is not believed to be slow for ever.
+const DECAY_S: f64 = 30.0;
+
+/// The time of a call by subnet and batch, in seconds.
+///
+/// Between measured batches it is linear; beyond the largest one it goes on as it did before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepTimes {
+    subnets: Vec<String>,
+    /// By subnet: (batch, seconds), ascending in batch.
+    measured: Vec<Vec<(usize, f64)>>,
+    efficient: Vec<usize>,
+    /// The machine's slowness now, over that of the measurement.
+    scale: f64,
+    updated: Duration,
+}
+
+impl StepTimes {
+    /// From measured `(batch, seconds)` of each subnet, narrow to wide. Batches above `max_batch` are never run.
+    ///
+    /// # Panics
+    /// If a subnet has no measurement.
+    pub fn new(rows: impl IntoIterator<Item = (String, Vec<(usize, f64)>)>, max_batch: usize) -> Self {
+        let (subnets, mut measured): (Vec<String>, Vec<Vec<(usize, f64)>>) = rows.into_iter().unzip();
+        for row in &mut measured {
+            assert!(!row.is_empty(), "a subnet without a measured time");
+            row.sort_by_key(|&(batch, _)| batch);
+        }
+        let mut times = Self { subnets, measured, efficient: Vec::new(), scale: 1.0, updated: Duration::ZERO };
+        times.efficient = (0..times.subnets.len()).map(|subnet| times.most_efficient(subnet, max_batch)).collect();
+        times
+    }
+
+    /// Names of the subnets, narrow to wide.
+    pub fn subnets(&self) -> &[String] {
+        &self.subnets
+    }
+
+    /// Index of a subnet.
+    pub fn subnet(&self, name: &str) -> Option<usize> {
+        self.subnets.iter().position(|subnet| subnet == name)
+    }
+
+    /// The time of a call of `rows` samples as it was measured.
+    pub fn measured(&self, subnet: usize, rows: usize) -> f64 {
+        let points = &self.measured[subnet];
+        let after = points.partition_point(|&(batch, _)| batch < rows).min(points.len() - 1);
+        let (high, low) = (points[after], points[after.saturating_sub(1)]);
+        match (high.0 == low.0, rows < high.0 && after == 0) {
+            // One point, or before the first: a smaller batch takes no less that anybody knows; a larger one its share.
+            (true, true) => high.1,
+            (true, false) => high.1 * rows as f64 / high.0 as f64,
+            (false, _) => {
+                let slope = (high.1 - low.1) / (high.0 - low.0) as f64;
+                (high.1 + slope * (rows as f64 - high.0 as f64)).max(0.5 * low.1)
+            }
+        }
+    }
+
+    /// The time of a call of `rows` samples now.
+    pub fn call(&self, subnet: usize, rows: usize) -> f64 {
+        self.scale * self.measured(subnet, rows)
+    }
+
+    /// The time of a sample in a call of the efficient batch, as it was measured.
+    pub fn measured_row(&self, subnet: usize) -> f64 {
+        self.measured(subnet, self.efficient[subnet]) / self.efficient[subnet] as f64
+    }
+
+    /// The smallest batch at which a sample is about as cheap as it gets.
+    pub fn efficient_batch(&self, subnet: usize) -> usize {
+        self.efficient[subnet]
+    }
+
+    /// How much slower than measured the machine is now.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// Learns from a call. Bounded: one call moves the correction by 5 % at most, and it decays over 30 s.
+    pub fn observe(&mut self, subnet: usize, rows: usize, took: Duration, now: Duration) {
+        let idle = now.saturating_sub(self.updated).as_secs_f64();
+        self.updated = now;
+        self.scale = 1.0 + (self.scale - 1.0) * (-idle / DECAY_S).exp();
+        let ratio = took.as_secs_f64() / self.measured(subnet, rows);
+        let ratio = ratio.clamp(self.scale / CLIP, self.scale * CLIP);
+        self.scale = (self.scale + GAIN * (ratio - self.scale)).clamp(SCALE[0], SCALE[1]);
+    }
+
+    fn most_efficient(&self, subnet: usize, max_batch: usize) -> usize {
+        let row = |batch: usize| self.measured(subnet, batch) / batch as f64;
+        let candidates = || {
+            let measured = self.measured[subnet].iter().map(|&(batch, _)| batch.min(max_batch));
+            [1].into_iter().chain(measured)
+        };
+        let best = candidates().map(row).fold(f64::INFINITY, f64::min);
+        candidates().filter(|&batch| row(batch) * WORTHWHILE <= best).min().unwrap_or(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn times(points: &[(usize, f64)]) -> StepTimes {
+        StepTimes::new([("full".to_owned(), points.to_vec())], 16)
+    }
+
+    #[test]
+    fn times_are_linear_between_measured_batches_and_beyond_them() {
+        let times = times(&[(4, 7.0), (1, 4.0), (16, 13.0)]);
+        let calls = [1, 2, 4, 10, 16, 20].map(|rows| times.call(0, rows));
+        assert_eq!(calls, [4.0, 5.0, 7.0, 10.0, 13.0, 15.0]);
+    }
+
+    #[test]
+    fn one_measured_batch_gives_the_others_their_share() {
+        let times = times(&[(2, 4.0)]);
+        assert_eq!([1, 2, 4].map(|rows| times.call(0, rows)), [4.0, 4.0, 8.0]);
+    }
+
+    #[test]
+    fn the_efficient_batch_is_the_smallest_that_is_about_as_cheap_as_any() {
+        assert_eq!(times(&[(1, 1.0), (2, 1.9), (4, 3.76), (8, 7.9)]).efficient_batch(0), 2);
+        assert_eq!(times(&[(1, 1.0), (2, 2.1)]).efficient_batch(0), 1);
+        assert_eq!(times(&[(1, 1.0), (64, 1.5)]).efficient_batch(0), 16, "no more than may run");
+    }
+
+    #[test]
+    fn a_slower_machine_is_noticed_and_forgotten() {
+        let mut times = times(&[(1, 0.01)]);
+        let second = Duration::from_secs(1);
+        for _ in 0..100 {
+            times.observe(0, 1, Duration::from_millis(30), second);
+        }
+        assert!((times.scale() - 3.0).abs() < 0.1, "{}", times.scale());
+        times.observe(0, 1, Duration::from_millis(10), 200 * second);
+        assert!((times.scale() - 1.0).abs() < 0.02, "{}", times.scale());
+    }
+
+    #[test]
+    fn one_hiccup_moves_the_correction_by_a_twentieth() {
+        let mut times = times(&[(1, 0.01)]);
+        times.observe(0, 1, Duration::from_secs(60), Duration::ZERO);
+        assert!((times.scale() - 1.05).abs() < 1e-9);
+    }
+
+    proptest! {
+        #[test]
+        fn the_correction_stays_bounded(calls in prop::collection::vec((0.0f64..100.0, 0.0f64..100.0), 0..200)) {
+            let mut times = times(&[(1, 0.01)]);
+            for (took, now) in calls {
+                times.observe(0, 1, Duration::from_secs_f64(took), Duration::from_secs_f64(now));
+                prop_assert!((SCALE[0]..=SCALE[1]).contains(&times.scale()));
+            }
+        }
+    }
+}
