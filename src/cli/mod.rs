@@ -70,17 +70,22 @@ impl Command {
 
 /// For a flag of samples in a call.
 fn batch(text: &str) -> std::result::Result<usize, String> {
-    number(text, 1 << 16)
+    number(text, 1, 1 << 16)
 }
 
 /// For a flag of threads.
 fn threads(text: &str) -> std::result::Result<usize, String> {
-    number(text, Threads::MOST)
+    number(text, 1, Threads::MOST)
 }
 
-fn number(text: &str, most: usize) -> std::result::Result<usize, String> {
-    let number = text.trim().parse().ok().filter(|number| (1..=most).contains(number));
-    number.ok_or_else(|| format!("must be a number from 1 to {most}"))
+/// For a flag of images to compare.
+fn images(text: &str) -> std::result::Result<usize, String> {
+    number(text, 2, 1 << 16)
+}
+
+fn number(text: &str, least: usize, most: usize) -> std::result::Result<usize, String> {
+    let number = text.trim().parse().ok().filter(|number| (least..=most).contains(number));
+    number.ok_or_else(|| format!("must be a number from {least} to {most}"))
 }
 
 /// For a flag of seconds to measure.

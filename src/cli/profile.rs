@@ -2,8 +2,8 @@
 
 use super::table::{Align, Table};
 use crate::Result;
-use crate::evaluation::latency::{self, Setting};
-use crate::evaluation::profile::{Device, Latency, PROFILE, Profile};
+use crate::evaluation::profile::{PROFILE, Profile};
+use crate::evaluation::survey::Effort;
 use crate::nets::{Model, Runner, Threads};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,6 +31,9 @@ pub struct Args {
     /// Seconds for each subnet and batch.
     #[arg(long, default_value = "0.5", value_parser = super::seconds)]
     seconds: Duration,
+    /// Images of each plan whose quality is measured: seeds from 0, with classes in turn.
+    #[arg(long, default_value = "40", value_parser = super::images)]
+    images: usize,
     /// The file, if not `profile.toml` in the model directory.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -41,18 +44,10 @@ impl Args {
     pub fn run(self) -> Result<()> {
         let model = Model::open(&self.model)?;
         let mut runner = Runner::new(&model, Threads { count: self.threads, pin: self.pin })?;
-        let threads = runner.threads();
-        let batches = self.batches();
-        let every = (0..model.subnets().len()).flat_map(|subnet| batches.iter().map(move |&batch| (subnet, batch)));
-        let settings: Vec<_> = every.map(|(subnet, batch)| Setting { subnet, batch, threads }).collect();
-        let timings = latency::measure(&mut runner, &settings, self.pin, self.seconds);
-        let rows = settings.iter().zip(timings.ms).map(|(setting, ms)| Latency {
-            subnet: model.subnets()[setting.subnet].name.clone(),
-            batch: setting.batch,
-            // Nothing smaller is real.
-            ms: (ms * 1e4).round().max(1.0) / 1e4,
-        });
-        let profile = Profile::new(Device::here(threads), runner.weight_bytes(), rows.collect());
+        let batches = self.batches().into_iter().collect();
+        let effort = Effort::Thorough { batches, time: self.seconds, images: self.images };
+        let survey = Profile::measure(&mut runner, model.card.noise, self.pin, &effort, &mut |_| {})?;
+        let profile = survey.profile;
         print!("{}", Summary(&profile));
         profile.write(&self.out.unwrap_or_else(|| self.model.join(PROFILE)))
     }

@@ -8,8 +8,21 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// Rounds over all settings: what disturbs the machine for a while then hits all of them.
-const ROUNDS: u32 = 8;
+/// How long to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Time for the calls of each setting.
+    pub time: Duration,
+    /// Rounds over all settings, at least 1: what disturbs the machine for a while then hits all of them.
+    pub rounds: u32,
+}
+
+impl Pace {
+    /// So much time for each setting, in enough rounds for the median to pass over a disturbance.
+    pub fn thorough(time: Duration) -> Self {
+        Self { time, rounds: 8 }
+    }
+}
 
 /// One way to call a denoiser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +80,15 @@ impl Input {
     }
 }
 
-/// Times the calls of each setting for about `time`, in rounds over all of them; a setting has at least one call a
-/// round, after one that is not timed. The runner is left with the threads of the last setting.
-pub fn measure(runner: &mut Runner, settings: &[Setting], pin: bool, time: Duration) -> Timings {
+/// Times the calls of each setting at this pace; a setting has at least one call a round, after one that is not timed.
+/// `progress` is told how many rounds are over. The runner is left with the threads of the last setting.
+pub fn measure(
+    runner: &mut Runner,
+    settings: &[Setting],
+    pin: bool,
+    pace: Pace,
+    progress: &mut dyn FnMut(u32),
+) -> Timings {
     let mut inputs = BTreeMap::new();
     let mut by_threads: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, setting) in settings.iter().enumerate() {
@@ -78,7 +97,8 @@ pub fn measure(runner: &mut Runner, settings: &[Setting], pin: bool, time: Durat
     }
     let mut ms = vec![Vec::new(); settings.len()];
     let mut peaks: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-    for _ in 0..ROUNDS {
+    for round in 0..pace.rounds {
+        progress(round);
         for (&threads, indices) in &by_threads {
             runner.set_threads(Threads { count: Some(threads), pin });
             peaks.entry(threads).or_default().push(peak::gflops(runner.team()));
@@ -87,7 +107,7 @@ pub fn measure(runner: &mut Runner, settings: &[Setting], pin: bool, time: Durat
                 let input = &inputs[&batch];
                 // Wakes the team, and brings weights and buffers into the caches.
                 input.call(runner, subnet);
-                let end = Instant::now() + time / ROUNDS;
+                let end = Instant::now() + pace.time / pace.rounds;
                 loop {
                     let start = Instant::now();
                     input.call(runner, subnet);
@@ -100,6 +120,7 @@ pub fn measure(runner: &mut Runner, settings: &[Setting], pin: bool, time: Durat
             }
         }
     }
+    progress(pace.rounds);
     Timings {
         ms: ms.into_iter().map(median).collect(),
         peak_gflops: peaks.into_iter().map(|(threads, rates)| (threads, median(rates))).collect(),

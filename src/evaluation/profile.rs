@@ -1,5 +1,9 @@
-//! `profile.toml`: what a model's subnets cost on this machine. Written by `accordion profile`.
+//! `profile.toml`: what a model's subnets cost on this machine, and what its plans are worth. Written by
+//! `accordion profile`.
 
+use super::frontier::{Point, pareto, time_of};
+use super::quality::{METRIC, Yardstick, reference};
+use crate::diffusion::Plan;
 use crate::files::{read_toml, write_toml};
 use crate::ops::cpu::peak;
 use crate::supernet::Subnet;
@@ -8,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Version of the file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Its name in a model directory.
 pub const PROFILE: &str = "profile.toml";
 
-/// The latency of a model on one machine. What its subnets are worth belongs here too, once it is measured.
+/// The latency of a model on one machine, and the plans that are worth serving there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
@@ -22,8 +26,12 @@ pub struct Profile {
     pub weight_bytes: u64,
     /// What was measured on.
     pub device: Device,
+    /// What the quality of a plan is.
+    pub quality: Quality,
     /// Every subnet at every batch.
     pub latency: Vec<Latency>,
+    /// The plans that no other beats on both time and quality, ascending in both.
+    pub frontier: Vec<Rated>,
 }
 
 /// A machine, as far as times depend on it.
@@ -36,6 +44,30 @@ pub struct Device {
     pub threads: usize,
     /// The instruction set of the kernels.
     pub instruction_set: String,
+}
+
+/// How quality was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quality {
+    /// What it is; [`METRIC`] is the only one so far.
+    pub metric: String,
+    /// The plan that has quality 1.
+    pub reference: Plan,
+    /// Images of each plan.
+    pub images: usize,
+    /// What the metric's distance is for unrelated images, whose quality is 0.
+    pub unrelated: f64,
+}
+
+/// A plan of the frontier. Its time follows from [`Profile::latency`]: see [`Profile::image_ms`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rated {
+    /// The plan.
+    pub plan: Plan,
+    /// Its quality, at most 1.
+    pub quality: f64,
 }
 
 /// The time of one call.
@@ -65,10 +97,52 @@ fn model_name(info: &str) -> Option<&str> {
     Some(line.split_once(':')?.1.trim()).filter(|name| !name.is_empty())
 }
 
+impl From<&Yardstick> for Quality {
+    fn from(yardstick: &Yardstick) -> Self {
+        Self {
+            metric: METRIC.to_owned(),
+            reference: reference(),
+            images: yardstick.images(),
+            // A file for people.
+            unrelated: (yardstick.unrelated() * 1e6).round().max(1.0) / 1e6,
+        }
+    }
+}
+
+/// The time of a subnet's call on one image, in milliseconds: a sample's share of the smallest batch in `latency`.
+pub fn call_ms(latency: &[Latency], subnet: &str) -> Option<f64> {
+    let rows = latency.iter().filter(|row| row.subnet == subnet);
+    rows.min_by_key(|row| row.batch).map(|row| row.ms / row.batch as f64)
+}
+
 impl Profile {
-    /// A profile of the current format.
-    pub fn new(device: Device, weight_bytes: usize, latency: Vec<Latency>) -> Self {
-        Self { format: FORMAT, weight_bytes: weight_bytes as u64, device, latency }
+    /// A profile of the current format, with those of `points` that are on the frontier; their times are taken from
+    /// `latency`.
+    pub fn new(
+        device: Device,
+        weight_bytes: usize,
+        quality: Quality,
+        latency: Vec<Latency>,
+        points: impl IntoIterator<Item = Rated>,
+    ) -> Self {
+        let timed = |Rated { plan, quality }: Rated| {
+            let ms = time_of(&plan, |subnet| call_ms(&latency, subnet))?;
+            Some(Point { plan, ms, quality })
+        };
+        let frontier = pareto(points.into_iter().filter_map(timed).collect());
+        let frontier = frontier.into_iter().map(|Point { plan, quality, .. }| Rated { plan, quality }).collect();
+        Self { format: FORMAT, weight_bytes: weight_bytes as u64, device, quality, latency, frontier }
+    }
+
+    /// The same qualities with the times of another machine: plans that others beat there are left out.
+    pub fn with_latency(self, device: Device, latency: Vec<Latency>) -> Self {
+        Self::new(device, self.weight_bytes as usize, self.quality, latency, self.frontier)
+    }
+
+    /// The time of an image that is drawn with `plan` alone on the idle machine, in milliseconds: the calls of its
+    /// subnets at the smallest batch that was measured. `None` for a subnet that has no row.
+    pub fn image_ms(&self, plan: &Plan) -> Option<f64> {
+        time_of(plan, |subnet| call_ms(&self.latency, subnet))
     }
 
     /// Reads a file.
@@ -109,7 +183,7 @@ impl Profile {
     fn check(&self) -> std::result::Result<(), (String, String)> {
         let refuse = |field: &str, problem: String| Err((field.to_owned(), problem));
         if self.format != FORMAT {
-            return refuse("format", format!("version {} is not {FORMAT}", self.format));
+            return refuse("format", format!("version {} is not {FORMAT}; run `accordion profile` again", self.format));
         }
         if self.device.threads == 0 {
             return refuse("device.threads", "0 is not accepted: it must be at least 1".to_owned());
@@ -129,6 +203,43 @@ impl Profile {
             if self.latency[..index].iter().any(same) {
                 return refuse(&field(""), format!("subnet {} at batch {} stands twice", row.subnet, row.batch));
             }
+        }
+        self.check_quality()
+    }
+
+    fn check_quality(&self) -> std::result::Result<(), (String, String)> {
+        let Quality { images, unrelated, .. } = self.quality;
+        if images == 0 {
+            return Err(("quality.images".to_owned(), "0 is not accepted: it must be at least 1".to_owned()));
+        }
+        if !(unrelated.is_finite() && unrelated > 0.0) {
+            return Err((
+                "quality.unrelated".to_owned(),
+                format!("{unrelated} is not a distance: it must be positive"),
+            ));
+        }
+        if self.frontier.is_empty() {
+            return Err(("frontier".to_owned(), "has no rows".to_owned()));
+        }
+        let mut before = (0.0, f64::NEG_INFINITY);
+        for (index, Rated { plan, quality }) in self.frontier.iter().enumerate() {
+            let refuse = |field: &str, problem: String| Err((format!("frontier[{index}].{field}"), problem));
+            let Some(ms) = self.image_ms(plan) else {
+                return refuse("plan", format!("{plan} has a subnet without a row of latency"));
+            };
+            if !(quality.is_finite() && *quality <= 1.0) {
+                return refuse("quality", format!("{quality} is not a quality: it must be finite and at most 1"));
+            }
+            if *quality <= before.1 {
+                return refuse("quality", format!("{quality} is not above the {} of the row before", before.1));
+            }
+            if ms <= before.0 {
+                return refuse(
+                    "plan",
+                    format!("{plan} takes {ms:.3} ms, not more than the {:.3} of the row before", before.0),
+                );
+            }
+            before = (ms, *quality);
         }
         Ok(())
     }

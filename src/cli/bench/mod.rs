@@ -5,7 +5,7 @@ mod plot;
 mod report;
 
 use crate::Result;
-use crate::evaluation::latency::{self, Setting};
+use crate::evaluation::latency::{self, Pace, Setting};
 use crate::evaluation::switching::switching;
 use crate::files::{write_json, write_whole};
 use crate::nets::{Model, Runner, Threads};
@@ -59,7 +59,7 @@ impl Args {
         let model = Model::open(&self.model)?;
         let mut runner = Runner::new(&model, Threads::ALL)?;
         let settings = self.settings(&model, runner.threads())?;
-        let timings = latency::measure(&mut runner, &settings, self.pin, self.seconds);
+        let timings = latency::measure(&mut runner, &settings, self.pin, Pace::thorough(self.seconds), &mut |_| {});
         let name = |subnet: usize| model.subnets()[subnet].name.as_str();
 
         // The settings are in order: threads, then subnets, then batches.

@@ -1,0 +1,76 @@
+//! Which plans are worth measuring.
+
+use crate::diffusion::{Plan, Solver, WidthRun};
+use std::collections::BTreeSet;
+
+/// A solver and its steps.
+pub type Shape = (Solver, usize);
+
+/// Steps of DPM-Solver++(2M), which has most of the frontier.
+const DPM: [usize; 12] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 24];
+/// Steps of Heun, two calls each; one step is that of every solver.
+const HEUN: [usize; 7] = [2, 3, 4, 6, 8, 12, 18];
+/// Steps of Euler, whose first two are those of DPM-Solver++(2M).
+const EULER: [usize; 5] = [3, 4, 8, 12, 18];
+/// Steps of DPM-Solver++(2M) in the order in which they are worth measuring when time is short.
+const DPM_QUICK: [usize; 7] = [8, 4, 2, 12, 6, 3, 18];
+
+/// Every solver at sensible steps.
+pub fn shapes() -> Vec<Shape> {
+    let of = |solver, steps: &[usize]| steps.iter().map(|&steps| (solver, steps)).collect::<Vec<_>>();
+    [of(Solver::DpmPp2m, &DPM), of(Solver::Heun, &HEUN), of(Solver::Euler, &EULER)].concat()
+}
+
+/// The plans of one subnet for all steps: every shape on every subnet.
+pub fn constants(shapes: &[Shape], subnets: &[&str]) -> Vec<Plan> {
+    let on = |&(solver, steps): &Shape| subnets.iter().map(move |subnet| uniform(solver, steps, subnet));
+    shapes.iter().flat_map(on).collect()
+}
+
+/// A few plans that span the frontier, the most telling first.
+pub fn quick(subnets: &[&str]) -> Vec<Plan> {
+    constants(&DPM_QUICK.map(|steps| (Solver::DpmPp2m, steps)), &spread(subnets))
+}
+
+/// The shapes of these plans, each once.
+pub fn shapes_of<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> Vec<Shape> {
+    let mut shapes: Vec<Shape> = Vec::new();
+    for plan in plans {
+        if !shapes.contains(&(plan.solver, plan.steps)) {
+            shapes.push((plan.solver, plan.steps));
+        }
+    }
+    shapes
+}
+
+/// Plans of two widths, the narrower one at high noise, which change at about a third and two thirds of the steps: every
+/// shape on the pairs of the narrowest, the middle and the widest subnet.
+pub fn schedules(shapes: &[Shape], subnets: &[&str]) -> Vec<Plan> {
+    let subnets = spread(subnets);
+    let mut plans = Vec::new();
+    for &(solver, steps) in shapes.iter().filter(|(_, steps)| *steps >= 2) {
+        let splits = BTreeSet::from([(steps + 1) / 3, (2 * steps + 1) / 3].map(|split| split.clamp(1, steps - 1)));
+        for (index, wide) in subnets.iter().enumerate() {
+            for narrow in &subnets[..index] {
+                plans.extend(splits.iter().map(|&split| changing(solver, steps, [narrow, wide], split)));
+            }
+        }
+    }
+    plans
+}
+
+/// The narrowest, the middle and the widest of them, narrow to wide; fewer where there are not so many.
+fn spread<'a>(subnets: &[&'a str]) -> Vec<&'a str> {
+    let last = subnets.len() - 1;
+    BTreeSet::from([0, last / 2, last]).into_iter().map(|index| subnets[index]).collect()
+}
+
+fn uniform(solver: Solver, steps: usize, subnet: &str) -> Plan {
+    Plan::constant(solver, steps, subnet).expect("steps in range and the name of a subnet")
+}
+
+fn changing(solver: Solver, steps: usize, subnets: [&str; 2], split: usize) -> Plan {
+    let widths = subnets.into_iter().zip([split, steps - split]);
+    let widths = widths.map(|(subnet, steps)| WidthRun { subnet: subnet.to_owned(), steps }).collect();
+    Plan { widths, ..uniform(solver, steps, subnets[0]) }
+}
