@@ -6,9 +6,13 @@ use crate::engine::{Engine, EngineLimits, Job};
 use crate::files::write_whole;
 use crate::nets::model::FULL;
 use crate::nets::{Model, Runner, Threads};
+use crate::routing::Fixed;
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Samples in one call of the denoiser.
+const MAX_BATCH: usize = 16;
 
 /// Generate images into a file: one image, or a grid of several.
 #[derive(Debug, clap::Args)]
@@ -71,24 +75,23 @@ impl Args {
             classes.push(None);
         }
         let (shape, noise) = (model.image(), model.card.noise);
-        let limits = EngineLimits { max_batch: 16, queue_images: self.n as usize };
-        let engine = Engine::start(Box::new(Runner::new(&model, Threads::ALL)?), noise, limits)?;
+        let limits = EngineLimits { queue_images: self.n as usize };
+        let policy = Box::new(Fixed::unmeasured(model.subnets(), MAX_BATCH));
+        let engine = Engine::start(Box::new(Runner::new(&model, Threads::ALL)?), noise, limits, policy)?;
         let plan = Arc::new(plan);
         let mut images = Vec::with_capacity(self.n as usize);
         // One class is one job, whose images the seed numbers; of several, each image is a job with a seed of its own.
         if let [class] = classes[..] {
-            let job = Job { plan, seed: self.seed, images: self.n, class, guidance: self.guidance };
+            let job = Job { images: self.n, class, guidance: self.guidance, ..Job::exact(plan, self.seed) };
             images = engine.submit(job)?.blocking_wait()?.images;
         } else {
             let mut tickets = Vec::with_capacity(self.n as usize);
             for index in 0..self.n as usize {
                 let (class, seed) = (classes[index % classes.len()], self.seed.wrapping_add(index as u64));
                 tickets.push(engine.submit(Job {
-                    plan: plan.clone(),
-                    seed,
-                    images: 1,
                     class,
                     guidance: self.guidance,
+                    ..Job::exact(plan.clone(), seed)
                 })?);
             }
             for ticket in tickets {

@@ -1,8 +1,7 @@
 //! `accordion serve`: the HTTP server.
 
-use crate::engine::Engine;
-use crate::nets::{Denoiser, Model, Runner, Threads};
-use crate::server::{AppState, ServeConfig, serve, signalled};
+use crate::nets::Threads;
+use crate::server::{ServeConfig, open, serve, signalled};
 use crate::{Error, Result};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -48,13 +47,7 @@ impl Args {
         config.queue_images = self.queue_images.unwrap_or(config.queue_images);
         config.threads = self.threads.map_or(config.threads, usize::from);
         config.pin |= self.pin;
-        let model = Model::open(&config.model)?;
-        let (name, noise) = (model.card.name.clone(), model.card.noise);
-        let runner = Runner::new(&model, config.threads())?;
-        drop(model);
-        let (subnets, threads) = (runner.subnets().len(), runner.threads());
-        let engine = Engine::start(Box::new(runner), noise, config.engine_limits())?;
-        let state = AppState::new(name.clone(), engine, &config, prometheus::Registry::new());
+        let state = open(&config);
         let state = state.map_err(|error| match &path {
             Some(path) => error.in_file(path),
             None => error,
@@ -64,7 +57,7 @@ impl Args {
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(io)?;
             let address = listener.local_addr().map_err(io)?;
-            tracing::info!(%address, model = name, subnets, threads, "ready");
+            tracing::info!(%address, model = %config.model.display(), "ready");
             serve(listener, state, signalled().map_err(io)?).await
         })
     }

@@ -151,6 +151,10 @@ impl Denoiser for Gaussian {
         Self::WEIGHT_BYTES
     }
 
+    fn activation_bytes(&self) -> usize {
+        Self::WEIGHT_BYTES / 2
+    }
+
     fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
         let call = SeenCall { subnet, sigma: sigma.to_vec(), class: class.to_vec() };
         match self.gate.pass(call) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 pub struct EngineStats {
     subnets: Vec<(String, SubnetStats)>,
     active: AtomicUsize,
+    activation_bytes: AtomicUsize,
     finished: AtomicU64,
     died: AtomicBool,
 }
@@ -70,6 +71,7 @@ impl EngineStats {
         Self {
             subnets: subnets.into_iter().map(|name| (name, SubnetStats::new())).collect(),
             active: AtomicUsize::new(0),
+            activation_bytes: AtomicUsize::new(0),
             finished: AtomicU64::new(0),
             died: AtomicBool::new(false),
         }
@@ -83,6 +85,11 @@ impl EngineStats {
     /// Images between their first step and their last.
     pub fn active(&self) -> usize {
         self.active.load(Relaxed)
+    }
+
+    /// Memory in the denoiser's buffers of activations.
+    pub fn activation_bytes(&self) -> usize {
+        self.activation_bytes.load(Relaxed)
     }
 
     /// Images drawn since the start.
@@ -106,6 +113,10 @@ impl EngineStats {
 
     pub(super) fn record_finished(&self, images: usize) {
         self.finished.fetch_add(images as u64, Relaxed);
+    }
+
+    pub(super) fn set_activation_bytes(&self, bytes: usize) {
+        self.activation_bytes.store(bytes, Relaxed);
     }
 
     pub(super) fn set_active(&self, images: usize) {

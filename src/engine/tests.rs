@@ -1,20 +1,25 @@
 //! The engine on a denoiser known in closed form. A gate holds its calls, so that who is in which batch is certain.
 
 use super::gaussian::{Fault, Gate, Gaussian, SeenCall};
-use super::{Engine, EngineError, EngineLimits, Finished, Job, Ticket};
+use super::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
+use super::{Engine, EngineError, EngineLimits, Finished, Fleet, Job, Ticket};
 use crate::diffusion::schedule::SigmaRange;
+use crate::nets::Denoiser;
+use crate::routing::Fixed;
 use std::sync::Arc;
 use std::time::Duration;
 
-const LIMITS: EngineLimits = EngineLimits { max_batch: 8, queue_images: 16 };
+const RANGE: SigmaRange = SigmaRange { min: 0.002, max: 80.0 };
 
-fn engine(limits: EngineLimits) -> (Engine, Arc<Gate>) {
+/// First come, first served, so many samples a call.
+fn engine(max_batch: usize, queue_images: usize) -> (Engine, Arc<Gate>) {
     let (denoiser, gate) = Gaussian::conditional();
-    (Engine::start(denoiser, SigmaRange { min: 0.002, max: 80.0 }, limits).unwrap(), gate)
+    let policy = Box::new(Fixed::unmeasured(denoiser.subnets(), max_batch));
+    (Engine::start(denoiser, RANGE, EngineLimits { queue_images }, policy).unwrap(), gate)
 }
 
 fn job(plan: &str, seed: u64) -> Job {
-    Job { plan: Arc::new(plan.parse().unwrap()), seed, images: 1, class: Some(1), guidance: 1.0 }
+    Job { class: Some(1), ..Job::exact(Arc::new(plan.parse().unwrap()), seed) }
 }
 
 fn images(ticket: Ticket) -> Vec<Vec<f64>> {
@@ -27,7 +32,7 @@ fn rows(calls: &[SeenCall]) -> Vec<usize> {
 
 #[test]
 fn an_image_lands_on_the_distribution_of_its_class_and_subnet() {
-    let (engine, _) = engine(EngineLimits { max_batch: 64, queue_images: 64 });
+    let (engine, _) = engine(64, 64);
     for (class, plan, mean) in [(0, "heun-18@full", -0.5), (1, "heun-18@full", 0.5), (1, "dpmpp2m-18@0.500", 0.25)] {
         let job = Job { images: 64, class: Some(class), ..job(plan, 3) };
         let pixels = images(engine.submit(job).unwrap()).concat();
@@ -41,7 +46,7 @@ fn an_image_lands_on_the_distribution_of_its_class_and_subnet() {
 
 #[test]
 fn an_image_does_not_depend_on_what_shares_its_batches() {
-    let (engine, gate) = engine(LIMITS);
+    let (engine, gate) = engine(8, 16);
     let wanted = job("heun-6@full~churn=20", 7);
     let alone = images(engine.submit(wanted.clone()).unwrap());
     let alone_calls = gate.calls().len();
@@ -61,7 +66,7 @@ fn an_image_does_not_depend_on_what_shares_its_batches() {
 
 #[test]
 fn image_i_of_a_request_is_the_same_however_many_are_asked() {
-    let (engine, _) = engine(LIMITS);
+    let (engine, _) = engine(8, 16);
     let draw = |count| images(engine.submit(Job { images: count, ..job("euler-4@full", 5) }).unwrap());
     let (two, three) = (draw(2), draw(3));
     assert_eq!(two, three[..2]);
@@ -70,7 +75,7 @@ fn image_i_of_a_request_is_the_same_however_many_are_asked() {
 
 #[test]
 fn requests_join_a_running_batch_at_their_own_noise_levels() {
-    let (engine, gate) = engine(LIMITS);
+    let (engine, gate) = engine(8, 16);
     gate.close();
     let first = engine.submit(job("euler-3@full", 1)).unwrap();
     gate.wait_for_calls(1);
@@ -86,22 +91,8 @@ fn requests_join_a_running_batch_at_their_own_noise_levels() {
 }
 
 #[test]
-fn subnets_take_turns_so_that_a_long_request_does_not_hold_up_a_short_one() {
-    let (engine, gate) = engine(LIMITS);
-    gate.close();
-    let long = engine.submit(job("euler-5@full", 1)).unwrap();
-    gate.wait_for_calls(1);
-    let short = engine.submit(job("euler-2@0.250", 2)).unwrap();
-    gate.open();
-    images(short);
-    images(long);
-    let subnets: Vec<usize> = gate.calls().iter().map(|call| call.subnet).collect();
-    assert_eq!(subnets, [2, 0, 2, 0, 2, 2, 2]);
-}
-
-#[test]
 fn a_width_schedule_changes_the_subnet_between_steps() {
-    let (engine, gate) = engine(LIMITS);
+    let (engine, gate) = engine(8, 16);
     images(engine.submit(job("heun-4@0.250*2,full*2", 1)).unwrap());
     let subnets: Vec<usize> = gate.calls().iter().map(|call| call.subnet).collect();
     assert_eq!(subnets, [0, 0, 0, 0, 2, 2, 2]);
@@ -109,7 +100,7 @@ fn a_width_schedule_changes_the_subnet_between_steps() {
 
 #[test]
 fn a_batch_never_exceeds_its_limit_and_the_older_request_finishes_first() {
-    let (engine, gate) = engine(EngineLimits { max_batch: 2, ..LIMITS });
+    let (engine, gate) = engine(2, 16);
     gate.close();
     let older = engine.submit(Job { images: 3, ..job("euler-2@full", 1) }).unwrap();
     gate.wait_for_calls(1);
@@ -124,7 +115,7 @@ fn a_batch_never_exceeds_its_limit_and_the_older_request_finishes_first() {
 
 #[test]
 fn guidance_adds_an_unconditional_row_and_moves_away_from_it() {
-    let (engine, gate) = engine(EngineLimits { max_batch: 3, ..LIMITS });
+    let (engine, gate) = engine(3, 16);
     let mean = |guidance| {
         let pixels = images(engine.submit(Job { images: 2, guidance, ..job("euler-18@full", 4) }).unwrap()).concat();
         pixels.iter().sum::<f64>() / pixels.len() as f64
@@ -139,21 +130,22 @@ fn guidance_adds_an_unconditional_row_and_moves_away_from_it() {
 
 #[test]
 fn guidance_without_a_class_costs_nothing() {
-    let (engine, gate) = engine(LIMITS);
+    let (engine, gate) = engine(8, 16);
     images(engine.submit(Job { class: None, guidance: 3.0, ..job("euler-2@full", 4) }).unwrap());
     assert_eq!(rows(&gate.calls()), [1, 1]);
 }
 
 #[test]
 fn a_full_queue_refuses_and_says_when_to_come_back() {
-    let (engine, gate) = engine(EngineLimits { queue_images: 3, ..LIMITS });
+    let (engine, gate) = engine(8, 3);
     gate.close();
     let mut tickets = vec![engine.submit(job("euler-2@full", 0)).unwrap()];
     gate.wait_for_calls(1);
     assert_eq!((engine.waiting(), engine.stats().active()), (0, 1));
     tickets.push(engine.submit(Job { images: 2, ..job("euler-2@full", 1) }).unwrap());
     let refused = engine.submit(Job { images: 2, ..job("euler-2@full", 2) }).unwrap_err();
-    assert_eq!(refused, EngineError::QueueFull { waiting: 2, capacity: 3, retry_after: Duration::from_secs(1) });
+    // Three images of two calls each, at a second a call as far as this policy knows.
+    assert_eq!(refused, EngineError::QueueFull { waiting: 2, capacity: 3, retry_after: Duration::from_secs(6) });
     tickets.push(engine.submit(job("euler-2@full", 3)).unwrap());
     gate.open();
     assert_eq!(tickets.into_iter().map(images).map(|images| images.len()).sum::<usize>(), 4);
@@ -162,7 +154,7 @@ fn a_full_queue_refuses_and_says_when_to_come_back() {
 
 #[test]
 fn a_request_whose_client_has_gone_leaves_within_one_step() {
-    let (engine, gate) = engine(LIMITS);
+    let (engine, gate) = engine(8, 16);
     gate.close();
     let running = engine.submit(job("euler-9@full", 1)).unwrap();
     gate.wait_for_calls(1);
@@ -177,7 +169,7 @@ fn a_request_whose_client_has_gone_leaves_within_one_step() {
 
 #[test]
 fn a_closed_engine_finishes_what_it_took_and_takes_no_more() {
-    let (engine, gate) = engine(EngineLimits { max_batch: 1, ..LIMITS });
+    let (engine, gate) = engine(1, 16);
     gate.close();
     let running = engine.submit(job("euler-3@full", 1)).unwrap();
     gate.wait_for_calls(1);
@@ -197,7 +189,7 @@ fn a_failed_batch_answers_its_requests_and_no_others() {
         (Fault::Panic, "the denoiser failed: it panicked: a bug in a kernel"),
         (Fault::NotFinite, "the denoiser failed: it returned values that are not finite"),
     ] {
-        let (engine, gate) = engine(LIMITS);
+        let (engine, gate) = engine(8, 16);
         gate.close();
         let first = engine.submit(job("euler-3@0.250", 1)).unwrap();
         gate.wait_for_calls(1);
@@ -221,7 +213,7 @@ fn a_failed_batch_answers_its_requests_and_no_others() {
 
 #[test]
 fn an_engine_whose_thread_dies_answers_everyone_and_says_so() {
-    let (engine, gate) = engine(LIMITS);
+    let (engine, gate) = engine(8, 16);
     gate.close();
     let running = engine.submit(job("euler-3@full", 1)).unwrap();
     gate.wait_for_calls(1);
@@ -237,7 +229,7 @@ fn an_engine_whose_thread_dies_answers_everyone_and_says_so() {
 
 #[test]
 fn a_job_that_does_not_fit_the_model_is_refused_before_it_waits() {
-    let (engine, _) = engine(LIMITS);
+    let (engine, _) = engine(8, 16);
     for unfit in [
         job("euler-3@0.750", 1),
         Job { class: Some(2), ..job("euler-3@full", 1) },
@@ -251,7 +243,7 @@ fn a_job_that_does_not_fit_the_model_is_refused_before_it_waits() {
 
 #[test]
 fn the_statistics_count_calls_and_samples_by_subnet() {
-    let (engine, _) = engine(LIMITS);
+    let (engine, _) = engine(8, 16);
     let Finished { queued, denoising, .. } =
         engine.submit(Job { images: 3, ..job("heun-3@0.500*2,full*1", 1) }).unwrap().blocking_wait().unwrap();
     engine.join().unwrap();
@@ -261,4 +253,91 @@ fn the_statistics_count_calls_and_samples_by_subnet() {
     assert_eq!((engine.stats().finished(), engine.stats().active()), (3, 0));
     let busy: Duration = engine.stats().subnets().iter().map(|(_, stats)| stats.busy()).sum();
     assert!(busy <= denoising && queued < Duration::from_secs(60));
+}
+
+/// Begins every image at once by `euler-4@full` and lets it go on by `euler-4@full*2,0.250*1~respace=2/4` after two steps.
+#[derive(Debug, Default)]
+struct Changing {
+    asked: Option<Ask>,
+    calls: usize,
+}
+
+impl Policy for Changing {
+    fn quote(&self, _: &Ask) -> Result<Planned, Refusal> {
+        Ok(Planned { plan: Arc::new("euler-4@full".parse().unwrap()), quality: Some(0.5) })
+    }
+
+    fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
+        let planned = self.quote(&ask);
+        self.asked = Some(ask);
+        planned
+    }
+
+    fn next(&mut self, _: Duration) -> Option<Turn> {
+        let member = Member { request: self.asked.as_ref()?.id, image: 0 };
+        let plans = match self.calls {
+            0 => vec![(member, Arc::new("euler-4@full".parse().unwrap()))],
+            2 => vec![(member, Arc::new("euler-3@full*2,0.250*1~respace=2/4".parse().unwrap()))],
+            _ => vec![],
+        };
+        Some(Turn { subnet: if self.calls < 2 { 2 } else { 0 }, members: vec![member], plans })
+    }
+
+    fn ran(&mut self, _: &Turn, _: Duration, _: Duration) {
+        self.calls += 1;
+        if self.calls == 3 {
+            self.asked = None;
+        }
+    }
+
+    fn leave(&mut self, _: RequestId) {
+        self.asked = None;
+    }
+
+    fn work(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[test]
+fn an_image_whose_plan_changes_says_what_it_ran_and_can_be_repeated() {
+    let (denoiser, gate) = Gaussian::conditional();
+    let limits = EngineLimits { queue_images: 4 };
+    let changing = Engine::start(denoiser, RANGE, limits, Box::new(Changing::default())).unwrap();
+    let wish = Wish::Quality { floor: 0.0, target: 1.0 };
+    let ticket = changing.submit(Job { wish, ..job("euler-1@full", 9) }).unwrap();
+    assert_eq!(ticket.planned().plan.to_string(), "euler-4@full");
+    let finished = ticket.blocking_wait().unwrap();
+    assert_eq!(finished.plans[0].to_string(), "euler-3@full*2,0.250*1~respace=2/4");
+    assert_eq!(gate.calls().iter().map(|call| call.subnet).collect::<Vec<_>>(), [2, 2, 0]);
+    let (fixed, _) = engine(8, 16);
+    assert_eq!(images(fixed.submit(job(&finished.plans[0].to_string(), 9)).unwrap()), finished.images);
+}
+
+#[test]
+fn a_listener_is_told_every_step_with_the_image_so_far() {
+    let (engine, _) = engine(8, 16);
+    let (told, mut steps) = tokio::sync::mpsc::channel(16);
+    let drawn = images(engine.submit(Job { events: Some(told), ..job("heun-3@full", 1) }).unwrap());
+    let steps: Vec<_> = std::iter::from_fn(|| steps.blocking_recv()).collect();
+    assert_eq!(steps.iter().map(|step| (step.image, step.step)).collect::<Vec<_>>(), [(0, 1), (0, 2), (0, 3)]);
+    let last: Vec<f32> = drawn[0].iter().map(|&value| value as f32).collect();
+    assert_eq!(steps[2].estimate, last, "the last step goes to what the denoiser says");
+}
+
+#[test]
+fn a_fleet_gives_work_to_the_engine_that_has_the_least() {
+    let (first, first_gate) = engine(8, 16);
+    let (second, second_gate) = engine(8, 16);
+    let fleet = Fleet::new(vec![("cpu:0".to_owned(), first), ("cpu:1".to_owned(), second)]);
+    first_gate.close();
+    second_gate.close();
+    let tickets: Vec<_> = (0..2).map(|seed| fleet.submit(job("euler-3@full", seed)).unwrap()).collect();
+    first_gate.wait_for_calls(1);
+    second_gate.wait_for_calls(1);
+    first_gate.open();
+    second_gate.open();
+    assert_eq!(tickets.into_iter().map(images).map(|images| images.len()).sum::<usize>(), 2);
+    fleet.join().unwrap();
+    assert_eq!(fleet.submit(job("euler-3@full", 3)).unwrap_err(), EngineError::Draining);
 }

@@ -61,10 +61,11 @@ fn receive(pool: &mut Pool, inbox: &Receiver<Entry>) {
 
 /// The denoiser's answer, checked: a device fault, a panic or values that are no numbers fail the batch and nothing else.
 fn call(denoiser: &mut dyn Denoiser, batch: &Batch, stats: &EngineStats) -> Result<Vec<f32>, String> {
-    let denoise = || denoiser.denoise(batch.subnet, &batch.x, &batch.sigma, &batch.class);
+    let mut denoise = || denoiser.denoise(batch.subnet, &batch.x, &batch.sigma, &batch.class);
     let start = Instant::now();
-    let answer = std::panic::catch_unwind(AssertUnwindSafe(denoise));
+    let answer = std::panic::catch_unwind(AssertUnwindSafe(&mut denoise));
     stats.record_call(batch.subnet, batch.sigma.len(), start.elapsed());
+    stats.set_activation_bytes(denoiser.activation_bytes());
     let denoised = match answer {
         Ok(answer) => answer.map_err(|e| e.to_string())?,
         Err(payload) => return Err(format!("it panicked: {}", message(&*payload))),

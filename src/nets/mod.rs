@@ -48,6 +48,9 @@ pub trait Denoiser: Send {
     /// Memory that the weights of all subnets take together.
     fn weight_bytes(&self) -> usize;
 
+    /// Memory in its buffers of activations.
+    fn activation_bytes(&self) -> usize;
+
     /// One call on a batch of B samples, each with its own noise level and class.
     ///
     /// `x` is `[B, height, width, channels]` row-major, `sigma` and `class` have B entries; class `None` is the

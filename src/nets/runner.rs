@@ -152,6 +152,10 @@ impl Denoiser for Runner {
         Self::weight_bytes(self)
     }
 
+    fn activation_bytes(&self) -> usize {
+        self.activation_bytes()
+    }
+
     fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
         let labels = self.network.labels(class);
         Ok(self.call(subnet, x, sigma, &labels))

@@ -215,7 +215,9 @@ mod tests {
         let budgets: Budgets = toml::from_str("[fast]\nquality = 0.5").unwrap();
         assert_eq!(budgets.fast, NamedBudget { quality: 0.5, ..Budgets::default().fast });
         assert_eq!(budgets.best, Budgets::default().best);
-        for text in ["[fats]\nquality = 0.5", "[fast]\nqualty = 0.5", "fast = \"heun-18@full\"", "[fast]\nquality = \"x\""] {
+        for text in
+            ["[fats]\nquality = 0.5", "[fast]\nqualty = 0.5", "fast = \"heun-18@full\"", "[fast]\nquality = \"x\""]
+        {
             assert!(toml::from_str::<Budgets>(text).is_err(), "{text}");
         }
     }

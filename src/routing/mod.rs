@@ -15,5 +15,5 @@ pub use budget::{Budget, MinQuality};
 pub use budgets::{Budgets, NamedBudget, Resolved, require_subnets};
 pub use error::RoutingError;
 pub use ladder::{Ladder, Rung};
-pub use policies::{Elastic, Fixed, SlackFit};
+pub use policies::{Elastic, Fixed, PolicyChoice, SlackFit};
 pub use times::StepTimes;

@@ -5,7 +5,6 @@ use crate::engine::policy::{Ask, Member, RequestId, Turn};
 use crate::routing::StepTimes;
 use crate::routing::ladder;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// In which order requests are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,10 +155,5 @@ impl Runs {
                 self.runs.remove(place);
             }
         }
-    }
-
-    /// The moment at which the most urgent request must be done.
-    pub fn first_deadline(&self) -> Option<Duration> {
-        self.runs.iter().map(|run| run.ask.deadline).min()
     }
 }

@@ -3,7 +3,7 @@
 use crate::engine::EngineLimits;
 use crate::files::read_toml;
 use crate::nets::Threads;
-use crate::routing::Budgets;
+use crate::routing::{Budgets, PolicyChoice};
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,17 +17,21 @@ pub struct ServeConfig {
     pub listen: SocketAddr,
     /// The model directory.
     pub model: PathBuf,
-    /// Samples in one call of the denoiser; an image under guidance is two.
+    /// Where to denoise, an engine each: `cpu`.
+    pub devices: Vec<String>,
+    /// Who decides what runs when, and by which plan.
+    pub policy: PolicyChoice,
+    /// Samples in one call of the denoiser; an image under guidance is two, and runs alone where only one fits.
     pub max_batch: usize,
     /// Images that may wait for their first step; beyond it requests get 429.
     pub queue_images: usize,
-    /// Threads that denoise; 0 is one for each core.
+    /// Threads that denoise, for each device; 0 is one for each core.
     pub threads: usize,
     /// Whether each of them but the first is bound to a core of its own.
     pub pin: bool,
     /// What a request may ask.
     pub limits: Limits,
-    /// The plan of each named budget.
+    /// What each named budget means.
     pub budgets: Budgets,
 }
 
@@ -58,6 +62,8 @@ impl Default for ServeConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             model: PathBuf::from("models/fashion-mnist"),
+            devices: vec!["cpu".to_owned()],
+            policy: PolicyChoice::default(),
             max_batch: 16,
             queue_images: 256,
             threads: 0,
@@ -96,7 +102,7 @@ impl ServeConfig {
 
     /// How much the engine takes.
     pub fn engine_limits(&self) -> EngineLimits {
-        EngineLimits { max_batch: self.max_batch, queue_images: self.queue_images }
+        EngineLimits { queue_images: self.queue_images }
     }
 
     /// Who denoises.
@@ -135,11 +141,28 @@ impl ServeConfig {
                 format!("{n} is more than queue_images = {queue}: such a request never fits"),
             ));
         }
-        for (field, (_, plan)) in
+        if self.devices.is_empty() {
+            return Err(("devices", "is empty: name at least one, as in [\"cpu\"]".to_owned()));
+        }
+        if let Some(device) = self.devices.iter().find(|device| *device != "cpu") {
+            return Err(("devices", format!("`{device}` is not accepted by this build: it must be cpu")));
+        }
+        for (field, (_, budget)) in
             ["budgets.fast", "budgets.balanced", "budgets.best"].into_iter().zip(self.budgets.named())
         {
-            if plan.steps > limits.max_steps {
-                return Err((field, format!("{plan} has more steps than limits.max_steps = {}", limits.max_steps)));
+            let shares = 0.0..=1.0;
+            if !shares.contains(&budget.quality) || !shares.contains(&budget.min_quality) {
+                return Err((field, "quality and min_quality are shares of the best: they must be 0 to 1".to_owned()));
+            }
+            if budget.min_quality > budget.quality {
+                return Err((field, format!("min_quality {} is above quality {}", budget.min_quality, budget.quality)));
+            }
+            if budget.within_ms == 0 || budget.within_ms > limits.request_timeout_s.saturating_mul(1000) {
+                let most = limits.request_timeout_s.saturating_mul(1000);
+                return Err((
+                    field,
+                    format!("within_ms is {}, but must be 1 to {most}, the request time-out", budget.within_ms),
+                ));
             }
         }
         Ok(())
@@ -166,8 +189,9 @@ mod tests {
             .filter(|line| !line.starts_with("##"))
             .fold(String::new(), |all, line| all + line.strip_prefix("# ").unwrap_or(line) + "\n");
         assert_eq!(load(&settings).unwrap(), ServeConfig::default());
-        for field in ["listen", "model", "max_batch", "queue_images", "threads", "pin", "fast", "balanced", "best"]
+        for field in ["listen", "model", "max_batch", "queue_images", "threads", "pin", "devices", "policy"]
             .into_iter()
+            .chain(["quality", "within_ms", "min_quality"])
             .chain(["max_n", "max_pixels", "max_steps", "max_connections"])
             .chain(["header_timeout_s", "body_timeout_s", "request_timeout_s", "drain_timeout_s"])
         {
@@ -194,7 +218,12 @@ mod tests {
             ("[limits]\nmax_n = 300", ": limits.max_n: 300 is more than queue_images = 256"),
             ("[limits]\nbody_timeout_s = 0", ": limits.body_timeout_s: 0 is not accepted"),
             ("[budgets]\nfast = \"heun\"", ": budgets.fast: "),
-            ("[budgets]\nbest = \"euler-251@full\"", ": budgets.best: euler-251@full has more steps"),
+            ("[budgets.fast]\nquality = 2", ": budgets.fast: quality and min_quality are shares"),
+            ("[budgets.fast]\nmin_quality = 0.9", ": budgets.fast: min_quality 0.9 is above quality 0.8"),
+            ("[budgets.best]\nwithin_ms = 300001", ": budgets.best: within_ms is 300001, but must be 1 to 300000"),
+            ("policy = \"fifo\"", ": policy: policy: `fifo` is unknown: accepted are elastic, slackfit, fixed:<plan>"),
+            ("devices = []", ": devices: is empty"),
+            ("devices = [\"tpu\"]", ": devices: `tpu` is not accepted by this build: it must be cpu"),
             ("max_batch", "expected"),
         ] {
             let message = load(text).unwrap_err().to_string();

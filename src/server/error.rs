@@ -10,10 +10,12 @@ use serde_json::json;
 /// Why a request got no image. The body is `{"error":{"code":"...","message":"..."}}`; codes are stable.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// `unknown_budget`, `invalid_plan`, `unknown_subnet`, `contradiction`. -> 400
+    /// `unknown_budget`, `invalid_deadline`, `invalid_plan`, `invalid_min_quality`, `unknown_subnet`, `contradiction`.
+    /// -> 400
     #[error(transparent)]
     Routing(#[from] RoutingError),
-    /// `unfit` -> 400, `queue_full` -> 429 with Retry-After, `draining` -> 503, `engine_failed` -> 500.
+    /// `unfit` -> 400, `infeasible` -> 422 with the fastest plan, `overloaded` and `queue_full` -> 429 with Retry-After,
+    /// `draining` -> 503, `engine_failed` -> 500.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// `unknown_class`. -> 400
@@ -101,10 +103,14 @@ impl ApiError {
         let bad = |code| (StatusCode::BAD_REQUEST, code);
         match self {
             Self::Routing(RoutingError::UnknownBudget(_)) => bad("unknown_budget"),
+            Self::Routing(RoutingError::InvalidDeadline(_)) => bad("invalid_deadline"),
             Self::Routing(RoutingError::InvalidPlan(_)) => bad("invalid_plan"),
+            Self::Routing(RoutingError::InvalidMinQuality(_)) => bad("invalid_min_quality"),
             Self::Routing(RoutingError::UnknownSubnet { .. }) => bad("unknown_subnet"),
             Self::Routing(RoutingError::Contradiction(_)) => bad("contradiction"),
             Self::Engine(EngineError::Unfit(_)) => bad("unfit"),
+            Self::Engine(EngineError::Infeasible { .. }) => (StatusCode::UNPROCESSABLE_ENTITY, "infeasible"),
+            Self::Engine(EngineError::Overloaded { .. }) => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
             Self::Engine(EngineError::QueueFull { .. }) => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             Self::Engine(EngineError::Denoiser(_) | EngineError::Dead) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "engine_failed")
@@ -139,9 +145,13 @@ impl IntoResponse for ApiError {
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(code, error = %self, "a request failed");
         }
-        let body = Json(json!({ "error": { "code": code, "message": self.to_string() } }));
-        let mut response = (status, body).into_response();
-        if let Self::Engine(EngineError::QueueFull { retry_after, .. }) = self {
+        let mut error = json!({ "code": code, "message": self.to_string() });
+        if let Self::Engine(EngineError::Infeasible { fastest, takes }) = &self {
+            error["fastest"] = json!({ "plan": fastest.to_string(), "ms": takes.as_secs_f64() * 1e3 });
+        }
+        let mut response = (status, Json(json!({ "error": error }))).into_response();
+        if let Self::Engine(EngineError::QueueFull { retry_after, .. } | EngineError::Overloaded { retry_after }) = self
+        {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs()));
         }
         response

@@ -1,166 +1,144 @@
-//! `POST /generate`: wire type -> budget -> plan -> engine -> encoded bytes.
+//! `POST /generate`: wire type -> order -> engine -> encoded bytes.
 
-use crate::diffusion::plan::Plan;
-use crate::engine::image::{Format, Raster, grid_shape};
-use crate::engine::{Finished, Job};
-use crate::nets::ImageShape;
-use crate::routing::{Budget, Overrides};
+use crate::engine::image::{Format, Raster};
+use crate::server::draw::{Drawn, Order, Taken, take};
 use crate::server::metrics::{Observation, Timings};
-use crate::server::negotiate::{accepted_format, require_json};
-use crate::server::wire::{ClassChoice, GenerateBody, GenerateQuery};
-use crate::server::{ApiError, AppState};
+use crate::server::negotiate::{accepted_format, require_json, wants_events};
+use crate::server::wire::{GenerateBody, GenerateQuery};
+use crate::server::{ApiError, AppState, events};
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use std::ops::RangeInclusive;
+use axum::http::{StatusCode, header};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 /// The largest body: hundreds of times what the fields need.
 pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
-/// The accepted scales of classifier-free guidance.
-const GUIDANCE: RangeInclusive<f64> = 0.0..=20.0;
-/// Drawn seeds fit the integers that a double holds, so that no JSON reader changes them.
-const DRAWN_SEED_BITS: u32 = 53;
+/// Steps that a listener may be behind before it misses some.
+const EVENTS: usize = 64;
 
 pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let mut observation = state.metrics.observe();
-    let answer = answer(&state, request, &mut observation).await;
-    if let Err(error) = &answer {
-        observation.fail(error);
+    match answer(&state, request, &mut observation).await {
+        Ok(Answer::Whole(response)) => Ok(response),
+        Ok(Answer::Stream { taken, format, steps }) => {
+            Ok(events::stream(state.clone(), taken, format, steps, observation).into_response())
+        }
+        Ok(Answer::Kept { taken, format }) => keep(state, taken, format, observation).await,
+        Err(error) => {
+            observation.fail(&error);
+            Err(error)
+        }
     }
-    answer
 }
 
-/// What a valid request asks for.
-struct Order {
-    job: Job,
-    format: Format,
+enum Answer {
+    Whole(Response),
+    /// Steps are told as they are made; the images come last.
+    Stream {
+        taken: Taken,
+        format: Format,
+        steps: mpsc::Receiver<crate::engine::Step>,
+    },
+    /// The images are drawn whether the client waits for them or not.
+    Kept {
+        taken: Taken,
+        format: Format,
+    },
 }
 
-async fn answer(state: &AppState, request: Request, observation: &mut Observation<'_>) -> Result<Response, ApiError> {
+async fn answer(state: &AppState, request: Request, observation: &mut Observation) -> Result<Answer, ApiError> {
+    let arrived = Instant::now();
     if state.is_draining() {
         return Err(ApiError::Draining);
     }
-    let budget = budget(&request)?;
+    let GenerateQuery { budget, min_quality, keep } = query(&request)?;
+    let budget = budget.map_or(Ok(crate::routing::Budget::DEFAULT), |text| text.parse())?;
     observation.set_budget(&budget);
+    let min_quality = min_quality.map(|text| text.parse()).transpose()?;
     require_json(request.headers())?;
     let headers = request.headers().clone();
     let body = GenerateBody::parse(&read_body(state, request).await?)?;
-    let Order { job, format } = order(state, &budget, body, &headers)?;
-    observation.set_subnet(match job.plan.widths.as_slice() {
-        [only] => &only.subnet,
-        _ => "mixed",
-    });
+    let GenerateBody { class, seed, n, guidance, format } = body;
+    let streams = wants_events(&headers);
+    let format = match format {
+        Some(name) => name.parse().map_err(ApiError::UnknownFormat)?,
+        None if streams => Format::Png,
+        None => accepted_format(&headers)?,
+    };
+    let order = Order { arrived, budget, min_quality, class, seed, n, guidance };
+    if streams {
+        let (told, steps) = mpsc::channel(EVENTS);
+        let taken = take(state, order, Some(told), observation)?;
+        return Ok(Answer::Stream { taken, format, steps });
+    }
+    let taken = take(state, order, None, observation)?;
+    if keep.unwrap_or(false) {
+        return Ok(Answer::Kept { taken, format });
+    }
+    Ok(Answer::Whole(whole(state, taken, format, observation).await?))
+}
 
-    let (plan, seed, images) = (job.plan.clone(), job.seed, job.images);
-    let ticket = state.engine.submit(job)?;
-    let limit = state.limits.request_timeout_s;
-    // Dropping the ticket, here or with this whole future when the client goes away, cancels the job.
-    let finished = tokio::time::timeout(Duration::from_secs(limit), ticket.wait());
-    let finished = finished.await.map_err(|_| ApiError::Timeout(limit))??;
-    let (file, timings) = encode(state.engine.image(), finished, format).await?;
-    observation.succeed(&timings, images, format);
+/// Waits for the images and answers with one file: an image, or a grid of several.
+async fn whole(
+    state: &AppState,
+    taken: Taken,
+    format: Format,
+    observation: &mut Observation,
+) -> Result<Response, ApiError> {
+    let drawn = taken.drawn(state, observation).await?;
+    let shape = state.fleet.any().image();
+    let (mut files, timings) = drawn.encode(state, format, |images| vec![Raster::grid(shape, images)]).await?;
+    observation.succeed(&timings, &drawn, format);
+    let file = files.pop().unwrap_or_default();
+    Ok((headers(&drawn, &timings, format), file).into_response())
+}
 
-    let headers = [
-        (header::CONTENT_TYPE.as_str(), format.media_type().to_owned()),
-        ("x-accordion-plan", plan.to_string()),
-        ("x-seed", seed.to_string()),
-        ("server-timing", timings.header()),
+fn headers(drawn: &Drawn, timings: &Timings, format: Format) -> AppendHeaders<Vec<(header::HeaderName, String)>> {
+    let name = header::HeaderName::from_static;
+    let mut headers = vec![
+        (header::CONTENT_TYPE, format.media_type().to_owned()),
+        (name("x-accordion-plan"), drawn.served()),
+        (name("x-accordion-planned"), drawn.planned.to_string()),
+        (name("x-seed"), drawn.seed.to_string()),
+        (name("server-timing"), timings.header()),
     ];
-    Ok((headers, file).into_response())
+    if let Some(quality) = drawn.quality {
+        headers.push((name("x-accordion-quality"), format!("{quality:.4}")));
+    }
+    AppendHeaders(headers)
 }
 
-fn budget(request: &Request) -> Result<Budget, ApiError> {
-    let Query(GenerateQuery { budget }) =
+/// As [`whole`], in a task that outlives the client.
+async fn keep(
+    state: Arc<AppState>,
+    taken: Taken,
+    format: Format,
+    mut observation: Observation,
+) -> Result<Response, ApiError> {
+    let task = tokio::spawn(async move {
+        let answer = whole(&state, taken, format, &mut observation).await;
+        if let Err(error) = &answer {
+            observation.fail(error);
+        }
+        answer
+    });
+    task.await.map_err(|e| ApiError::Internal(e.to_string()))?
+}
+
+fn query(request: &Request) -> Result<GenerateQuery, ApiError> {
+    let Query(query) =
         Query::try_from_uri(request.uri()).map_err(|rejection| ApiError::InvalidQuery(rejection.body_text()))?;
-    Ok(budget.map_or(Ok(Budget::DEFAULT), |text| text.parse())?)
+    Ok(query)
 }
 
-async fn read_body(state: &AppState, request: Request) -> Result<Bytes, ApiError> {
+pub(super) async fn read_body(state: &AppState, request: Request) -> Result<Bytes, ApiError> {
     let limit = state.limits.body_timeout_s;
     let body = tokio::time::timeout(Duration::from_secs(limit), Bytes::from_request(request, &()));
     body.await.map_err(|_| ApiError::BodyTimeout(limit))?.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLarge(MAX_BODY_BYTES),
         _ => ApiError::BrokenBody(rejection.body_text()),
     })
-}
-
-/// Checks everything that the body and the headers ask against the model and the limits.
-fn order(state: &AppState, budget: &Budget, body: GenerateBody, headers: &HeaderMap) -> Result<Order, ApiError> {
-    let GenerateBody { class, seed, n, steps, guidance, subnet, format } = body;
-    let format = match format {
-        Some(name) => name.parse().map_err(ApiError::UnknownFormat)?,
-        None => accepted_format(headers)?,
-    };
-    let class = class.map(|choice| class_index(state.engine.classes(), choice)).transpose()?;
-    let guidance = guidance_scale(guidance, class)?;
-    let images = image_count(state, n)?;
-    let overrides = Overrides { steps, subnet };
-    if let Some(steps) = steps {
-        require_steps(state, steps)?;
-    }
-    let plan: Plan = state.budgets.plan(budget, &overrides, &state.subnets)?;
-    require_steps(state, plan.steps)?;
-    let seed = match seed {
-        Some(seed) => seed,
-        None => getrandom::u64().map_err(|e| ApiError::Internal(e.to_string()))? >> (u64::BITS - DRAWN_SEED_BITS),
-    };
-    Ok(Order { job: Job { plan: Arc::new(plan), seed, images, class, guidance }, format })
-}
-
-fn class_index(classes: &[String], choice: ClassChoice) -> Result<usize, ApiError> {
-    if classes.is_empty() {
-        return Err(ApiError::ClassNotSupported);
-    }
-    let (found, asked) = match choice {
-        ClassChoice::Index(index) => (usize::try_from(index).ok().filter(|&i| i < classes.len()), index.to_string()),
-        ClassChoice::Name(name) => (classes.iter().position(|class| *class == name), name),
-    };
-    found.ok_or_else(|| ApiError::UnknownClass { asked, accepted: classes.to_vec() })
-}
-
-fn guidance_scale(asked: Option<f64>, class: Option<usize>) -> Result<f64, ApiError> {
-    let scale = asked.unwrap_or(1.0);
-    if !GUIDANCE.contains(&scale) {
-        let accepted = format!("{} to {}", GUIDANCE.start(), GUIDANCE.end());
-        return Err(ApiError::OutOfRange { field: "guidance", value: scale.to_string(), accepted });
-    }
-    if scale != 1.0 && class.is_none() {
-        return Err(ApiError::GuidanceWithoutClass);
-    }
-    Ok(scale)
-}
-
-fn image_count(state: &AppState, asked: Option<u32>) -> Result<u32, ApiError> {
-    let images = asked.unwrap_or(1);
-    let out_of_range = |accepted| Err(ApiError::OutOfRange { field: "n", value: images.to_string(), accepted });
-    if !(1..=state.limits.max_n).contains(&images) {
-        return out_of_range(format!("1 to {}", state.limits.max_n));
-    }
-    let grid = grid_shape(state.engine.image(), images as usize);
-    if grid.height * grid.width > state.limits.max_pixels {
-        return out_of_range(format!("so few that their grid has at most {} pixels", state.limits.max_pixels));
-    }
-    Ok(images)
-}
-
-fn require_steps(state: &AppState, steps: usize) -> Result<(), ApiError> {
-    let most = state.limits.max_steps;
-    if (1..=most).contains(&steps) {
-        return Ok(());
-    }
-    Err(ApiError::OutOfRange { field: "steps", value: steps.to_string(), accepted: format!("1 to {most}") })
-}
-
-/// Lays out and encodes the images, away from the threads that serve connections and from the engine's.
-async fn encode(shape: ImageShape, finished: Finished, format: Format) -> Result<(Vec<u8>, Timings), ApiError> {
-    let work = move || {
-        let start = Instant::now();
-        let file = Raster::grid(shape, &finished.images).encode(format);
-        file.map(|file| (file, Timings::new(&finished, start.elapsed())))
-    };
-    let encoded = tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::Internal(e.to_string()))?;
-    encoded.map_err(|e| ApiError::Internal(format!("the image could not be encoded: {e}")))
 }

@@ -1,6 +1,6 @@
 //! Connections: accept, serve, drain.
 
-use crate::engine::{Engine, EngineError};
+use crate::engine::{EngineError, Fleet};
 use crate::server::{AppState, router};
 use crate::{Error, Result};
 use axum::http::Request;
@@ -38,19 +38,19 @@ pub async fn serve(listener: TcpListener, state: Arc<AppState>, shutdown: impl F
     let limit = state.limits.drain_timeout_s;
     let finish = async {
         connections.shutdown().await;
-        ended(&state.engine).await
+        ended(&state.fleet).await
     };
     let unfinished =
         |_| Error::input("limits.drain_timeout_s", format!("requests were left unfinished after {limit} s"));
     Ok(tokio::time::timeout(Duration::from_secs(limit), finish).await.map_err(unfinished)??)
 }
 
-/// Waits for the engine's end on a thread of its own: the runtime would wait for its blocking threads before the
+/// Waits for the engines' end on a thread of its own: the runtime would wait for its blocking threads before the
 /// process may exit, also for one that a stuck device holds.
-async fn ended(engine: &Arc<Engine>) -> std::result::Result<(), EngineError> {
+async fn ended(fleet: &Arc<Fleet>) -> std::result::Result<(), EngineError> {
     let (answer, ended) = oneshot::channel();
-    let engine = engine.clone();
-    std::thread::spawn(move || answer.send(engine.join()));
+    let fleet = fleet.clone();
+    std::thread::spawn(move || answer.send(fleet.join()));
     ended.await.unwrap_or(Err(EngineError::Dead))
 }
 

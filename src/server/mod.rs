@@ -1,12 +1,17 @@
 //! axum: routes, wire types, error mapping, metrics.
 
+mod answering;
 mod config;
+mod deficit;
+mod draw;
 mod error;
+mod events;
 mod generate;
 mod listen;
 mod metrics;
 mod models;
 mod negotiate;
+mod open;
 mod probes;
 mod router;
 mod state;
@@ -17,5 +22,6 @@ mod wire;
 pub use config::{Limits, ServeConfig};
 pub use error::ApiError;
 pub use listen::{serve, signalled};
+pub use open::open;
 pub use router::router;
-pub use state::AppState;
+pub use state::{AppState, Measured};

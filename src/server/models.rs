@@ -1,5 +1,6 @@
 //! `GET /subnets` and `GET /v1/models`: what is loaded.
 
+use crate::routing::{NamedBudget, Rung};
 use crate::server::AppState;
 use axum::Json;
 use axum::extract::State;
@@ -15,8 +16,29 @@ pub(super) struct LoadedModel {
     classes: Vec<String>,
     /// From the narrowest to the widest.
     subnets: Vec<LoadedSubnet>,
-    /// The plan of each named budget.
-    budgets: BTreeMap<&'static str, String>,
+    /// What `quality` is.
+    metric: String,
+    /// The plans that no other beats on both time and quality, the fastest first.
+    frontier: Vec<FrontierPlan>,
+    /// What the named budgets come to.
+    budgets: BTreeMap<&'static str, LoadedBudget>,
+}
+
+#[derive(Serialize)]
+struct FrontierPlan {
+    plan: String,
+    quality: f64,
+    /// Milliseconds of an image alone on the idle machine.
+    ms: f64,
+}
+
+#[derive(Serialize)]
+struct LoadedBudget {
+    /// The plan on an idle machine.
+    plan: String,
+    quality: f64,
+    /// By when its images must be there under load.
+    within_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -35,19 +57,30 @@ struct LoadedSubnet {
 }
 
 pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedModel> {
-    let image = state.engine.image();
+    let image = state.fleet.any().image();
     let subnet = |subnet: &crate::supernet::Subnet| LoadedSubnet {
         name: subnet.name.clone(),
         ratio: subnet.ratio,
         parameters: subnet.parameters,
         macs: subnet.macs,
     };
+    let frontier = |rung: &Rung| FrontierPlan {
+        plan: rung.plan.to_string(),
+        quality: rung.quality,
+        ms: (rung.alone * 1e6).round() / 1e3,
+    };
+    let loaded = |budget: &NamedBudget| {
+        let rung = &state.ladder.rungs()[state.ladder.at_least(budget.quality * state.ladder.best().quality)];
+        LoadedBudget { plan: rung.plan.to_string(), quality: rung.quality, within_ms: budget.within_ms }
+    };
     Json(LoadedModel {
         model: state.model.clone(),
         image: Size { height: image.height, width: image.width, channels: image.channels },
-        classes: state.engine.classes().to_vec(),
-        subnets: state.engine.subnets().iter().map(subnet).collect(),
-        budgets: state.budgets.named().map(|(name, plan)| (name, plan.to_string())).into(),
+        classes: state.fleet.any().classes().to_vec(),
+        subnets: state.fleet.any().subnets().iter().map(subnet).collect(),
+        metric: state.metric.clone(),
+        frontier: state.ladder.rungs().iter().map(frontier).collect(),
+        budgets: state.budgets.named().map(|(name, budget)| (name, loaded(budget))).into(),
     })
 }
 

@@ -16,6 +16,12 @@ pub(super) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
+/// Whether the client asks for server-sent events.
+pub(super) fn wants_events(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|part| range(part).0 == "text/event-stream")
+}
+
 /// The format that `Accept` likes best; the first of [`Format::ALL`] among equals, and where there is no preference.
 ///
 /// # Errors

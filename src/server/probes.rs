@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// Fails once the engine's thread has died: only a restart helps then.
 pub(super) async fn livez(State(state): State<Arc<AppState>>) -> Result<&'static str, ApiError> {
-    if state.engine.is_alive() { Ok("ok") } else { Err(EngineError::Dead.into()) }
+    if state.fleet.is_alive() { Ok("ok") } else { Err(EngineError::Dead.into()) }
 }
 
 /// Fails while the server drains, so that a balancer looks elsewhere, and once the engine has died.

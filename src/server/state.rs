@@ -1,7 +1,9 @@
 //! What every handler sees.
 
-use crate::engine::Engine;
-use crate::routing::{Budgets, require_subnets};
+use crate::engine::Fleet;
+use crate::evaluation::profile::Profile;
+use crate::routing::{Budgets, Ladder, StepTimes};
+use crate::server::answering::Answering;
 use crate::server::metrics::Metrics;
 use crate::server::{Limits, ServeConfig};
 use crate::{Error, Result};
@@ -14,44 +16,83 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Debug)]
 pub struct AppState {
     pub(super) model: String,
-    pub(super) engine: Arc<Engine>,
+    pub(super) fleet: Arc<Fleet>,
     /// From the narrowest to the widest.
     pub(super) subnets: Vec<String>,
     pub(super) budgets: Budgets,
+    pub(super) ladder: Ladder,
+    pub(super) times: StepTimes,
+    /// What the qualities of the ladder are.
+    pub(super) metric: String,
     pub(super) limits: Limits,
-    pub(super) metrics: Metrics,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) answering: Answering,
     /// Seconds since 1970.
     pub(super) started: u64,
     draining: AtomicBool,
 }
 
-impl AppState {
-    /// Puts `engine` behind the limits and budgets of `config`; `model` is its name for clients. The server's metrics
-    /// go into `registry`.
+/// What is measured of a model, as serving needs it.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The frontier.
+    pub ladder: Ladder,
+    /// The times of calls.
+    pub times: StepTimes,
+    /// What the qualities of the ladder are.
+    pub metric: String,
+}
+
+impl Measured {
+    /// The frontier and the times of a profile; a call holds at most `max_batch` samples.
     ///
     /// # Errors
-    /// [`Error::Input`] naming the field for a budget whose subnets the model lacks, or a `config` that contradicts
-    /// itself; for a `registry` that already holds metrics of these names.
+    /// [`Error::Input`] for a profile without plans.
+    pub fn new(profile: &Profile, max_batch: usize) -> Result<Self> {
+        let mut rows: Vec<(String, Vec<(usize, f64)>)> = Vec::new();
+        for row in &profile.latency {
+            let point = (row.batch, row.ms / 1e3);
+            match rows.iter_mut().find(|(subnet, _)| *subnet == row.subnet) {
+                Some((_, points)) => points.push(point),
+                None => rows.push((row.subnet.clone(), vec![point])),
+            }
+        }
+        let times = StepTimes::new(rows, max_batch);
+        let plans = profile.frontier.iter().map(|rated| (rated.plan.clone(), rated.quality));
+        Ok(Self { ladder: Ladder::new(plans, &times)?, times, metric: profile.quality.metric.clone() })
+    }
+}
+
+impl AppState {
+    /// Puts `fleet` behind the limits and budgets of `config`; `model` is its name for clients. The server's metrics go
+    /// into `registry`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the field for a `config` that contradicts itself; for a `registry` that already holds
+    /// metrics of these names.
     pub fn new(
         model: impl Into<String>,
-        engine: Engine,
+        fleet: Fleet,
+        measured: Measured,
         config: &ServeConfig,
         registry: Registry,
     ) -> Result<Arc<Self>> {
         config.check().map_err(|(field, problem)| Error::input(field, problem))?;
-        let subnets: Vec<String> = engine.subnets().iter().map(|subnet| subnet.name.clone()).collect();
-        for (name, plan) in config.budgets.named() {
-            require_subnets(plan, &subnets).map_err(|problem| Error::input(format!("budgets.{name}"), problem))?;
-        }
-        let engine = Arc::new(engine);
-        let metrics = Metrics::register(registry, &engine).map_err(|problem| Error::input("metrics", problem))?;
+        let subnets: Vec<String> = fleet.any().subnets().iter().map(|subnet| subnet.name.clone()).collect();
+        let fleet = Arc::new(fleet);
+        let metrics = Metrics::register(registry, &fleet, &config.budgets);
+        let metrics = metrics.map_err(|problem| Error::input("metrics", problem))?;
         Ok(Arc::new(Self {
             model: model.into(),
-            engine,
+            fleet,
             subnets,
             budgets: config.budgets.clone(),
+            ladder: measured.ladder,
+            times: measured.times,
+            metric: measured.metric,
             limits: config.limits.clone(),
-            metrics,
+            metrics: Arc::new(metrics),
+            answering: Answering::default(),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             draining: AtomicBool::new(false),
         }))

@@ -9,6 +9,9 @@ use serde_json::error::Category;
 #[serde(deny_unknown_fields)]
 pub(super) struct GenerateQuery {
     pub budget: Option<String>,
+    pub min_quality: Option<String>,
+    /// Whether the images are drawn also if the client goes away.
+    pub keep: Option<bool>,
 }
 
 /// The body of `POST /generate`.
@@ -20,9 +23,7 @@ pub(super) struct GenerateBody {
     /// Absent: drawn at random.
     pub seed: Option<u64>,
     pub n: Option<u32>,
-    pub steps: Option<usize>,
     pub guidance: Option<f64>,
-    pub subnet: Option<String>,
     pub format: Option<String>,
 }
 
@@ -35,7 +36,7 @@ pub(super) enum ClassChoice {
 }
 
 impl GenerateBody {
-    pub const FIELDS: &[&str] = &["class", "seed", "n", "steps", "guidance", "subnet", "format"];
+    pub const FIELDS: &[&str] = &["class", "seed", "n", "guidance", "format"];
 
     /// # Errors
     /// [`ApiError::EmptyBody`], [`ApiError::InvalidJson`], [`ApiError::WrongType`] or [`ApiError::UnknownField`].
@@ -80,8 +81,7 @@ mod tests {
 
     #[test]
     fn every_field_is_read_and_listed_as_accepted() {
-        let text =
-            r#"{"class":"low","seed":18446744073709551615,"n":2,"steps":3,"guidance":2,"subnet":"0.5","format":"png"}"#;
+        let text = r#"{"class":"low","seed":18446744073709551615,"n":2,"guidance":2,"format":"png"}"#;
         let body = GenerateBody::parse(text.as_bytes()).unwrap();
         assert_eq!(body.seed, Some(u64::MAX));
         assert_eq!((body.class, body.guidance), (Some(ClassChoice::Name("low".to_owned())), Some(2.0)));
@@ -104,10 +104,10 @@ mod tests {
             (r#"{"seed":"7"}"#, "`seed`"),
             (r#"{"seed":18446744073709551616}"#, "`seed`"),
             (r#"{"n":4294967296}"#, "`n`"),
-            (r#"{"steps":"8"}"#, "`steps`"),
+            (r#"{"n":"8"}"#, "`n`"),
             (r#"{"guidance":"1"}"#, "`guidance`"),
             (r#"{"class":[1]}"#, "`class`: expected the name or the index"),
-            (r#"{"subnet":0.5}"#, "`subnet`"),
+            (r#"{"format":0.5}"#, "`format`"),
             (r#"{"n":1,"n":2}"#, "duplicate field `n`"),
             ("[]", "the body"),
             ("\"fast\"", "the body"),

@@ -31,7 +31,7 @@ const UTILISATION: f64 = 1.1;
 const MAX_RETRY: Duration = Duration::from_secs(300);
 
 /// Degrades instead of dropping; refuses only what would break a deadline.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Elastic {
     ladder: Ladder,
     times: StepTimes,
@@ -112,7 +112,8 @@ impl Elastic {
         let place = extra.map(|ask| self.runs.place(ask));
         let scale = safety * self.times.scale();
         let begun = self.busy_until.saturating_sub(now).as_secs_f64();
-        let crowd: usize = self.runs.iter().map(|run| run.ask.rows * (run.running.len() + run.waiting() as usize)).sum();
+        let crowd: usize =
+            self.runs.iter().map(|run| run.ask.rows * (run.running.len() + run.waiting() as usize)).sum();
         let crowd = crowd + extra.map_or(0, |ask| ask.rows * ask.images as usize);
         let (mut total, mut worst) = (0.0, f64::NEG_INFINITY);
         let mut add = |ask: &Ask, seconds: f64, calls: usize, subnet: usize| {
@@ -286,7 +287,8 @@ impl Policy for Elastic {
             let Some(place) = self.first_waiting() else { break };
             let run = self.runs.iter().nth(place)?;
             let plan = self.plan(&run.ask.wish, cap);
-            if self.times.subnet(plan.subnet_at(0)) != Some(subnet) || rows(&self.runs, &members) + run.ask.rows > batch {
+            if self.times.subnet(plan.subnet_at(0)) != Some(subnet) || rows(&self.runs, &members) + run.ask.rows > batch
+            {
                 break;
             }
             let member = self.runs.begin(place, plan.clone(), &self.times);

@@ -1,16 +1,17 @@
 //! One plan for every request, first come first served: what a server of one network does.
 
 use super::{exact_seconds, fill, rows, work};
-use crate::diffusion::plan::Plan;
+use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::policy::{Ask, Planned, Policy, Refusal, RequestId, Turn, Wish};
 use crate::routing::StepTimes;
 use crate::routing::runs::{Order, Runs};
+use crate::supernet::Subnet;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Runs one plan, but where a request names its own; batches by step, in the order of arrival; refuses nothing and knows
 /// no deadlines.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Fixed {
     plan: Arc<Plan>,
     quality: Option<f64>,
@@ -20,6 +21,15 @@ pub struct Fixed {
 }
 
 impl Fixed {
+    /// For jobs that all name their plans, on a machine of which nothing is known.
+    pub fn unmeasured(subnets: &[Subnet], max_batch: usize) -> Self {
+        // The work in seconds is then a count of calls; nobody asks for it.
+        let times = StepTimes::new(subnets.iter().map(|subnet| (subnet.name.clone(), vec![(1, 1.0)])), max_batch);
+        let widest = times.subnets().last().map_or("full", String::as_str);
+        let plan = Plan::constant(Solver::Heun, 18, widest).expect("a subnet's name is one of a plan");
+        Self::new(Arc::new(plan), None, times, max_batch)
+    }
+
     /// Runs `plan`, whose quality is `quality` where it is known.
     pub fn new(plan: Arc<Plan>, quality: Option<f64>, times: StepTimes, max_batch: usize) -> Self {
         Self { plan, quality, times, max_batch, runs: Runs::new(Order::Arrival) }

@@ -8,9 +8,82 @@ pub use elastic::Elastic;
 pub use fixed::Fixed;
 pub use slackfit::SlackFit;
 
-use crate::engine::policy::Member;
-use crate::routing::StepTimes;
-use crate::routing::runs::Runs;
+use crate::diffusion::plan::Plan;
+use crate::engine::policy::{Member, Policy, Wish};
+use crate::routing::runs::{Run, Runs};
+use crate::routing::{Ladder, StepTimes, ladder};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Which policy an engine runs. In a file or on the command line: `elastic`, `slackfit` or `fixed:<plan>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum PolicyChoice {
+    /// [`Elastic`]: what a server is meant to run.
+    #[default]
+    Elastic,
+    /// [`SlackFit`], to compare with.
+    SlackFit,
+    /// [`Fixed`], to compare with.
+    Fixed(Plan),
+}
+
+impl PolicyChoice {
+    /// The policy, on this frontier and these times; a call holds at most `max_batch` samples.
+    pub fn build(&self, ladder: Ladder, times: StepTimes, max_batch: usize) -> Box<dyn Policy> {
+        match self {
+            Self::Elastic => Box::new(Elastic::new(ladder, times, max_batch)),
+            Self::SlackFit => Box::new(SlackFit::new(ladder, times, max_batch)),
+            Self::Fixed(plan) => {
+                let quality = ladder.quality(plan);
+                Box::new(Fixed::new(Arc::new(plan.clone()), quality, times, max_batch))
+            }
+        }
+    }
+}
+
+impl fmt::Display for PolicyChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Elastic => f.write_str("elastic"),
+            Self::SlackFit => f.write_str("slackfit"),
+            Self::Fixed(plan) => write!(f, "fixed:{plan}"),
+        }
+    }
+}
+
+impl FromStr for PolicyChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match (text, text.strip_prefix("fixed:")) {
+            ("elastic", _) => Ok(Self::Elastic),
+            ("slackfit", _) => Ok(Self::SlackFit),
+            (_, Some(plan)) => Ok(Self::Fixed(plan.parse()?)),
+            _ => Err(Error::input(
+                "policy",
+                format!("`{text}` is unknown: accepted are elastic, slackfit, fixed:<plan>"),
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for PolicyChoice {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<PolicyChoice> for String {
+    fn from(choice: PolicyChoice) -> Self {
+        choice.to_string()
+    }
+}
 
 /// The running images whose next call is of `subnet`, in order, as many as `rows` samples allow and at least one.
 fn fill(runs: &Runs, subnet: usize, rows: usize) -> Vec<Member> {
@@ -35,8 +108,8 @@ fn rows(runs: &Runs, members: &[Member]) -> usize {
 }
 
 /// Time of the taken work in efficient batches, in seconds as it was measured, where an image that waits takes `image`.
-fn work(runs: &Runs, image: impl Fn(&crate::engine::policy::Wish) -> f64) -> f64 {
-    let of = |run: &crate::routing::runs::Run| {
+fn work(runs: &Runs, image: impl Fn(&Wish) -> f64) -> f64 {
+    let of = |run: &Run| {
         let running: f64 = run.running.iter().map(|running| running.left).sum();
         run.ask.rows as f64 * (running + f64::from(run.waiting()) * image(&run.ask.wish))
     };
@@ -44,6 +117,6 @@ fn work(runs: &Runs, image: impl Fn(&crate::engine::policy::Wish) -> f64) -> f64
 }
 
 /// The time of an exact plan's image in efficient batches, in seconds as it was measured.
-fn exact_seconds(plan: &crate::diffusion::Plan, times: &StepTimes) -> f64 {
-    crate::routing::ladder::calls(plan, 0, times).map_or(0.0, |calls| crate::routing::ladder::seconds(&calls, times))
+fn exact_seconds(plan: &Plan, times: &StepTimes) -> f64 {
+    ladder::calls(plan, 0, times).map_or(0.0, |calls| ladder::seconds(&calls, times))
 }

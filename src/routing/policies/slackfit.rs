@@ -15,7 +15,7 @@ const BUCKETS: f64 = 64.0;
 ///
 /// The paper says no more of the choice within a bucket: here it is the larger batch, then the better plan. It refuses
 /// nothing; where no pair fits the slack, the fastest plan runs on as many requests as there are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SlackFit {
     ladder: Ladder,
     times: StepTimes,
@@ -60,13 +60,16 @@ impl SlackFit {
             plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
         } else {
             let (slack, rows) = (head.ask.deadline.saturating_sub(now).as_secs_f64(), head.ask.rows);
-            let alike = |run: &&crate::routing::runs::Run| {
-                run.ask.rows == rows && matches!(run.ask.wish, Wish::Quality { .. })
-            };
+            let alike =
+                |run: &&crate::routing::runs::Run| run.ask.rows == rows && matches!(run.ask.wish, Wish::Quality { .. });
             let images = self.runs.iter().filter(alike).map(|run| run.waiting() as usize).sum();
             let (rung, mut batch) = self.choose(slack, images, rows);
             let plan = self.ladder.rungs()[rung].plan.clone();
-            let places: Vec<(usize, u32)> = (0..).zip(self.runs.iter()).filter(|(_, run)| alike(run)).map(|(place, run)| (place, run.waiting())).collect();
+            let places: Vec<(usize, u32)> = (0..)
+                .zip(self.runs.iter())
+                .filter(|(_, run)| alike(run))
+                .map(|(place, run)| (place, run.waiting()))
+                .collect();
             for (place, waiting) in places {
                 for _ in 0..waiting.min(u32::try_from(batch).unwrap_or(u32::MAX)) {
                     plans.push((self.runs.begin(place, plan.clone(), &self.times), plan.clone()));

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 
 /// The bytes that the engine draws for a plan, decoded nowhere.
 fn drawn(server: &Server, plan: &str, seed: u64, images: u32, class: usize, guidance: f64) -> Raster {
-    let job = Job { plan: Arc::new(plan.parse().unwrap()), seed, images, class: Some(class), guidance };
-    let finished = server.state.engine.submit(job).unwrap().blocking_wait().unwrap();
+    let job = Job { images, class: Some(class), guidance, ..Job::exact(Arc::new(plan.parse().unwrap()), seed) };
+    let finished = server.engine().submit(job).unwrap().blocking_wait().unwrap();
     Raster::grid(Gaussian::SHAPE, &finished.images)
 }
 
@@ -31,13 +31,16 @@ async fn a_request_gets_the_png_that_its_plan_draws() {
 }
 
 #[tokio::test]
-async fn every_budget_and_override_names_the_plan_that_it_ran() {
+async fn every_budget_and_floor_names_the_plan_that_it_ran() {
     let server = Server::new(&ServeConfig::default());
     for (query, body, plan) in [
         ("", "{}", "dpmpp2m-12@0.500"),
         ("?budget=balanced", "{}", "dpmpp2m-12@0.500"),
         ("?budget=best", "{}", "heun-18@full"),
-        ("?budget=best", r#"{"steps":3,"subnet":"0.25"}"#, "heun-3@0.250"),
+        ("?budget=100ms", "{}", "dpmpp2m-12@0.500"),
+        ("?budget=1s", "{}", "heun-18@full"),
+        ("?budget=fast&min_quality=0.9", "{}", "dpmpp2m-12@0.500"),
+        ("?budget=fast&min_quality=heun-18@full", "{}", "heun-18@full"),
         ("?budget=exact:heun-4@0.250*2,full*2~churn=10", "{}", "heun-4@0.250*2,full*2~churn=10"),
         ("?budget=exact%3Aeuler-2%40full~logsnr", "{}", "euler-2@full~logsnr"),
     ] {
@@ -72,7 +75,7 @@ async fn the_same_request_gets_the_same_bytes_alone_and_among_others() {
     server.gate.close();
     let held = server.gate.calls().len() + 1;
     let release = async {
-        while server.state.engine.waiting() < 4 {
+        while server.engine().waiting() < 4 {
             tokio::task::yield_now().await;
         }
         server.gate.open();

@@ -6,8 +6,10 @@ mod refusals;
 
 use crate::diffusion::schedule::SigmaRange;
 use crate::engine::gaussian::{Gate, Gaussian};
-use crate::engine::{Engine, Job};
-use crate::server::{AppState, ServeConfig, router};
+use crate::engine::{Engine, Fleet, Job};
+use crate::nets::Denoiser;
+use crate::routing::{Ladder, StepTimes};
+use crate::server::{AppState, Measured, ServeConfig, router};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
@@ -35,9 +37,12 @@ impl Server {
     }
 
     fn of((denoiser, gate): (Box<Gaussian>, Arc<Gate>), config: &ServeConfig) -> Self {
-        let engine = Engine::start(denoiser, SigmaRange { min: 0.002, max: 80.0 }, config.engine_limits()).unwrap();
-        let state = AppState::new("gaussian", engine, config, Registry::new()).unwrap();
+        let state = AppState::new("gaussian", fleet(denoiser, config), measured(), config, Registry::new()).unwrap();
         Self { router: router(state.clone()), state, gate }
+    }
+
+    fn engine(&self) -> &Engine {
+        self.state.fleet.any()
     }
 
     async fn send(&self, request: Request<Body>) -> Reply {
@@ -58,11 +63,27 @@ impl Server {
     /// Puts a job in the engine past the server; blocks when the gate is closed and `calls` is not reached.
     fn occupy(&self, images: u32, calls: usize) -> crate::engine::Ticket {
         let plan = Arc::new("euler-2@full".parse().unwrap());
-        let job = Job { plan, seed: 0, images, class: None, guidance: 1.0 };
-        let ticket = self.state.engine.submit(job).unwrap();
+        let ticket = self.engine().submit(Job { images, ..Job::exact(plan, 0) }).unwrap();
         self.gate.wait_for_calls(calls);
         ticket
     }
+}
+
+/// The closed-form denoiser takes no time worth mentioning; the policy believes in these milliseconds a sample.
+fn measured() -> Measured {
+    let row = |name: &str, ms: f64| (name.to_owned(), vec![(1, ms / 1e3), (16, 16.0 * ms / 1e3)]);
+    let times = StepTimes::new([row("0.250", 1.0), row("0.500", 2.0), row("full", 4.0)], 16);
+    let plans = [("dpmpp2m-8@0.250", 0.8), ("dpmpp2m-12@0.500", 0.96), ("heun-18@full", 1.0)];
+    let plans = plans.map(|(plan, quality)| (plan.parse().unwrap(), quality));
+    Measured { ladder: Ladder::new(plans, &times).unwrap(), times, metric: "mse-to-reference".to_owned() }
+}
+
+fn fleet(denoiser: Box<Gaussian>, config: &ServeConfig) -> Fleet {
+    assert_eq!(denoiser.subnets().len(), 3);
+    let Measured { ladder, times, .. } = measured();
+    let policy = config.policy.build(ladder, times, config.max_batch);
+    let range = SigmaRange { min: 0.002, max: 80.0 };
+    Fleet::new(vec![("cpu".to_owned(), Engine::start(denoiser, range, config.engine_limits(), policy).unwrap())])
 }
 
 impl Reply {

@@ -31,7 +31,7 @@ async fn a_dead_engine_fails_both_probes_and_answers_requests() {
     ] {
         assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::INTERNAL_SERVER_ERROR, "engine_failed"));
     }
-    assert!(server.get("/metrics").await.text().contains("\naccordion_engine_up 0\n"));
+    assert!(server.get("/metrics").await.text().contains("\naccordion_engine_up{device=\"cpu\"} 0\n"));
 }
 
 #[tokio::test]
@@ -44,7 +44,11 @@ async fn what_is_loaded_can_be_listed() {
     assert_eq!(loaded["subnets"].as_array().unwrap().len(), 3);
     let narrowest = serde_json::json!({ "name": "0.250", "ratio": 0.25, "parameters": 250_000, "macs": 250_000_000 });
     assert_eq!(loaded["subnets"][0], narrowest);
-    assert_eq!(loaded["budgets"]["best"], "heun-18@full");
+    assert_eq!(loaded["metric"], "mse-to-reference");
+    let fastest = serde_json::json!({ "plan": "dpmpp2m-8@0.250", "quality": 0.8, "ms": 8.0 });
+    assert_eq!(loaded["frontier"][0], fastest);
+    let best = serde_json::json!({ "plan": "heun-18@full", "quality": 1.0, "within_ms": 60_000 });
+    assert_eq!(loaded["budgets"]["best"], best);
     let models = server.get("/v1/models").await.json();
     assert_eq!((&models["object"], &models["data"][0]["id"]), (&Value::from("list"), &Value::from("gaussian")));
 }
@@ -66,13 +70,16 @@ async fn the_metrics_count_requests_images_and_steps() {
         r#"accordion_requests_total{budget="best",outcome="invalid",subnet="none"} 1"#,
         r#"accordion_images_total{budget="fast",format="webp",subnet="0.250"} 3"#,
         r#"accordion_denoise_seconds_count{budget="fast"} 1"#,
-        r#"accordion_denoiser_calls_total{subnet="0.250"} 10"#,
-        r#"accordion_denoiser_samples_total{subnet="0.250"} 26"#,
-        r#"accordion_denoiser_samples_total{subnet="0.500"} 0"#,
-        r#"accordion_denoiser_samples_total{subnet="full"} 3"#,
-        "accordion_queue_images 0",
-        "accordion_weight_bytes 1234",
-        "accordion_engine_up 1",
+        r#"accordion_denoiser_calls_total{device="cpu",subnet="0.250"} 10"#,
+        r#"accordion_denoiser_samples_total{device="cpu",subnet="0.250"} 26"#,
+        r#"accordion_denoiser_samples_total{device="cpu",subnet="0.500"} 0"#,
+        r#"accordion_denoiser_samples_total{device="cpu",subnet="full"} 3"#,
+        r#"accordion_queue_images{device="cpu"} 0"#,
+        r#"accordion_weight_bytes{device="cpu"} 1234"#,
+        r#"accordion_activation_bytes{device="cpu"} 617"#,
+        r#"accordion_denoiser_call_seconds_count{device="cpu",subnet="0.250"} 10"#,
+        r#"accordion_denoiser_batch_samples_sum{device="cpu",subnet="full"} 3"#,
+        r#"accordion_engine_up{device="cpu"} 1"#,
     ] {
         assert!(page.lines().any(|found| found == line), "no {line} in\n{page}");
     }
@@ -90,7 +97,7 @@ async fn a_client_that_goes_away_frees_the_engine_and_is_counted() {
     request.abort();
     assert!(request.await.unwrap_err().is_cancelled());
     server.gate.open();
-    server.state.engine.join().unwrap();
+    server.engine().join().unwrap();
     assert_eq!(server.gate.calls().len(), 1);
     let page = server.get("/metrics").await.text();
     let line = r#"accordion_requests_total{budget="balanced",outcome="cancelled",subnet="0.500"} 1"#;
@@ -105,15 +112,6 @@ async fn a_request_id_is_passed_through_or_made() {
     let made =
         [server.get("/livez").await, server.get("/nowhere").await].map(|reply| reply.header("x-request-id").to_owned());
     assert!(made[0].len() == 36 && made[1].len() == 36 && made[0] != made[1]);
-}
-
-#[tokio::test]
-async fn a_budget_whose_subnet_the_model_lacks_is_refused_at_the_start() {
-    let (denoiser, _) = Gaussian::conditional();
-    let config: ServeConfig = toml::from_str("[budgets]\nfast = \"euler-4@0.125\"").unwrap();
-    let engine = Engine::start(denoiser, SigmaRange { min: 0.002, max: 80.0 }, config.engine_limits()).unwrap();
-    let message = AppState::new("gaussian", engine, &config, Registry::new()).unwrap_err().to_string();
-    assert_eq!(message, "budgets.fast: subnet `0.125` is unknown: accepted are 0.250, 0.500, full");
 }
 
 /// Sends raw bytes and reads until the server closes, on a thread of its own.

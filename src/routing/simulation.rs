@@ -1,0 +1,384 @@
+//! Policies on a machine and a clock that are made up: the laws of serving, without a model and without waiting.
+
+use crate::diffusion::Stream;
+use crate::engine::policy::{Ask, Policy, Refusal, RequestId, Turn, Wish};
+use crate::routing::ladder::tests::{ladder, times};
+use crate::routing::{Elastic, Fixed, Ladder, SlackFit, StepTimes};
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+const MAX_BATCH: usize = 8;
+
+/// What a request asks.
+#[derive(Clone, Debug)]
+struct Arrival {
+    at: f64,
+    within: f64,
+    images: u32,
+    wish: Wish,
+}
+
+/// How a request ended.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Ended {
+    refused: bool,
+    /// When its last image was drawn, after its arrival.
+    took: f64,
+    in_time: bool,
+    /// Mean over its images, estimated for plans that changed.
+    quality: f64,
+    plans: Vec<String>,
+    begun: f64,
+}
+
+/// A machine that takes what `times` says, with a noise of so many percent and slower by `slowness`.
+struct Machine {
+    times: StepTimes,
+    slowness: f64,
+    noise: f64,
+}
+
+/// Runs the arrivals, ascending in time, to the end. Every image makes the calls of its plan, in order, on its subnets.
+fn simulate(policy: &mut dyn Policy, machine: &Machine, arrivals: &[Arrival]) -> Vec<Ended> {
+    let names = machine.times.subnets().to_vec();
+    let ladder = ladder();
+    let mut ended = vec![Ended::default(); arrivals.len()];
+    let mut images: HashMap<(RequestId, u32), (Arc<crate::diffusion::Plan>, usize)> = HashMap::new();
+    let mut open: HashMap<RequestId, u32> = HashMap::new();
+    let mut coming = arrivals.iter().enumerate().peekable();
+    let noise = Stream::new(5, 1, 0);
+    let (mut now, mut calls) = (0.0f64, 0u64);
+    let seconds = Duration::from_secs_f64;
+    loop {
+        while let Some((id, arrival)) = coming.next_if(|(_, arrival)| arrival.at <= now) {
+            let id = id as RequestId;
+            // A request that comes while a call runs is answered then, not after it.
+            let deadline = seconds(arrival.at + arrival.within);
+            let (images, wish) = (arrival.images, arrival.wish.clone());
+            match policy.admit(Ask { id, arrived: seconds(arrival.at), deadline, images, rows: 1, wish }) {
+                Ok(_) => drop(open.insert(id, arrival.images)),
+                Err(_) => ended[id as usize].refused = true,
+            }
+        }
+        let Some(turn) = policy.next(seconds(now)) else {
+            match coming.peek() {
+                Some((_, arrival)) => now = arrival.at,
+                None => break,
+            }
+            continue;
+        };
+        for (member, plan) in &turn.plans {
+            let image = images.entry((member.request, member.image)).or_insert_with(|| {
+                ended[member.request as usize].begun = now;
+                (plan.clone(), 0)
+            });
+            let (step, boundary) = image.0.position(image.1);
+            assert!(boundary, "{} changes in the middle of a step", image.0);
+            let same = (0..step).all(|step| image.0.subnet_at(step) == plan.subnet_at(step));
+            assert!(same && plan.solver == image.0.solver, "{} is not a continuation of {}", plan, image.0);
+            image.0 = plan.clone();
+        }
+        assert!(!turn.members.is_empty() && turn.members.len() <= MAX_BATCH, "{turn:?}");
+        let unit = noise.uniform(calls);
+        calls += 1;
+        let took = machine.slowness
+            * machine.times.measured(turn.subnet, turn.members.len())
+            * (1.0 + machine.noise * (2.0 * unit - 1.0));
+        let end = now + took;
+        // What comes while the call runs is admitted at its own time.
+        while let Some((id, arrival)) = coming.next_if(|(_, arrival)| arrival.at <= end) {
+            let id = id as RequestId;
+            let deadline = seconds(arrival.at + arrival.within);
+            let (images, wish) = (arrival.images, arrival.wish.clone());
+            match policy.admit(Ask { id, arrived: seconds(arrival.at), deadline, images, rows: 1, wish }) {
+                Ok(_) => drop(open.insert(id, arrival.images)),
+                Err(_) => ended[id as usize].refused = true,
+            }
+        }
+        now = end;
+        for member in &turn.members {
+            let key = (member.request, member.image);
+            let (plan, done) = images.get_mut(&key).expect("a member has begun");
+            let (step, _) = plan.position(*done);
+            assert_eq!(plan.subnet_at(step), names[turn.subnet], "the subnet of the member's next call");
+            *done += 1;
+            if *done == plan.evaluations() {
+                let (plan, _) = images.remove(&key).unwrap();
+                let arrival = &arrivals[member.request as usize];
+                let end = &mut ended[member.request as usize];
+                end.took = now - arrival.at;
+                end.in_time = end.took <= arrival.within;
+                let quality = ladder.estimate(&plan, &machine.times).unwrap_or(0.0);
+                end.quality += quality / f64::from(arrival.images);
+                end.plans.push(plan.to_string());
+                *open.get_mut(&member.request).unwrap() -= 1;
+            }
+        }
+        policy.ran(&Turn { plans: Vec::new(), ..turn }, seconds(took), seconds(now));
+    }
+    open.retain(|_, left| *left > 0);
+    assert!(open.is_empty(), "requests were forgotten: {open:?}");
+    ended
+}
+
+fn machine() -> Machine {
+    Machine { times: times(), slowness: 1.0, noise: 0.1 }
+}
+
+fn elastic() -> Elastic {
+    Elastic::new(ladder(), times(), MAX_BATCH)
+}
+
+fn any_quality() -> Wish {
+    Wish::Quality { floor: 0.0, target: 1.0 }
+}
+
+/// Gamma gaps by the sum of exponentials for shape 1 and a mixture for burstier ones: mean 1 / rate.
+fn poisson(rate: f64, seconds: f64, within: f64, seed: u64) -> Vec<Arrival> {
+    let stream = Stream::new(seed, 2, 0);
+    let mut at = 0.0;
+    let mut arrivals = Vec::new();
+    for index in 0.. {
+        at -= (1.0 - stream.uniform(index)).ln() / rate;
+        if at > seconds {
+            return arrivals;
+        }
+        arrivals.push(Arrival { at, within, images: 1, wish: any_quality() });
+    }
+    arrivals
+}
+
+/// Bursts: groups of requests at once, at the same mean rate.
+fn bursts(rate: f64, size: usize, seconds: f64, within: f64, seed: u64) -> Vec<Arrival> {
+    let groups = poisson(rate / size as f64, seconds, within, seed);
+    groups.into_iter().flat_map(|arrival| vec![arrival; size]).collect()
+}
+
+/// Share of all requests that were served in time, and the mean quality of those.
+fn score(ended: &[Ended]) -> (f64, f64) {
+    let served: Vec<&Ended> = ended.iter().filter(|ended| !ended.refused && ended.in_time).collect();
+    let quality = served.iter().map(|ended| ended.quality).sum::<f64>() / served.len().max(1) as f64;
+    (served.len() as f64 / ended.len() as f64, quality)
+}
+
+/// Capacity of `heun-18@full` on the machine: 1 / 140 ms.
+const CAPACITY: f64 = 1.0 / 0.140;
+/// Four times what the best plan takes on an idle machine.
+const WITHIN: f64 = 0.56;
+
+#[test]
+fn under_any_load_ours_serves_nearly_all_in_time_and_better_images_than_slackfit() {
+    for (load, burst) in [(0.5, 1), (1.0, 1), (1.5, 1), (2.0, 1), (4.0, 1), (1.0, 4), (2.0, 4)] {
+        let arrivals = bursts(load * CAPACITY, burst, 300.0, WITHIN, 1);
+        let fixed = Fixed::new(ladder().best().plan.clone(), Some(1.0), times(), MAX_BATCH);
+        let slackfit = SlackFit::new(ladder(), times(), MAX_BATCH);
+        let ours = score(&simulate(&mut elastic(), &machine(), &arrivals));
+        let theirs = score(&simulate(&mut slackfit.clone(), &machine(), &arrivals));
+        let widest = score(&simulate(&mut fixed.clone(), &machine(), &arrivals));
+        println!("load {load} burst {burst}: ours {ours:.4?}, slackfit {theirs:.4?}, widest {widest:.4?}");
+        assert!(ours.0 >= 0.999, "load {load} burst {burst}: {ours:?}");
+        assert!(ours.0 >= theirs.0 && ours.1 > theirs.1, "load {load} burst {burst}: {ours:?} {theirs:?}");
+        if load >= 1.5 {
+            assert!(widest.0 < 0.7, "{widest:?}");
+        }
+    }
+}
+
+#[test]
+fn an_idle_machine_serves_the_best_that_the_budget_affords() {
+    for (within, plan) in
+        [(1.0, "heun-18@full"), (0.1, "dpmpp2m-8@full"), (0.03, "dpmpp2m-6@0.500"), (0.003, "dpmpp2m-2@0.250")]
+    {
+        let arrivals = [Arrival { at: 1.0, within, images: 1, wish: any_quality() }];
+        let ended = simulate(&mut elastic(), &Machine { noise: 0.0, ..machine() }, &arrivals);
+        assert_eq!(ended[0].plans, [plan], "{within}");
+        assert!(ended[0].in_time);
+    }
+}
+
+#[test]
+fn what_no_idle_machine_could_do_is_refused_with_the_fastest_plan() {
+    let ask = |within: f64, wish| {
+        let deadline = Duration::from_secs_f64(within);
+        elastic().quote(&Ask { id: 1, arrived: Duration::ZERO, deadline, images: 1, rows: 1, wish })
+    };
+    let Err(Refusal::Infeasible { fastest, takes }) = ask(0.001, any_quality()) else { panic!("taken") };
+    assert_eq!((fastest.to_string().as_str(), takes.as_micros()), ("dpmpp2m-2@0.250", 2000));
+    let floor = Wish::Quality { floor: 0.96, target: 1.0 };
+    let Err(Refusal::Infeasible { fastest, takes }) = ask(0.02, floor) else { panic!("taken") };
+    assert_eq!((fastest.to_string().as_str(), takes.as_millis()), ("dpmpp2m-8@full", 32));
+}
+
+#[test]
+fn what_does_not_fit_at_present_is_refused_until_it_does() {
+    let mut policy = elastic();
+    let wish = Wish::Quality { floor: 1.0, target: 1.0 };
+    let ask = |id, at: f64, within: f64| {
+        let (arrived, deadline) = (Duration::from_secs_f64(at), Duration::from_secs_f64(at + within));
+        Ask { id, arrived, deadline, images: 1, rows: 1, wish: wish.clone() }
+    };
+    policy.admit(ask(1, 0.0, 0.2)).unwrap();
+    let Err(Refusal::Overloaded { retry_after }) = policy.admit(ask(2, 0.0, 0.2)) else { panic!("taken") };
+    assert!((0.05..0.3).contains(&retry_after.as_secs_f64()), "{retry_after:?}");
+    assert!(policy.admit(ask(3, 0.0, 0.5)).is_ok(), "a later deadline fits");
+    policy.leave(1);
+    policy.leave(3);
+    assert!(policy.admit(ask(4, 0.0, 0.2)).is_ok());
+}
+
+#[test]
+fn a_running_image_is_shortened_when_somebody_more_urgent_comes_and_not_below_its_floor() {
+    for (floor, shortened) in [(0.0, true), (1.0, false)] {
+        let wish = Wish::Quality { floor, target: 1.0 };
+        let arrivals = [
+            Arrival { at: 0.0, within: 0.165, images: 1, wish },
+            Arrival { at: 0.07, within: 0.04, images: 1, wish: Wish::Quality { floor: 0.9, target: 1.0 } },
+        ];
+        let ended = simulate(&mut elastic(), &Machine { noise: 0.0, ..machine() }, &arrivals);
+        assert_eq!(ended[0].plans[0].contains("~respace"), shortened, "{ended:?}");
+        assert_eq!(ended[1].refused, !shortened);
+        assert!(ended[0].in_time, "{ended:?}");
+    }
+}
+
+#[test]
+fn small_jobs_are_not_stuck_behind_large_ones_and_large_ones_do_not_starve() {
+    let wish = Wish::Quality { floor: 0.96, target: 0.96 };
+    let mut arrivals = vec![Arrival { at: 0.0, within: 60.0, images: 64, wish: wish.clone() }];
+    arrivals.extend((0..200).map(|i| Arrival { at: 0.05 * f64::from(i), within: 0.5, images: 1, wish: wish.clone() }));
+    let ended = simulate(&mut elastic(), &machine(), &arrivals);
+    assert!(ended.iter().all(|ended| ended.in_time && !ended.refused));
+    let slowest = ended[1..].iter().map(|ended| ended.took).fold(0.0, f64::max);
+    assert!(slowest < 0.4, "{slowest}");
+}
+
+#[test]
+fn a_machine_that_becomes_slower_does_not_miss_every_deadline() {
+    let arrivals = poisson(CAPACITY, 300.0, WITHIN, 3);
+    let ended = simulate(&mut elastic(), &Machine { slowness: 2.5, ..machine() }, &arrivals);
+    let (attainment, quality) = score(&ended[200..]);
+    assert!(attainment >= 0.99, "{attainment} {quality}");
+}
+
+#[test]
+fn nothing_is_remembered_of_a_request_that_left() {
+    let mut policy = elastic();
+    for id in 0..3 {
+        let deadline = Duration::from_secs(100);
+        policy.admit(Ask { id, arrived: Duration::ZERO, deadline, images: 5, rows: 2, wish: any_quality() }).unwrap();
+    }
+    policy.next(Duration::ZERO).unwrap();
+    (0..3).for_each(|id| policy.leave(id));
+    assert_eq!((policy.next(Duration::ZERO), policy.work()), (None, Duration::ZERO));
+}
+
+/// A state that some requests have left behind.
+fn state(arrivals: &[(f64, f64, u32, f64)], turns: usize) -> (Elastic, f64) {
+    let mut policy = elastic();
+    let mut now = 0.0;
+    for (id, &(gap, within, images, floor)) in arrivals.iter().enumerate() {
+        now += gap;
+        let wish = Wish::Quality { floor, target: 1.0 };
+        let (arrived, deadline) = (Duration::from_secs_f64(now), Duration::from_secs_f64(now + within));
+        let _ = policy.admit(Ask { id: id as u64, arrived, deadline, images, rows: 1, wish });
+    }
+    for _ in 0..turns {
+        let Some(turn) = policy.next(Duration::from_secs_f64(now)) else { break };
+        let took = times().measured(turn.subnet, turn.members.len());
+        now += took;
+        policy.ran(&turn, Duration::from_secs_f64(took), Duration::from_secs_f64(now));
+    }
+    (policy, now)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn a_larger_budget_never_gives_a_worse_plan_on_the_same_state(
+        arrivals in prop::collection::vec((0.0f64..0.2, 0.01f64..2.0, 1u32..4, 0.0f64..1.0), 0..12),
+        turns in 0usize..30,
+        mut budgets in prop::array::uniform2(0.002f64..2.0),
+        floor in 0.0f64..1.0,
+    ) {
+        let (policy, now) = state(&arrivals, turns);
+        budgets.sort_by(f64::total_cmp);
+        let quote = |within: f64| {
+            let wish = Wish::Quality { floor, target: 1.0 };
+            let (arrived, deadline) = (Duration::from_secs_f64(now), Duration::from_secs_f64(now + within));
+            policy.quote(&Ask { id: 1000, arrived, deadline, images: 1, rows: 1, wish })
+        };
+        let [small, large] = budgets.map(quote);
+        if let Ok(small) = small {
+            let large = large.expect("what a smaller budget gets, a larger one gets too");
+            prop_assert!(large.quality >= small.quality, "{small:?} {large:?}");
+        }
+    }
+
+    #[test]
+    fn every_plan_that_is_promised_is_of_the_frontier_and_within_what_the_client_accepts(
+        arrivals in prop::collection::vec((0.0f64..0.2, 0.01f64..2.0, 1u32..4, 0.0f64..1.0), 0..12),
+        turns in 0usize..30,
+        floor in 0.0f64..1.0,
+        span in 0.0f64..1.0,
+    ) {
+        let (policy, now) = state(&arrivals, turns);
+        let target = floor + span * (1.0 - floor);
+        let ask = Ask {
+            id: 1000,
+            arrived: Duration::from_secs_f64(now),
+            deadline: Duration::from_secs_f64(now + 1.0),
+            images: 1,
+            rows: 1,
+            wish: Wish::Quality { floor, target },
+        };
+        if let Ok(planned) = policy.quote(&ask) {
+            let ladder: Ladder = ladder();
+            let quality = ladder.quality(&planned.plan);
+            prop_assert!(quality.is_some() && quality == planned.quality);
+            prop_assert!(quality.unwrap() + 1e-6 >= floor);
+            prop_assert!(quality.unwrap() <= ladder.rungs()[ladder.at_least(target)].quality);
+        }
+    }
+
+    #[test]
+    fn on_a_machine_as_it_was_measured_nothing_that_was_admitted_is_late(
+        arrivals in prop::collection::vec((0.0f64..0.1, 0.01f64..1.0, 1u32..5, 0.0f64..1.0), 1..40),
+    ) {
+        let mut at = 0.0;
+        let arrivals: Vec<Arrival> = arrivals.into_iter().map(|(gap, within, images, floor)| {
+            at += gap;
+            Arrival { at, within, images, wish: Wish::Quality { floor, target: 1.0 } }
+        }).collect();
+        let ended = simulate(&mut elastic(), &Machine { noise: 0.0, ..machine() }, &arrivals);
+        for (arrival, ended) in arrivals.iter().zip(&ended) {
+            prop_assert!(ended.refused || ended.in_time, "{arrival:?} {ended:?}");
+        }
+    }
+
+    #[test]
+    fn every_policy_draws_every_image_that_it_took(
+        arrivals in prop::collection::vec((0.0f64..0.1, 0.01f64..1.0, 1u32..5, any::<bool>()), 1..30),
+        policy in 0usize..3,
+    ) {
+        let mut at = 0.0;
+        let arrivals: Vec<Arrival> = arrivals.into_iter().map(|(gap, within, images, exact)| {
+            at += gap;
+            let plan = || Arc::new("heun-3@0.250*1,full*2".parse().unwrap());
+            let wish = if exact { Wish::Exact(plan()) } else { any_quality() };
+            Arrival { at, within: if exact { 100.0 } else { within }, images, wish }
+        }).collect();
+        let mut policy: Box<dyn Policy> = match policy {
+            0 => Box::new(elastic()),
+            1 => Box::new(SlackFit::new(ladder(), times(), MAX_BATCH)),
+            _ => Box::new(Fixed::new(ladder().best().plan.clone(), None, times(), MAX_BATCH)),
+        };
+        // The simulation itself asserts that no image is lost.
+        let ended = simulate(&mut *policy, &machine(), &arrivals);
+        for (arrival, ended) in arrivals.iter().zip(&ended) {
+            prop_assert!(ended.refused || ended.plans.len() == arrival.images as usize);
+        }
+    }
+}

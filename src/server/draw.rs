@@ -1,0 +1,194 @@
+//! From a checked request to pixels: budget -> wish -> engine. What all routes that draw images share.
+
+use crate::diffusion::plan::Plan;
+use crate::engine::image::{Format, Raster, grid_shape};
+use crate::engine::{Finished, Job, Step, Ticket};
+use crate::routing::{Budget, MinQuality, Resolved};
+use crate::server::metrics::{Observation, Timings};
+use crate::server::wire::ClassChoice;
+use crate::server::{ApiError, AppState};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// The accepted scales of classifier-free guidance.
+pub(super) const GUIDANCE: RangeInclusive<f64> = 0.0..=20.0;
+/// Drawn seeds fit the integers that a double holds, so that no JSON reader changes them.
+const DRAWN_SEED_BITS: u32 = 53;
+
+/// What a client asks for, as it says it.
+pub(super) struct Order {
+    pub arrived: Instant,
+    pub budget: Budget,
+    pub min_quality: Option<MinQuality>,
+    /// Absent: the unconditional call.
+    pub class: Option<ClassChoice>,
+    /// Absent: drawn at random.
+    pub seed: Option<u64>,
+    pub n: Option<u32>,
+    pub guidance: Option<f64>,
+}
+
+/// An order that the engine has taken. Dropping it cancels the work within one step.
+pub(super) struct Taken {
+    ticket: Ticket,
+    pub planned: Arc<Plan>,
+    pub seed: u64,
+    images: u32,
+    /// The quality that an idle machine would have given, where it is known.
+    asked: Option<f64>,
+    /// Whether the plan is the client's own.
+    exact: bool,
+    arrived: Instant,
+    within: Duration,
+}
+
+/// The images of an order, and what is said about them.
+pub(super) struct Drawn {
+    pub finished: Finished,
+    pub planned: Arc<Plan>,
+    pub seed: u64,
+    /// The mean quality of the images; measured for plans of the frontier, estimated for those that changed on the way.
+    pub quality: Option<f64>,
+    pub late: bool,
+}
+
+/// Checks an order against the model and the limits, and puts it into the queue.
+///
+/// # Errors
+/// Everything that a request can be refused for after its syntax.
+pub(super) fn take(
+    state: &AppState,
+    order: Order,
+    events: Option<mpsc::Sender<Step>>,
+    observation: &mut Observation,
+) -> Result<Taken, ApiError> {
+    let Order { arrived, budget, min_quality, class, seed, n, guidance } = order;
+    let class = class.map(|choice| class_index(state.fleet.any().classes(), choice)).transpose()?;
+    let guidance = guidance_scale(guidance, class)?;
+    let images = image_count(state, n)?;
+    if let Budget::Exact(plan) = &budget {
+        require_steps(state, plan.steps)?;
+    }
+    if let Some(MinQuality::Plan(plan)) = &min_quality {
+        require_steps(state, plan.steps)?;
+    }
+    let longest = Duration::from_secs(state.limits.request_timeout_s);
+    let resolved = state.budgets.resolve(&budget, min_quality.as_ref(), &state.ladder, &state.subnets, longest)?;
+    let Resolved { wish, within, asked } = resolved;
+    let seed = match seed {
+        Some(seed) => seed,
+        None => getrandom::u64().map_err(|e| ApiError::Internal(e.to_string()))? >> (u64::BITS - DRAWN_SEED_BITS),
+    };
+    let exact = matches!(budget, Budget::Exact(_));
+    // The engine's deadline leaves time to encode and to answer.
+    let drawn_within = within.saturating_sub(state.answering.reserve());
+    let job = Job { wish, arrived, within: drawn_within, seed, images, class, guidance, events };
+    let ticket = state.fleet.submit(job)?;
+    let planned = ticket.planned().plan.clone();
+    observation.set_plan(&planned);
+    Ok(Taken { ticket, planned, seed, images, asked, exact, arrived, within })
+}
+
+impl Taken {
+    /// Waits for the images.
+    ///
+    /// # Errors
+    /// [`ApiError::Timeout`], or what the engine says.
+    pub async fn drawn(self, state: &AppState, observation: &mut Observation) -> Result<Drawn, ApiError> {
+        let Self { ticket, planned, seed, images, asked, exact, arrived, within } = self;
+        let limit = state.limits.request_timeout_s;
+        // Dropping the ticket, here or with this whole future when the client goes away, cancels the job.
+        let finished = tokio::time::timeout(Duration::from_secs(limit), ticket.wait());
+        let finished = finished.await.map_err(|_| ApiError::Timeout(limit))??;
+        finished.plans.iter().for_each(|plan| observation.set_plan(plan));
+        let of = |plan: &Arc<Plan>| match exact {
+            true => state.ladder.quality(plan),
+            false => state.ladder.estimate(plan, &state.times),
+        };
+        let qualities: Option<Vec<f64>> = finished.plans.iter().map(of).collect();
+        let quality = qualities.map(|qualities| qualities.iter().sum::<f64>() / qualities.len().max(1) as f64);
+        if let (Some(asked), Some(served)) = (asked, quality) {
+            state.metrics.compare(asked, served.min(asked), images);
+        }
+        Ok(Drawn { finished, planned, seed, quality, late: arrived.elapsed() > within })
+    }
+}
+
+impl Drawn {
+    /// The text of the plan that was served; where the images of a request had different ones, one an image in order.
+    pub fn served(&self) -> String {
+        let plans = &self.finished.plans;
+        if plans.windows(2).all(|pair| pair[0] == pair[1]) {
+            return plans.first().map_or_else(String::new, |plan| plan.to_string());
+        }
+        plans.iter().map(|plan| plan.to_string()).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Encodes `pictures` of these images, away from the threads that serve connections and from the engine's.
+    ///
+    /// # Errors
+    /// [`ApiError::Internal`] if the format cannot hold them.
+    pub async fn encode(
+        &self,
+        state: &AppState,
+        format: Format,
+        pictures: impl FnOnce(&[Vec<f64>]) -> Vec<Raster>,
+    ) -> Result<(Vec<Vec<u8>>, Timings), ApiError> {
+        let rasters = pictures(&self.finished.images);
+        let work = move || {
+            let start = Instant::now();
+            let files = rasters.iter().map(|raster| raster.encode(format)).collect::<Result<Vec<_>, _>>();
+            files.map(|files| (files, start.elapsed()))
+        };
+        let encoded = tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::Internal(e.to_string()))?;
+        let (files, took) = encoded.map_err(|e| ApiError::Internal(format!("the image could not be encoded: {e}")))?;
+        state.answering.observe(took);
+        Ok((files, Timings::new(&self.finished, took)))
+    }
+}
+
+fn class_index(classes: &[String], choice: ClassChoice) -> Result<usize, ApiError> {
+    if classes.is_empty() {
+        return Err(ApiError::ClassNotSupported);
+    }
+    let (found, asked) = match choice {
+        ClassChoice::Index(index) => (usize::try_from(index).ok().filter(|&i| i < classes.len()), index.to_string()),
+        ClassChoice::Name(name) => (classes.iter().position(|class| *class == name), name),
+    };
+    found.ok_or_else(|| ApiError::UnknownClass { asked, accepted: classes.to_vec() })
+}
+
+fn guidance_scale(asked: Option<f64>, class: Option<usize>) -> Result<f64, ApiError> {
+    let scale = asked.unwrap_or(1.0);
+    if !GUIDANCE.contains(&scale) {
+        let accepted = format!("{} to {}", GUIDANCE.start(), GUIDANCE.end());
+        return Err(ApiError::OutOfRange { field: "guidance", value: scale.to_string(), accepted });
+    }
+    if scale != 1.0 && class.is_none() {
+        return Err(ApiError::GuidanceWithoutClass);
+    }
+    Ok(scale)
+}
+
+fn image_count(state: &AppState, asked: Option<u32>) -> Result<u32, ApiError> {
+    let images = asked.unwrap_or(1);
+    let out_of_range = |accepted| Err(ApiError::OutOfRange { field: "n", value: images.to_string(), accepted });
+    if !(1..=state.limits.max_n).contains(&images) {
+        return out_of_range(format!("1 to {}", state.limits.max_n));
+    }
+    let grid = grid_shape(state.fleet.any().image(), images as usize);
+    if grid.height * grid.width > state.limits.max_pixels {
+        return out_of_range(format!("so few that their grid has at most {} pixels", state.limits.max_pixels));
+    }
+    Ok(images)
+}
+
+fn require_steps(state: &AppState, steps: usize) -> Result<(), ApiError> {
+    let most = state.limits.max_steps;
+    if (1..=most).contains(&steps) {
+        return Ok(());
+    }
+    Err(ApiError::OutOfRange { field: "steps", value: steps.to_string(), accepted: format!("1 to {most}") })
+}
