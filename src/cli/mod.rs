@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod allocate;
+mod axes;
 mod bench;
 mod evaluate;
 mod extract;

@@ -74,3 +74,58 @@ fn changing(solver: Solver, steps: usize, subnets: [&str; 2], split: usize) -> P
     let widths = widths.map(|(subnet, steps)| WidthRun { subnet: subnet.to_owned(), steps }).collect();
     Plan { widths, ..uniform(solver, steps, subnets[0]) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SUBNETS: [&str; 4] = ["0.250", "0.500", "0.750", "full"];
+
+    fn texts(plans: Vec<Plan>) -> Vec<String> {
+        plans.iter().map(Plan::to_string).collect()
+    }
+
+    #[test]
+    fn every_candidate_is_another_plan() {
+        let mut plans = texts(constants(&shapes(), &SUBNETS));
+        plans.extend(texts(schedules(&shapes(), &SUBNETS)));
+        for plan in &plans {
+            assert_eq!(plan.parse::<Plan>().unwrap().to_string(), *plan);
+        }
+        let all: BTreeSet<&String> = plans.iter().collect();
+        assert_eq!(all.len(), plans.len());
+        assert!(plans.contains(&super::super::quality::REFERENCE.to_owned()));
+    }
+
+    #[test]
+    fn width_schedules_grow_wider_at_about_a_third_and_two_thirds() {
+        let plans = texts(schedules(&[(Solver::DpmPp2m, 6)], &SUBNETS));
+        let want = [
+            "0.250*2,0.500*4",
+            "0.250*4,0.500*2",
+            "0.250*2,full*4",
+            "0.250*4,full*2",
+            "0.500*2,full*4",
+            "0.500*4,full*2",
+        ];
+        assert_eq!(plans, want.map(|widths| format!("dpmpp2m-6@{widths}")));
+        let splits = |steps| texts(schedules(&[(Solver::Heun, steps)], &["0.500", "full"]));
+        assert_eq!(splits(3), ["heun-3@0.500*1,full*2", "heun-3@0.500*2,full*1"]);
+        assert_eq!(splits(2), ["heun-2@0.500*1,full*1"]);
+        assert!(splits(1).is_empty());
+        assert!(schedules(&shapes(), &["full"]).is_empty());
+    }
+
+    #[test]
+    fn the_quick_plans_are_the_most_telling_first() {
+        let plans = texts(quick(&SUBNETS));
+        assert_eq!(plans[..4], ["dpmpp2m-8@0.250", "dpmpp2m-8@0.500", "dpmpp2m-8@full", "dpmpp2m-4@0.250"]);
+        assert_eq!(texts(quick(&["full"])).len(), DPM_QUICK.len());
+    }
+
+    #[test]
+    fn shapes_are_taken_from_plans_once() {
+        let plans = ["heun-3@full", "heun-3@0.500", "euler-3@full"].map(|text| text.parse().unwrap());
+        assert_eq!(shapes_of(&plans), [(Solver::Heun, 3), (Solver::Euler, 3)]);
+    }
+}

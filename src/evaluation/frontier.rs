@@ -2,8 +2,8 @@
 
 use crate::diffusion::Plan;
 
-/// Plans of less quality are left out: the mean image of a class, which no request asks for, has 0.5.
-pub const FLOOR: f64 = 0.5;
+/// Plans of less quality are left out: a blur, the mean image of a class, has 0.5 or a little more, and nobody asks for it.
+pub const FLOOR: f64 = 0.6;
 /// A plan that is better than a cheaper one by less is left out: the eye does not see it, a fixed set of some tens of
 /// images does not prove it, and a router has one row less to look through.
 pub const EPSILON: f64 = 0.005;
@@ -56,4 +56,92 @@ pub fn pareto(mut points: Vec<Point>) -> Vec<Point> {
         kept.remove(least.expect("more rows than two"));
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn point(ms: f64, quality: f64) -> Point {
+        Point { plan: "euler-1@full".parse().unwrap(), ms, quality }
+    }
+
+    fn kept(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+        let points = points.iter().map(|&(ms, quality)| point(ms, quality)).collect();
+        pareto(points).into_iter().map(|point| (point.ms, point.quality)).collect()
+    }
+
+    #[test]
+    fn what_another_plan_beats_is_left_out() {
+        let points = [(3.0, 0.9), (1.0, 0.6), (2.0, 0.6), (4.0, 0.8), (3.0, 0.95), (9.0, 1.0)];
+        assert_eq!(kept(&points), [(1.0, 0.6), (3.0, 0.95), (9.0, 1.0)]);
+    }
+
+    #[test]
+    fn a_small_gain_is_left_out_unless_it_is_the_best() {
+        assert_eq!(kept(&[(1.0, 0.7), (2.0, 0.704), (3.0, 0.708)]), [(1.0, 0.7), (3.0, 0.708)]);
+        assert_eq!(
+            kept(&[(1.0, 0.7), (2.0, 0.704), (3.0, 0.709), (4.0, 0.711)]),
+            [(1.0, 0.7), (3.0, 0.709), (4.0, 0.711)]
+        );
+    }
+
+    #[test]
+    fn plans_below_the_floor_are_kept_only_where_nothing_else_is() {
+        assert_eq!(kept(&[(1.0, 0.2), (2.0, 0.6), (3.0, 0.9)]), [(2.0, 0.6), (3.0, 0.9)]);
+        assert_eq!(kept(&[(1.0, -0.2), (2.0, 0.3)]), [(1.0, -0.2), (2.0, 0.3)]);
+        assert_eq!(kept(&[(1.0, f64::NAN), (2.0, f64::NEG_INFINITY)]), []);
+    }
+
+    #[test]
+    fn the_time_of_an_image_adds_up_its_calls() {
+        let call = |subnet: &str| match subnet {
+            "0.250" => Some(1.0),
+            "full" => Some(10.0),
+            _ => None,
+        };
+        let time = |plan: &str| time_of(&plan.parse().unwrap(), call);
+        assert_eq!(time("dpmpp2m-5@0.250*3,full*2"), Some(23.0));
+        assert_eq!(time("heun-3@0.250*1,full*2"), Some(32.0), "the last step is one call");
+        assert_eq!(time("heun-3@0.250*1,0.500*2"), None);
+    }
+
+    /// Points of few times and qualities, so that some are equal.
+    fn points() -> impl Strategy<Value = Vec<Point>> {
+        let point = (1..60u32, -200..=1000i32).prop_map(|(ms, quality)| point(ms.into(), f64::from(quality) / 1e3));
+        prop::collection::vec(point, 0..300)
+    }
+
+    proptest! {
+        #[test]
+        fn the_frontier_ascends_and_every_other_plan_has_a_reason(points in points()) {
+            let frontier = pareto(points.clone());
+            prop_assert!(frontier.is_sorted_by(|a, b| a.ms < b.ms && a.quality < b.quality));
+            prop_assert!(frontier.len() <= ROWS);
+            prop_assert_eq!(frontier.is_empty(), points.is_empty());
+            let floor = if points.iter().any(|point| point.quality >= FLOOR) { FLOOR } else { f64::NEG_INFINITY };
+            let good: Vec<&Point> = points.iter().filter(|point| point.quality >= floor).collect();
+            for kept in &frontier {
+                prop_assert!(good.contains(&kept));
+                let beaten = |other: &&&Point| {
+                    other.ms <= kept.ms && other.quality >= kept.quality && (other.ms, other.quality) != (kept.ms, kept.quality)
+                };
+                prop_assert!(!good.iter().any(|other| beaten(&other)), "{:?} is beaten", kept);
+            }
+            for point in &good {
+                let near = frontier.iter().any(|kept| kept.ms <= point.ms && kept.quality > point.quality - EPSILON);
+                prop_assert!(near || frontier.len() == ROWS, "{:?} is missing", point);
+            }
+            if let (Some(first), Some(last)) = (frontier.first(), frontier.last()) {
+                prop_assert!(good.iter().all(|point| first.ms <= point.ms && point.quality <= last.quality));
+            }
+        }
+
+        #[test]
+        fn the_frontier_of_a_frontier_is_itself(points in points()) {
+            let frontier = pareto(points);
+            prop_assert_eq!(pareto(frontier.clone()), frontier);
+        }
+    }
 }

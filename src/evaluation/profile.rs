@@ -249,13 +249,19 @@ impl Profile {
 mod tests {
     use super::*;
 
-    const TEXT: &str = r#"format = 1
+    const TEXT: &str = r#"format = 2
 weight_bytes = 5000000
 
 [device]
 cpu = "AMD EPYC"
 threads = 2
 instruction_set = "avx512"
+
+[quality]
+metric = "mse-to-reference"
+reference = "heun-18@full"
+images = 40
+unrelated = 0.41
 
 [[latency]]
 subnet = "0.500"
@@ -266,12 +272,35 @@ ms = 0.25
 subnet = "full"
 batch = 1
 ms = 0.5
+
+[[frontier]]
+plan = "dpmpp2m-3@0.500*2,full*1"
+quality = 0.71
+
+[[frontier]]
+plan = "heun-18@full"
+quality = 1.0
 "#;
 
+    fn device(threads: usize) -> Device {
+        Device { cpu: "AMD EPYC".to_owned(), threads, instruction_set: "avx512".to_owned() }
+    }
+
+    fn latency(subnet: &str, batch: usize, ms: f64) -> Latency {
+        Latency { subnet: subnet.to_owned(), batch, ms }
+    }
+
+    fn rated(plan: &str, quality: f64) -> Rated {
+        Rated { plan: plan.parse().unwrap(), quality }
+    }
+
     fn profile() -> Profile {
-        let device = Device { cpu: "AMD EPYC".to_owned(), threads: 2, instruction_set: "avx512".to_owned() };
-        let row = |subnet: &str, ms| Latency { subnet: subnet.to_owned(), batch: 1, ms };
-        Profile::new(device, 5_000_000, vec![row("0.500", 0.25), row("full", 0.5)])
+        let quality = Quality { metric: METRIC.to_owned(), reference: reference(), images: 40, unrelated: 0.41 };
+        let rows = vec![latency("0.500", 1, 0.25), latency("full", 1, 0.5)];
+        // The first is slower than the one of width 0.500 and no better.
+        let points =
+            [rated("dpmpp2m-3@full", 0.7), rated("heun-18@full", 1.0), rated("dpmpp2m-3@0.500*2,full*1", 0.71)];
+        Profile::new(device(2), 5_000_000, quality, rows, points)
     }
 
     #[test]
@@ -286,8 +315,8 @@ ms = 0.5
     fn a_damaged_or_foreign_file_is_refused_with_the_field() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for (from, to, says) in [
-            ("format = 1", "format = 2", ": format: version 2 is not 1"),
-            ("format = 1\n", "", ": missing field `format`"),
+            ("format = 2", "format = 1", ": format: version 1 is not 2; run `accordion profile` again"),
+            ("format = 2\n", "", ": missing field `format`"),
             ("weight_bytes = 5000000", "weight_bytes = -1", ": weight_bytes: invalid value"),
             ("cpu = ", "gpu = ", ": device.gpu: unknown field `gpu`"),
             ("threads = 2", "threads = 0", ": device.threads: 0 is not accepted"),
@@ -299,6 +328,21 @@ ms = 0.5
             ("\"full\"", "\"0.500\"", ": latency[1]: subnet 0.500 at batch 1 stands twice"),
             ("ms = 0.5\n", "ms = 0.5\nbits = 8", ": latency[1].bits: unknown field"),
             ("[device]", "[device", "unclosed table"),
+            ("images = 40", "images = 0", ": quality.images: 0 is not accepted"),
+            ("unrelated = 0.41", "unrelated = inf", ": quality.unrelated: inf is not a distance"),
+            ("heun-18@full", "heun@full", ": quality.reference: plan: "),
+            ("metric = ", "name = ", ": quality.name: unknown field"),
+            ("dpmpp2m-3@", "dpmpp3m-3@", ": frontier[0].plan: plan: solver \"dpmpp3m\" is not one of"),
+            ("0.500*2,full", "0.250*2,full", ": frontier[0].plan: dpmpp2m-3@0.250*2,full*1 has a subnet without a row"),
+            (
+                "dpmpp2m-3@0.500*2,full*1",
+                "heun-18@full",
+                ": frontier[1].plan: heun-18@full takes 17.500 ms, not more than",
+            ),
+            ("quality = 0.71", "quality = nan", ": frontier[0].quality: NaN is not a quality"),
+            ("quality = 0.71", "quality = 1.0", ": frontier[1].quality: 1 is not above the 1 of the row before"),
+            ("quality = 1.0", "quality = 1.01", ": frontier[1].quality: 1.01 is not a quality"),
+            ("quality = 0.71\n", "", ": frontier[0]: missing field `quality`"),
         ] {
             assert!(TEXT.contains(from), "{from}");
             std::fs::write(file.path(), TEXT.replacen(from, to, 1)).unwrap();
@@ -306,6 +350,10 @@ ms = 0.5
             assert!(message.starts_with(&file.path().display().to_string()), "{message}");
             assert!(message.contains(says) && !message.contains('\n'), "{to}: {message}");
         }
+        let rows = TEXT.find("[[frontier]]").unwrap();
+        std::fs::write(file.path(), &TEXT.replace("weight_bytes", "frontier = []\nweight_bytes")[..rows + 14]).unwrap();
+        let message = Profile::open(file.path()).unwrap_err().to_string();
+        assert!(message.ends_with(": frontier: has no rows"), "{message}");
         assert!(matches!(Profile::open(Path::new("/no/such.toml")), Err(Error::Io { .. })));
     }
 
@@ -327,6 +375,28 @@ ms = 0.5
         assert_eq!(check(&["0.250", "full"]), Err(says.to_owned()));
         let says = "p.toml: latency: the model's subnet 0.750 is missing; run `accordion profile`";
         assert_eq!(check(&["0.500", "0.750", "full"]), Err(says.to_owned()));
+    }
+
+    #[test]
+    fn a_call_on_one_image_is_a_share_of_the_smallest_batch() {
+        let rows = [latency("full", 8, 3.2), latency("full", 2, 1.0), latency("0.500", 1, 0.25)];
+        assert_eq!(
+            [call_ms(&rows, "full"), call_ms(&rows, "0.500"), call_ms(&rows, "0.250")],
+            [Some(0.5), Some(0.25), None]
+        );
+        assert_eq!(profile().image_ms(&"heun-2@0.500*1,full*1".parse().unwrap()), Some(1.0));
+    }
+
+    #[test]
+    fn another_machine_s_times_leave_out_what_is_beaten_there() {
+        let here = |half, full| {
+            let rows = vec![latency("0.500", 1, half), latency("full", 1, full)];
+            let profile = profile().with_latency(device(4), rows.clone());
+            assert_eq!((profile.device.threads, profile.latency), (4, rows));
+            profile.frontier.into_iter().map(|row| row.plan.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(here(2.5, 3.0), ["dpmpp2m-3@0.500*2,full*1", "heun-18@full"]);
+        assert_eq!(here(100.0, 3.0), ["heun-18@full"], "width 0.500 is slow there");
     }
 
     #[test]

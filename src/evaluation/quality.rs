@@ -128,3 +128,93 @@ fn unrelated(starts: &[Start], images: &[Vec<f64>]) -> f64 {
 fn distance(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / a.len() as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::Solver;
+    use crate::engine::gaussian::Gaussian;
+
+    const RANGE: SigmaRange = SigmaRange { min: 0.002, max: 80.0 };
+
+    /// Of `plans`, on a denoiser whose images differ in their noise alone.
+    fn qualities(plans: &[&str]) -> Vec<f64> {
+        let (mut denoiser, _) = Gaussian::unconditional();
+        let yardstick = Yardstick::new(&mut *denoiser, RANGE, 40).unwrap();
+        let quality = |plan: &&str| yardstick.quality(&mut *denoiser, &plan.parse().unwrap()).unwrap();
+        plans.iter().map(quality).collect()
+    }
+
+    #[test]
+    fn the_reference_has_quality_one_and_a_blur_has_one_half() {
+        let found = qualities(&[REFERENCE, "dpmpp2m-1@full"]);
+        assert_eq!(found[0], 1.0);
+        assert!((found[1] - 0.5).abs() < 0.03, "{found:?}");
+    }
+
+    #[test]
+    fn quality_falls_with_fewer_steps() {
+        for solver in Solver::ALL {
+            let plans = [24, 12, 8, 5, 3, 2, 1].map(|steps| format!("{solver}-{steps}@full"));
+            let found = qualities(&plans.each_ref().map(String::as_str));
+            assert!(found.is_sorted_by(|more, fewer| more > fewer), "{solver}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn quality_falls_with_the_width_and_a_schedule_lies_between() {
+        let (mut denoiser, _) = Gaussian::conditional();
+        let yardstick = Yardstick::new(&mut *denoiser, RANGE, 8).unwrap();
+        let plans = ["heun-18@full", "heun-18@0.250*6,full*12", "heun-18@0.250*12,full*6", "heun-18@0.250"];
+        let found = plans.map(|plan| yardstick.quality(&mut *denoiser, &plan.parse().unwrap()).unwrap());
+        assert!(found.is_sorted_by(|wide, narrow| wide > narrow), "{found:?}");
+    }
+
+    #[test]
+    fn unrelated_images_are_as_far_apart_as_all_pairs_of_a_class_are() {
+        let (mut denoiser, _) = Gaussian::conditional();
+        let yardstick = Yardstick::new(&mut *denoiser, RANGE, 7).unwrap();
+        let mut pairs = Vec::new();
+        for (a, first) in yardstick.starts.iter().zip(&yardstick.images) {
+            for (b, second) in yardstick.starts.iter().zip(&yardstick.images) {
+                if a.class == b.class && a.seed < b.seed {
+                    pairs.push(distance(first, second));
+                }
+            }
+        }
+        assert_eq!(pairs.len(), 6 + 3);
+        let mean = pairs.iter().sum::<f64>() / pairs.len() as f64;
+        assert!((yardstick.unrelated() / mean - 1.0).abs() < 1e-12);
+        // The classes' means, 1 apart, would show: the images of one class have a standard deviation of 0.25.
+        assert!((yardstick.unrelated() - 2.0 * 0.25 * 0.25).abs() < 0.03, "{}", yardstick.unrelated());
+    }
+
+    #[test]
+    fn the_same_plan_has_the_same_quality_to_the_bit() {
+        let plan = "dpmpp2m-3@0.500*2,full*1";
+        let [first, again] = [(); 2].map(|()| qualities(&[plan])[0].to_bits());
+        assert_eq!(first, again);
+    }
+
+    #[test]
+    fn every_class_has_two_images_or_none() {
+        let classes = |images, classes| starts(images, classes).iter().map(|start| start.class).collect::<Vec<_>>();
+        assert_eq!(classes(3, 0), [None; 3]);
+        assert_eq!(classes(5, 2), [0, 1, 0, 1, 0].map(Some));
+        assert_eq!(classes(5, 10), [0, 5, 0, 5, 0].map(Some));
+        assert_eq!(classes(2, 10), [0, 0].map(Some));
+        let seeds = starts(4, 2).iter().map(|start| start.seed).collect::<Vec<_>>();
+        assert_eq!(seeds, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_plan_of_a_subnet_that_the_model_lacks_and_a_model_without_numbers_are_refused() {
+        let (mut denoiser, gate) = Gaussian::conditional();
+        let yardstick = Yardstick::new(&mut *denoiser, RANGE, 2).unwrap();
+        let error = yardstick.quality(&mut *denoiser, &"euler-2@0.125".parse().unwrap()).unwrap_err().to_string();
+        assert_eq!(error, "plan: the model has no `0.125`");
+        gate.fail_next(crate::engine::gaussian::Fault::NotFinite);
+        let error = Yardstick::new(&mut *denoiser, RANGE, 2).unwrap_err().to_string();
+        assert!(error.starts_with("model: the images of heun-18@full of different seeds differ by NaN"), "{error}");
+    }
+}

@@ -229,3 +229,90 @@ fn affordable(reference: f64, costs: &[f64], time: Duration) -> (usize, usize) {
     let count = costs.iter().take_while(fits).count();
     (images, count.max(QUICK_PLANS).min(costs.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::gaussian::Gaussian;
+    use crate::evaluation::frontier::ROWS;
+    use std::collections::BTreeSet;
+
+    const RANGE: SigmaRange = SigmaRange { min: 0.002, max: 80.0 };
+
+    fn latency() -> Vec<Latency> {
+        let row = |(subnet, ms): (&str, f64)| Latency { subnet: subnet.to_owned(), batch: 1, ms };
+        [("0.250", 0.5), ("0.500", 0.7), ("full", 1.0)].map(row).to_vec()
+    }
+
+    /// What a search on a denoiser in closed form measures, and the parts that it reports.
+    fn search(run: impl Fn(&mut Search<'_>) -> Result<Yardstick>) -> (Vec<Point>, Vec<&'static str>) {
+        let (mut denoiser, _) = Gaussian::conditional();
+        let latency = latency();
+        let mut parts = Vec::new();
+        let mut progress = |progress: Progress<'_>| {
+            assert!(progress.done <= progress.total);
+            if parts.last() != Some(&progress.part) {
+                parts.push(progress.part);
+            }
+        };
+        let mut search =
+            Search { denoiser: &mut *denoiser, latency: &latency, points: Vec::new(), progress: &mut progress };
+        run(&mut search).unwrap();
+        (search.points, parts)
+    }
+
+    #[test]
+    fn a_thorough_search_ends_at_the_reference_and_measures_nothing_twice() {
+        let (points, parts) = search(|search| search.thorough(RANGE, 4));
+        assert_eq!(parts, ["reference", "solvers", "widths", "width schedules"]);
+        let plans: BTreeSet<String> = points.iter().map(|point| point.plan.to_string()).collect();
+        assert_eq!(plans.len(), points.len());
+        for plan in ["dpmpp2m-1@full", "heun-12@full", "euler-8@full"] {
+            assert!(plans.contains(plan), "{plan}");
+        }
+        assert!(plans.iter().any(|plan| plan.contains(',')), "{plans:?}");
+        let frontier = pareto(points);
+        let last = frontier.last().unwrap();
+        assert!(last.quality == 1.0 && last.plan == reference() && last.ms == 35.0, "{last:?}");
+        assert!(frontier.len() > 4 && frontier.len() <= ROWS);
+    }
+
+    #[test]
+    fn a_quick_search_measures_few_plans_and_the_reference() {
+        let (points, parts) = search(|search| search.quick(RANGE));
+        assert_eq!(parts, ["reference", "quality"]);
+        assert_eq!(points.len(), 22);
+        assert_eq!(pareto(points).last().unwrap().plan, reference());
+    }
+
+    #[test]
+    fn a_slow_machine_affords_fewer_images_then_fewer_plans_but_some() {
+        let costs = [8.0; 10];
+        let plans = |scale: f64| affordable(35.0 * scale, &costs.map(|cost| cost * scale), Duration::from_secs(2));
+        assert_eq!(plans(1.0), (16, 10));
+        assert_eq!(plans(4.0), (4, 10));
+        // Two images of the reference and of five plans: 2 * (35 + 5 * 8) * 13 = 1950 ms.
+        assert_eq!(plans(13.0), (2, 5));
+        assert_eq!(plans(1e4), (2, QUICK_PLANS));
+        assert_eq!(affordable(35e4, &[8.0; 2], Duration::ZERO), (2, 2));
+    }
+
+    #[test]
+    fn a_slow_machine_times_smaller_batches() {
+        let batches = |max, ms| quick_batches(max, 7, Duration::from_millis(ms));
+        assert_eq!(batches(16, 1), [1, 4, 16]);
+        assert_eq!(batches(64, 0), [1, 4, 16, 64]);
+        assert_eq!(batches(8, 1), [1, 4, 8]);
+        assert_eq!(batches(1, 1), [1]);
+        assert_eq!(batches(16, 5), [1, 4]);
+        assert_eq!(batches(16, 500), [1]);
+    }
+
+    #[test]
+    fn what_is_far_below_the_frontier_is_not_near_it() {
+        let point = |ms, quality| Point { plan: reference(), ms, quality };
+        let points = [point(1.0, 0.5), point(2.0, 0.495), point(3.0, 0.4), point(3.0, 0.7)];
+        let near: Vec<f64> = near_frontier(&points, 0.01).map(|point| point.quality).collect();
+        assert_eq!(near, [0.5, 0.495, 0.7]);
+    }
+}

@@ -1,7 +1,8 @@
 //! The time of an image against the batch, as an SVG.
 
 use super::report::Report;
-use crate::{Error, Result};
+use crate::Result;
+use crate::cli::axes::{self, Drawn, decimal, span, ticks};
 use plotters::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,13 +16,8 @@ const COLOURS: [[f64; 3]; 2] = [[253.0, 174.0, 97.0], [49.0, 54.0, 149.0]];
 /// # Errors
 /// [`Error::Input`] if it cannot be drawn: a bug of ours.
 pub fn svg(report: &Report) -> Result<String> {
-    let mut drawing = String::new();
-    draw(report, &mut drawing).map_err(|error| Error::input("--plot", error))?;
-    Ok(drawing)
+    axes::svg(|drawing| draw(report, drawing))
 }
-
-/// What the drawing library returns.
-type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 fn draw(report: &Report, drawing: &mut String) -> Drawn {
     let threads = report.results.iter().map(|row| row.threads).max().unwrap_or(1);
@@ -54,7 +50,7 @@ fn draw(report: &Report, drawing: &mut String) -> Drawn {
         .y_desc("ms an image")
         .label_style(("sans-serif", 13))
         .x_label_formatter(&|batch| format!("{batch:.0}"))
-        .y_label_formatter(&|ms| format!("{ms:.4}").trim_end_matches('0').trim_end_matches('.').to_owned())
+        .y_label_formatter(&decimal)
         .light_line_style(TRANSPARENT)
         .draw()?;
     let last = lines.len().saturating_sub(1).max(1) as f64;
@@ -78,39 +74,10 @@ fn draw(report: &Report, drawing: &mut String) -> Drawn {
     root.present()
 }
 
-/// From below the least to above the greatest by this factor.
-fn span(values: impl Iterator<Item = f64>, factor: f64) -> std::ops::Range<f64> {
-    let (low, high) = values.fold((f64::INFINITY, 0.0), |(low, high), value| (value.min(low), value.max(high)));
-    low / factor..high * factor
-}
-
-/// Round numbers within the range, at least four of them where there are so many.
-fn ticks(range: &std::ops::Range<f64>) -> Vec<f64> {
-    const STEPS: [&[f64]; 3] = [
-        &[1.0, 2.0, 5.0],
-        &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0],
-        &[1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0, 8.0, 9.0],
-    ];
-    let decades = range.start.log10().floor() as i32..=range.end.log10().ceil() as i32;
-    let within = |steps: &&[f64]| -> Vec<f64> {
-        let all = decades.clone().flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)));
-        all.filter(|tick| range.contains(tick)).collect()
-    };
-    let sets: Vec<Vec<f64>> = STEPS.iter().map(within).collect();
-    sets.iter().find(|set| set.len() >= 4).unwrap_or(&sets[2]).clone()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::bench::report::tests::report;
-
-    #[test]
-    fn ticks_are_round_and_enough() {
-        assert_eq!(ticks(&(0.9..60.0)), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0]);
-        assert_eq!(ticks(&(1.4..4.5)), [1.5, 2.0, 3.0, 4.0]);
-        assert_eq!(ticks(&(2.0..2.5)), [2.0, 2.2]);
-    }
 
     #[test]
     fn a_line_for_each_subnet_and_labels_in_words() {

@@ -1,12 +1,16 @@
-//! `accordion profile`: what a model costs on this machine, for the server.
+//! `accordion profile`: what a model costs on this machine and what its plans are worth, for the server.
 
-use super::table::{Align, Table};
+mod plot;
+mod report;
+
 use crate::Result;
 use crate::evaluation::profile::{PROFILE, Profile};
-use crate::evaluation::survey::Effort;
+use crate::evaluation::survey::{self, Effort};
+use crate::files::write_whole;
 use crate::nets::{Model, Runner, Threads};
+use crate::training::progress::Progress;
+use report::Summary;
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +41,9 @@ pub struct Args {
     /// The file, if not `profile.toml` in the model directory.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Draw the quality of every plan that was measured against its time, and the frontier, into this SVG file.
+    #[arg(long)]
+    plot: Option<PathBuf>,
 }
 
 impl Args {
@@ -46,10 +53,14 @@ impl Args {
         let mut runner = Runner::new(&model, Threads { count: self.threads, pin: self.pin })?;
         let batches = self.batches().into_iter().collect();
         let effort = Effort::Thorough { batches, time: self.seconds, images: self.images };
-        let survey = Profile::measure(&mut runner, model.card.noise, self.pin, &effort, &mut |_| {})?;
-        let profile = survey.profile;
-        print!("{}", Summary(&profile));
-        profile.write(&self.out.unwrap_or_else(|| self.model.join(PROFILE)))
+        let mut shown = Shown::default();
+        let survey = Profile::measure(&mut runner, model.card.noise, self.pin, &effort, &mut |now| shown.at(&now))?;
+        shown.finish();
+        print!("{}", Summary(&survey.profile));
+        if let Some(path) = &self.plot {
+            write_whole(path, plot::svg(&model.card.name, &survey)?.as_bytes())?;
+        }
+        survey.profile.write(&self.out.unwrap_or_else(|| self.model.join(PROFILE)))
     }
 
     fn batches(&self) -> BTreeSet<usize> {
@@ -62,21 +73,27 @@ impl Args {
     }
 }
 
-/// A profile as a table: a line a subnet, a column a batch.
-struct Summary<'a>(&'a Profile);
+/// What a survey is doing, as a bar or lines for each part of it.
+#[derive(Default)]
+struct Shown {
+    now: Option<(&'static str, Progress)>,
+}
 
-impl fmt::Display for Summary<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Profile { device, latency, .. } = self.0;
-        writeln!(f, "ms a call by batch, {}, threads {}, {}:", device.cpu, device.threads, device.instruction_set)?;
-        let batches: BTreeSet<usize> = latency.iter().map(|row| row.batch).collect();
-        let columns = batches.iter().map(|batch| (Align::Right, batch.to_string()));
-        let mut table = Table::new([(Align::Left, "subnet".to_owned())].into_iter().chain(columns));
-        for rows in latency.chunk_by(|a, b| a.subnet == b.subnet) {
-            let cells = rows.iter().map(|row| format!("{:.3}", row.ms));
-            table.row([rows[0].subnet.clone()].into_iter().chain(cells));
+impl Shown {
+    fn at(&mut self, progress: &survey::Progress<'_>) {
+        if self.now.as_ref().is_none_or(|(part, _)| *part != progress.part) {
+            self.finish();
+            self.now = Some((progress.part, Progress::new(progress.part, progress.total as u64)));
         }
-        write!(f, "{table}")
+        if let Some((_, bar)) = &mut self.now {
+            bar.at(progress.done as u64, &progress.plan.map(ToString::to_string).unwrap_or_default());
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some((_, mut bar)) = self.now.take() {
+            bar.finish();
+        }
     }
 }
 
@@ -103,19 +120,5 @@ mod tests {
         assert_eq!(batches(&["--batches", "3,1,3"]), Ok(vec![1, 3]));
         assert!(batches(&["--batches", "0"]).is_err());
         assert!(batches(&["--batches", "1", "--max-batch", "2"]).is_err());
-    }
-
-    #[test]
-    fn the_table_has_a_line_for_each_subnet() {
-        let device = Device { cpu: "AMD EPYC".to_owned(), threads: 2, instruction_set: "avx512".to_owned() };
-        let row = |subnet: &str, batch, ms| Latency { subnet: subnet.to_owned(), batch, ms };
-        let rows = vec![row("0.500", 1, 0.25), row("0.500", 16, 2.5), row("full", 1, 0.5), row("full", 16, 12.3456)];
-        let want = "\
-ms a call by batch, AMD EPYC, threads 2, avx512:
-subnet      1      16
-0.500   0.250   2.500
-full    0.500  12.346
-";
-        assert_eq!(Summary(&Profile::new(device, 1, rows)).to_string(), want);
     }
 }

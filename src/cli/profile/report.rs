@@ -1,0 +1,78 @@
+//! A profile as text.
+
+use crate::cli::table::{Align, Table};
+use crate::evaluation::profile::Profile;
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// A profile as two tables: the times of calls, a line a subnet and a column a batch; the frontier, a line a plan.
+pub struct Summary<'a>(pub &'a Profile);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Profile { device, quality, latency, frontier, .. } = self.0;
+        writeln!(f, "ms a call by batch, {}, threads {}, {}:", device.cpu, device.threads, device.instruction_set)?;
+        let batches: BTreeSet<usize> = latency.iter().map(|row| row.batch).collect();
+        let columns = batches.iter().map(|batch| (Align::Right, batch.to_string()));
+        let mut table = Table::new([(Align::Left, "subnet".to_owned())].into_iter().chain(columns));
+        for rows in latency.chunk_by(|a, b| a.subnet == b.subnet) {
+            let cells = rows.iter().map(|row| format!("{:.3}", row.ms));
+            table.row([rows[0].subnet.clone()].into_iter().chain(cells));
+        }
+        write!(f, "{table}")?;
+
+        writeln!(f, "\nfrontier, quality by {} ({}, {} images):", quality.metric, quality.reference, quality.images)?;
+        let mut table = Table::new([
+            (Align::Left, "plan"),
+            (Align::Right, "evaluations"),
+            (Align::Right, "ms an image"),
+            (Align::Right, "quality"),
+        ]);
+        for row in frontier {
+            let ms = self.0.image_ms(&row.plan).unwrap_or(f64::NAN);
+            let evaluations = row.plan.evaluations().to_string();
+            table.row([row.plan.to_string(), evaluations, format!("{ms:.2}"), format!("{:.4}", row.quality)]);
+        }
+        write!(f, "{table}")
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::evaluation::profile::{Device, Latency, Quality, Rated};
+
+    /// Two subnets at two batches, a frontier of three plans.
+    pub fn profile() -> Profile {
+        let device = Device { cpu: "AMD EPYC".to_owned(), threads: 2, instruction_set: "avx512".to_owned() };
+        let quality = Quality {
+            metric: "mse-to-reference".to_owned(),
+            reference: "heun-18@full".parse().unwrap(),
+            images: 40,
+            unrelated: 0.41,
+        };
+        let row = |subnet: &str, batch, ms| Latency { subnet: subnet.to_owned(), batch, ms };
+        let rows = vec![row("0.500", 1, 0.25), row("0.500", 16, 2.5), row("full", 1, 0.5), row("full", 16, 12.3456)];
+        let rated = |plan: &str, quality| Rated { plan: plan.parse().unwrap(), quality };
+        let points =
+            [rated("dpmpp2m-4@0.500", 0.71), rated("dpmpp2m-6@0.500*4,full*2", 0.9), rated("heun-18@full", 1.0)];
+        Profile::new(device, 1, quality, rows, points)
+    }
+
+    #[test]
+    fn the_tables_have_a_line_for_each_subnet_and_for_each_plan() {
+        let want = "\
+ms a call by batch, AMD EPYC, threads 2, avx512:
+subnet      1      16
+0.500   0.250   2.500
+full    0.500  12.346
+
+frontier, quality by mse-to-reference (heun-18@full, 40 images):
+plan                      evaluations  ms an image  quality
+dpmpp2m-4@0.500                     4         1.00   0.7100
+dpmpp2m-6@0.500*4,full*2            6         2.00   0.9000
+heun-18@full                       35        17.50   1.0000
+";
+        assert_eq!(Summary(&profile()).to_string(), want);
+    }
+}
