@@ -6,6 +6,7 @@ mod company;
 use accordion::diffusion::Stream;
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::{Model, Runner, Threads};
+use accordion::routing::Fixed;
 use accordion::supernet::widths_of;
 use accordion::training::config::DataConfig;
 use accordion::training::data::{Dataset, to_unit};
@@ -31,11 +32,13 @@ fn heldout() -> Dataset {
 fn draw(plan: &str, per_class: usize) -> Vec<Vec<f64>> {
     let model = model();
     let (classes, noise) = (model.card.classes.len(), model.card.noise);
-    let limits = EngineLimits { max_batch: 16, queue_images: classes * per_class };
-    let engine = Engine::start(Box::new(Runner::new(&model, Threads::ALL).unwrap()), noise, limits).unwrap();
+    let limits = EngineLimits { queue_images: classes * per_class };
+    let policy = Box::new(Fixed::unmeasured(model.subnets(), 16));
+    let runner = Runner::new(&model, Threads::ALL).unwrap();
+    let engine = Engine::start(Box::new(runner), noise, limits, policy).unwrap();
     let plan = Arc::new(plan.parse().unwrap());
     let submit = |i: usize| {
-        let job = Job { plan: Arc::clone(&plan), seed: i as u64, images: 1, class: Some(i / per_class), guidance: 1.0 };
+        let job = Job { class: Some(i / per_class), ..Job::exact(Arc::clone(&plan), i as u64) };
         engine.submit(job).unwrap()
     };
     let tickets: Vec<_> = (0..classes * per_class).map(submit).collect();

@@ -7,6 +7,7 @@ use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::sliced::Sliced;
 use accordion::nets::{Model, Network, Runner, Threads};
 use accordion::ops::Tape;
+use accordion::routing::Fixed;
 use accordion::supernet::{Order, Subnet, Supernet, Widths, widths_of};
 use accordion::training::batch::{Batch, Batches};
 use accordion::training::config::{Config, Rule, Teacher};
@@ -219,12 +220,14 @@ fn the_flow_leaves_every_stage_and_a_model_whose_subnets_nest() {
 fn images_of_a_class_are_bright_where_the_class_is_at_the_full_and_the_smallest_width() {
     let (_, out) = trained();
     let model = Model::open(out).unwrap();
-    let (noise, limits) = (model.card.noise, EngineLimits { max_batch: 16, queue_images: 64 });
-    let engine = Engine::start(Box::new(Runner::new(&model, Threads::ALL).unwrap()), noise, limits).unwrap();
+    let (noise, limits) = (model.card.noise, EngineLimits { queue_images: 64 });
+    let policy = Box::new(Fixed::unmeasured(model.subnets(), 16));
+    let runner = Runner::new(&model, Threads::ALL).unwrap();
+    let engine = Engine::start(Box::new(runner), noise, limits, policy).unwrap();
     for subnet in ["full", "0.250"] {
         for (class, sign) in [(0, 1.0), (1, -1.0)] {
             let plan = Arc::new(format!("heun-8@{subnet}").parse().unwrap());
-            let job = Job { plan, seed: 5, images: 16, class: Some(class), guidance: 1.0 };
+            let job = Job { images: 16, class: Some(class), ..Job::exact(plan, 5) };
             let images = engine.submit(job).unwrap().blocking_wait().unwrap().images;
             let half = |range: std::ops::Range<usize>| {
                 images.iter().map(|image| image[range.clone()].iter().sum::<f64>()).sum::<f64>() / (16 * 32) as f64

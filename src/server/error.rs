@@ -71,6 +71,9 @@ pub enum ApiError {
     /// `not_found`. -> 404
     #[error("nothing is at {0}: POST /generate draws an image")]
     NotFound(String),
+    /// `not_kept`: no answer waits under this id. -> 404
+    #[error("no answer is kept under the request id `{0}`: it was never kept, was fetched, or was kept too long ago")]
+    NotKept(String),
     /// `method_not_allowed`. -> 405
     #[error("{0} is not accepted here")]
     MethodNotAllowed(String),
@@ -127,6 +130,7 @@ impl ApiError {
             Self::WrongType(_) => bad("wrong_type"),
             Self::UnknownField { .. } => bad("unknown_field"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+            Self::NotKept(_) => (StatusCode::NOT_FOUND, "not_kept"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),

@@ -2,6 +2,7 @@
 
 use crate::engine::image::{Format, Raster};
 use crate::server::draw::{Drawn, Order, Taken, take};
+use crate::server::kept::File;
 use crate::server::metrics::{Observation, Timings};
 use crate::server::negotiate::{accepted_format, require_json, wants_events};
 use crate::server::wire::{GenerateBody, GenerateQuery};
@@ -9,10 +10,10 @@ use crate::server::{ApiError, AppState, events};
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Query, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::{AppendHeaders, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// The largest body: hundreds of times what the fields need.
 pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
@@ -22,11 +23,11 @@ const EVENTS: usize = 64;
 pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let mut observation = state.metrics.observe();
     match answer(&state, request, &mut observation).await {
-        Ok(Answer::Whole(response)) => Ok(response),
+        Ok(Answer::Whole(file)) => Ok(file.into_response()),
         Ok(Answer::Stream { taken, format, steps }) => {
             Ok(events::stream(state.clone(), taken, format, steps, observation).into_response())
         }
-        Ok(Answer::Kept { taken, format }) => keep(state, taken, format, observation).await,
+        Ok(Answer::Kept { taken, format, id }) => keep(state, taken, format, id, observation).await,
         Err(error) => {
             observation.fail(&error);
             Err(error)
@@ -35,7 +36,7 @@ pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Reques
 }
 
 enum Answer {
-    Whole(Response),
+    Whole(File),
     /// Steps are told as they are made; the images come last.
     Stream {
         taken: Taken,
@@ -76,7 +77,8 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
     }
     let taken = take(state, order, None, observation)?;
     if keep.unwrap_or(false) {
-        return Ok(Answer::Kept { taken, format });
+        let id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+        return Ok(Answer::Kept { taken, format, id });
     }
     Ok(Answer::Whole(whole(state, taken, format, observation).await?))
 }
@@ -87,16 +89,15 @@ async fn whole(
     taken: Taken,
     format: Format,
     observation: &mut Observation,
-) -> Result<Response, ApiError> {
+) -> Result<File, ApiError> {
     let drawn = taken.drawn(state, observation).await?;
     let shape = state.fleet.any().image();
     let (mut files, timings) = drawn.encode(state, format, |images| vec![Raster::grid(shape, images)]).await?;
     observation.succeed(&timings, &drawn, format);
-    let file = files.pop().unwrap_or_default();
-    Ok((headers(&drawn, &timings, format), file).into_response())
+    Ok(File { headers: headers(&drawn, &timings, format), bytes: files.pop().unwrap_or_default() })
 }
 
-fn headers(drawn: &Drawn, timings: &Timings, format: Format) -> AppendHeaders<Vec<(header::HeaderName, String)>> {
+fn headers(drawn: &Drawn, timings: &Timings, format: Format) -> Vec<(header::HeaderName, String)> {
     let name = header::HeaderName::from_static;
     let mut headers = vec![
         (header::CONTENT_TYPE, format.media_type().to_owned()),
@@ -108,24 +109,29 @@ fn headers(drawn: &Drawn, timings: &Timings, format: Format) -> AppendHeaders<Ve
     if let Some(quality) = drawn.quality {
         headers.push((name("x-accordion-quality"), format!("{quality:.4}")));
     }
-    AppendHeaders(headers)
+    headers
 }
 
-/// As [`whole`], in a task that outlives the client.
+/// As [`whole`], in a task that outlives the client: what it cannot deliver it keeps.
 async fn keep(
     state: Arc<AppState>,
     taken: Taken,
     format: Format,
+    id: String,
     mut observation: Observation,
 ) -> Result<Response, ApiError> {
-    let task = tokio::spawn(async move {
+    let (deliver, delivered) = oneshot::channel();
+    tokio::spawn(async move {
         let answer = whole(&state, taken, format, &mut observation).await;
         if let Err(error) = &answer {
             observation.fail(error);
         }
-        answer
+        if let Err(Ok(file)) = deliver.send(answer) {
+            state.kept.put(id, file, Instant::now());
+        }
     });
-    task.await.map_err(|e| ApiError::Internal(e.to_string()))?
+    let file = delivered.await.map_err(|_| ApiError::Internal("the task that draws has ended".to_owned()))??;
+    Ok(file.into_response())
 }
 
 fn query(request: &Request) -> Result<GenerateQuery, ApiError> {

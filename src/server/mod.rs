@@ -7,6 +7,7 @@ mod draw;
 mod error;
 mod events;
 mod generate;
+mod kept;
 mod listen;
 mod metrics;
 mod models;

@@ -1,6 +1,7 @@
 //! The routes, and what every request passes through.
 
 use crate::server::generate::{MAX_BODY_BYTES, generate};
+use crate::server::kept::kept;
 use crate::server::models::{models, subnets};
 use crate::server::probes::{livez, metrics, readyz};
 use crate::server::{ApiError, AppState};
@@ -22,6 +23,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub fn router(state: Arc<AppState>) -> Router {
     Router::new()
         .route("/generate", post(generate))
+        .route("/generate/{id}", get(kept))
         .route("/subnets", get(subnets))
         .route("/v1/models", get(models))
         .route("/livez", get(livez))

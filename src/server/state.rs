@@ -4,6 +4,7 @@ use crate::engine::Fleet;
 use crate::evaluation::profile::Profile;
 use crate::routing::{Budgets, Ladder, StepTimes};
 use crate::server::answering::Answering;
+use crate::server::kept::Kept;
 use crate::server::metrics::Metrics;
 use crate::server::{Limits, ServeConfig};
 use crate::{Error, Result};
@@ -27,6 +28,7 @@ pub struct AppState {
     pub(super) limits: Limits,
     pub(super) metrics: Arc<Metrics>,
     pub(super) answering: Answering,
+    pub(super) kept: Kept,
     /// Seconds since 1970.
     pub(super) started: u64,
     draining: AtomicBool,
@@ -93,6 +95,7 @@ impl AppState {
             limits: config.limits.clone(),
             metrics: Arc::new(metrics),
             answering: Answering::default(),
+            kept: Kept::default(),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             draining: AtomicBool::new(false),
         }))

@@ -1,0 +1,86 @@
+//! Answers to `keep=true` whose clients went away: kept for a while under the request's id, given out once.
+
+use crate::server::{ApiError, AppState};
+use axum::extract::{Path, State};
+use axum::http::HeaderName;
+use axum::response::{AppendHeaders, IntoResponse, Response};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// For how long.
+const AGE: Duration = Duration::from_secs(600);
+/// Bytes of all files together; the oldest go first.
+const BYTES: usize = 64 << 20;
+
+/// An image file with what is said about it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct File {
+    pub headers: Vec<(HeaderName, String)>,
+    pub bytes: Vec<u8>,
+}
+
+impl IntoResponse for File {
+    fn into_response(self) -> Response {
+        (AppendHeaders(self.headers), self.bytes).into_response()
+    }
+}
+
+/// The files that nobody has come for.
+#[derive(Debug, Default)]
+pub(super) struct Kept(Mutex<VecDeque<(String, Instant, File)>>);
+
+impl Kept {
+    /// Keeps a file under `id`.
+    pub fn put(&self, id: String, file: File, now: Instant) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back((id, now, file));
+        kept.retain(|(_, since, _)| now.saturating_duration_since(*since) < AGE);
+        while kept.iter().map(|(_, _, file)| file.bytes.len()).sum::<usize>() > BYTES {
+            kept.pop_front();
+        }
+    }
+
+    /// Gives out the file under `id`.
+    pub fn take(&self, id: &str, now: Instant) -> Option<File> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = kept.iter().position(|(known, since, _)| {
+            known == id && now.saturating_duration_since(*since) < AGE
+        })?;
+        kept.remove(place).map(|(_, _, file)| file)
+    }
+}
+
+/// `GET /generate/{id}`: the file of a kept request whose answer could not be delivered.
+pub(super) async fn kept(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<File, ApiError> {
+    state.kept.take(&id, Instant::now()).ok_or(ApiError::NotKept(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(bytes: usize) -> File {
+        File { headers: vec![], bytes: vec![7; bytes] }
+    }
+
+    #[test]
+    fn a_file_is_given_out_once_and_not_after_its_time() {
+        let (kept, now) = (Kept::default(), Instant::now());
+        kept.put("a".to_owned(), file(1), now);
+        kept.put("b".to_owned(), file(2), now);
+        assert_eq!(kept.take("b", now), Some(file(2)));
+        assert_eq!(kept.take("b", now), None);
+        assert_eq!(kept.take("a", now + AGE), None);
+        kept.put("c".to_owned(), file(3), now + AGE);
+        assert_eq!(kept.0.lock().unwrap().len(), 1, "what is too old takes no memory");
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_oldest_go_first() {
+        let (kept, now) = (Kept::default(), Instant::now());
+        (0..5).for_each(|id| kept.put(id.to_string(), file(BYTES / 4), now));
+        let left: Vec<bool> = (0..5).map(|id| kept.take(&id.to_string(), now).is_some()).collect();
+        assert_eq!(left, [false, true, true, true, true]);
+    }
+}
