@@ -5,7 +5,8 @@
 //! - **A plan is chosen when an image begins**, not when it arrives: the best one under a cap that is common to all. The
 //!   cap is the highest rung at which the work that waits and the work that will arrive at the present rate can be done
 //!   in a horizon, and at which every deadline holds. A common cap is what gives the best mean quality, since quality
-//!   grows ever more slowly with time: a second taken from a good image and given to a poor one is a gain.
+//!   grows ever more slowly with time: a second taken from a good image and given to a poor one is a gain. Where the
+//!   time lies between two rungs, images take turns on them.
 //! - **Running images are re-planned** only if deadlines do not hold otherwise: then what is left of them is shortened.
 //! - **The most urgent image leads**; its call is filled up with others at the same subnet, in the order of their
 //!   deadlines, up to the batch at which a sample is cheapest, or less where the leader has no time for that.
@@ -24,9 +25,9 @@ const ADMISSION_SAFETY: f64 = 1.25;
 /// The same when plans are chosen: less, so that what was admitted seldom has to be re-planned.
 const PLANNING_SAFETY: f64 = 1.15;
 /// The horizon in which work shall be done, in typical deadlines.
-const HORIZON: f64 = 0.5;
+const HORIZON: f64 = 1.0;
 /// How much of the horizon is given out. Above 1 some work always waits, so that the device never does.
-const UTILISATION: f64 = 1.1;
+const UTILISATION: f64 = 1.2;
 /// Retry-After at most.
 const MAX_RETRY: Duration = Duration::from_secs(300);
 
@@ -40,6 +41,8 @@ pub struct Elastic {
     demand: Demand,
     /// When the call that runs now should be over.
     busy_until: Duration,
+    /// What images have been given less than their share between two rungs, from 0 to 1.
+    owed: f64,
 }
 
 /// How much is squeezed out of requests to make deadlines hold.
@@ -55,7 +58,15 @@ impl Elastic {
     /// On the plans of `ladder`; a call holds at most `max_batch` samples.
     pub fn new(ladder: Ladder, times: StepTimes, max_batch: usize) -> Self {
         let demand = Demand::new(ladder.rungs().len());
-        Self { ladder, times, max_batch, runs: Runs::new(Order::Deadline), demand, busy_until: Duration::ZERO }
+        Self {
+            ladder,
+            times,
+            max_batch,
+            runs: Runs::new(Order::Deadline),
+            demand,
+            busy_until: Duration::ZERO,
+            owed: 0.0,
+        }
     }
 
     /// The lowest and the highest rung that a request accepts; `None` for an exact plan.
@@ -170,22 +181,50 @@ impl Elastic {
         low.checked_sub(1)
     }
 
-    /// The cap for waiting images; `None` where deadlines do not hold even with the fastest plans.
-    fn cap(&self, now: Duration, extra: Option<&Ask>) -> Option<usize> {
-        self.highest(|cap| {
-            let squeeze = Squeeze { waiting: cap, running: None };
-            // The lowest rung need not be sustainable: there is no other.
-            self.lateness(now, squeeze, extra, PLANNING_SAFETY) <= 0.0 && (cap == 0 || self.sustains(cap))
-        })
+    /// The highest rung at which all deadlines hold; `None` where they do not hold even with the fastest plans.
+    fn urgent_cap(&self, now: Duration, extra: Option<&Ask>) -> Option<usize> {
+        let squeeze = |cap| Squeeze { waiting: cap, running: None };
+        self.highest(|cap| self.lateness(now, squeeze(cap), extra, PLANNING_SAFETY) <= 0.0)
     }
 
-    /// Whether the work that waits and the work that will arrive is done within the horizon under a cap.
-    fn sustains(&self, cap: usize) -> bool {
-        let Some(within) = self.demand.within() else { return true };
+    /// The rung at which the work that waits and the work that will arrive is done within the horizon, and how much of
+    /// the way to the next one there would be time for, from 0 to 1.
+    fn fair_cap(&self) -> (usize, f64) {
+        let Some(within) = self.demand.within() else { return (self.ladder.top(), 0.0) };
         let horizon = HORIZON * within / self.times.scale();
-        let waits = work(&self.runs, |wish| self.waiting(wish, cap).0);
-        let arrives = horizon * self.demand.at(cap, |rung| self.ladder.rungs()[rung].seconds);
-        waits + arrives <= UTILISATION * horizon
+        let total = |cap: usize| {
+            let arrives = horizon * self.demand.at(cap, |rung| self.ladder.rungs()[rung].seconds);
+            work(&self.runs, |wish| self.waiting(wish, cap).0) + arrives
+        };
+        let time = UTILISATION * horizon;
+        // The lowest rung need not be sustainable: there is no other.
+        let cap = self.highest(|cap| cap == 0 || total(cap) <= time).unwrap_or(0);
+        if cap == self.ladder.top() {
+            return (cap, 0.0);
+        }
+        let (low, high) = (total(cap), total(cap + 1));
+        (cap, ((time - low) / (high - low)).clamp(0.0, 1.0))
+    }
+
+    /// The rung under which the next image begins.
+    fn next_cap(&mut self, now: Duration, urgent: usize) -> usize {
+        let (fair, rest) = self.fair_cap();
+        self.owed += rest;
+        let fair = if self.owed >= 1.0 && fair < self.ladder.top() {
+            self.owed -= 1.0;
+            fair + 1
+        } else {
+            fair
+        };
+        self.owed = self.owed.min(1.0);
+        if fair <= urgent {
+            return fair;
+        }
+        // All cannot have the next rung, but perhaps this one can.
+        let rungs = self.ladder.rungs();
+        let more = PLANNING_SAFETY * self.times.scale() * (rungs[urgent + 1].seconds - rungs[urgent].seconds);
+        let late = self.lateness(now, Squeeze { waiting: urgent, running: None }, None, PLANNING_SAFETY);
+        if late + more <= 0.0 { urgent + 1 } else { urgent }
     }
 
     /// Time of a request on an idle machine with the fastest plans that it accepts, as it was measured.
@@ -229,8 +268,12 @@ impl Elastic {
         batch
     }
 
-    fn first_waiting(&self) -> Option<usize> {
-        self.runs.iter().position(|run| run.waiting() > 0)
+    /// Begins the next image of the request at `place`.
+    fn begin(&mut self, place: usize, now: Duration, urgent: usize) -> (Member, Arc<Plan>) {
+        let cap = self.next_cap(now, urgent);
+        let wish = self.runs.iter().nth(place).map(|run| run.ask.wish.clone());
+        let plan = wish.map_or_else(|| self.ladder.rungs()[0].plan.clone(), |wish| self.plan(&wish, cap));
+        (self.runs.begin(place, plan.clone(), &self.times), plan)
     }
 }
 
@@ -247,7 +290,7 @@ impl Policy for Elastic {
             let retry_after = Duration::from_secs_f64(late).min(MAX_RETRY);
             return Err(Refusal::Overloaded { retry_after });
         }
-        let cap = self.cap(ask.arrived, Some(ask)).unwrap_or(0);
+        let cap = self.urgent_cap(ask.arrived, Some(ask)).unwrap_or(0).min(self.fair_cap().0);
         let plan = self.plan(&ask.wish, cap);
         Ok(Planned { quality: self.ladder.quality(&plan), plan })
     }
@@ -265,35 +308,28 @@ impl Policy for Elastic {
 
     fn next(&mut self, now: Duration) -> Option<Turn> {
         let mut plans = Vec::new();
-        let cap = match self.cap(now, None) {
-            Some(cap) => cap,
-            None => {
-                plans = self.squeeze(now);
-                0
-            }
-        };
+        let urgent = self.urgent_cap(now, None).unwrap_or_else(|| {
+            plans = self.squeeze(now);
+            0
+        });
         // The most urgent request leads; its next image begins where none of it runs.
-        let leader = self.runs.iter().next()?;
-        if leader.running.is_empty() {
-            let plan = self.plan(&leader.ask.wish, cap);
-            plans.push((self.runs.begin(0, plan.clone(), &self.times), plan));
+        if self.runs.iter().next()?.running.is_empty() {
+            plans.push(self.begin(0, now, urgent));
         }
         let leader = self.runs.iter().next()?;
         let first = leader.running.first()?;
         let (subnet, batch) = (first.subnet, self.batch(now, leader, first));
         // Others begin while there is room beside those that run already.
         let mut members = fill(&self.runs, subnet, batch);
-        while rows(&self.runs, &members) < batch {
-            let Some(place) = self.first_waiting() else { break };
+        while let Some(place) = self.runs.iter().position(|run| run.waiting() > 0) {
             let run = self.runs.iter().nth(place)?;
-            let plan = self.plan(&run.ask.wish, cap);
-            if self.times.subnet(plan.subnet_at(0)) != Some(subnet) || rows(&self.runs, &members) + run.ask.rows > batch
-            {
+            let plan = self.plan(&run.ask.wish, urgent.min(self.fair_cap().0));
+            let joins = self.times.subnet(plan.subnet_at(0)) == Some(subnet);
+            if !joins || rows(&self.runs, &members) + run.ask.rows > batch {
                 break;
             }
-            let member = self.runs.begin(place, plan.clone(), &self.times);
-            plans.push((member, plan));
-            members.push(member);
+            plans.push(self.begin(place, now, urgent));
+            members = fill(&self.runs, subnet, batch);
         }
         let takes = self.times.call(subnet, rows(&self.runs, &members));
         self.busy_until = now + Duration::from_secs_f64(takes);
