@@ -326,7 +326,13 @@ fn metrics_are_prometheus_text_and_count_by_budget_subnet_and_outcome() {
     assert_eq!(server.metric("accordion_denoise_seconds_count{budget=\"fast\"}"), 2.0);
     assert_eq!(server.metric("accordion_denoiser_samples_total{device=\"cpu\",subnet=\"0.250\"}"), 4.0 * 4.0 + 1.0);
     assert_eq!(server.metric("accordion_denoiser_samples_total{device=\"cpu\",subnet=\"full\"}"), 1.0);
-    assert_eq!((server.metric("accordion_engine_up{device=\"cpu\"}"), server.metric("accordion_active_images{device=\"cpu\"}")), (1.0, 0.0));
+    assert_eq!(
+        (
+            server.metric("accordion_engine_up{device=\"cpu\"}"),
+            server.metric("accordion_active_images{device=\"cpu\"}")
+        ),
+        (1.0, 0.0)
+    );
     assert!(server.metric("accordion_weight_bytes{device=\"cpu\"}") > 0.0);
 }
 
@@ -364,7 +370,8 @@ fn a_seed_draws_the_same_bytes_alone_and_among_twenty_others() {
     for stream in others {
         Reply::read(stream).unwrap().image();
     }
-    let total = |what: &str| server.metric(&format!("accordion_denoiser_{what}_total{{device=\"cpu\",subnet=\"0.500\"}}"));
+    let total =
+        |what: &str| server.metric(&format!("accordion_denoiser_{what}_total{{device=\"cpu\",subnet=\"0.500\"}}"));
     assert!(total("samples") > 4.0 * total("calls"), "{} samples in {} calls", total("samples"), total("calls"));
 }
 
@@ -471,8 +478,10 @@ const LONG: (&str, &str) = ("?budget=exact:heun-250@full", r#"{"class":"top","n"
 #[test]
 fn what_comes_too_slowly_or_breaks_off_is_given_up() {
     // Of a policy that refuses nothing, so that something is late.
-    let settings = "max_batch = 1\npolicy = \"fixed:heun-18@full\"\n[limits]\nbody_timeout_s = 1\nrequest_timeout_s = 1";
-    let budgets = "[budgets.fast]\nwithin_ms = 500\n[budgets.balanced]\nwithin_ms = 500\n[budgets.best]\nwithin_ms = 500";
+    let settings =
+        "max_batch = 1\npolicy = \"fixed:heun-18@full\"\n[limits]\nbody_timeout_s = 1\nrequest_timeout_s = 1";
+    let budgets =
+        "[budgets.fast]\nwithin_ms = 500\n[budgets.balanced]\nwithin_ms = 500\n[budgets.best]\nwithin_ms = 500";
     let workspace = Workspace::of(&CLASSES, "");
     std::fs::write(workspace.path("serve.toml"), format!("{settings}\n{budgets}")).unwrap();
     let server = workspace.serve();
@@ -500,7 +509,10 @@ fn what_comes_too_slowly_or_breaks_off_is_given_up() {
 fn a_full_queue_refuses_with_the_time_to_come_back() {
     let workspace = Workspace::of(&CLASSES, "max_batch = 1\nqueue_images = 2\n[limits]\nmax_n = 2");
     let server = workspace.serve();
-    let (active, queued) = (|| server.metric("accordion_active_images{device=\"cpu\"}"), || server.metric("accordion_queue_images{device=\"cpu\"}"));
+    let (active, queued) = (
+        || server.metric("accordion_active_images{device=\"cpu\"}"),
+        || server.metric("accordion_queue_images{device=\"cpu\"}"),
+    );
     let long = || ask(server.address, LONG.0, &LONG.1.replace("\"n\":2", "\"n\":1"));
     let first = long();
     until("a request runs", || active() == 1.0);
@@ -523,7 +535,9 @@ fn sigterm_answers_all_that_was_accepted_and_ends_well() {
     let long = "?budget=exact:heun-250@full";
     let asked: Vec<TcpStream> = (0..6).map(|seed| ask(server.address, long, &body(seed))).collect();
     until("everything is in the engine", || {
-        server.metric("accordion_active_images{device=\"cpu\"}") + server.metric("accordion_queue_images{device=\"cpu\"}") == 24.0
+        server.metric("accordion_active_images{device=\"cpu\"}")
+            + server.metric("accordion_queue_images{device=\"cpu\"}")
+            == 24.0
     });
     server.terminate();
     for stream in asked {

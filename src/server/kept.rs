@@ -44,9 +44,8 @@ impl Kept {
     /// Gives out the file under `id`.
     pub fn take(&self, id: &str, now: Instant) -> Option<File> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = kept.iter().position(|(known, since, _)| {
-            known == id && now.saturating_duration_since(*since) < AGE
-        })?;
+        let place =
+            kept.iter().position(|(known, since, _)| known == id && now.saturating_duration_since(*since) < AGE)?;
         kept.remove(place).map(|(_, _, file)| file)
     }
 }
