@@ -30,8 +30,8 @@ fn draw(model: &str, survey: &Survey, drawing: &mut String) -> Drawn {
         .iter()
         .filter_map(|row| Some((profile.image_ms(&row.plan)?, row.quality, &row.plan)))
         .collect();
-    // What is too bad to serve would take most of the room.
-    let bottom = frontier.first().map_or(FLOOR, |first| first.1.min(FLOOR)) - 0.1;
+    // What is far below the frontier would take most of the room.
+    let bottom = frontier.first().map_or(FLOOR, |first| (first.1 * 10.0 - 1.0).floor() / 10.0);
     let shown = || survey.points.iter().filter(|point| point.quality >= bottom);
     // Room for the labels, which lie to the left of their points.
     let x = span(shown().map(|point| point.ms), 1.15);
@@ -54,7 +54,7 @@ fn draw(model: &str, survey: &Survey, drawing: &mut String) -> Drawn {
         .y_desc("quality")
         .label_style(("sans-serif", 13))
         .x_label_formatter(&decimal)
-        .y_label_formatter(&|quality| format!("{quality:.1}"))
+        .y_label_formatter(&decimal)
         .y_labels(7)
         .light_line_style(TRANSPARENT)
         .draw()?;
@@ -71,10 +71,11 @@ fn draw(model: &str, survey: &Survey, drawing: &mut String) -> Drawn {
         .label("frontier")
         .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], line.stroke_width(2)));
     let font = ("sans-serif", 12).into_font().color(&line).pos(Pos::new(HPos::Right, VPos::Bottom));
-    let mut above = i32::MAX;
-    for &(ms, quality, plan) in &frontier {
+    // From the best down, so that the best always has its name.
+    let mut above = i32::MIN;
+    for &(ms, quality, plan) in frontier.iter().rev() {
         let (left, top) = chart.backend_coord(&(ms, quality));
-        if above.saturating_sub(top) >= LABEL_GAP {
+        if top.saturating_sub(above) >= LABEL_GAP {
             root.draw(&Text::new(plan.to_string(), (left - 6, top - 2), font.clone()))?;
             above = top;
         }
