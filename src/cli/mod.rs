@@ -7,6 +7,7 @@ mod evaluate;
 mod extract;
 mod forward;
 mod generate;
+mod hash_key;
 mod import;
 mod profile;
 mod rank;
@@ -47,6 +48,8 @@ enum Command {
     Forward(forward::Args),
     /// Generate images into a file.
     Generate(generate::Args),
+    /// Read an API key from stdin and print its hash for `key_hashes`.
+    HashKey(hash_key::Args),
     /// Serve images over HTTP.
     Serve(serve::Args),
 }
@@ -64,6 +67,7 @@ impl Command {
             Self::Profile(args) => args.run(),
             Self::Forward(args) => args.run(),
             Self::Generate(args) => args.run(),
+            Self::HashKey(args) => args.run(),
             Self::Serve(args) => args.run(),
         }
     }

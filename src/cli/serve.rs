@@ -33,6 +33,25 @@ pub struct Args {
     /// Bind each of them but the first to a core of its own, whatever the config says.
     #[arg(long, env = "ACCORDION_PIN")]
     pin: bool,
+    /// Hashes of the accepted API keys with commas between them, in place of the config's.
+    #[arg(long, env = "ACCORDION_KEY_HASHES", hide_env_values = true)]
+    key_hashes: Option<Unseen>,
+}
+
+/// Text that is never shown: somebody may give a key where its hash belongs, and clap's own errors show values.
+#[derive(Clone)]
+struct Unseen(String);
+
+impl std::fmt::Debug for Unseen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("<redacted>")
+    }
+}
+
+impl From<String> for Unseen {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
 }
 
 impl Args {
@@ -47,6 +66,9 @@ impl Args {
         config.queue_images = self.queue_images.unwrap_or(config.queue_images);
         config.threads = self.threads.map_or(config.threads, usize::from);
         config.pin |= self.pin;
+        if let Some(Unseen(text)) = self.key_hashes {
+            config.auth.key_hashes = text.parse().map_err(|problem: String| Error::input("--key-hashes", problem))?;
+        }
         let state = open(&config);
         let state = state.map_err(|error| match &path {
             Some(path) => error.in_file(path),

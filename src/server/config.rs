@@ -4,6 +4,8 @@ use crate::engine::EngineLimits;
 use crate::files::read_toml;
 use crate::nets::Threads;
 use crate::routing::{Budgets, PolicyChoice};
+use crate::server::auth::Auth;
+use crate::server::guards::check_origin;
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,6 +31,10 @@ pub struct ServeConfig {
     pub threads: usize,
     /// Whether each of them but the first is bound to a core of its own.
     pub pin: bool,
+    /// Origins of pages in a browser that may read answers, or `*`; none without entries.
+    pub cors_origins: Vec<String>,
+    /// Who may ask for images.
+    pub auth: Auth,
     /// What a request may ask.
     pub limits: Limits,
     /// What each named budget means.
@@ -68,6 +74,8 @@ impl Default for ServeConfig {
             queue_images: 256,
             threads: 0,
             pin: false,
+            cors_origins: Vec::new(),
+            auth: Auth::default(),
             limits: Limits::default(),
             budgets: Budgets::default(),
         }
@@ -141,6 +149,9 @@ impl ServeConfig {
                 format!("{n} is more than queue_images = {queue}: such a request never fits"),
             ));
         }
+        for origin in &self.cors_origins {
+            check_origin(origin).map_err(|problem| ("cors_origins", problem))?;
+        }
         if self.devices.is_empty() {
             return Err(("devices", "is empty: name at least one, as in [\"cpu\"]".to_owned()));
         }
@@ -192,6 +203,7 @@ mod tests {
         for field in ["listen", "model", "max_batch", "queue_images", "threads", "pin", "devices", "policy"]
             .into_iter()
             .chain(["quality", "within_ms", "min_quality"])
+            .chain(["cors_origins", "key_hashes"])
             .chain(["max_n", "max_pixels", "max_steps", "max_connections"])
             .chain(["header_timeout_s", "body_timeout_s", "request_timeout_s", "drain_timeout_s"])
         {
@@ -214,6 +226,10 @@ mod tests {
             ("listen = \"localhost\"", ": listen: "),
             ("threads = 1025", ": threads: 1025 is not accepted: it must be 0 to 1024"),
             ("pin = 1", ": pin: invalid type"),
+            ("cors_origins = [\"example.com\"]", ": cors_origins: `example.com` is not accepted: it must be \"*\" or"),
+            ("cors_origins = [\"https://example.com/\"]", ": cors_origins: `https://example.com/` is not accepted"),
+            ("[auth]\nkey_hashes = [\"sha256:12\"]", ": auth.key_hashes: entry 0 is not `sha256:` and 64"),
+            ("[auth]\nkeys = []", ": auth.keys: unknown field"),
             ("[limits]\nmax_n = -1", ": limits.max_n: "),
             ("[limits]\nmax_n = 300", ": limits.max_n: 300 is more than queue_images = 256"),
             ("[limits]\nbody_timeout_s = 0", ": limits.body_timeout_s: 0 is not accepted"),

@@ -68,6 +68,12 @@ pub enum ApiError {
         /// Those that we do.
         accepted: &'static [&'static str],
     },
+    /// `unauthorized`: no key came along. -> 401
+    #[error("an API key is needed: send `Authorization: Bearer <key>`")]
+    NoKey,
+    /// `unauthorized`: the key is none of ours. -> 401
+    #[error("the API key is not accepted")]
+    WrongKey,
     /// `not_found`. -> 404
     #[error("nothing is at {0}: POST /generate draws an image")]
     NotFound(String),
@@ -129,6 +135,7 @@ impl ApiError {
             Self::InvalidJson(_) => bad("invalid_json"),
             Self::WrongType(_) => bad("wrong_type"),
             Self::UnknownField { .. } => bad("unknown_field"),
+            Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Self::NotKept(_) => (StatusCode::NOT_FOUND, "not_kept"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
@@ -154,9 +161,20 @@ impl IntoResponse for ApiError {
             error["fastest"] = json!({ "plan": fastest.to_string(), "ms": takes.as_secs_f64() * 1e3 });
         }
         let mut response = (status, Json(json!({ "error": error }))).into_response();
-        if let Self::Engine(EngineError::QueueFull { retry_after, .. } | EngineError::Overloaded { retry_after }) = self
-        {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs()));
+        let headers = response.headers_mut();
+        match self {
+            Self::Engine(EngineError::QueueFull { retry_after, .. } | EngineError::Overloaded { retry_after }) => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs()));
+            }
+            // RFC 6750, section 3: the error is named only where a key was given.
+            Self::NoKey => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(r#"Bearer realm="accordion""#));
+            }
+            Self::WrongKey => {
+                let challenge = r#"Bearer realm="accordion", error="invalid_token""#;
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            }
+            _ => {}
         }
         response
     }

@@ -1,6 +1,7 @@
 //! axum: routes, wire types, error mapping, metrics.
 
 mod answering;
+mod auth;
 mod config;
 mod deficit;
 mod draw;
@@ -8,6 +9,7 @@ mod error;
 mod events;
 mod generate;
 mod kept;
+mod guards;
 mod listen;
 mod metrics;
 mod models;
@@ -20,6 +22,7 @@ mod state;
 mod tests;
 mod wire;
 
+pub use auth::{Auth, KeyHash, KeyHashes};
 pub use config::{Limits, ServeConfig};
 pub use error::ApiError;
 pub use listen::{serve, signalled};

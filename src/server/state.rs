@@ -5,6 +5,7 @@ use crate::evaluation::profile::Profile;
 use crate::routing::{Budgets, Ladder, StepTimes};
 use crate::server::answering::Answering;
 use crate::server::kept::Kept;
+use crate::server::guards::Guards;
 use crate::server::metrics::Metrics;
 use crate::server::{Limits, ServeConfig};
 use crate::{Error, Result};
@@ -29,6 +30,7 @@ pub struct AppState {
     pub(super) metrics: Arc<Metrics>,
     pub(super) answering: Answering,
     pub(super) kept: Kept,
+    pub(super) guards: Guards,
     /// Seconds since 1970.
     pub(super) started: u64,
     draining: AtomicBool,
@@ -96,6 +98,7 @@ impl AppState {
             metrics: Arc::new(metrics),
             answering: Answering::default(),
             kept: Kept::default(),
+            guards: Guards::new(config),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             draining: AtomicBool::new(false),
         }))

@@ -1,5 +1,6 @@
 //! The HTTP contract, on a denoiser known in closed form. A gate holds its calls, so no test waits for the clock.
 
+mod access;
 mod images;
 mod operations;
 mod refusals;
