@@ -9,6 +9,7 @@ mod forward;
 mod generate;
 mod hash_key;
 mod import;
+mod logs;
 mod profile;
 mod rank;
 mod serve;
@@ -17,12 +18,11 @@ mod tensors;
 mod train;
 
 use crate::nets::Threads;
+use crate::server::LogFormat;
 use crate::{Error, Result};
 use clap::Parser;
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
 
 /// Compress a diffusion model once, serve it at every width.
 #[derive(Debug, Parser)]
@@ -102,12 +102,10 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
 /// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault) or 2 (the input's).
 pub fn main() -> ExitCode {
     let command = Command::parse();
-    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).with_env_var("ACCORDION_LOG");
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(filter.from_env_lossy())
-        .init();
+    // The server's config says how it logs.
+    if !matches!(command, Command::Serve(_)) {
+        logs::start(LogFormat::Text);
+    }
     match command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -7,6 +7,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+/// Models load in seconds.
+const RETRY_WHEN_STARTING_S: u64 = 5;
+
 /// Why a request got no image. The body is `{"error":{"code":"...","message":"..."}}`; codes are stable.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -98,6 +101,12 @@ pub enum ApiError {
     /// `internal`: a bug of ours. -> 500
     #[error("internal error: {0}")]
     Internal(String),
+    /// `engine_stalled`: one call of the denoiser takes longer than that many seconds. -> 500
+    #[error("the engine has not finished a step for more than {0} s")]
+    Stalled(u64),
+    /// `starting`: the model is not loaded yet. -> 503 with Retry-After
+    #[error("the server is starting: the model is not ready yet")]
+    Starting,
     /// `draining`: the server is shutting down. -> 503
     #[error("the server is shutting down")]
     Draining,
@@ -144,6 +153,8 @@ impl ApiError {
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            Self::Stalled(_) => (StatusCode::INTERNAL_SERVER_ERROR, "engine_stalled"),
+            Self::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
             Self::Draining | Self::Engine(EngineError::Draining) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Self::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
         }
@@ -165,6 +176,9 @@ impl IntoResponse for ApiError {
         match self {
             Self::Engine(EngineError::QueueFull { retry_after, .. } | EngineError::Overloaded { retry_after }) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs()));
+            }
+            Self::Starting => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_WHEN_STARTING_S));
             }
             // RFC 6750, section 3: the error is named only where a key was given.
             Self::NoKey => {
