@@ -460,7 +460,7 @@ fn a_bad_request_gets_a_status_and_a_stable_code() {
 
 #[test]
 fn a_flag_outdoes_the_config_s_threads_and_neither_changes_a_bit() {
-    let workspace = Workspace::of(&CLASSES, "threads = 3\npin = true");
+    let workspace = Workspace::of(&CLASSES, "threads = 3\npin = true\n[limits]\ndrain_grace_s = 0");
     let [three, two] = [(&[][..], "threads=3"), (&["--threads", "2", "--pin"], "threads=2")].map(|(args, says)| {
         let server = workspace.serve_with(args);
         let image = server.generate("", r#"{"seed":5}"#).image();
@@ -529,7 +529,7 @@ fn a_full_queue_refuses_with_the_time_to_come_back() {
 
 #[test]
 fn sigterm_answers_all_that_was_accepted_and_ends_well() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::of(&CLASSES, "[limits]\ndrain_grace_s = 0");
     let server = workspace.serve();
     let body = |seed: usize| format!(r#"{{"class":"top","seed":{seed},"n":4}}"#);
     let long = "?budget=exact:heun-250@full";

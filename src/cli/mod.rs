@@ -7,7 +7,9 @@ mod evaluate;
 mod extract;
 mod forward;
 mod generate;
+mod hash_key;
 mod import;
+mod logs;
 mod profile;
 mod rank;
 mod serve;
@@ -16,12 +18,11 @@ mod tensors;
 mod train;
 
 use crate::nets::Threads;
+use crate::server::LogFormat;
 use crate::{Error, Result};
 use clap::Parser;
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
 
 /// Compress a diffusion model once, serve it at every width.
 #[derive(Debug, Parser)]
@@ -47,6 +48,8 @@ enum Command {
     Forward(forward::Args),
     /// Generate images into a file.
     Generate(generate::Args),
+    /// Read an API key from stdin and print its hash for `key_hashes`.
+    HashKey(hash_key::Args),
     /// Serve images over HTTP.
     Serve(serve::Args),
 }
@@ -64,6 +67,7 @@ impl Command {
             Self::Profile(args) => args.run(),
             Self::Forward(args) => args.run(),
             Self::Generate(args) => args.run(),
+            Self::HashKey(args) => args.run(),
             Self::Serve(args) => args.run(),
         }
     }
@@ -98,12 +102,10 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
 /// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault) or 2 (the input's).
 pub fn main() -> ExitCode {
     let command = Command::parse();
-    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).with_env_var("ACCORDION_LOG");
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(filter.from_env_lossy())
-        .init();
+    // The server's config says how it logs.
+    if !matches!(command, Command::Serve(_)) {
+        logs::start(LogFormat::Text);
+    }
     match command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,10 +1,15 @@
 //! `accordion serve`: the HTTP server.
 
+use crate::cli::logs;
 use crate::nets::Threads;
-use crate::server::{ServeConfig, open, serve, signalled};
+use crate::server::{AppState, Host, LogFormat, ServeConfig, answer_agents, open, process_registry, serve, signalled};
 use crate::{Error, Result};
+use prometheus::Registry;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 /// Where the config is looked for when none is given.
 const CONFIG: &str = "config/serve.toml";
@@ -15,9 +20,15 @@ pub struct Args {
     /// Server config; `config/serve.toml` if that file exists, else the defaults.
     #[arg(long, env = "ACCORDION_CONFIG")]
     config: Option<PathBuf>,
+    /// Load config and model, check them, print one line, and exit: 0 if they are accepted, 2 if not.
+    #[arg(long)]
+    check_config: bool,
     /// Address to listen on, in place of the config's.
     #[arg(long, env = "ACCORDION_LISTEN")]
     listen: Option<SocketAddr>,
+    /// Address for HAProxy's agent-check, in place of the config's.
+    #[arg(long, env = "ACCORDION_AGENT_LISTEN")]
+    agent_listen: Option<SocketAddr>,
     /// Model directory, in place of the config's.
     #[arg(long, env = "ACCORDION_MODEL")]
     model: Option<PathBuf>,
@@ -33,32 +44,133 @@ pub struct Args {
     /// Bind each of them but the first to a core of its own, whatever the config says.
     #[arg(long, env = "ACCORDION_PIN")]
     pin: bool,
+    /// The form of log lines, in place of the config's.
+    #[arg(long, env = "ACCORDION_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+    /// Hashes of the accepted API keys with commas between them, in place of the config's.
+    #[arg(long, env = "ACCORDION_KEY_HASHES", hide_env_values = true)]
+    key_hashes: Option<Unseen>,
+}
+
+/// Text that is never shown: somebody may give a key where its hash belongs, and clap's own errors show values.
+#[derive(Clone)]
+struct Unseen(String);
+
+impl std::fmt::Debug for Unseen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("<redacted>")
+    }
+}
+
+impl From<String> for Unseen {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
 }
 
 impl Args {
     /// Runs the subcommand until SIGTERM or SIGINT.
     pub fn run(self) -> Result<()> {
+        let check_config = self.check_config;
+        let (config, path) = self.config()?;
+        logs::start(config.log_format);
+        let registry = process_registry().map_err(|problem| Error::input("metrics", problem))?;
+        if check_config {
+            let state = load(&config, path.as_deref(), registry)?;
+            let (model, subnets) = (state.model(), state.subnets().len());
+            let place = path.as_deref().map_or("the defaults".into(), Path::to_string_lossy);
+            println!("{place}: accepted, with model {model} of {subnets} subnets");
+            return Ok(());
+        }
+        #[cfg(feature = "otlp")]
+        let _collector = crate::server::Collector::from_env()?;
+        let io = |source| Error::Io { path: PathBuf::from(config.listen.to_string()), source };
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io)?;
+        runtime.block_on(run(config, path, registry))
+    }
+
+    /// The file's settings under those of the flags and the environment, and the file.
+    fn config(self) -> Result<(ServeConfig, Option<PathBuf>)> {
         let default = PathBuf::from(CONFIG);
         let path = self.config.or_else(|| default.exists().then_some(default));
         let mut config = path.as_deref().map(ServeConfig::load).transpose()?.unwrap_or_default();
         config.listen = self.listen.unwrap_or(config.listen);
+        config.agent_listen = self.agent_listen.or(config.agent_listen);
         config.model = self.model.unwrap_or(config.model);
         config.max_batch = self.max_batch.unwrap_or(config.max_batch);
         config.queue_images = self.queue_images.unwrap_or(config.queue_images);
         config.threads = self.threads.map_or(config.threads, usize::from);
         config.pin |= self.pin;
-        let state = open(&config);
-        let state = state.map_err(|error| match &path {
-            Some(path) => error.in_file(path),
-            None => error,
-        })?;
-        let io = |source| Error::Io { path: PathBuf::from(config.listen.to_string()), source };
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io)?;
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(io)?;
-            let address = listener.local_addr().map_err(io)?;
-            tracing::info!(%address, model = %config.model.display(), "ready");
-            serve(listener, state, signalled().map_err(io)?).await
-        })
+        config.log_format = self.log_format.unwrap_or(config.log_format);
+        if let Some(Unseen(text)) = self.key_hashes {
+            config.auth.key_hashes = text.parse().map_err(|problem: String| Error::input("--key-hashes", problem))?;
+        }
+        Ok((config, path))
+    }
+}
+
+/// Listens at once, loads the model meanwhile, and serves it.
+async fn run(config: ServeConfig, path: Option<PathBuf>, registry: Registry) -> Result<()> {
+    let host = Host::new(&config, registry.clone()).map_err(|error| in_config(error, path.as_deref()))?;
+    let (listener, address) = bind(config.listen).await?;
+    tracing::debug!(%address, "listening");
+    if let Some(agent) = config.agent_listen {
+        let (listener, address) = bind(agent).await?;
+        tracing::info!(%address, "answering agent-checks");
+        tokio::spawn(answer_agents(listener, host.clone()));
+    }
+    let signals = signalled().map_err(at(config.listen))?;
+    tokio::select! {
+        served = serve(listener, host.clone(), signals) => served,
+        failure = prepare(host, config, path, registry, address) => Err(failure),
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await.map_err(at(address))?;
+    let bound = listener.local_addr().map_err(at(address))?;
+    Ok((listener, bound))
+}
+
+fn at(address: SocketAddr) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::Io { path: PathBuf::from(address.to_string()), source }
+}
+
+/// Loads the model on a thread of its own, which the end of the process does not wait for. Returns only on a failure.
+async fn prepare(
+    host: Arc<Host>,
+    config: ServeConfig,
+    path: Option<PathBuf>,
+    registry: Registry,
+    address: SocketAddr,
+) -> Error {
+    let (answer, loaded) = oneshot::channel();
+    let (directory, threads) = (config.model.clone(), config.threads().number());
+    let loading = move || answer.send(load(&config, path.as_deref(), registry));
+    if let Err(source) = std::thread::Builder::new().name("accordion-loading".to_owned()).spawn(loading) {
+        return Error::Io { path: directory, source };
+    }
+    match loaded.await {
+        Ok(Ok(state)) => {
+            let (model, subnets) = (state.model().to_owned(), state.subnets().len());
+            host.ready(state);
+            tracing::info!(%address, model, subnets, threads, "ready");
+            std::future::pending().await
+        }
+        Ok(Err(error)) => error,
+        // It panicked, and has said why.
+        Err(_) => Error::input(directory.display(), "the model could not be loaded"),
+    }
+}
+
+/// As [`open`]; an error about a field of the config names its file.
+fn load(config: &ServeConfig, path: Option<&Path>, registry: Registry) -> Result<Arc<AppState>> {
+    open(config, registry).map_err(|error| in_config(error, path))
+}
+
+fn in_config(error: Error, path: Option<&Path>) -> Error {
+    match path {
+        Some(path) => error.in_file(path),
+        None => error,
     }
 }

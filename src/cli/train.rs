@@ -75,12 +75,12 @@ fn stop_on_signal() -> Result<&'static AtomicBool> {
     let io = |source| Error::Io { path: PathBuf::from("signals"), source };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io)?;
     // Registered before anything is computed: a signal that comes early must not kill the process.
-    let signal = {
+    let mut signals = {
         let _inside = runtime.enter();
         signalled().map_err(io)?
     };
     std::thread::spawn(move || {
-        runtime.block_on(signal);
+        runtime.block_on(signals.next());
         STOP.store(true, Ordering::Relaxed);
     });
     Ok(&STOP)

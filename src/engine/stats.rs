@@ -1,8 +1,8 @@
 //! What the engine has done and is doing: written by its thread, read at scrape time.
 
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 /// Counters and gauges of one engine.
 #[derive(Debug)]
@@ -12,7 +12,12 @@ pub struct EngineStats {
     activation_bytes: AtomicUsize,
     finished: AtomicU64,
     died: AtomicBool,
+    epoch: Instant,
+    /// When the call under way began, in ns since `epoch`; `IDLE` between calls.
+    call_began_ns: AtomicI64,
 }
+
+const IDLE: i64 = i64::MIN;
 
 /// What one subnet has done since the start.
 #[derive(Debug)]
@@ -74,6 +79,8 @@ impl EngineStats {
             activation_bytes: AtomicUsize::new(0),
             finished: AtomicU64::new(0),
             died: AtomicBool::new(false),
+            epoch: Instant::now(),
+            call_began_ns: AtomicI64::new(IDLE),
         }
     }
 
@@ -102,7 +109,30 @@ impl EngineStats {
         self.died.load(Relaxed)
     }
 
+    /// How long the call of the denoiser that is under way has taken; `None` between calls.
+    pub fn stalled_for(&self) -> Option<Duration> {
+        let began = self.call_began_ns.load(Relaxed);
+        let stalled = || self.now_ns().saturating_sub(began).max(0);
+        (began != IDLE).then(|| Duration::from_nanos(stalled() as u64))
+    }
+
+    fn now_ns(&self) -> i64 {
+        i64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(i64::MAX)
+    }
+
+    /// As if the call under way had begun so much earlier.
+    #[cfg(test)]
+    pub(crate) fn backdate_call(&self, by: Duration) {
+        self.call_began_ns.fetch_sub(by.as_nanos() as i64, Relaxed);
+    }
+
+    pub(super) fn begin_call(&self) {
+        self.call_began_ns.store(self.now_ns(), Relaxed);
+    }
+
+    /// Ends what [`Self::begin_call`] began.
     pub(super) fn record_call(&self, subnet: usize, samples: usize, took: Duration) {
+        self.call_began_ns.store(IDLE, Relaxed);
         let stats = &self.subnets[subnet].1;
         stats.calls.fetch_add(1, Relaxed);
         stats.samples.fetch_add(samples as u64, Relaxed);

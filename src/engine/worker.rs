@@ -63,6 +63,7 @@ fn receive(pool: &mut Pool, inbox: &Receiver<Entry>) {
 fn call(denoiser: &mut dyn Denoiser, batch: &Batch, stats: &EngineStats) -> Result<Vec<f32>, String> {
     let mut denoise = || denoiser.denoise(batch.subnet, &batch.x, &batch.sigma, &batch.class);
     let start = Instant::now();
+    stats.begin_call();
     let answer = std::panic::catch_unwind(AssertUnwindSafe(&mut denoise));
     stats.record_call(batch.subnet, batch.sigma.len(), start.elapsed());
     stats.set_activation_bytes(denoiser.activation_bytes());

@@ -8,10 +8,12 @@ pub mod public_config;
 pub mod runner;
 pub mod sliced;
 pub mod song_unet;
+mod warm;
 
 pub use model::Model;
 pub use network::Network;
 pub use runner::{Runner, Threads};
+pub use warm::warm;
 
 use crate::Result;
 use crate::supernet::Subnet;

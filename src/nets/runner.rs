@@ -28,9 +28,14 @@ impl Threads {
         Self { count: Some(count), pin: false }
     }
 
-    fn team(self) -> Team {
+    /// How many there are.
+    pub fn number(self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        Team::new(self.count.unwrap_or_else(cores), self.pin)
+        self.count.unwrap_or_else(cores)
+    }
+
+    fn team(self) -> Team {
+        Team::new(self.number(), self.pin)
     }
 }
 

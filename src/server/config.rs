@@ -4,8 +4,10 @@ use crate::engine::EngineLimits;
 use crate::files::read_toml;
 use crate::nets::Threads;
 use crate::routing::{Budgets, PolicyChoice};
+use crate::server::auth::Auth;
+use crate::server::guards::check_origin;
 use crate::{Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,9 @@ use std::path::{Path, PathBuf};
 pub struct ServeConfig {
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Where HAProxy's agent-check is answered; nowhere without it, or with an empty text.
+    #[serde(deserialize_with = "address_or_none")]
+    pub agent_listen: Option<SocketAddr>,
     /// The model directory.
     pub model: PathBuf,
     /// Where to denoise, an engine each: `cpu`.
@@ -29,10 +34,33 @@ pub struct ServeConfig {
     pub threads: usize,
     /// Whether each of them but the first is bound to a core of its own.
     pub pin: bool,
+    /// The form of log lines.
+    pub log_format: LogFormat,
+    /// Origins of pages in a browser that may read answers, or `*`; none without entries.
+    pub cors_origins: Vec<String>,
+    /// Who may ask for images.
+    pub auth: Auth,
     /// What a request may ask.
     pub limits: Limits,
     /// What each named budget means.
     pub budgets: Budgets,
+}
+
+fn address_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let address = (!text.is_empty()).then(|| text.parse()).transpose();
+    address.map_err(|_| serde::de::Error::custom(format!("`{text}` is no address and port, such as 127.0.0.1:8081")))
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line, for machines.
+    Json,
 }
 
 /// What a request, a connection and a shutdown may take.
@@ -53,7 +81,13 @@ pub struct Limits {
     pub body_timeout_s: u64,
     /// Seconds from a complete request to its images.
     pub request_timeout_s: u64,
-    /// Seconds for accepted requests to finish after SIGTERM.
+    /// Seconds for a client to take what is written to it, from the moment when it holds the writing up.
+    pub write_timeout_s: u64,
+    /// Seconds that one call of the denoiser may take before `/livez` fails.
+    pub hang_timeout_s: u64,
+    /// Seconds from SIGTERM, when readiness fails, to when nothing new is accepted: balancers need time to notice.
+    pub drain_grace_s: u64,
+    /// Seconds for accepted requests to finish after that.
     pub drain_timeout_s: u64,
 }
 
@@ -61,6 +95,7 @@ impl Default for ServeConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            agent_listen: None,
             model: PathBuf::from("models/fashion-mnist"),
             devices: vec!["cpu".to_owned()],
             policy: PolicyChoice::default(),
@@ -68,6 +103,9 @@ impl Default for ServeConfig {
             queue_images: 256,
             threads: 0,
             pin: false,
+            log_format: LogFormat::default(),
+            cors_origins: Vec::new(),
+            auth: Auth::default(),
             limits: Limits::default(),
             budgets: Budgets::default(),
         }
@@ -84,6 +122,9 @@ impl Default for Limits {
             header_timeout_s: 30,
             body_timeout_s: 30,
             request_timeout_s: 300,
+            write_timeout_s: 60,
+            hang_timeout_s: 60,
+            drain_grace_s: 5,
             drain_timeout_s: 120,
         }
     }
@@ -124,12 +165,19 @@ impl ServeConfig {
             ("limits.header_timeout_s", seconds(limits.header_timeout_s)),
             ("limits.body_timeout_s", seconds(limits.body_timeout_s)),
             ("limits.request_timeout_s", seconds(limits.request_timeout_s)),
+            ("limits.write_timeout_s", seconds(limits.write_timeout_s)),
+            ("limits.hang_timeout_s", seconds(limits.hang_timeout_s)),
             ("limits.drain_timeout_s", seconds(limits.drain_timeout_s)),
         ] {
             // Far above anything sensible, far below what the clock and the semaphores count to.
             if value == 0 || value > u32::MAX as usize {
                 return Err((field, format!("{value} is not accepted: it must be 1 to {}", u32::MAX)));
             }
+        }
+        // The only one that may be 0.
+        if limits.drain_grace_s > u64::from(u32::MAX) {
+            let given = limits.drain_grace_s;
+            return Err(("limits.drain_grace_s", format!("{given} is not accepted: it must be 0 to {}", u32::MAX)));
         }
         if self.threads > Threads::MOST {
             return Err(("threads", format!("{} is not accepted: it must be 0 to {}", self.threads, Threads::MOST)));
@@ -140,6 +188,9 @@ impl ServeConfig {
                 "limits.max_n",
                 format!("{n} is more than queue_images = {queue}: such a request never fits"),
             ));
+        }
+        for origin in &self.cors_origins {
+            check_origin(origin).map_err(|problem| ("cors_origins", problem))?;
         }
         if self.devices.is_empty() {
             return Err(("devices", "is empty: name at least one, as in [\"cpu\"]".to_owned()));
@@ -189,11 +240,14 @@ mod tests {
             .filter(|line| !line.starts_with("##"))
             .fold(String::new(), |all, line| all + line.strip_prefix("# ").unwrap_or(line) + "\n");
         assert_eq!(load(&settings).unwrap(), ServeConfig::default());
-        for field in ["listen", "model", "max_batch", "queue_images", "threads", "pin", "devices", "policy"]
-            .into_iter()
-            .chain(["quality", "within_ms", "min_quality"])
-            .chain(["max_n", "max_pixels", "max_steps", "max_connections"])
-            .chain(["header_timeout_s", "body_timeout_s", "request_timeout_s", "drain_timeout_s"])
+        for field in
+            ["listen", "agent_listen", "model", "max_batch", "queue_images", "threads", "pin", "devices", "policy"]
+                .into_iter()
+                .chain(["quality", "within_ms", "min_quality"])
+                .chain(["log_format", "cors_origins", "key_hashes"])
+                .chain(["max_n", "max_pixels", "max_steps", "max_connections"])
+                .chain(["header_timeout_s", "body_timeout_s", "request_timeout_s", "write_timeout_s", "hang_timeout_s"])
+                .chain(["drain_grace_s", "drain_timeout_s"])
         {
             assert!(settings.lines().any(|line| line.starts_with(&format!("{field} = "))), "{field}");
         }
@@ -214,6 +268,12 @@ mod tests {
             ("listen = \"localhost\"", ": listen: "),
             ("threads = 1025", ": threads: 1025 is not accepted: it must be 0 to 1024"),
             ("pin = 1", ": pin: invalid type"),
+            ("agent_listen = \"here\"", ": agent_listen: `here` is no address and port"),
+            ("log_format = \"xml\"", ": log_format: unknown variant `xml`, expected `text` or `json`"),
+            ("cors_origins = [\"example.com\"]", ": cors_origins: `example.com` is not accepted: it must be \"*\" or"),
+            ("cors_origins = [\"https://example.com/\"]", ": cors_origins: `https://example.com/` is not accepted"),
+            ("[auth]\nkey_hashes = [\"sha256:12\"]", ": auth.key_hashes: entry 0 is not `sha256:` and 64"),
+            ("[auth]\nkeys = []", ": auth.keys: unknown field"),
             ("[limits]\nmax_n = -1", ": limits.max_n: "),
             ("[limits]\nmax_n = 300", ": limits.max_n: 300 is more than queue_images = 256"),
             ("[limits]\nbody_timeout_s = 0", ": limits.body_timeout_s: 0 is not accepted"),

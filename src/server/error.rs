@@ -7,6 +7,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+/// Models load in seconds.
+const RETRY_WHEN_STARTING_S: u64 = 5;
+
 /// Why a request got no image. The body is `{"error":{"code":"...","message":"..."}}`; codes are stable.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -68,6 +71,12 @@ pub enum ApiError {
         /// Those that we do.
         accepted: &'static [&'static str],
     },
+    /// `unauthorized`: no key came along. -> 401
+    #[error("an API key is needed: send `Authorization: Bearer <key>`")]
+    NoKey,
+    /// `unauthorized`: the key is none of ours. -> 401
+    #[error("the API key is not accepted")]
+    WrongKey,
     /// `not_found`. -> 404
     #[error("nothing is at {0}: POST /generate draws an image")]
     NotFound(String),
@@ -92,6 +101,12 @@ pub enum ApiError {
     /// `internal`: a bug of ours. -> 500
     #[error("internal error: {0}")]
     Internal(String),
+    /// `engine_stalled`: one call of the denoiser takes longer than that many seconds. -> 500
+    #[error("the engine has not finished a step for more than {0} s")]
+    Stalled(u64),
+    /// `starting`: the model is not loaded yet. -> 503 with Retry-After
+    #[error("the server is starting: the model is not ready yet")]
+    Starting,
     /// `draining`: the server is shutting down. -> 503
     #[error("the server is shutting down")]
     Draining,
@@ -129,6 +144,7 @@ impl ApiError {
             Self::InvalidJson(_) => bad("invalid_json"),
             Self::WrongType(_) => bad("wrong_type"),
             Self::UnknownField { .. } => bad("unknown_field"),
+            Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Self::NotKept(_) => (StatusCode::NOT_FOUND, "not_kept"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
@@ -137,6 +153,8 @@ impl ApiError {
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            Self::Stalled(_) => (StatusCode::INTERNAL_SERVER_ERROR, "engine_stalled"),
+            Self::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
             Self::Draining | Self::Engine(EngineError::Draining) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Self::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
         }
@@ -154,9 +172,23 @@ impl IntoResponse for ApiError {
             error["fastest"] = json!({ "plan": fastest.to_string(), "ms": takes.as_secs_f64() * 1e3 });
         }
         let mut response = (status, Json(json!({ "error": error }))).into_response();
-        if let Self::Engine(EngineError::QueueFull { retry_after, .. } | EngineError::Overloaded { retry_after }) = self
-        {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs()));
+        let headers = response.headers_mut();
+        match self {
+            Self::Engine(EngineError::QueueFull { retry_after, .. } | EngineError::Overloaded { retry_after }) => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs()));
+            }
+            Self::Starting => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_WHEN_STARTING_S));
+            }
+            // RFC 6750, section 3: the error is named only where a key was given.
+            Self::NoKey => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(r#"Bearer realm="accordion""#));
+            }
+            Self::WrongKey => {
+                let challenge = r#"Bearer realm="accordion", error="invalid_token""#;
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            }
+            _ => {}
         }
         response
     }

@@ -1,48 +1,76 @@
 //! Connections: accept, serve, drain.
 
 use crate::engine::{EngineError, Fleet};
-use crate::server::{AppState, router};
+use crate::server::write_timeout::WriteTimeout;
+use crate::server::{AppState, Host, Limits};
 use crate::{Error, Result};
 use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tower::ServiceExt;
 
 /// After a failed accept (out of file descriptors, mostly): long enough for one to come free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown` is ready, then drains: readiness fails, nothing new is accepted, and what was accepted is
-/// finished within `limits.drain_timeout_s`.
+/// Serves until the first of `signals`, then stops in three phases: readiness fails, but for `limits.drain_grace_s`
+/// requests are still served; then nothing new is accepted, and idle connections are closed; what was accepted is
+/// finished within `limits.drain_timeout_s`. A second signal ends it at once.
 ///
-/// `axum::serve` has neither a limit on connections nor a time-out for request heads, hence the loop of our own.
+/// `axum::serve` has neither a limit on connections nor time-outs for heads and for writing, hence the loop of our own.
 ///
 /// # Errors
 /// [`Error::Input`] when requests were left unfinished, [`Error::Tensor`] when the engine's thread had died.
-pub async fn serve(listener: TcpListener, state: Arc<AppState>, shutdown: impl Future<Output = ()>) -> Result<()> {
+pub async fn serve(listener: TcpListener, host: Arc<Host>, mut signals: Signals) -> Result<()> {
     let connections = GracefulShutdown::new();
+    let mut accepting = Box::pin(accept(listener, &host, &connections));
     tokio::select! {
-        () = accept(listener, &state, &connections) => {}
-        () = shutdown => {}
+        () = &mut accepting => {}
+        () = signals.next() => {}
     }
+    let Some(state) = host.state() else {
+        tracing::info!("stopped before the model was loaded");
+        return Ok(());
+    };
+    state.leave();
+    let Limits { drain_grace_s: grace, drain_timeout_s: limit, .. } = host.limits;
+    tracing::info!(grace_s = grace, "leaving: not ready, still serving");
+    tokio::select! {
+        () = &mut accepting => {}
+        () = tokio::time::sleep(Duration::from_secs(grace)) => {}
+        () = signals.next() => return cut_off(state),
+    }
+    // Closes the listener.
+    drop(accepting);
     state.drain();
     tracing::info!(connections = connections.count(), "draining");
-    let limit = state.limits.drain_timeout_s;
     let finish = async {
         connections.shutdown().await;
         ended(&state.fleet).await
     };
     let unfinished =
         |_| Error::input("limits.drain_timeout_s", format!("requests were left unfinished after {limit} s"));
-    Ok(tokio::time::timeout(Duration::from_secs(limit), finish).await.map_err(unfinished)??)
+    tokio::select! {
+        finished = tokio::time::timeout(Duration::from_secs(limit), finish) => Ok(finished.map_err(unfinished)??),
+        () = signals.next() => cut_off(state),
+    }
+}
+
+/// The end at a second signal. Fails if somebody loses by it.
+fn cut_off(state: &AppState) -> Result<()> {
+    let active: usize = state.fleet.engines().map(|(_, engine)| engine.stats().active()).sum();
+    match state.fleet.waiting() + active {
+        0 => Ok(()),
+        images => Err(Error::input("a second signal", format!("{images} images were left unfinished"))),
+    }
 }
 
 /// Waits for the engines' end on a thread of its own: the runtime would wait for its blocking threads before the
@@ -54,33 +82,62 @@ async fn ended(fleet: &Arc<Fleet>) -> std::result::Result<(), EngineError> {
     ended.await.unwrap_or(Err(EngineError::Dead))
 }
 
-/// Ready at SIGTERM or SIGINT.
+/// Requests to stop.
+#[derive(Debug)]
+pub struct Signals(mpsc::Receiver<()>);
+
+impl Signals {
+    /// Waits for the next; for ever once there can be none.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending().await
+        }
+    }
+}
+
+/// Whoever holds the sender stops the server.
+impl From<mpsc::Receiver<()>> for Signals {
+    fn from(signals: mpsc::Receiver<()>) -> Self {
+        Self(signals)
+    }
+}
+
+/// SIGTERM and SIGINT, from here on.
 ///
 /// # Errors
 /// When the system refuses to register the handlers.
-pub fn signalled() -> io::Result<impl Future<Output = ()>> {
+pub fn signalled() -> io::Result<Signals> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    let (send, signals) = mpsc::channel(2);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if send.send(()).await.is_err() {
+                return;
+            }
         }
-    })
+    });
+    Ok(Signals(signals))
 }
 
 /// Accepts and spawns connections for ever. Dropping it closes the listener.
-async fn accept(listener: TcpListener, state: &Arc<AppState>, connections: &GracefulShutdown) {
-    let app = router(state.clone());
-    let service =
-        TowerToHyperService::new(app.map_request(|request: Request<Incoming>| request.map(axum::body::Body::new)));
-    let places = Arc::new(Semaphore::new(state.limits.max_connections));
+async fn accept(listener: TcpListener, host: &Arc<Host>, connections: &GracefulShutdown) {
+    let seconds = Duration::from_secs;
+    let Limits { max_connections, header_timeout_s, write_timeout_s, .. } = host.limits;
+    let places = Arc::new(Semaphore::new(max_connections));
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(state.limits.header_timeout_s));
+    builder.timer(TokioTimer::new()).header_read_timeout(seconds(header_timeout_s));
     loop {
         // The semaphore is never closed, so it always gives a place in the end.
         let place = places.clone().acquire_owned().await.ok();
-        let stream = next_stream(&listener).await;
-        let connection = connections.watch(builder.serve_connection(TokioIo::new(stream), service.clone()));
+        let stream = WriteTimeout::new(next_stream(&listener).await, seconds(write_timeout_s));
+        // Asked anew at each request: a connection outlives the loading of the model.
+        let host = host.clone();
+        let answer = service_fn(move |request: Request<Incoming>| host.router().oneshot(request));
+        let connection = connections.watch(builder.serve_connection(TokioIo::new(stream), answer));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection broke");
@@ -90,7 +147,7 @@ async fn accept(listener: TcpListener, state: &Arc<AppState>, connections: &Grac
     }
 }
 
-async fn next_stream(listener: &TcpListener) -> TcpStream {
+pub(super) async fn next_stream(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

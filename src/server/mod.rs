@@ -1,6 +1,8 @@
 //! axum: routes, wire types, error mapping, metrics.
 
+mod agent;
 mod answering;
+mod auth;
 mod config;
 mod deficit;
 mod draw;
@@ -8,21 +10,39 @@ mod error;
 mod events;
 mod generate;
 mod kept;
+mod guards;
+mod host;
+mod identity;
 mod listen;
+mod load;
 mod metrics;
 mod models;
 mod negotiate;
 mod open;
+mod orca;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod probes;
+mod process;
 mod router;
+mod spans;
 mod state;
 #[cfg(test)]
 mod tests;
+mod trace_context;
 mod wire;
+mod write_timeout;
 
-pub use config::{Limits, ServeConfig};
+pub use agent::answer_agents;
+pub use auth::{Auth, KeyHash, KeyHashes};
+pub use config::{Limits, LogFormat, ServeConfig};
 pub use error::ApiError;
+pub use host::Host;
 pub use listen::{serve, signalled};
+pub use load::Load;
 pub use open::open;
+#[cfg(feature = "otlp")]
+pub use otlp::Collector;
+pub use process::registry as process_registry;
 pub use router::router;
 pub use state::{AppState, Measured};

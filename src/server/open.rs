@@ -4,18 +4,20 @@ use crate::Result;
 use crate::engine::{Engine, Fleet};
 use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::survey::Effort;
-use crate::nets::{Model, Runner};
+use crate::nets::{Model, Runner, warm};
 use crate::server::{AppState, Measured, ServeConfig};
+use prometheus::Registry;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Loads the model that `config` names, with its profile, and starts an engine for each device.
+/// Loads the model that `config` names, with its profile, runs every subnet once, and starts an engine for each device.
+/// The server's metrics go into `registry`.
 ///
 /// A model without a profile is profiled quickly, and the log says so.
 ///
 /// # Errors
 /// [`crate::Error::Input`] or [`crate::Error::Io`] naming the file and the field, or the field of `config`.
-pub fn open(config: &ServeConfig) -> Result<Arc<AppState>> {
+pub fn open(config: &ServeConfig, registry: Registry) -> Result<Arc<AppState>> {
     let model = Model::open(&config.model)?;
     let mut runners = Vec::new();
     for device in &config.devices {
@@ -25,12 +27,13 @@ pub fn open(config: &ServeConfig) -> Result<Arc<AppState>> {
     let path = config.model.join(PROFILE);
     let measured = Measured::new(&profile, config.max_batch).map_err(|error| error.in_file(&path))?;
     let mut engines = Vec::new();
-    for (index, (device, runner)) in runners.into_iter().enumerate() {
+    for (index, (device, mut runner)) in runners.into_iter().enumerate() {
         let policy = config.policy.build(measured.ladder.clone(), measured.times.clone(), config.max_batch);
+        warm(&mut runner, config.max_batch)?;
         let name = if config.devices.len() == 1 { device } else { format!("{device}:{index}") };
         engines.push((name, Engine::start(Box::new(runner), model.card.noise, config.engine_limits(), policy)?));
     }
-    AppState::new(model.card.name.clone(), Fleet::new(engines), measured, config, prometheus::Registry::new())
+    AppState::new(model.card.name.clone(), Fleet::new(engines), measured, config, registry)
 }
 
 /// The model's profile. Where it has none it is measured quickly; where it is of another machine its times are.

@@ -1,17 +1,20 @@
 //! What every handler sees.
 
-use crate::engine::Fleet;
+use crate::engine::{EngineError, Fleet};
 use crate::evaluation::profile::Profile;
 use crate::routing::{Budgets, Ladder, StepTimes};
 use crate::server::answering::Answering;
 use crate::server::kept::Kept;
+use crate::server::guards::Guards;
+use crate::server::load::LoadMeter;
 use crate::server::metrics::Metrics;
-use crate::server::{Limits, ServeConfig};
+use crate::server::process::UsageMeter;
+use crate::server::{ApiError, Limits, ServeConfig};
 use crate::{Error, Result};
 use prometheus::Registry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A loaded model and the rules for using it.
 #[derive(Debug)]
@@ -29,8 +32,12 @@ pub struct AppState {
     pub(super) metrics: Arc<Metrics>,
     pub(super) answering: Answering,
     pub(super) kept: Kept,
+    pub(super) guards: Guards,
+    pub(super) meter: LoadMeter,
+    pub(super) usage: UsageMeter,
     /// Seconds since 1970.
     pub(super) started: u64,
+    leaving: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -96,13 +103,54 @@ impl AppState {
             metrics: Arc::new(metrics),
             answering: Answering::default(),
             kept: Kept::default(),
+            guards: Guards::new(config),
+            meter: LoadMeter::new(),
+            usage: UsageMeter::new(),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            leaving: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }))
     }
 
+    /// The model's name.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The names of its subnets, from the narrowest to the widest.
+    pub fn subnets(&self) -> &[String] {
+        &self.subnets
+    }
+
+    /// From here on readiness fails, so that balancers look elsewhere; requests for images are served.
+    pub fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+    }
+
+    /// Whether [`Self::leave`] or [`Self::drain`] was called.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
+    }
+
+    /// Only a restart helps where this fails.
+    ///
+    /// # Errors
+    /// [`EngineError::Dead`] once the engine's thread has died, [`ApiError::Stalled`] while one call of the denoiser
+    /// takes longer than `limits.hang_timeout_s`.
+    pub fn health(&self) -> std::result::Result<(), ApiError> {
+        if !self.fleet.is_alive() {
+            return Err(EngineError::Dead.into());
+        }
+        let limit = self.limits.hang_timeout_s;
+        match self.fleet.engines().filter_map(|(_, engine)| engine.stats().stalled_for()).max() {
+            Some(stalled) if stalled > Duration::from_secs(limit) => Err(ApiError::Stalled(limit)),
+            _ => Ok(()),
+        }
+    }
+
     /// From here on readiness fails and new requests for images are refused; those already here are served.
     pub fn drain(&self) {
+        self.leave();
         self.draining.store(true, Relaxed);
     }
 

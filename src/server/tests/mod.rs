@@ -1,6 +1,11 @@
 //! The HTTP contract, on a denoiser known in closed form. A gate holds its calls, so no test waits for the clock.
 
+mod access;
+mod connections;
+mod draining;
+mod identity;
 mod images;
+mod load;
 mod operations;
 mod refusals;
 
@@ -9,13 +14,19 @@ use crate::engine::gaussian::{Gate, Gaussian};
 use crate::engine::{Engine, Fleet, Job};
 use crate::nets::Denoiser;
 use crate::routing::{Ladder, StepTimes};
-use crate::server::{AppState, Measured, ServeConfig, router};
+use crate::server::{AppState, Host, Measured, ServeConfig, router, serve};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::response::Response;
 use prometheus::Registry;
 use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 /// A server without a socket.
@@ -23,6 +34,12 @@ struct Server {
     state: Arc<AppState>,
     router: Router,
     gate: Arc<Gate>,
+}
+
+struct Listening {
+    address: SocketAddr,
+    stop: mpsc::Sender<()>,
+    serving: JoinHandle<crate::Result<()>>,
 }
 
 struct Reply {
@@ -45,11 +62,24 @@ impl Server {
         self.state.fleet.any()
     }
 
+    /// What listens, with this model in it.
+    fn host(&self, config: &ServeConfig) -> Arc<Host> {
+        let host = Host::new(config, Registry::new()).unwrap();
+        host.ready(self.state.clone());
+        host
+    }
+
+    /// Serves on a socket until the sender, which stops it, has stopped it.
+    async fn listen(&self, config: &ServeConfig) -> Listening {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, signals) = mpsc::channel(2);
+        Listening { address, stop, serving: tokio::spawn(serve(listener, self.host(config), signals.into())) }
+    }
+
     async fn send(&self, request: Request<Body>) -> Reply {
         let response = self.router.clone().oneshot(request).await.unwrap();
-        let (status, headers) = (response.status(), response.headers().clone());
-        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec();
-        Reply { status, headers, body }
+        Reply::of(response).await
     }
 
     async fn get(&self, uri: &str) -> Reply {
@@ -87,6 +117,12 @@ fn fleet(denoiser: Box<Gaussian>, config: &ServeConfig) -> Fleet {
 }
 
 impl Reply {
+    async fn of(response: Response) -> Self {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec();
+        Self { status, headers, body }
+    }
+
     fn header(&self, name: &str) -> &str {
         self.headers.get(name).unwrap_or_else(|| panic!("no header {name}")).to_str().unwrap()
     }
@@ -117,3 +153,20 @@ fn generate(query: &str, body: &str) -> Request<Body> {
         .body(Body::from(body.to_owned()))
         .unwrap()
 }
+
+/// Sends raw bytes, and reads until the server closes on a thread of its own.
+fn exchange(address: SocketAddr, bytes: &'static str) -> oneshot::Receiver<String> {
+    let (answer, received) = oneshot::channel();
+    // On this thread, so that all is there before a paused clock can run ahead.
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(bytes.as_bytes()).unwrap();
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        // A reset ends the answer as well as a close does.
+        let _ = stream.read_to_end(&mut text);
+        let _ = answer.send(String::from_utf8_lossy(&text).into_owned());
+    });
+    received
+}
+
+const REQUEST: &str = "POST /generate?budget=fast HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{\"seed\":1}";

@@ -1,10 +1,6 @@
 use super::*;
 use crate::engine::gaussian::Fault;
-use crate::server::{serve, signalled};
-use std::io::{Read, Write};
-use std::net::SocketAddr;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use std::time::Duration;
 
 #[tokio::test]
 async fn probes_say_ok_and_readiness_alone_fails_while_draining() {
@@ -32,6 +28,41 @@ async fn a_dead_engine_fails_both_probes_and_answers_requests() {
         assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::INTERNAL_SERVER_ERROR, "engine_failed"));
     }
     assert!(server.get("/metrics").await.text().contains("\naccordion_engine_up{device=\"cpu\"} 0\n"));
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_fails_both_probes_until_it_goes_on() {
+    let server = Server::new(&toml::from_str("limits.hang_timeout_s = 20").unwrap());
+    server.gate.close();
+    let ticket = server.occupy(1, 1);
+    assert_eq!(server.get("/livez").await.status, StatusCode::OK, "a call has only begun");
+    server.engine().stats().backdate_call(Duration::from_secs(21));
+    for probe in ["/livez", "/readyz"] {
+        let reply = server.get(probe).await;
+        assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::INTERNAL_SERVER_ERROR, "engine_stalled"));
+    }
+    server.gate.open();
+    ticket.wait().await.unwrap();
+    assert_eq!(server.get("/livez").await.text(), "ok");
+    assert_eq!(server.engine().stats().stalled_for(), None);
+}
+
+#[tokio::test]
+async fn before_the_model_is_loaded_only_liveness_and_metrics_are_there() {
+    let config = ServeConfig::default();
+    let host = Host::new(&config, crate::server::process_registry().unwrap()).unwrap();
+    let ask = async |request: Request<Body>| Reply::of(host.router().oneshot(request).await.unwrap()).await;
+    let get = async |path: &str| ask(Request::get(path).body(Body::empty()).unwrap()).await;
+    assert_eq!(get("/livez").await.text(), "ok");
+    assert!(get("/metrics").await.text().contains("accordion_build_info{"));
+    for reply in [get("/readyz").await, get("/subnets").await, ask(generate("", "{}")).await] {
+        assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "starting"));
+        assert_eq!(reply.header("retry-after"), "5");
+        assert_eq!(reply.header("x-request-id").len(), 36);
+    }
+    host.ready(Server::new(&config).state);
+    assert_eq!(get("/readyz").await.text(), "ok");
+    assert_eq!(ask(generate("", "{}")).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -102,90 +133,4 @@ async fn a_client_that_goes_away_frees_the_engine_and_is_counted() {
     let page = server.get("/metrics").await.text();
     let line = r#"accordion_requests_total{budget="balanced",outcome="cancelled",subnet="0.500"} 1"#;
     assert!(page.contains(line), "{page}");
-}
-
-#[tokio::test]
-async fn a_request_id_is_passed_through_or_made() {
-    let server = Server::new(&ServeConfig::default());
-    let request = Request::get("/livez").header("x-request-id", "abc-1").body(Body::empty()).unwrap();
-    assert_eq!(server.send(request).await.header("x-request-id"), "abc-1");
-    let made =
-        [server.get("/livez").await, server.get("/nowhere").await].map(|reply| reply.header("x-request-id").to_owned());
-    assert!(made[0].len() == 36 && made[1].len() == 36 && made[0] != made[1]);
-}
-
-/// Sends raw bytes and reads until the server closes, on a thread of its own.
-fn exchange(address: SocketAddr, bytes: &'static str) -> oneshot::Receiver<String> {
-    let (answer, received) = oneshot::channel();
-    std::thread::spawn(move || {
-        let mut stream = std::net::TcpStream::connect(address).unwrap();
-        stream.write_all(bytes.as_bytes()).unwrap();
-        let mut text = Vec::new();
-        // A reset ends the answer as well as a close does.
-        let _ = stream.read_to_end(&mut text);
-        let _ = answer.send(String::from_utf8_lossy(&text).into_owned());
-    });
-    received
-}
-
-const REQUEST: &str = "POST /generate?budget=fast HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{\"seed\":1}";
-
-#[tokio::test]
-async fn a_shutdown_finishes_what_was_accepted_and_accepts_no_more() {
-    let server = Server::new(&ServeConfig::default());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (shutdown, asked) = oneshot::channel::<()>();
-    let serving = tokio::spawn(serve(listener, server.state.clone(), async { asked.await.unwrap() }));
-    server.gate.close();
-    let answer = exchange(address, REQUEST);
-    while server.gate.calls().is_empty() {
-        tokio::task::yield_now().await;
-    }
-    let idle = std::net::TcpStream::connect(address).unwrap();
-    shutdown.send(()).unwrap();
-    while !server.state.is_draining() {
-        tokio::task::yield_now().await;
-    }
-    assert!(std::net::TcpStream::connect(address).is_err());
-    server.gate.open();
-    let answer = answer.await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
-    assert!(answer.contains("x-accordion-plan: dpmpp2m-8@0.250"), "{answer}");
-    serving.await.unwrap().unwrap();
-    drop(idle);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_head_that_never_ends_is_cut_off() {
-    let server = Server::new(&ServeConfig::default());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(serve(listener, server.state.clone(), std::future::pending()));
-    let answer = exchange(address, "POST /generate HTTP/1.1\r\nhost: x\r\nx-slow:");
-    assert!(!answer.await.unwrap().contains("200"));
-    serving.abort();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_drain_that_takes_too_long_is_given_up_and_says_so() {
-    let server = Server::new(&ServeConfig::default());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    server.gate.close();
-    let ticket = server.occupy(1, 1);
-    let error = serve(listener, server.state.clone(), std::future::ready(())).await.unwrap_err();
-    assert_eq!(error.to_string(), "limits.drain_timeout_s: requests were left unfinished after 120 s");
-    server.gate.open();
-    ticket.wait().await.unwrap();
-}
-
-#[tokio::test]
-async fn sigterm_and_sigint_end_the_serving() {
-    for signal in ["-TERM", "-INT"] {
-        // Once registered, the handlers outlive their future: the signal cannot end the other tests.
-        let ended = signalled().unwrap();
-        let own = std::process::id().to_string();
-        assert!(std::process::Command::new("kill").args([signal, &own]).status().unwrap().success());
-        ended.await;
-    }
 }

@@ -1,0 +1,60 @@
+//! What listens before a model is loaded, and what it becomes then.
+
+use crate::server::guards::Guards;
+use crate::server::router::{guarded, router};
+use crate::server::{ApiError, AppState, Limits, ServeConfig};
+use crate::{Error, Result};
+use axum::Router;
+use axum::routing::get;
+use prometheus::Registry;
+use std::sync::{Arc, OnceLock};
+
+/// The server from its first connection to its last. Until [`Self::ready`] it answers probes and refuses the rest.
+#[derive(Debug)]
+pub struct Host {
+    pub(super) limits: Limits,
+    starting: Router,
+    loaded: OnceLock<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    state: Arc<AppState>,
+    router: Router,
+}
+
+impl Host {
+    /// A server without a model; `/metrics` shows `registry` already.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a `config` that contradicts itself.
+    pub fn new(config: &ServeConfig, registry: Registry) -> Result<Arc<Self>> {
+        config.check().map_err(|(field, problem)| Error::input(field, problem))?;
+        let starting = guarded(starting(registry), &Guards::new(config));
+        Ok(Arc::new(Self { limits: config.limits.clone(), starting, loaded: OnceLock::new() }))
+    }
+
+    /// Serves `state` from here on. A second one is ignored.
+    pub fn ready(&self, state: Arc<AppState>) {
+        let router = router(state.clone());
+        self.loaded.get_or_init(|| Loaded { state, router });
+    }
+
+    /// `None` until it is ready.
+    pub fn state(&self) -> Option<&Arc<AppState>> {
+        self.loaded.get().map(|loaded| &loaded.state)
+    }
+
+    /// What answers a request that comes now.
+    pub(super) fn router(&self) -> Router {
+        self.loaded.get().map_or(&self.starting, |loaded| &loaded.router).clone()
+    }
+}
+
+fn starting(registry: Registry) -> Router {
+    let metrics = async move || super::probes::page(&registry);
+    Router::new()
+        .route("/livez", get(async || "ok"))
+        .route("/metrics", get(metrics))
+        .fallback(async || ApiError::Starting)
+}

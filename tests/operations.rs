@@ -1,0 +1,156 @@
+//! `accordion serve` as an operator meets it: probes, logs, keys, signals.
+
+#[path = "support/running.rs"]
+mod running;
+mod support;
+
+use running::{JSON, Place, Running, ask};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use support::{accordion, assert_refused, text};
+
+#[test]
+fn probes_are_answered_while_the_model_loads() {
+    let place = Place::new("[limits]\ndrain_grace_s = 0");
+    // The model's card comes through a pipe: loading waits until the test writes it.
+    let card = place.path("model/model.toml");
+    let content = std::fs::read(&card).unwrap();
+    std::fs::remove_file(&card).unwrap();
+    assert!(Command::new("mkfifo").arg(&card).status().unwrap().success());
+    let mut server = Running::start(place.command().env("ACCORDION_LOG", "debug"));
+    let address = server.address("listening");
+    assert!(ask(address, "GET /livez", "", "").0.starts_with("HTTP/1.1 200"));
+    for request in ["GET /readyz", "POST /generate"] {
+        let (head, body) = ask(address, request, JSON, "{}");
+        assert!(head.starts_with("HTTP/1.1 503") && head.contains("retry-after: 5"), "{head}");
+        assert!(body.contains("\"code\":\"starting\""), "{body}");
+    }
+    std::fs::write(&card, content).unwrap();
+    assert_eq!(server.address("ready"), address);
+    assert_eq!(ask(address, "GET /readyz", "", "").1, "ok");
+    assert!(ask(address, "POST /generate", JSON, "{}").0.starts_with("HTTP/1.1 200"));
+    server.terminate();
+    let (status, log) = server.ended();
+    assert!(status.success(), "{log}");
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_ends_the_server() {
+    let place = Place::new("");
+    std::fs::write(place.path("model/model.toml"), "name = 1").unwrap();
+    assert_refused(&place.command().output().unwrap(), &[text(&place.path("model/model.toml")), "name"]);
+}
+
+#[test]
+fn sigterm_fails_readiness_first_and_a_second_one_ends_at_once() {
+    let place = Place::new("[limits]\ndrain_grace_s = 3600");
+    let mut server = Running::start(&mut place.command());
+    let address = server.address("ready");
+    server.terminate();
+    server.logs("leaving");
+    let (head, body) = ask(address, "GET /readyz", "", "");
+    assert!(head.starts_with("HTTP/1.1 503") && body.contains("draining"), "{head}");
+    assert!(ask(address, "GET /livez", "", "").0.starts_with("HTTP/1.1 200"));
+    assert!(ask(address, "POST /generate", JSON, "{}").0.starts_with("HTTP/1.1 200"));
+    server.terminate();
+    let (status, log) = server.ended();
+    assert!(status.success() && !log.contains("draining"), "{log}");
+}
+
+#[test]
+fn a_key_opens_the_server_and_no_log_shows_it() {
+    const KEY: &str = "correct-horse-battery-staple";
+    let mut hashing = accordion(&["hash-key"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    hashing.stdin.take().unwrap().write_all(format!("{KEY}\n").as_bytes()).unwrap();
+    let output = hashing.wait_with_output().unwrap();
+    let hash = String::from_utf8(output.stdout).unwrap().trim_end().to_owned();
+
+    let place = Place::new("log_format = 'text'");
+    let mut command = place.command();
+    command.args(["--log-format", "json"]).env("ACCORDION_LOG", "trace").env("ACCORDION_KEY_HASHES", &hash);
+    let mut server = Running::start(&mut command);
+    server.logs("\"message\":\"ready\"");
+    let ready: serde_json::Value = serde_json::from_str(server.log.lines().last().unwrap()).unwrap();
+    let address = ready["address"].as_str().unwrap().parse().unwrap();
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    for (authorization, status) in [
+        (String::new(), "401"),
+        (format!("authorization: Bearer {KEY}x\r\n"), "401"),
+        (format!("authorization: Bearer {hash}\r\n"), "401"),
+        (
+            format!(
+                "authorization: Bearer {KEY}\r\nx-request-id: id-7\r\ntraceparent: 00-{trace}-b7ad6b7169203331-01\r\n"
+            ),
+            "200",
+        ),
+    ] {
+        let (head, _) = ask(address, &format!("POST /generate?budget=fast"), &(JSON.to_owned() + &authorization), "{}");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{authorization}: {head}");
+        assert_eq!(head.contains("www-authenticate: Bearer"), status == "401");
+        assert_eq!(
+            head.contains("x-request-id: id-7") && head.contains(&format!("traceparent: 00-{trace}-")),
+            status == "200"
+        );
+    }
+    assert!(ask(address, "GET /metrics", "", "").1.contains("\nprocess_resident_memory_bytes "));
+    server.terminate();
+    server.terminate();
+    let (status, log) = server.ended();
+    assert!(status.success(), "{log}");
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let answered = lines.iter().find(|line| line["span"]["id"] == "id-7").unwrap_or_else(|| panic!("{log}"));
+    assert_eq!((&answered["message"], &answered["status"]), (&"answered".into(), &200.into()));
+    assert_eq!((&answered["span"]["trace"], &answered["path"]), (&trace.into(), &"/generate".into()));
+    let digits = hash.strip_prefix("sha256:").unwrap();
+    assert!(!log.contains(KEY) && !log.contains(digits), "{log}");
+}
+
+#[test]
+fn a_key_given_in_place_of_its_hash_is_refused_and_not_shown() {
+    let place = Place::new("");
+    let output = place.command().env("ACCORDION_KEY_HASHES", "my-plain-key").output().unwrap();
+    assert_refused(&output, &["--key-hashes", "entry 0", "accordion hash-key"]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("my-plain-key"));
+    for text in ["", "\n", "two words\n", "two\nlines\n"] {
+        let mut hashing = accordion(&["hash-key"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        hashing.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert_refused(&hashing.wait_with_output().unwrap(), &["stdin", "one line of visible ASCII"]);
+    }
+}
+
+#[test]
+fn a_config_is_checked_without_serving() {
+    let place = Place::new("");
+    let check = || place.command().arg("--check-config").output().unwrap();
+    let output = check();
+    let config = place.path("serve.toml");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let line = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(line, format!("{}: accepted, with model tiny of 4 subnets\n", text(&config)));
+
+    std::fs::write(&config, "[budgets]\nfast = \"euler-4@0.3\"").unwrap();
+    assert_refused(&check(), &[text(&config), "budgets.fast: subnet `0.300`"]);
+    std::fs::write(&config, "cors_origins = [\"example.com\"]").unwrap();
+    assert_refused(&check(), &[text(&config), "cors_origins: `example.com`"]);
+    std::fs::write(&config, "").unwrap();
+    std::fs::remove_file(place.path("model/supernet.safetensors")).unwrap();
+    assert_refused(&check(), &[text(&place.path("model/supernet.safetensors"))]);
+}
+
+#[test]
+fn the_agent_s_port_says_ready_and_then_drain() {
+    let place = Place::new("agent_listen = \"127.0.0.1:0\"\n[limits]\ndrain_grace_s = 3600");
+    let mut server = Running::start(&mut place.command());
+    let agent = server.address("answering agent-checks");
+    server.address("ready");
+    let says = || {
+        let mut line = String::new();
+        TcpStream::connect(agent).unwrap().read_to_string(&mut line).unwrap();
+        line
+    };
+    assert_eq!(says(), "ready 100% up\n");
+    server.terminate();
+    server.logs("leaving");
+    assert_eq!(says(), "drain\n");
+}
