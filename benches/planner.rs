@@ -1,0 +1,57 @@
+//! What a decision of the policy costs while requests wait: `cargo bench --bench planner`.
+
+use accordion::engine::policy::{Ask, Policy, Wish};
+use accordion::routing::{Ladder, PolicyChoice, StepTimes};
+use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use std::time::Duration;
+
+const MAX_BATCH: usize = 16;
+
+/// A frontier of 24 plans on seven subnets.
+fn policy() -> Box<dyn Policy> {
+    let names = ["0.250", "0.375", "0.500", "0.625", "0.750", "0.875", "full"];
+    let row = |(index, name): (usize, &&str)| {
+        let ms = 0.6 + 0.1 * index as f64;
+        ((*name).to_owned(), vec![(1, ms / 1e3), (4, 3.7 * ms / 1e3), (16, 14.5 * ms / 1e3)])
+    };
+    let times = StepTimes::new(names.iter().enumerate().map(row), MAX_BATCH);
+    let plan = |index: usize| {
+        let text = format!("dpmpp2m-{}@{}", index + 2, names[index * names.len() / 24]);
+        (text.parse().expect("a plan"), 0.5 + index as f64 / 50.0)
+    };
+    PolicyChoice::Elastic.build(Ladder::new((0..24).map(plan), &times).expect("a ladder"), times, MAX_BATCH)
+}
+
+fn ask(id: u64, now: Duration) -> Ask {
+    let wish = Wish::Quality { floor: 0.0, target: 1.0 };
+    // Room for all of them: what is refused costs less.
+    Ask { id, arrived: now, deadline: now + Duration::from_secs(20), images: 1, rows: 1, wish }
+}
+
+/// So many requests taken, the first ones running.
+fn loaded(requests: u64) -> Box<dyn Policy> {
+    let mut policy = policy();
+    for id in 0..requests {
+        policy.admit(ask(id, Duration::from_millis(id))).expect("room for all");
+    }
+    policy.next(Duration::from_secs(1));
+    policy
+}
+
+fn decisions(criterion: &mut Criterion) {
+    let now = Duration::from_secs(1);
+    let mut group = criterion.benchmark_group("planner");
+    for requests in [1, 16, 64, 256] {
+        group.bench_function(BenchmarkId::new("quote", requests), |bencher| {
+            let policy = loaded(requests);
+            bencher.iter(|| policy.quote(&ask(u64::MAX, now)));
+        });
+        group.bench_function(BenchmarkId::new("next", requests), |bencher| {
+            bencher.iter_batched_ref(|| loaded(requests), |policy| policy.next(now), BatchSize::LargeInput);
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decisions);
+criterion_main!(benches);
