@@ -125,12 +125,12 @@ fn a_config_is_checked_without_serving() {
     let check = || place.command().arg("--check-config").output().unwrap();
     let output = check();
     let config = place.path("serve.toml");
-    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert!(output.status.success(), "{output:?}");
     let line = String::from_utf8(output.stdout).unwrap();
     assert_eq!(line, format!("{}: accepted, with model tiny of 4 subnets\n", text(&config)));
 
-    std::fs::write(&config, "[budgets]\nfast = \"euler-4@0.3\"").unwrap();
-    assert_refused(&check(), &[text(&config), "budgets.fast: subnet `0.300`"]);
+    std::fs::write(&config, "[budgets.fast]\nquality = 2").unwrap();
+    assert_refused(&check(), &[text(&config), "budgets.fast: quality"]);
     std::fs::write(&config, "cors_origins = [\"example.com\"]").unwrap();
     assert_refused(&check(), &[text(&config), "cors_origins: `example.com`"]);
     std::fs::write(&config, "").unwrap();

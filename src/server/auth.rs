@@ -14,6 +14,8 @@ use subtle::{Choice, ConstantTimeEq};
 
 /// What needs no key: probes and scrapes come from machines, and the document and the page say nothing of a model.
 const OPEN: [&str; 5] = ["/livez", "/readyz", "/metrics", "/openapi.json", "/"];
+/// The files of the page.
+const OPEN_FOLDER: &str = "/playground/";
 const PREFIX: &str = "sha256:";
 
 /// The SHA-256 of an API key, as text `sha256:<64 hex digits>`.
@@ -115,7 +117,8 @@ pub(super) async fn require_key(State(keys): State<Arc<KeyHashes>>, mut request:
     if let Some(value) = request.headers_mut().get_mut(header::AUTHORIZATION) {
         value.set_sensitive(true);
     }
-    if keys.is_empty() || OPEN.contains(&request.uri().path()) {
+    let path = request.uri().path();
+    if keys.is_empty() || OPEN.contains(&path) || path.starts_with(OPEN_FOLDER) {
         return next.run(request).await;
     }
     match bearer(request.headers()) {

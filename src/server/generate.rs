@@ -47,6 +47,7 @@ enum Answer {
     Kept {
         taken: Taken,
         format: Format,
+        id: String,
     },
 }
 

@@ -14,10 +14,15 @@ const REQUEST_ID: &str = "x-request-id";
 const MAX_ID_CHARS: usize = 128;
 
 /// Names the request, writes its line in the log, and puts both names into the answer.
-pub(super) async fn identify(request: Request, next: Next) -> Response {
+pub(super) async fn identify(mut request: Request, next: Next) -> Response {
     let id = given_id(request.headers()).unwrap_or_else(made_id);
     let span = Span::start(&request, TraceContext::of(request.headers()));
     let context = span.context();
+    let names = [(REQUEST_ID, &id), (TRACEPARENT, &context.to_string())];
+    // ASCII by their making.
+    let names = names.map(|(name, text)| (name, HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("-"))));
+    // Handlers find the id where a client would have put it.
+    request.headers_mut().insert(REQUEST_ID, names[0].1.clone());
     // Part of every line that is written on the way; at this level only where nothing is logged it is missing.
     let named = tracing::error_span!("request", id, trace = format!("{:032x}", context.trace));
     // Without the query, where somebody may have put a key.
@@ -25,11 +30,8 @@ pub(super) async fn identify(request: Request, next: Next) -> Response {
     let line = Line { method, path, start: Instant::now(), span, named: named.clone(), written: false };
     let mut response = next.run(request).instrument(named).await;
     line.answered(&response);
-    // Both are ASCII by their making.
-    for (name, value) in [(REQUEST_ID, id), (TRACEPARENT, context.to_string())] {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            response.headers_mut().insert(name, value);
-        }
+    for (name, value) in names {
+        response.headers_mut().insert(name, value);
     }
     response
 }

@@ -2,9 +2,9 @@
 
 use crate::server::auth::require_key;
 use crate::server::generate::{MAX_BODY_BYTES, generate};
-use crate::server::kept::kept;
 use crate::server::guards::Guards;
 use crate::server::identity::identify;
+use crate::server::kept::kept;
 use crate::server::models::{models, subnets};
 use crate::server::orca::report_load;
 use crate::server::probes::{livez, metrics, readyz};
