@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 /// Writes a file by way of a temporary one beside it, so that a reader never sees half of it.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    let partial = path.with_file_name(name);
+    let partial = partial(path);
     let written = std::fs::File::create(&partial)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&partial, path));
@@ -21,6 +19,22 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = std::fs::remove_file(&partial);
         Error::io(path)(error)
     })
+}
+
+/// Refuses a file that [`write_whole`] could not write: for before the work, so that it is not in vain.
+pub fn check_writable(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
+    }
+    let partial = partial(path);
+    std::fs::File::create(&partial).and_then(|_| std::fs::remove_file(&partial)).map_err(Error::io(path))
+}
+
+/// The temporary file beside a file.
+fn partial(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    path.with_file_name(name)
 }
 
 /// Reads a TOML file; the error names the file, the line and the field.
@@ -153,6 +167,19 @@ mod tests {
             assert!(message.starts_with(&format!("{}{says}", file.path().display())), "{message}");
             assert!(!message.contains('\n'), "{message}");
         }
+    }
+
+    #[test]
+    fn a_file_is_known_to_be_writable_before_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let refusal = |path: &Path| check_writable(path).unwrap_err().to_string();
+        assert!(refusal(dir.path()).ends_with(": is a directory"));
+        assert!(refusal(&dir.path().join("absent/file")).contains("absent/file: No such file"));
+        check_writable(&dir.path().join("file")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        std::fs::write(dir.path().join("file"), "kept").unwrap();
+        check_writable(&dir.path().join("file")).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"kept");
     }
 
     #[test]

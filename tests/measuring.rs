@@ -2,8 +2,9 @@
 
 mod support;
 
-use accordion::evaluation::profile::Profile;
-use accordion::nets::Model;
+use accordion::evaluation::profile::{Device, Profile, Quality};
+use accordion::evaluation::survey::{Effort, Progress};
+use accordion::nets::{Model, Runner, Threads};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -138,7 +139,7 @@ fn a_benchmark_can_be_drawn() {
 #[test]
 fn a_profile_has_every_subnet_at_every_batch_and_fits_the_model() {
     let workspace = Workspace::new();
-    let table = workspace.prints("profile", &["--max-batch", "4", "--threads", "1"]);
+    let table = workspace.prints("profile", &["--max-batch", "4", "--threads", "1", "--images", "4"]);
     let path = workspace.path("model/profile.toml");
     let profile = Profile::open(&path).unwrap();
     let model = workspace.model();
@@ -151,9 +152,62 @@ fn a_profile_has_every_subnet_at_every_batch_and_fits_the_model() {
         assert!(table.contains(&format!("{:.3}", row.ms)), "no {row:?} in\n{table}");
     }
 
-    workspace.prints("profile", &["--batches", "3", "--threads", "2", "--pin", "--out", "other.toml"]);
+    workspace.prints("profile", &["--batches", "3", "--threads", "2", "--pin", "--images", "2", "--out", "other.toml"]);
     let other = Profile::open(&workspace.path("other.toml")).unwrap();
     assert!(other.device.threads == 2 && other.latency.iter().all(|row| row.batch == 3) && other.latency.len() == 4);
+}
+
+#[test]
+fn a_profile_has_the_frontier_up_to_the_reference_and_it_can_be_drawn() {
+    let workspace = Workspace::new();
+    let args = ["--batches", "1,2", "--threads", "1", "--images", "6", "--plot", "f.svg"];
+    let output = workspace.run("profile", &args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let profile = Profile::open(&workspace.path("model/profile.toml")).unwrap();
+    let Quality { metric, reference, images, unrelated } = &profile.quality;
+    assert_eq!((metric.as_str(), reference.to_string().as_str(), *images), ("mse-to-reference", "heun-18@full", 6));
+    assert!(*unrelated > 0.0);
+    let best = profile.frontier.last().unwrap();
+    assert_eq!((best.quality, &best.plan), (1.0, reference));
+
+    let drawing = std::fs::read_to_string(workspace.path("f.svg")).unwrap();
+    assert!(drawing.starts_with("<svg") && drawing.trim_end().ends_with("</svg>"));
+    let (table, progress) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    for row in &profile.frontier {
+        let (plan, quality) = (row.plan.to_string(), format!("{:.4}", row.quality));
+        let ms = format!("{:.2}", profile.image_ms(&row.plan).unwrap());
+        let words = [plan, row.plan.evaluations().to_string(), ms, quality];
+        let line = |line: &str| line.split_whitespace().eq(words.iter().map(String::as_str));
+        assert!(table.lines().any(line), "no {words:?} in\n{table}");
+    }
+    assert!(drawing.lines().any(|line| line == "heun-18@full"), "the reference has a label");
+    for part in ["latency: 8/8", "reference: 1/1", "solvers: ", "widths: ", "width schedules: "] {
+        assert!(progress.contains(part), "no {part} in\n{progress}");
+    }
+}
+
+#[test]
+fn a_quick_measurement_gives_a_profile_that_another_machine_can_take_over() {
+    let workspace = Workspace::new();
+    let model = workspace.model();
+    let mut runner = Runner::new(&model, Threads::new(1)).unwrap();
+    let effort = Effort::Quick { max_batch: 8 };
+    let mut parts = Vec::new();
+    let mut progress = |progress: Progress<'_>| parts.push(progress.part);
+    let profile = Profile::measure(&mut runner, model.card.noise, false, &effort, &mut progress).unwrap().profile;
+    profile.check_against(model.subnets(), &workspace.path("profile.toml")).unwrap();
+    assert_eq!(profile.frontier.last().unwrap().quality, 1.0);
+    assert_eq!(profile.device, Device::here(1));
+
+    runner.set_threads(Threads::new(2));
+    assert_ne!(profile.device, Device::here(runner.threads()));
+    let other = profile.clone().measured_here(&mut runner, false, &effort, &mut progress);
+    assert_eq!((&other.device, &other.quality), (&Device::here(2), &profile.quality));
+    let path = workspace.path("other.toml");
+    other.write(&path).unwrap();
+    assert_eq!(Profile::open(&path).unwrap(), other);
+    assert!(other.frontier.iter().all(|row| profile.frontier.contains(row)));
+    assert_eq!(parts.first(), Some(&"latency"));
 }
 
 #[test]
@@ -168,6 +222,8 @@ fn what_cannot_be_measured_is_refused_and_leaves_nothing() {
             assert!(output.status.code() == Some(2) && stderr.contains(flag), "{stderr}");
         }
     }
+    let stderr = String::from_utf8(workspace.run("profile", &["--images", "1"]).stderr).unwrap();
+    assert!(stderr.contains("--images") && stderr.contains("must be a number from 2"), "{stderr}");
     let absent = |subcommand: &str, flag: &str| {
         let output = workspace.run(subcommand, &["--batches", "1", "--threads", "1", flag, "absent/file"]);
         assert_refused(&output, &["absent/file: No such file"]);
@@ -175,8 +231,9 @@ fn what_cannot_be_measured_is_refused_and_leaves_nothing() {
     absent("bench", "--json");
     absent("bench", "--plot");
     absent("profile", "--out");
+    absent("profile", "--plot");
     std::fs::create_dir(workspace.path("folder")).unwrap();
-    assert_refused(&workspace.run("profile", &["--batches", "1", "--out", "folder"]), &["folder: Is a directory"]);
+    assert_refused(&workspace.run("profile", &["--out", "folder"]), &["folder: is a directory"]);
     let left: HashSet<_> =
         std::fs::read_dir(workspace.dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(left, HashSet::from(["model", "folder"].map(|name| workspace.path(name))));

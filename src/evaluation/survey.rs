@@ -194,9 +194,13 @@ impl Search<'_> {
     fn try_all(&mut self, part: &'static str, yardstick: &Yardstick, mut plans: Vec<Plan>) -> Result<()> {
         plans.retain(|plan| self.points.iter().all(|point| point.plan != *plan));
         let total = plans.len();
+        if total == 0 {
+            return Ok(());
+        }
         for (done, plan) in plans.into_iter().enumerate() {
             (self.progress)(Progress { part, done, total, plan: Some(&plan) });
-            let quality = (yardstick.quality(self.denoiser, &plan)? * 1e4).round() / 1e4;
+            // Rounded down: nothing but the reference is as good as itself.
+            let quality = (yardstick.quality(self.denoiser, &plan)? * 1e4).floor() / 1e4;
             self.points.push(Point { ms: self.ms(&plan), plan, quality });
         }
         (self.progress)(Progress { part, done: total, total, plan: None });

@@ -6,7 +6,7 @@ mod report;
 use crate::Result;
 use crate::evaluation::profile::{PROFILE, Profile};
 use crate::evaluation::survey::{self, Effort};
-use crate::files::write_whole;
+use crate::files::{check_writable, write_whole};
 use crate::nets::{Model, Runner, Threads};
 use crate::training::progress::Progress;
 use report::Summary;
@@ -50,6 +50,10 @@ impl Args {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
         let model = Model::open(&self.model)?;
+        let out = self.out.clone().unwrap_or_else(|| self.model.join(PROFILE));
+        for path in [Some(&out), self.plot.as_ref()].into_iter().flatten() {
+            check_writable(path)?;
+        }
         let mut runner = Runner::new(&model, Threads { count: self.threads, pin: self.pin })?;
         let batches = self.batches().into_iter().collect();
         let effort = Effort::Thorough { batches, time: self.seconds, images: self.images };
@@ -60,7 +64,7 @@ impl Args {
         if let Some(path) = &self.plot {
             write_whole(path, plot::svg(&model.card.name, &survey)?.as_bytes())?;
         }
-        survey.profile.write(&self.out.unwrap_or_else(|| self.model.join(PROFILE)))
+        survey.profile.write(&out)
     }
 
     fn batches(&self) -> BTreeSet<usize> {

@@ -71,10 +71,11 @@ fn draw(model: &str, survey: &Survey, drawing: &mut String) -> Drawn {
         .label("frontier")
         .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], line.stroke_width(2)));
     let font = ("sans-serif", 12).into_font().color(&line).pos(Pos::new(HPos::Right, VPos::Bottom));
-    let mut above = i32::MAX;
-    for &(ms, quality, plan) in &frontier {
+    // From the best down, so that the best always has its name.
+    let mut above = i32::MIN;
+    for &(ms, quality, plan) in frontier.iter().rev() {
         let (left, top) = chart.backend_coord(&(ms, quality));
-        if above.saturating_sub(top) >= LABEL_GAP {
+        if top.saturating_sub(above) >= LABEL_GAP {
             root.draw(&Text::new(plan.to_string(), (left - 6, top - 2), font.clone()))?;
             above = top;
         }
