@@ -30,8 +30,8 @@ fn draw(model: &str, survey: &Survey, drawing: &mut String) -> Drawn {
         .iter()
         .filter_map(|row| Some((profile.image_ms(&row.plan)?, row.quality, &row.plan)))
         .collect();
-    // What is too bad to serve would take most of the room.
-    let bottom = frontier.first().map_or(FLOOR, |first| first.1.min(FLOOR)) - 0.1;
+    // What is far below the frontier would take most of the room.
+    let bottom = frontier.first().map_or(FLOOR, |first| (first.1 * 10.0 - 1.0).floor() / 10.0);
     let shown = || survey.points.iter().filter(|point| point.quality >= bottom);
     // Room for the labels, which lie to the left of their points.
     let x = span(shown().map(|point| point.ms), 1.15);
@@ -54,7 +54,7 @@ fn draw(model: &str, survey: &Survey, drawing: &mut String) -> Drawn {
         .y_desc("quality")
         .label_style(("sans-serif", 13))
         .x_label_formatter(&decimal)
-        .y_label_formatter(&|quality| format!("{quality:.1}"))
+        .y_label_formatter(&decimal)
         .y_labels(7)
         .light_line_style(TRANSPARENT)
         .draw()?;
@@ -110,7 +110,7 @@ mod tests {
         assert!(drawing.starts_with("<svg") && drawing.trim_end().ends_with("</svg>"));
         let circles =
             |colour: &str| drawing.lines().filter(|line| line.starts_with("<circle") && line.contains(colour)).count();
-        assert_eq!(circles("#74ADD1"), 4 + 1, "all of one width but the worst, and the legend's");
+        assert_eq!(circles("#74ADD1"), 3 + 1, "all of one width but the two worst, and the legend's");
         assert_eq!(circles("#FDAE61"), 1 + 1);
         assert_eq!(circles("#313695"), 3);
         for text in [
