@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn quality_falls_with_fewer_steps() {
         for solver in Solver::ALL {
-            let steps = [24, 12, 8, 5, 3, 2, 1].into_iter();
+            let steps = [24, 8, 5, 3, 2, 1].into_iter();
             // Heun's correction overshoots where steps are few.
             let steps = steps.filter(|&steps| solver != Solver::Heun || steps >= 5);
             let plans: Vec<String> = steps.map(|steps| format!("{solver}-{steps}@full")).collect();

@@ -110,7 +110,7 @@ mod tests {
         assert!(drawing.starts_with("<svg") && drawing.trim_end().ends_with("</svg>"));
         let circles =
             |colour: &str| drawing.lines().filter(|line| line.starts_with("<circle") && line.contains(colour)).count();
-        assert_eq!(circles("#74ADD1"), 4 + 1, "all of one width but the worst, and the legend's");
+        assert_eq!(circles("#74ADD1"), 3 + 1, "all of one width but the two worst, and the legend's");
         assert_eq!(circles("#FDAE61"), 1 + 1);
         assert_eq!(circles("#313695"), 3);
         for text in [
