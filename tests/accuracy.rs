@@ -16,7 +16,6 @@ use accordion::nets::sliced::Sliced;
 use accordion::nets::song_unet::Embedding;
 use accordion::nets::{Denoiser, Model, Runner, Threads};
 use accordion::ops::Tape;
-use accordion::routing::Budgets;
 use accordion::supernet::Order;
 use compare::relative_error;
 use golden::{NAMES, golden, images};
@@ -158,10 +157,16 @@ fn images_of_every_plan_are_those_of_the_direct_convolution() {
     let sliced = |subnet| Sliced::new(spec, &model.supernet, &model.widths(subnet)).unwrap();
     let sliced: Vec<Sliced> = (0..model.subnets().len()).map(sliced).collect();
     let jobs: Vec<_> = (0..10).map(|class| (class as u64, Some(class))).collect();
-    let served = Budgets::default();
-    let mut plans: Vec<String> = served.named().map(|(_, plan)| plan.to_string()).to_vec();
-    plans.extend(["dpmpp2m-12@0.250*8,full*4", "euler-18@0.500", "heun-18@0.750~churn=40"].map(str::to_owned));
-    for plan in &plans {
+    let plans = [
+        "dpmpp2m-8@0.250",
+        "dpmpp2m-12@0.500",
+        "heun-18@full",
+        "dpmpp2m-12@0.250*8,full*4",
+        "dpmpp2m-8@full*5,0.250*3~respace=5/12",
+        "euler-18@0.500",
+        "heun-18@0.750~churn=40",
+    ];
+    for plan in plans {
         let fused = draw(&model, plan, &jobs, |subnet, batch| {
             runner.denoise(subnet, &batch.x, &batch.sigma, &batch.classes).unwrap()
         });
