@@ -85,7 +85,7 @@ fn a_key_opens_the_server_and_no_log_shows_it() {
             "200",
         ),
     ] {
-        let (head, _) = ask(address, &format!("POST /generate?budget=fast"), &(JSON.to_owned() + &authorization), "{}");
+        let (head, _) = ask(address, "POST /generate?budget=fast", &(JSON.to_owned() + &authorization), "{}");
         assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{authorization}: {head}");
         assert_eq!(head.contains("www-authenticate: Bearer"), status == "401");
         assert_eq!(

@@ -2,6 +2,7 @@
 
 #[path = "support/running.rs"]
 mod running;
+#[allow(dead_code, reason = "what a server needs of it is little")]
 mod support;
 
 use running::{JSON, Place, Running, ask};
