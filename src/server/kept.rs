@@ -2,8 +2,8 @@
 
 use crate::server::{ApiError, AppState};
 use axum::extract::{Path, State};
-use axum::http::HeaderName;
-use axum::response::{AppendHeaders, IntoResponse, Response};
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +22,12 @@ pub(super) struct File {
 
 impl IntoResponse for File {
     fn into_response(self) -> Response {
-        (AppendHeaders(self.headers), self.bytes).into_response()
+        let mut response = self.bytes.into_response();
+        for (name, value) in self.headers {
+            // Plans, numbers and media types: ASCII by their making.
+            response.headers_mut().extend(HeaderValue::try_from(value).map(|value| (name, value)));
+        }
+        response
     }
 }
 

@@ -46,6 +46,7 @@ pub fn accordion(args: &[&str]) -> Command {
     command
 }
 
+#[allow(dead_code, reason = "not every test is refused something")]
 /// Asserts that the process refused its input: exit code 2 and one sentence on stderr with every one of `parts`.
 #[track_caller]
 pub fn assert_refused(output: &Output, parts: &[&str]) {
