@@ -25,7 +25,9 @@ impl IntoResponse for File {
         let mut response = self.bytes.into_response();
         for (name, value) in self.headers {
             // Plans, numbers and media types: ASCII by their making.
-            response.headers_mut().extend(HeaderValue::try_from(value).map(|value| (name, value)));
+            if let Ok(value) = HeaderValue::try_from(value) {
+                response.headers_mut().insert(name, value);
+            }
         }
         response
     }

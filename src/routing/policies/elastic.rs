@@ -54,6 +54,19 @@ struct Squeeze {
     running: Option<usize>,
 }
 
+/// Work of a request.
+#[derive(Clone, Copy, Debug)]
+struct Burden {
+    /// Samples that its images add to calls.
+    rows: usize,
+    /// Time in efficient batches, as it was measured.
+    seconds: f64,
+    /// Calls that come one after the other.
+    calls: usize,
+    /// The widest subnet.
+    subnet: usize,
+}
+
 impl Elastic {
     /// On the plans of `ladder`; a call holds at most `max_batch` samples.
     pub fn new(ladder: Ladder, times: StepTimes, max_batch: usize) -> Self {
@@ -117,46 +130,51 @@ impl Elastic {
         if seconds + half.0 < as_it_is.0 { (seconds + half.0, calls as usize + half.1) } else { as_it_is }
     }
 
+    /// What `images` of a request that have not begun will ask of the device.
+    fn burden(&self, ask: &Ask, images: u32, cap: usize) -> Burden {
+        let (seconds, calls) = self.waiting(&ask.wish, cap);
+        let rows = ask.rows as f64 * f64::from(images);
+        Burden { rows: rows as usize, seconds: seconds * rows, calls, subnet: self.subnet(&ask.wish, cap) }
+    }
+
+    /// What is left of a request.
+    fn left_of(&self, run: &Run, squeeze: Squeeze) -> Burden {
+        let none = Burden { rows: 0, seconds: 0.0, calls: 0, subnet: 0 };
+        let mut burden = if run.waiting() == 0 { none } else { self.burden(&run.ask, run.waiting(), squeeze.waiting) };
+        for running in &run.running {
+            let (seconds, calls) = self.left(&run.ask.wish, running, squeeze.running);
+            burden.rows += run.ask.rows;
+            burden.seconds += seconds * run.ask.rows as f64;
+            burden.calls = burden.calls.max(calls);
+            burden.subnet = burden.subnet.max(running.subnet);
+        }
+        burden
+    }
+
     /// The largest lateness of any deadline, in seconds (negative: how much time is to spare), if work is done in the
     /// order of deadlines under `squeeze` and `extra` is taken too.
     fn lateness(&self, now: Duration, squeeze: Squeeze, extra: Option<&Ask>, safety: f64) -> f64 {
-        let place = extra.map(|ask| self.runs.place(ask));
         let scale = safety * self.times.scale();
         let begun = self.busy_until.saturating_sub(now).as_secs_f64();
-        let crowd: usize =
-            self.runs.iter().map(|run| run.ask.rows * (run.running.len() + run.waiting() as usize)).sum();
-        let crowd = crowd + extra.map_or(0, |ask| ask.rows * ask.images as usize);
-        let (mut total, mut worst) = (0.0, f64::NEG_INFINITY);
-        let mut add = |ask: &Ask, seconds: f64, calls: usize, subnet: usize| {
-            total += seconds * ask.rows as f64;
-            let batch = self.times.efficient_batch(subnet).min(crowd).max(ask.rows.min(self.max_batch));
-            let alone = calls as f64 * self.times.measured(subnet, batch);
+        let (mut seconds, mut rows, mut worst) = (0.0, 0, f64::NEG_INFINITY);
+        let mut add = |ask: &Ask, burden: Burden| {
+            seconds += burden.seconds;
+            rows += burden.rows;
+            // Its calls come one after the other, each with what is as urgent; others join only where there is time.
+            let batch = self.times.efficient_batch(burden.subnet).min(rows).max(ask.rows.min(self.max_batch));
+            let alone = burden.calls as f64 * self.times.measured(burden.subnet, batch);
             let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
-            worst = f64::max(worst, begun + scale * f64::max(total, alone) - due);
+            worst = f64::max(worst, begun + scale * f64::max(seconds, alone) - due);
         };
-        let widest = self.times.subnets().len() - 1;
-        for (index, run) in self.runs.iter().enumerate() {
+        let place = extra.map(|ask| self.runs.place(ask));
+        let runs = self.runs.iter().map(Some).chain([None]).enumerate();
+        for (index, run) in runs {
             if let Some(ask) = extra.filter(|_| place == Some(index)) {
-                let (seconds, calls) = self.waiting(&ask.wish, squeeze.waiting);
-                add(ask, seconds * f64::from(ask.images), calls, self.subnet(&ask.wish, squeeze.waiting));
+                add(ask, self.burden(ask, ask.images, squeeze.waiting));
             }
-            let (mut seconds, mut calls, mut subnet) = (0.0, 0, 0);
-            if run.waiting() > 0 {
-                let (image, most) = self.waiting(&run.ask.wish, squeeze.waiting);
-                (seconds, calls) = (image * f64::from(run.waiting()), most);
-                subnet = self.subnet(&run.ask.wish, squeeze.waiting);
+            if let Some(run) = run {
+                add(&run.ask, self.left_of(run, squeeze));
             }
-            for running in &run.running {
-                let (left, most) = self.left(&run.ask.wish, running, squeeze.running);
-                seconds += left;
-                calls = calls.max(most);
-                subnet = subnet.max(running.subnet);
-            }
-            add(&run.ask, seconds, calls, subnet.min(widest));
-        }
-        if let Some(ask) = extra.filter(|_| place == Some(self.runs.iter().len())) {
-            let (seconds, calls) = self.waiting(&ask.wish, squeeze.waiting);
-            add(ask, seconds * f64::from(ask.images), calls, self.subnet(&ask.wish, squeeze.waiting));
         }
         worst
     }

@@ -102,7 +102,7 @@ impl Server {
 
 /// The closed-form denoiser takes no time worth mentioning; the policy believes in these milliseconds a sample.
 fn measured() -> Measured {
-    let row = |name: &str, ms: f64| (name.to_owned(), vec![(1, ms / 1e3), (16, 16.0 * ms / 1e3)]);
+    let row = |name: &str, ms: f64| (name.to_owned(), vec![(1, ms / 1e3), (16, 8.0 * ms / 1e3)]);
     let times = StepTimes::new([row("0.250", 1.0), row("0.500", 2.0), row("full", 4.0)], 16);
     let plans = [("dpmpp2m-8@0.250", 0.8), ("dpmpp2m-12@0.500", 0.96), ("heun-18@full", 1.0)];
     let plans = plans.map(|(plan, quality)| (plan.parse().unwrap(), quality));
