@@ -9,6 +9,7 @@ pub mod engine;
 pub mod error;
 pub mod evaluation;
 pub mod files;
+pub mod loadtest;
 pub mod nets;
 pub mod ops;
 pub mod routing;

@@ -9,6 +9,7 @@ mod forward;
 mod generate;
 mod hash_key;
 mod import;
+mod loadtest;
 mod logs;
 mod profile;
 mod rank;
@@ -52,6 +53,8 @@ enum Command {
     HashKey(hash_key::Args),
     /// Serve images over HTTP.
     Serve(serve::Args),
+    /// Measure how a server does under load.
+    Loadtest(loadtest::Args),
 }
 
 impl Command {
@@ -69,6 +72,7 @@ impl Command {
             Self::Generate(args) => args.run(),
             Self::HashKey(args) => args.run(),
             Self::Serve(args) => args.run(),
+            Self::Loadtest(args) => args.run(),
         }
     }
 }
@@ -102,9 +106,11 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
 /// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault) or 2 (the input's).
 pub fn main() -> ExitCode {
     let command = Command::parse();
-    // The server's config says how it logs.
-    if !matches!(command, Command::Serve(_)) {
-        logs::start(LogFormat::Text);
+    match command {
+        // The server's config says how it logs.
+        Command::Serve(_) => {}
+        Command::Loadtest(_) => logs::start_without_requests(),
+        _ => logs::start(LogFormat::Text),
     }
     match command.run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,9 +17,8 @@ const CONFIG: &str = "config/serve.toml";
 /// Serve images over HTTP.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Server config; `config/serve.toml` if that file exists, else the defaults.
-    #[arg(long, env = "ACCORDION_CONFIG")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
     /// Load config and model, check them, print one line, and exit: 0 if they are accepted, 2 if not.
     #[arg(long)]
     check_config: bool,
@@ -29,6 +28,20 @@ pub struct Args {
     /// Address for HAProxy's agent-check, in place of the config's.
     #[arg(long, env = "ACCORDION_AGENT_LISTEN")]
     agent_listen: Option<SocketAddr>,
+    /// The form of log lines, in place of the config's.
+    #[arg(long, env = "ACCORDION_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+    /// Hashes of the accepted API keys with commas between them, in place of the config's.
+    #[arg(long, env = "ACCORDION_KEY_HASHES", hide_env_values = true)]
+    key_hashes: Option<Unseen>,
+}
+
+/// What a server is told, whoever starts it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Settings {
+    /// Server config; `config/serve.toml` if that file exists, else the defaults.
+    #[arg(long, env = "ACCORDION_CONFIG")]
+    config: Option<PathBuf>,
     /// Model directory, in place of the config's.
     #[arg(long, env = "ACCORDION_MODEL")]
     model: Option<PathBuf>,
@@ -44,12 +57,21 @@ pub struct Args {
     /// Bind each of them but the first to a core of its own, whatever the config says.
     #[arg(long, env = "ACCORDION_PIN")]
     pin: bool,
-    /// The form of log lines, in place of the config's.
-    #[arg(long, env = "ACCORDION_LOG_FORMAT")]
-    log_format: Option<LogFormat>,
-    /// Hashes of the accepted API keys with commas between them, in place of the config's.
-    #[arg(long, env = "ACCORDION_KEY_HASHES", hide_env_values = true)]
-    key_hashes: Option<Unseen>,
+}
+
+impl Settings {
+    /// The file's settings under those of the flags and the environment, and the file.
+    pub fn config(self) -> Result<(ServeConfig, Option<PathBuf>)> {
+        let default = PathBuf::from(CONFIG);
+        let path = self.config.or_else(|| default.exists().then_some(default));
+        let mut config = path.as_deref().map(ServeConfig::load).transpose()?.unwrap_or_default();
+        config.model = self.model.unwrap_or(config.model);
+        config.max_batch = self.max_batch.unwrap_or(config.max_batch);
+        config.queue_images = self.queue_images.unwrap_or(config.queue_images);
+        config.threads = self.threads.map_or(config.threads, usize::from);
+        config.pin |= self.pin;
+        Ok((config, path))
+    }
 }
 
 /// Text that is never shown: somebody may give a key where its hash belongs, and clap's own errors show values.
@@ -91,16 +113,9 @@ impl Args {
 
     /// The file's settings under those of the flags and the environment, and the file.
     fn config(self) -> Result<(ServeConfig, Option<PathBuf>)> {
-        let default = PathBuf::from(CONFIG);
-        let path = self.config.or_else(|| default.exists().then_some(default));
-        let mut config = path.as_deref().map(ServeConfig::load).transpose()?.unwrap_or_default();
+        let (mut config, path) = self.settings.config()?;
         config.listen = self.listen.unwrap_or(config.listen);
         config.agent_listen = self.agent_listen.or(config.agent_listen);
-        config.model = self.model.unwrap_or(config.model);
-        config.max_batch = self.max_batch.unwrap_or(config.max_batch);
-        config.queue_images = self.queue_images.unwrap_or(config.queue_images);
-        config.threads = self.threads.map_or(config.threads, usize::from);
-        config.pin |= self.pin;
         config.log_format = self.log_format.unwrap_or(config.log_format);
         if let Some(Unseen(text)) = self.key_hashes {
             config.auth.key_hashes = text.parse().map_err(|problem: String| Error::input("--key-hashes", problem))?;

@@ -19,9 +19,11 @@ pub fn reference() -> Plan {
 
 /// Where an image starts: its noise and its class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Start {
-    seed: u64,
-    class: Option<usize>,
+pub(crate) struct Start {
+    /// Its noise.
+    pub seed: u64,
+    /// Its class; `None` for a model without.
+    pub class: Option<usize>,
 }
 
 /// The reference's images of a fixed set of seeds and classes: what other plans are measured with.
@@ -75,7 +77,7 @@ impl Yardstick {
 }
 
 /// Seeds from 0, with classes in turn; as many classes, spread over all, as have two images each.
-fn starts(images: usize, classes: usize) -> Vec<Start> {
+pub(crate) fn starts(images: usize, classes: usize) -> Vec<Start> {
     let turns = classes.min(images / 2);
     let class = |index: usize| index.checked_rem(turns).map(|turn| turn * classes / turns);
     (0..images).map(|index| Start { seed: index as u64, class: class(index) }).collect()
@@ -105,7 +107,7 @@ fn draw(denoiser: &mut dyn Denoiser, range: SigmaRange, starts: &[Start], plan: 
 }
 
 /// The mean squared distance over all pairs of images that share a class.
-fn unrelated(starts: &[Start], images: &[Vec<f64>]) -> f64 {
+pub(crate) fn unrelated(starts: &[Start], images: &[Vec<f64>]) -> f64 {
     let mut classes: Vec<Option<usize>> = starts.iter().map(|start| start.class).collect();
     classes.sort_unstable();
     classes.dedup();
@@ -125,7 +127,7 @@ fn unrelated(starts: &[Start], images: &[Vec<f64>]) -> f64 {
 }
 
 /// The mean squared difference of two images.
-fn distance(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn distance(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / a.len() as f64
 }
 

@@ -38,7 +38,7 @@ pub use auth::{Auth, KeyHash, KeyHashes};
 pub use config::{Limits, LogFormat, ServeConfig};
 pub use error::ApiError;
 pub use host::Host;
-pub use listen::{serve, signalled};
+pub use listen::{Signals, serve, signalled};
 pub use load::Load;
 pub use open::open;
 #[cfg(feature = "otlp")]

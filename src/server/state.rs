@@ -112,6 +112,11 @@ impl AppState {
         }))
     }
 
+    /// What draws the images: for those who ask it for some past HTTP.
+    pub fn fleet(&self) -> &Arc<Fleet> {
+        &self.fleet
+    }
+
     /// The model's name.
     pub fn model(&self) -> &str {
         &self.model

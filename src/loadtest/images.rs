@@ -1,0 +1,120 @@
+//! The images that a load test asks for, and how good the served ones are.
+
+use crate::evaluation::quality::{REFERENCE, Start, distance, starts, unrelated};
+use crate::loadtest::client::Call;
+use crate::{Error, Result};
+use image::ImageFormat;
+use serde_json::json;
+
+/// Far above those that the frontier was measured with: plans are not graded on the images that they were chosen by.
+const FIRST_SEED: u64 = 1_000_000;
+
+/// What is asked for: so many seeds, classes in turn.
+pub fn asked(images: usize, classes: usize) -> Vec<Start> {
+    let mut starts = starts(images, classes);
+    starts.iter_mut().for_each(|start| start.seed += FIRST_SEED);
+    starts
+}
+
+/// The requests for these images, on this budget.
+pub fn calls(starts: &[Start], budget: &str) -> Vec<Call> {
+    let call = |Start { seed, class }: &Start| {
+        Call::post(format!("/generate?budget={budget}"), json!({ "class": class, "seed": seed }).to_string())
+    };
+    starts.iter().map(call).collect()
+}
+
+/// The images of [`REFERENCE`].
+#[derive(Clone, Debug)]
+pub struct References {
+    images: Vec<Vec<f64>>,
+    unrelated: f64,
+}
+
+impl References {
+    /// From the PNG file of each of `starts`.
+    ///
+    /// # Errors
+    /// One sentence when a file is no PNG, sizes differ, or the images do not depend on the seed.
+    pub fn new(starts: &[Start], files: &[impl AsRef<[u8]>]) -> Result<Self> {
+        let refused = |problem: &str| Error::input(format!("the images of {REFERENCE}"), problem);
+        let images: std::result::Result<Vec<_>, _> = files.iter().map(|file| pixels(file.as_ref())).collect();
+        let images = images.map_err(|problem| refused(&problem))?;
+        if images.iter().any(|image| image.len() != images[0].len()) {
+            return Err(refused("differ in their size"));
+        }
+        let unrelated = unrelated(starts, &images);
+        // Not a number where no class has two images.
+        if unrelated > 0.0 { Ok(Self { images, unrelated }) } else { Err(refused("do not depend on the seed")) }
+    }
+
+    /// The mean squared distance of two images of one class and different seeds.
+    pub fn unrelated(&self) -> f64 {
+        self.unrelated
+    }
+
+    /// The quality of the PNG file that was served for an image: as [`crate::evaluation::quality::Yardstick::quality`]
+    /// of this image alone.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn quality(&self, image: usize, file: &[u8]) -> std::result::Result<f64, String> {
+        let (served, reference) = (pixels(file)?, &self.images[image]);
+        if served.len() != reference.len() {
+            return Err(format!("the image has {} values in place of {}", served.len(), reference.len()));
+        }
+        Ok(1.0 - distance(&served, reference) / self.unrelated)
+    }
+}
+
+/// The values of a PNG file, in [-1, 1].
+fn pixels(file: &[u8]) -> std::result::Result<Vec<f64>, String> {
+    let image = image::load_from_memory_with_format(file, ImageFormat::Png);
+    let bytes = image.map_err(|error| format!("no PNG image: {error}"))?.into_bytes();
+    Ok(bytes.into_iter().map(|byte| f64::from(byte) / 127.5 - 1.0).collect())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::engine::image::{Format, Raster};
+    use crate::nets::ImageShape;
+
+    /// A PNG of two pixels.
+    pub fn png(bytes: [u8; 2]) -> Vec<u8> {
+        let shape = ImageShape { height: 1, width: 2, channels: 1 };
+        Raster { shape, bytes: bytes.to_vec() }.encode(Format::Png).unwrap()
+    }
+
+    #[test]
+    fn requests_are_for_seeds_that_no_frontier_was_measured_with() {
+        let calls = calls(&asked(3, 2), "90ms");
+        assert!(calls.iter().all(|call| call.path == "/generate?budget=90ms"));
+        let bodies: Vec<&[u8]> = calls.iter().map(|call| call.body.as_deref().unwrap()).collect();
+        let body = |seed: u64| format!(r#"{{"class":0,"seed":{seed}}}"#).into_bytes();
+        assert_eq!(bodies, [body(1_000_000), body(1_000_001), body(1_000_002)]);
+    }
+
+    #[test]
+    fn quality_is_one_for_the_reference_itself_and_none_for_another_seed_s_image() {
+        let references = References::new(&asked(2, 1), &[png([0, 255]), png([255, 0])]).unwrap();
+        assert_eq!(references.unrelated(), 4.0);
+        assert_eq!(references.quality(0, &png([0, 255])), Ok(1.0));
+        assert_eq!(references.quality(0, &png([255, 0])), Ok(0.0));
+        // One of two pixels is off by about 1 of [-1, 1].
+        let near = references.quality(1, &png([255, 127])).unwrap();
+        assert!((near - (1.0 - (127.0_f64 / 127.5).powi(2) / 2.0 / 4.0)).abs() < 1e-12, "{near}");
+        assert!(references.quality(0, b"GIF89a").unwrap_err().contains("no PNG image"));
+    }
+
+    #[test]
+    fn references_that_compare_nothing_are_refused() {
+        for (files, says) in [
+            ([png([0, 9]), png([0, 9])], "do not depend on the seed"),
+            ([png([0, 9]), b"GIF89a".to_vec()], "no PNG image"),
+        ] {
+            let message = References::new(&asked(2, 1), &files).unwrap_err().to_string();
+            assert!(message.starts_with("the images of heun-18@full: ") && message.contains(says), "{message}");
+        }
+    }
+}
