@@ -19,6 +19,7 @@ mod metrics;
 mod models;
 mod negotiate;
 mod open;
+mod openai;
 mod orca;
 #[cfg(feature = "otlp")]
 mod otlp;

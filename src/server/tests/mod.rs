@@ -6,6 +6,7 @@ mod draining;
 mod identity;
 mod images;
 mod load;
+mod openai;
 mod operations;
 mod refusals;
 
@@ -146,9 +147,13 @@ impl Reply {
 }
 
 fn generate(query: &str, body: &str) -> Request<Body> {
+    post(&format!("/generate{query}"), body)
+}
+
+fn post(uri: &str, body: &str) -> Request<Body> {
     Request::builder()
         .method(Method::POST)
-        .uri(format!("/generate{query}"))
+        .uri(uri)
         .header("content-type", "application/json")
         .body(Body::from(body.to_owned()))
         .unwrap()
