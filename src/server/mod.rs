@@ -23,6 +23,7 @@ mod openai;
 mod orca;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod playground;
 mod probes;
 mod process;
 mod router;

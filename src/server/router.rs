@@ -8,6 +8,7 @@ use crate::server::kept::kept;
 use crate::server::models::{model, models, subnets};
 use crate::server::openai::images;
 use crate::server::orca::report_load;
+use crate::server::playground::{file, page};
 use crate::server::probes::{livez, metrics, readyz};
 use crate::server::{ApiError, AppState};
 use axum::Router;
@@ -31,6 +32,8 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/v1/images/generations", post(images))
         .route("/v1/models", get(models))
         .route("/v1/models/{id}", get(model))
+        .route("/", get(page))
+        .route("/playground/{file}", get(file))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
