@@ -20,6 +20,7 @@ mod models;
 mod negotiate;
 mod open;
 mod openai;
+mod openapi;
 mod orca;
 #[cfg(feature = "otlp")]
 mod otlp;

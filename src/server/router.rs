@@ -7,6 +7,7 @@ use crate::server::identity::identify;
 use crate::server::kept::kept;
 use crate::server::models::{model, models, subnets};
 use crate::server::openai::images;
+use crate::server::openapi::openapi;
 use crate::server::orca::report_load;
 use crate::server::playground::{file, page};
 use crate::server::probes::{livez, metrics, readyz};
@@ -32,6 +33,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/v1/images/generations", post(images))
         .route("/v1/models", get(models))
         .route("/v1/models/{id}", get(model))
+        .route("/openapi.json", get(openapi))
         .route("/", get(page))
         .route("/playground/{file}", get(file))
         .route("/livez", get(livez))

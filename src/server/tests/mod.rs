@@ -8,6 +8,7 @@ mod images;
 mod load;
 mod openai;
 mod operations;
+mod pages;
 mod refusals;
 
 use crate::diffusion::schedule::SigmaRange;
