@@ -98,10 +98,7 @@ impl Raster {
     /// A size that the format cannot hold (WebP: 16383 pixels a side, JPEG: 65535), or a number of channels other than
     /// 1 and 3.
     pub fn encode(&self, format: Format) -> image::ImageResult<Vec<u8>> {
-        let ImageShape { height, width, channels } = self.shape;
-        let colour = if channels == 1 { image::ExtendedColorType::L8 } else { image::ExtendedColorType::Rgb8 };
-        let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
-        let (width, height) = (side(width), side(height));
+        let (width, height, colour) = self.dimensions();
         let mut file = Vec::new();
         match format {
             Format::Png => {
@@ -115,16 +112,33 @@ impl Raster {
                     colour,
                 )?;
             }
-            Format::Jpeg => {
-                image::codecs::jpeg::JpegEncoder::new_with_quality(&mut file, JPEG_QUALITY).write_image(
-                    &self.bytes,
-                    width,
-                    height,
-                    colour,
-                )?;
-            }
+            Format::Jpeg => return self.encode_jpeg(JPEG_QUALITY),
         }
         Ok(file)
+    }
+
+    /// The image as a JPEG file of a quality from 1, the smallest file, to 100.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_jpeg(&self, quality: u8) -> image::ImageResult<Vec<u8>> {
+        let mut file = Vec::new();
+        let (width, height, colour) = self.dimensions();
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut file, quality).write_image(
+            &self.bytes,
+            width,
+            height,
+            colour,
+        )?;
+        Ok(file)
+    }
+
+    /// The size and the kind of pixels as the encoders want them; a size that is too large stays too large.
+    fn dimensions(&self) -> (u32, u32, image::ExtendedColorType) {
+        let ImageShape { height, width, channels } = self.shape;
+        let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
+        let colour = if channels == 1 { image::ExtendedColorType::L8 } else { image::ExtendedColorType::Rgb8 };
+        (side(width), side(height), colour)
     }
 }
 

@@ -1,12 +1,13 @@
 //! From a checked request to pixels: budget -> wish -> engine. What all routes that draw images share.
 
 use crate::diffusion::plan::Plan;
-use crate::engine::image::{Format, Raster, grid_shape};
+use crate::engine::image::{Raster, grid_shape};
 use crate::engine::{Finished, Job, Step, Ticket};
 use crate::routing::{Budget, MinQuality, Resolved};
 use crate::server::metrics::{Observation, Timings};
 use crate::server::wire::ClassChoice;
 use crate::server::{ApiError, AppState};
+use image::ImageResult;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -126,20 +127,20 @@ impl Drawn {
         plans.iter().map(|plan| plan.to_string()).collect::<Vec<_>>().join("; ")
     }
 
-    /// Encodes `pictures` of these images, away from the threads that serve connections and from the engine's.
+    /// Encodes `pictures` of these images with `file`, away from the threads that serve connections and from the engine's.
     ///
     /// # Errors
     /// [`ApiError::Internal`] if the format cannot hold them.
     pub async fn encode(
         &self,
         state: &AppState,
-        format: Format,
+        file: impl Fn(&Raster) -> ImageResult<Vec<u8>> + Send + 'static,
         pictures: impl FnOnce(&[Vec<f64>]) -> Vec<Raster>,
     ) -> Result<(Vec<Vec<u8>>, Timings), ApiError> {
         let rasters = pictures(&self.finished.images);
         let work = move || {
             let start = Instant::now();
-            let files = rasters.iter().map(|raster| raster.encode(format)).collect::<Result<Vec<_>, _>>();
+            let files = rasters.iter().map(file).collect::<Result<Vec<_>, _>>();
             files.map(|files| (files, start.elapsed()))
         };
         let encoded = tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::Internal(e.to_string()))?;
@@ -183,6 +184,15 @@ fn image_count(state: &AppState, asked: Option<u32>) -> Result<u32, ApiError> {
         return out_of_range(format!("so few that their grid has at most {} pixels", state.limits.max_pixels));
     }
     Ok(images)
+}
+
+/// The most images that a request may ask for: their grid has to be small enough as well.
+pub(super) fn most_images(state: &AppState) -> u32 {
+    let fits = |images: &u32| {
+        let grid = grid_shape(state.fleet.any().image(), *images as usize);
+        grid.height * grid.width <= state.limits.max_pixels
+    };
+    (1..=state.limits.max_n).take_while(fits).last().unwrap_or(0)
 }
 
 fn require_steps(state: &AppState, steps: usize) -> Result<(), ApiError> {

@@ -5,12 +5,13 @@ use crate::routing::RoutingError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
 
 /// Models load in seconds.
 const RETRY_WHEN_STARTING_S: u64 = 5;
 
-/// Why a request got no image. The body is `{"error":{"code":"...","message":"..."}}`; codes are stable.
+/// Why a request got no image. The body is an [`ErrorBody`]; codes are stable.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// `unknown_budget`, `invalid_deadline`, `invalid_plan`, `invalid_min_quality`, `unknown_subnet`, `contradiction`.
@@ -61,8 +62,13 @@ pub enum ApiError {
     #[error("the body is not JSON: {0}")]
     InvalidJson(String),
     /// `wrong_type`: a field's type, or a body that is no object. -> 400
-    #[error("{0}")]
-    WrongType(String),
+    #[error("{}: {problem}", field.as_ref().map_or("the body".to_owned(), |field| format!("`{field}`")))]
+    WrongType {
+        /// The field of the body; `None` is the body itself.
+        field: Option<String>,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// `unknown_field`. -> 400
     #[error("unknown fields {}: accepted are {}", unknown.join(", "), accepted.join(", "))]
     UnknownField {
@@ -77,6 +83,20 @@ pub enum ApiError {
     /// `unauthorized`: the key is none of ours. -> 401
     #[error("the API key is not accepted")]
     WrongKey,
+    /// `unknown_class`: a prompt without the name of a class. -> 400
+    #[error("the prompt names no class of this model: accepted are {}, alone or as a word of the prompt", .0.join(", "))]
+    NoClass(Vec<String>),
+    /// `ambiguous_prompt`: an image is of one class. -> 400
+    #[error("the prompt names several classes, {}: name one", .0.join(" and "))]
+    AmbiguousPrompt(Vec<String>),
+    /// `model_not_found`: another model than the loaded one. -> 404
+    #[error("model `{asked}` is not loaded: accepted is {loaded}")]
+    UnknownModel {
+        /// What was asked.
+        asked: String,
+        /// The name of the loaded model.
+        loaded: String,
+    },
     /// `not_found`. -> 404
     #[error("nothing is at {0}: POST /generate draws an image")]
     NotFound(String),
@@ -115,6 +135,89 @@ pub enum ApiError {
     Timeout(u64),
 }
 
+/// The body of every refusal and failure. Clients of the OpenAI API read the same shape.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ErrorBody<'a> {
+    error: ErrorDetail<'a>,
+}
+
+/// What every request for images may be refused with.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only the document is made of it")]
+pub(super) enum Refusals<'a> {
+    /// The body, the query or one of their fields is not what is accepted.
+    #[response(status = 400)]
+    Invalid(ErrorBody<'a>),
+    /// The body came too slowly.
+    #[response(status = 408)]
+    BodyTimeout(ErrorBody<'a>),
+    /// The body is too large.
+    #[response(status = 413)]
+    BodyTooLarge(ErrorBody<'a>),
+    /// The content type is not `application/json`.
+    #[response(status = 415)]
+    NotJson(ErrorBody<'a>),
+    /// `infeasible`: no plan meets the budget, even on an idle machine.
+    #[response(status = 422)]
+    Infeasible(ErrorBody<'a>),
+    /// `queue_full` or `overloaded`: feasible, but not now.
+    #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room.")))]
+    Overloaded(ErrorBody<'a>),
+    /// The images were not ready in time.
+    #[response(status = 504)]
+    Timeout(ErrorBody<'a>),
+}
+
+/// What any request may end in.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only the document is made of it")]
+pub(super) enum Failures<'a> {
+    /// A bug or a broken device.
+    #[response(status = 500)]
+    Failed(ErrorBody<'a>),
+    /// The server is starting or shutting down.
+    #[response(status = 503, headers(("retry-after" = u64, description = "Seconds until a model should be loaded.")))]
+    Away(ErrorBody<'a>),
+}
+
+/// What a request that needs a key may be refused with, where the server asks for keys.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only the document is made of it")]
+pub(super) enum Locked<'a> {
+    /// No key came along, or none of the server's.
+    #[response(status = 401, headers(("www-authenticate" = String, description = "What to send.")))]
+    Unauthorized(ErrorBody<'a>),
+}
+
+/// What went wrong.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ErrorDetail<'a> {
+    /// Stable: for programs.
+    #[schema(example = "unknown_class")]
+    code: &'static str,
+    /// One sentence: for people.
+    #[schema(example = "class `boot` is unknown: accepted are sneaker, ankle boot, or their index from 0")]
+    message: String,
+    /// The OpenAI API's: `invalid_request_error`, `rate_limit_error` or `server_error`.
+    #[serde(rename = "type")]
+    #[schema(example = "invalid_request_error")]
+    kind: &'static str,
+    /// The field or query parameter that is to blame.
+    #[schema(example = "class")]
+    param: Option<&'a str>,
+    /// With `infeasible`: the plan that takes least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fastest: Option<Fastest>,
+}
+
+/// A plan and its time.
+#[derive(Serialize, ToSchema)]
+struct Fastest {
+    plan: String,
+    /// Milliseconds of an image alone on the idle machine.
+    ms: f64,
+}
+
 impl ApiError {
     /// The status and the stable code.
     pub fn contract(&self) -> (StatusCode, &'static str) {
@@ -142,9 +245,12 @@ impl ApiError {
             Self::EmptyBody => bad("empty_body"),
             Self::BrokenBody(_) => bad("broken_body"),
             Self::InvalidJson(_) => bad("invalid_json"),
-            Self::WrongType(_) => bad("wrong_type"),
+            Self::WrongType { .. } => bad("wrong_type"),
             Self::UnknownField { .. } => bad("unknown_field"),
             Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::NoClass(_) => bad("unknown_class"),
+            Self::AmbiguousPrompt(_) => bad("ambiguous_prompt"),
+            Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Self::NotKept(_) => (StatusCode::NOT_FOUND, "not_kept"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
@@ -161,17 +267,51 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// The field or query parameter that is to blame, if it is one.
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::Routing(
+                RoutingError::UnknownBudget(_) | RoutingError::InvalidDeadline(_) | RoutingError::InvalidPlan(_),
+            )
+            | Self::Engine(EngineError::Infeasible { .. }) => Some("budget"),
+            Self::Routing(RoutingError::InvalidMinQuality(_)) => Some("min_quality"),
+            Self::UnknownClass { .. } | Self::ClassNotSupported => Some("class"),
+            Self::GuidanceWithoutClass => Some("guidance"),
+            Self::UnknownFormat(_) => Some("format"),
+            Self::OutOfRange { field, .. } => Some(field),
+            Self::WrongType { field, .. } => field.as_deref(),
+            Self::UnknownField { unknown, .. } => unknown.first().map(String::as_str),
+            Self::NoClass(_) | Self::AmbiguousPrompt(_) => Some("prompt"),
+            Self::UnknownModel { .. } => Some("model"),
+            _ => None,
+        }
+    }
+}
+
+/// The kinds of error that clients of the OpenAI API tell apart.
+fn kind(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        status if status.is_client_error() => "invalid_request_error",
+        _ => "server_error",
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.contract();
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(code, error = %self, "a request failed");
         }
-        let mut error = json!({ "code": code, "message": self.to_string() });
-        if let Self::Engine(EngineError::Infeasible { fastest, takes }) = &self {
-            error["fastest"] = json!({ "plan": fastest.to_string(), "ms": takes.as_secs_f64() * 1e3 });
-        }
-        let mut response = (status, Json(json!({ "error": error }))).into_response();
+        let fastest = match &self {
+            Self::Engine(EngineError::Infeasible { fastest, takes }) => {
+                Some(Fastest { plan: fastest.to_string(), ms: takes.as_secs_f64() * 1e3 })
+            }
+            _ => None,
+        };
+        let error = ErrorDetail { code, message: self.to_string(), kind: kind(status), param: self.param(), fastest };
+        let mut response = (status, Json(ErrorBody { error })).into_response();
         let headers = response.headers_mut();
         match self {
             Self::Engine(EngineError::QueueFull { retry_after, .. } | EngineError::Overloaded { retry_after }) => {

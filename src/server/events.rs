@@ -113,7 +113,8 @@ async fn images(
     observation: &mut Observation,
 ) -> Result<Event, ApiError> {
     let shape = state.fleet.any().image();
-    let (files, timings) = drawn.encode(state, format, |images| vec![Raster::grid(shape, images)]).await?;
+    let file = move |raster: &Raster| raster.encode(format);
+    let (files, timings) = drawn.encode(state, file, |images| vec![Raster::grid(shape, images)]).await?;
     observation.succeed(&timings, &drawn, format);
     let Timings { queue, denoise, encode } = timings;
     let ms = |took: std::time::Duration| took.as_secs_f64() * 1e3;

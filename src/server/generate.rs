@@ -2,6 +2,7 @@
 
 use crate::engine::image::{Format, Raster};
 use crate::server::draw::{Drawn, Order, Taken, take};
+use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
 use crate::server::kept::File;
 use crate::server::metrics::{Observation, Timings};
 use crate::server::negotiate::{accepted_format, require_json, wants_events};
@@ -20,6 +21,39 @@ pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
 /// Steps that a listener may be behind before it misses some.
 const EVENTS: usize = 64;
 
+/// Draw an image, or a grid of `n`.
+///
+/// With `Accept: text/event-stream` the answer is a stream of server-sent events: `planned` {plan, seed}, then for each
+/// step `step` {image, step, of, plan} and `preview` {image, step, url}, at last `image` {plan, planned, quality, seed,
+/// media_type, b64_json, timings} or `error` {code, message}.
+#[utoipa::path(
+    post,
+    path = "/generate",
+    tag = "images",
+    params(GenerateQuery),
+    request_body(content = GenerateBody, example = json!({ "seed": 7 })),
+    responses(
+        (status = 200, description = "The image, in the format of `format` or else of `Accept`.",
+            content(
+                (Vec<u8> = "image/png"),
+                (Vec<u8> = "image/webp"),
+                (Vec<u8> = "image/jpeg"),
+                (String = "text/event-stream"),
+            ),
+            headers(
+                ("x-accordion-plan" = String, description = "What ran: replay it with `budget=exact:`. Where images of one \
+                    request had different plans, their texts are joined by `; `."),
+                ("x-accordion-planned" = String, description = "What was planned when the request came."),
+                ("x-accordion-quality" = f64, description = "The quality of what ran, from 0 to 1, where it is known."),
+                ("x-seed" = u64, description = "The seed of the images."),
+                ("server-timing" = String, description = "Milliseconds that the images waited, were drawn and encoded."),
+            )),
+        (status = 406, description = "`Accept` allows no format that there is.", body = ErrorBody),
+        Refusals,
+        Locked,
+        Failures,
+    )
+)]
 pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let mut observation = state.metrics.observe();
     match answer(&state, request, &mut observation).await {
@@ -93,15 +127,17 @@ async fn whole(
 ) -> Result<File, ApiError> {
     let drawn = taken.drawn(state, observation).await?;
     let shape = state.fleet.any().image();
-    let (mut files, timings) = drawn.encode(state, format, |images| vec![Raster::grid(shape, images)]).await?;
+    let file = move |raster: &Raster| raster.encode(format);
+    let (mut files, timings) = drawn.encode(state, file, |images| vec![Raster::grid(shape, images)]).await?;
     observation.succeed(&timings, &drawn, format);
-    Ok(File { headers: headers(&drawn, &timings, format), bytes: files.pop().unwrap_or_default() })
+    let bytes = files.pop().unwrap_or_default();
+    Ok(File { media_type: format.media_type(), headers: headers(&drawn, &timings), bytes })
 }
 
-fn headers(drawn: &Drawn, timings: &Timings, format: Format) -> Vec<(header::HeaderName, String)> {
+/// What is said about the images beside them.
+pub(super) fn headers(drawn: &Drawn, timings: &Timings) -> Vec<(header::HeaderName, String)> {
     let name = header::HeaderName::from_static;
     let mut headers = vec![
-        (header::CONTENT_TYPE, format.media_type().to_owned()),
         (name("x-accordion-plan"), drawn.served()),
         (name("x-accordion-planned"), drawn.planned.to_string()),
         (name("x-seed"), drawn.seed.to_string()),

@@ -1,6 +1,7 @@
 //! What listens before a model is loaded, and what it becomes then.
 
 use crate::server::guards::Guards;
+use crate::server::playground::{file, page};
 use crate::server::router::{guarded, router};
 use crate::server::{ApiError, AppState, Limits, ServeConfig};
 use crate::{Error, Result};
@@ -54,6 +55,9 @@ impl Host {
 fn starting(registry: Registry) -> Router {
     let metrics = async move || super::probes::page(&registry);
     Router::new()
+        // The page waits for the model as its visitors do.
+        .route("/", get(page))
+        .route("/playground/{file}", get(file))
         .route("/livez", get(async || "ok"))
         .route("/metrics", get(metrics))
         .fallback(async || ApiError::Starting)

@@ -1,9 +1,12 @@
 //! Answers to `keep=true` whose clients went away: kept for a while under the request's id, given out once.
 
+use crate::server::error::{ErrorBody, Failures, Locked};
+use crate::server::negotiate::text_of;
 use crate::server::{ApiError, AppState};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderName, HeaderValue};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderName, header};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,20 +19,14 @@ const BYTES: usize = 64 << 20;
 /// An image file with what is said about it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct File {
+    pub media_type: &'static str,
     pub headers: Vec<(HeaderName, String)>,
     pub bytes: Vec<u8>,
 }
 
 impl IntoResponse for File {
     fn into_response(self) -> Response {
-        let mut response = self.bytes.into_response();
-        for (name, value) in self.headers {
-            // Plans, numbers and media types: ASCII by their making.
-            if let Ok(value) = HeaderValue::try_from(value) {
-                response.headers_mut().insert(name, value);
-            }
-        }
-        response
+        ([(header::CONTENT_TYPE, self.media_type)], AppendHeaders(self.headers), self.bytes).into_response()
     }
 }
 
@@ -57,8 +54,30 @@ impl Kept {
     }
 }
 
-/// `GET /generate/{id}`: the file of a kept request whose answer could not be delivered.
-pub(super) async fn kept(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<File, ApiError> {
+/// Fetch the images of a request with `keep=true` whose client went away.
+///
+/// They are given out once, under the request's `x-request-id`, and kept for ten minutes.
+#[utoipa::path(
+    get,
+    path = "/generate/{id}",
+    tag = "images",
+    params(("id" = String, Path, description = "The request's id.")),
+    responses(
+        (status = 200, description = "What the request would have got.", content(
+            (Vec<u8> = "image/png"),
+            (Vec<u8> = "image/webp"),
+            (Vec<u8> = "image/jpeg"),
+        )),
+        (status = 404, description = "Nothing is kept under this id.", body = ErrorBody),
+        Locked,
+        Failures,
+    )
+)]
+pub(super) async fn kept(
+    State(state): State<Arc<AppState>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<File, ApiError> {
+    let id = text_of(id);
     state.kept.take(&id, Instant::now()).ok_or(ApiError::NotKept(id))
 }
 
@@ -67,7 +86,7 @@ mod tests {
     use super::*;
 
     fn file(bytes: usize) -> File {
-        File { headers: vec![], bytes: vec![7; bytes] }
+        File { media_type: "image/png", headers: vec![], bytes: vec![7; bytes] }
     }
 
     #[test]

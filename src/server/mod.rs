@@ -19,9 +19,12 @@ mod metrics;
 mod models;
 mod negotiate;
 mod open;
+mod openai;
+mod openapi;
 mod orca;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod playground;
 mod probes;
 mod process;
 mod router;

@@ -1,14 +1,19 @@
 //! `GET /subnets` and `GET /v1/models`: what is loaded.
 
 use crate::routing::{NamedBudget, Rung};
-use crate::server::AppState;
+use crate::server::error::{ErrorBody, Failures, Locked};
+use crate::server::negotiate::text_of;
+use crate::server::openai::require_model;
+use crate::server::{ApiError, AppState};
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct LoadedModel {
     model: String,
     image: Size,
@@ -24,7 +29,7 @@ pub(super) struct LoadedModel {
     budgets: BTreeMap<&'static str, LoadedBudget>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct FrontierPlan {
     plan: String,
     quality: f64,
@@ -32,7 +37,7 @@ struct FrontierPlan {
     ms: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct LoadedBudget {
     /// The plan on an idle machine.
     plan: String,
@@ -41,14 +46,14 @@ struct LoadedBudget {
     within_ms: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Size {
     height: usize,
     width: usize,
     channels: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct LoadedSubnet {
     name: String,
     ratio: f64,
@@ -56,6 +61,13 @@ struct LoadedSubnet {
     macs: u64,
 }
 
+/// Describe the model: its classes, its subnets, and what budgets mean.
+#[utoipa::path(
+    get,
+    path = "/subnets",
+    tag = "models",
+    responses((status = 200, description = "What is loaded.", body = LoadedModel), Locked, Failures)
+)]
 pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedModel> {
     let image = state.fleet.any().image();
     let subnet = |subnet: &crate::supernet::Subnet| LoadedSubnet {
@@ -85,14 +97,14 @@ pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedMo
 }
 
 /// The list of the OpenAI API.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ModelList {
     object: &'static str,
     data: Vec<Model>,
 }
 
-#[derive(Serialize)]
-struct Model {
+#[derive(Serialize, ToSchema)]
+pub(super) struct Model {
     id: String,
     object: &'static str,
     /// Seconds since 1970; when it was loaded.
@@ -100,7 +112,40 @@ struct Model {
     owned_by: &'static str,
 }
 
+impl Model {
+    fn loaded(state: &AppState) -> Self {
+        Self { id: state.model.clone(), object: "model", created: state.started, owned_by: "accordion" }
+    }
+}
+
+/// List the loaded model in the shape of the OpenAI API.
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    tag = "models",
+    responses((status = 200, description = "The list of the loaded model.", body = ModelList), Locked, Failures)
+)]
 pub(super) async fn models(State(state): State<Arc<AppState>>) -> Json<ModelList> {
-    let model = Model { id: state.model.clone(), object: "model", created: state.started, owned_by: "accordion" };
-    Json(ModelList { object: "list", data: vec![model] })
+    Json(ModelList { object: "list", data: vec![Model::loaded(&state)] })
+}
+
+/// Describe a model in the shape of the OpenAI API.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    tag = "models",
+    params(("id" = String, Path, description = "The model's name.")),
+    responses(
+        (status = 200, description = "The loaded model.", body = Model),
+        (status = 404, description = "`id` is not the loaded model.", body = ErrorBody),
+        Locked,
+        Failures,
+    )
+)]
+pub(super) async fn model(
+    State(state): State<Arc<AppState>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    require_model(&state, Some(&text_of(id)))?;
+    Ok(Json(Model::loaded(&state)))
 }

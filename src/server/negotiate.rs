@@ -1,7 +1,9 @@
-//! Content types: what a body is, and what an answer may be.
+//! What a request says of itself: the type of its body, the types that it accepts, its path.
 
 use crate::engine::image::Format;
 use crate::server::ApiError;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderMap, HeaderName, header};
 
 /// Checks that the body says it is JSON.
@@ -20,6 +22,11 @@ pub(super) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
 pub(super) fn wants_events(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accepted.flat_map(|value| value.split(',')).any(|part| range(part).0 == "text/event-stream")
+}
+
+/// A part of the path as text. One that is no UTF-8 is nobody's name: it becomes one that nothing has.
+pub(super) fn text_of(part: Result<Path<String>, PathRejection>) -> String {
+    part.map_or_else(|_| char::REPLACEMENT_CHARACTER.to_string(), |Path(text)| text)
 }
 
 /// The format that `Accept` likes best; the first of [`Format::ALL`] among equals, and where there is no preference.

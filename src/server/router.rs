@@ -5,8 +5,11 @@ use crate::server::generate::{MAX_BODY_BYTES, generate};
 use crate::server::guards::Guards;
 use crate::server::identity::identify;
 use crate::server::kept::kept;
-use crate::server::models::{models, subnets};
+use crate::server::models::{model, models, subnets};
+use crate::server::openai::images;
+use crate::server::openapi::openapi;
 use crate::server::orca::report_load;
+use crate::server::playground::{file, page};
 use crate::server::probes::{livez, metrics, readyz};
 use crate::server::{ApiError, AppState};
 use axum::Router;
@@ -27,7 +30,12 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/generate", post(generate))
         .route("/generate/{id}", get(kept))
         .route("/subnets", get(subnets))
+        .route("/v1/images/generations", post(images))
         .route("/v1/models", get(models))
+        .route("/v1/models/{id}", get(model))
+        .route("/openapi.json", get(openapi))
+        .route("/", get(page))
+        .route("/playground/{file}", get(file))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))

@@ -7,7 +7,9 @@ mod events;
 mod identity;
 mod images;
 mod load;
+mod openai;
 mod operations;
+mod pages;
 mod refusals;
 
 use crate::diffusion::schedule::SigmaRange;
@@ -147,9 +149,13 @@ impl Reply {
 }
 
 fn generate(query: &str, body: &str) -> Request<Body> {
+    post(&format!("/generate{query}"), body)
+}
+
+fn post(uri: &str, body: &str) -> Request<Body> {
     Request::builder()
         .method(Method::POST)
-        .uri(format!("/generate{query}"))
+        .uri(uri)
         .header("content-type", "application/json")
         .body(Body::from(body.to_owned()))
         .unwrap()

@@ -1,0 +1,153 @@
+//! `POST /v1/images/generations`: the OpenAI API's shape, so that its clients work unchanged.
+
+pub(super) mod prompt;
+pub(super) mod wire;
+
+use crate::engine::image::{Format, Raster};
+use crate::nets::ImageShape;
+use crate::server::draw::{Order, most_images, take};
+use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
+use crate::server::generate::{headers, read_body};
+use crate::server::metrics::Observation;
+use crate::server::negotiate::require_json;
+use crate::server::wire::{ClassChoice, parse};
+use crate::server::{ApiError, AppState};
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{AppendHeaders, IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use wire::{
+    BACKGROUNDS, BEST_COMPRESSION, FORMATS, ImageEntry, ImagesAnswer, ImagesBody, MAX_N, MODERATIONS, QUALITIES,
+    RESPONSE_FORMAT, Usage,
+};
+
+/// Draw images in the shape of the OpenAI API.
+#[utoipa::path(
+    post,
+    path = "/v1/images/generations",
+    tag = "images",
+    request_body(content = ImagesBody, example = json!({ "prompt": "a photo of a sneaker", "n": 2, "quality": "low" })),
+    responses(
+        (status = 200, description = "The images.", body = ImagesAnswer, headers(
+            ("x-accordion-plan" = String, description = "What ran: replay it with `budget=exact:` of /generate."),
+            ("x-accordion-planned" = String, description = "What was planned when the request came."),
+            ("x-accordion-quality" = f64, description = "The quality of what ran, from 0 to 1, where it is known."),
+            ("x-seed" = u64, description = "The seed of the images."),
+            ("server-timing" = String, description = "Milliseconds that the images waited, were drawn and encoded."),
+        )),
+        (status = 404, description = "`model` is not the loaded one.", body = ErrorBody),
+        Refusals,
+        Locked,
+        Failures,
+    )
+)]
+pub(super) async fn images(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
+    let mut observation = state.metrics.observe();
+    let answer = answer(&state, request, &mut observation).await;
+    if let Err(error) = &answer {
+        observation.fail(error);
+    }
+    answer
+}
+
+async fn answer(state: &AppState, request: Request, observation: &mut Observation) -> Result<Response, ApiError> {
+    let arrived = Instant::now();
+    if state.is_draining() {
+        return Err(ApiError::Draining);
+    }
+    require_json(request.headers())?;
+    let body: ImagesBody = parse(&read_body(state, request).await?, ImagesBody::FIELDS)?;
+    let (budget, quality) = chosen("quality", body.quality.as_deref(), &QUALITIES)?;
+    observation.set_budget(&budget);
+    let (format, jpeg_quality) = checked(state, &body)?;
+    let classes = state.fleet.any().classes();
+    let class = match classes.is_empty() {
+        true => None,
+        false => Some(ClassChoice::Index(prompt::class_of(&body.prompt, classes)? as u64)),
+    };
+    let order = Order { arrived, budget, min_quality: None, class, seed: body.seed, n: body.n, guidance: None };
+    let drawn = take(state, order, None, observation)?.drawn(state, observation).await?;
+
+    let shape = state.fleet.any().image();
+    let file = move |raster: &Raster| match format {
+        Format::Jpeg => raster.encode_jpeg(jpeg_quality),
+        Format::Png | Format::Webp => raster.encode(format),
+    };
+    let each = |images: &[Vec<f64>]| images.chunks(1).map(|image| Raster::grid(shape, image)).collect();
+    let (files, timings) = drawn.encode(state, file, each).await?;
+    observation.succeed(&timings, &drawn, format);
+    let answer = ImagesAnswer {
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        data: files.iter().map(|file| ImageEntry { b64_json: STANDARD.encode(file) }).collect(),
+        background: "opaque",
+        output_format: format.as_str(),
+        quality,
+        size: size_of(shape),
+        usage: Usage::default(),
+    };
+    Ok((AppendHeaders(headers(&drawn, &timings)), Json(answer)).into_response())
+}
+
+/// Checks the fields that have to do with neither budget nor class; the file format and its quality if it is JPEG.
+fn checked(state: &AppState, body: &ImagesBody) -> Result<(Format, u8), ApiError> {
+    require_model(state, body.model.as_deref())?;
+    let most = MAX_N.min(most_images(state));
+    if let Some(n) = body.n.filter(|n| !(1..=most).contains(n)) {
+        return Err(ApiError::OutOfRange { field: "n", value: n.to_string(), accepted: format!("1 to {most}") });
+    }
+    let size = size_of(state.fleet.any().image());
+    chosen("size", body.size.as_deref(), &[("auto", ()), (&size, ())])?;
+    if let Some(value) = body.response_format.as_deref().filter(|&format| format != RESPONSE_FORMAT) {
+        let accepted = format!("{RESPONSE_FORMAT}: the server keeps no files to link to");
+        return Err(ApiError::OutOfRange { field: "response_format", value: format!("`{value}`"), accepted });
+    }
+    chosen("background", body.background.as_deref(), &BACKGROUNDS)?;
+    chosen("moderation", body.moderation.as_deref(), &MODERATIONS)?;
+    if body.stream == Some(true) {
+        let (value, accepted) = ("true".to_owned(), "false: POST /generate streams".to_owned());
+        return Err(ApiError::OutOfRange { field: "stream", value, accepted });
+    }
+    let format = chosen("output_format", body.output_format.as_deref(), &FORMATS)?;
+    Ok((format, compression(format, body.output_compression)?))
+}
+
+/// # Errors
+/// [`ApiError::UnknownModel`].
+pub(super) fn require_model(state: &AppState, asked: Option<&str>) -> Result<(), ApiError> {
+    match asked {
+        Some(asked) if asked != state.model => {
+            Err(ApiError::UnknownModel { asked: asked.to_owned(), loaded: state.model.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The OpenAI API's text of a size.
+pub(super) fn size_of(shape: ImageShape) -> String {
+    format!("{}x{}", shape.width, shape.height)
+}
+
+/// What a field's value means; the first of `accepted` when nothing is said.
+fn chosen<T: Clone>(field: &'static str, asked: Option<&str>, accepted: &[(&str, T)]) -> Result<T, ApiError> {
+    let Some(asked) = asked else { return Ok(accepted[0].1.clone()) };
+    let found = accepted.iter().find(|(name, _)| *name == asked).map(|(_, meaning)| meaning.clone());
+    found.ok_or_else(|| {
+        let names: Vec<&str> = accepted.iter().map(|&(name, _)| name).collect();
+        ApiError::OutOfRange { field, value: format!("`{asked}`"), accepted: format!("one of {}", names.join(", ")) }
+    })
+}
+
+/// The quality of a JPEG file. The API's 0 is the least that the encoder knows.
+fn compression(format: Format, asked: Option<u8>) -> Result<u8, ApiError> {
+    let quality = asked.unwrap_or(BEST_COMPRESSION);
+    let accepted = match format {
+        Format::Jpeg if quality <= BEST_COMPRESSION => return Ok(quality.max(1)),
+        Format::Png | Format::Webp if quality == BEST_COMPRESSION => return Ok(quality),
+        Format::Jpeg => "0 to 100",
+        Format::Png | Format::Webp => "100 with png and webp, which are lossless here",
+    };
+    Err(ApiError::OutOfRange { field: "output_compression", value: quality.to_string(), accepted: accepted.to_owned() })
+}

@@ -1,0 +1,124 @@
+//! What clients of the OpenAI API send and get.
+
+use crate::engine::image::Format;
+use crate::routing::Budget;
+use crate::server::wire::whole;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Images in one request, by the OpenAI API; the server's own limit may be lower.
+pub(in crate::server) const MAX_N: u32 = 10;
+/// What each `quality` means, and what the answer calls it.
+pub(in crate::server) const QUALITIES: [(&str, (Budget, &str)); 6] = [
+    ("auto", (Budget::Balanced, "medium")),
+    ("low", (Budget::Fast, "low")),
+    ("medium", (Budget::Balanced, "medium")),
+    ("high", (Budget::Best, "high")),
+    ("standard", (Budget::Balanced, "medium")),
+    ("hd", (Budget::Best, "high")),
+];
+pub(in crate::server) const FORMATS: [(&str, Format); 3] =
+    [("png", Format::Png), ("webp", Format::Webp), ("jpeg", Format::Jpeg)];
+pub(in crate::server) const BACKGROUNDS: [(&str, ()); 2] = [("auto", ()), ("opaque", ())];
+pub(in crate::server) const MODERATIONS: [(&str, ()); 2] = [("auto", ()), ("low", ())];
+pub(in crate::server) const RESPONSE_FORMAT: &str = "b64_json";
+/// The largest, and usual, `output_compression`.
+pub(in crate::server) const BEST_COMPRESSION: u8 = 100;
+
+/// The body of `POST /v1/images/generations`: the fields of the OpenAI API that this server has a use for, and `seed`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::server) struct ImagesBody {
+    /// The name of a class, alone or as a word of a sentence. An unconditional model ignores it.
+    pub prompt: String,
+    /// The loaded model, which is also what is meant when nothing is said.
+    pub model: Option<String>,
+    /// How many images; each is an entry of its own.
+    #[serde(default, deserialize_with = "whole")]
+    pub n: Option<u32>,
+    /// The model's own size, which is also what is meant by `auto`.
+    pub size: Option<String>,
+    /// The budget: `low` is fast, `medium`, `standard` and `auto` are balanced, `high` and `hd` are best.
+    pub quality: Option<String>,
+    /// The server keeps no files to link to: `b64_json` alone.
+    pub response_format: Option<String>,
+    /// The images' file format; PNG when nothing is said.
+    pub output_format: Option<String>,
+    /// The quality of JPEG, 100 when nothing is said. PNG and WebP are lossless and accept 100 alone.
+    #[serde(default, deserialize_with = "whole")]
+    pub output_compression: Option<u8>,
+    /// No image is transparent.
+    pub background: Option<String>,
+    /// Changes nothing.
+    pub moderation: Option<String>,
+    /// Changes nothing.
+    #[allow(dead_code, reason = "read to be checked alone")]
+    pub user: Option<String>,
+    /// Changes nothing.
+    #[allow(dead_code, reason = "read to be checked alone")]
+    pub safety_identifier: Option<String>,
+    /// Must be false.
+    pub stream: Option<bool>,
+    /// An extension: the same seed draws the same images. Drawn at random when nothing is said.
+    #[serde(default, deserialize_with = "whole")]
+    pub seed: Option<u64>,
+}
+
+impl ImagesBody {
+    pub const FIELDS: &[&str] = &[
+        "prompt",
+        "model",
+        "n",
+        "size",
+        "quality",
+        "response_format",
+        "output_format",
+        "output_compression",
+        "background",
+        "moderation",
+        "user",
+        "safety_identifier",
+        "stream",
+        "seed",
+    ];
+}
+
+/// The images of a request.
+#[derive(Serialize, ToSchema)]
+pub(in crate::server) struct ImagesAnswer {
+    /// Seconds since 1970.
+    pub created: u64,
+    /// In the order of the seed's images.
+    pub data: Vec<ImageEntry>,
+    pub background: &'static str,
+    pub output_format: &'static str,
+    pub quality: &'static str,
+    #[schema(example = "28x28")]
+    pub size: String,
+    pub usage: Usage,
+}
+
+/// One image.
+#[derive(Serialize, ToSchema)]
+pub(in crate::server) struct ImageEntry {
+    /// The file in base 64.
+    #[schema(content_encoding = "base64")]
+    pub b64_json: String,
+}
+
+/// Tokens: nothing here has any.
+#[derive(Default, Serialize, ToSchema)]
+pub(in crate::server) struct Usage {
+    input_tokens: u32,
+    input_tokens_details: TokenDetails,
+    output_tokens: u32,
+    output_tokens_details: TokenDetails,
+    total_tokens: u32,
+}
+
+/// Tokens by kind.
+#[derive(Default, Serialize, ToSchema)]
+pub(in crate::server) struct TokenDetails {
+    image_tokens: u32,
+    text_tokens: u32,
+}

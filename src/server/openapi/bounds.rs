@@ -1,0 +1,159 @@
+//! What the types cannot say: the limits of the config and the names of the model.
+
+use crate::diffusion::plan::Solver;
+use crate::engine::image::Format;
+use crate::server::AppState;
+use crate::server::draw::{GUIDANCE, most_images};
+use crate::server::openai::{prompt, size_of, wire};
+use serde_json::{Map, Value, json};
+
+/// Writes this server's bounds into the document of the types.
+pub(super) fn fill(document: &mut Value, state: &AppState) {
+    let classes = state.fleet.any().classes();
+    let most = most_images(state);
+    let seed = json!({ "minimum": 0, "maximum": u64::MAX });
+
+    if !state.guards.keys.is_empty() {
+        document["components"]["securitySchemes"]["key"] = json!({ "type": "http", "scheme": "bearer" });
+        for path in
+            ["/generate", "/generate/{id}", "/subnets", "/v1/images/generations", "/v1/models", "/v1/models/{id}"]
+        {
+            for operation in document["paths"][path].as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
+                operation["security"] = json!([{ "key": [] }]);
+            }
+        }
+    }
+
+    let class = match classes.len() {
+        0 => json!({ "type": "null" }),
+        count => json!({ "oneOf": [
+            { "type": "null" },
+            { "type": "string", "enum": classes },
+            { "type": "integer", "minimum": 0, "maximum": count - 1 },
+        ]}),
+    };
+    let body = schema(document, "GenerateBody");
+    bound(body, "class", class);
+    bound(body, "seed", seed.clone());
+    bound(body, "n", json!({ "minimum": 1, "maximum": most, "default": 1 }));
+    bound(body, "guidance", json!({ "minimum": GUIDANCE.start(), "maximum": GUIDANCE.end(), "default": 1 }));
+    bound(body, "format", one_of(&Format::ALL.map(Format::as_str)));
+    // Guidance pulls towards a class: without one it is only accepted where it changes nothing.
+    let without_class = json!({ "properties": { "class": { "type": "null" } } });
+    let without_guidance = json!({ "properties": { "guidance": { "enum": [1, null] } } });
+    body["if"] = without_class;
+    body["then"] = without_guidance;
+    for parameter in document["paths"]["/generate"]["post"]["parameters"].as_array_mut().into_iter().flatten() {
+        match parameter["name"].as_str() {
+            Some("budget") => parameter["schema"] = budget(state),
+            Some("min_quality") => parameter["schema"] = min_quality(state),
+            _ => {}
+        }
+    }
+
+    let body = schema(document, "ImagesBody");
+    if !classes.is_empty() {
+        bound(body, "prompt", json!({ "pattern": prompt::pattern(classes) }));
+    }
+    bound(body, "model", one_of(&[&state.model]));
+    bound(body, "n", json!({ "minimum": 1, "maximum": wire::MAX_N.min(most), "default": 1 }));
+    bound(body, "size", one_of(&["auto", &size_of(state.fleet.any().image())]));
+    bound(body, "quality", one_of(&wire::QUALITIES.map(|(name, _)| name)));
+    bound(body, "response_format", one_of(&[wire::RESPONSE_FORMAT]));
+    bound(body, "output_format", one_of(&wire::FORMATS.map(|(name, _)| name)));
+    bound(body, "output_compression", json!({ "minimum": 0, "maximum": wire::BEST_COMPRESSION, "default": 100 }));
+    bound(body, "background", one_of(&wire::BACKGROUNDS.map(|(name, ())| name)));
+    bound(body, "moderation", one_of(&wire::MODERATIONS.map(|(name, ())| name)));
+    bound(body, "stream", json!({ "enum": [false, null] }));
+    bound(body, "seed", seed);
+    // Only JPEG is lossy.
+    body["if"] =
+        json!({ "not": { "properties": { "output_format": { "const": "jpeg" } }, "required": ["output_format"] } });
+    body["then"] = json!({ "properties": { "output_compression": { "enum": [wire::BEST_COMPRESSION, null] } } });
+}
+
+/// The budgets that a regular expression can tell in a line. Longer deadlines are accepted too, up to an hour, and plans
+/// of several widths, whose steps would have to be counted.
+fn budget(state: &AppState) -> Value {
+    let solvers = Solver::ALL.map(Solver::as_str).join("|");
+    let subnets = quoted(state.subnets.iter().map(String::as_str));
+    let steps = up_to(state.limits.max_steps);
+    let deadline = "[1-9][0-9]{0,5}(\\.[0-9]{1,12})?ms|[1-9][0-9]{0,2}(\\.[0-9]{1,12})?s";
+    let exact = format!("exact:({solvers})-({steps})@({subnets})(~logsnr)?");
+    let pattern = format!("^(fast|balanced|best|{deadline}|{exact})$");
+    json!({ "type": "string", "pattern": pattern, "default": "balanced", "example": "fast" })
+}
+
+fn min_quality(state: &AppState) -> Value {
+    let plans: Vec<String> = state.ladder.rungs().iter().map(|rung| rung.plan.to_string()).collect();
+    let plans = quoted(plans.iter().map(String::as_str));
+    let pattern = format!("^(0(\\.[0-9]{{1,12}})?|1(\\.0{{1,12}})?|{plans})$");
+    json!({ "type": "string", "pattern": pattern, "example": "0.9" })
+}
+
+/// A regular expression of these texts.
+fn quoted<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let quoted: Vec<String> = texts.map(|text| text.chars().map(prompt::quote).collect()).collect();
+    quoted.join("|")
+}
+
+/// A regular expression of the whole numbers from 1 to `most`, without leading zeros.
+fn up_to(most: usize) -> String {
+    let digits = most.to_string();
+    let any = |count: usize| match count {
+        0 => String::new(),
+        1 => "[0-9]".to_owned(),
+        count => format!("[0-9]{{{count}}}"),
+    };
+    let mut parts: Vec<String> = (1..digits.len()).map(|length| format!("[1-9]{}", any(length - 1))).collect();
+    // Numbers of as many digits: those that follow `most` so far and are then below it, and `most` itself.
+    for (place, digit) in digits.bytes().enumerate() {
+        let least = if place == 0 { b'1' } else { b'0' };
+        if digit > least {
+            let (start, rest) = (&digits[..place], any(digits.len() - place - 1));
+            parts.push(format!("{start}[{}-{}]{rest}", char::from(least), char::from(digit - 1)));
+        }
+    }
+    parts.push(digits);
+    parts.join("|")
+}
+
+/// One of these texts, or none.
+fn one_of(accepted: &[&str]) -> Value {
+    let values: Vec<Value> = accepted.iter().map(|&text| Value::from(text)).chain([Value::Null]).collect();
+    json!({ "enum": values })
+}
+
+fn schema<'a>(document: &'a mut Value, name: &str) -> &'a mut Value {
+    &mut document["components"]["schemas"][name]
+}
+
+/// Adds `keywords` to those of a property. A choice between schemas takes the place of its type.
+fn bound(schema: &mut Value, property: &str, keywords: Value) {
+    let Value::Object(keywords) = keywords else { return };
+    let none = Map::new();
+    let known = schema["properties"][property].as_object().unwrap_or(&none).clone();
+    let mut merged: Map<String, Value> = match keywords.contains_key("oneOf") {
+        true => known.into_iter().filter(|(keyword, _)| keyword == "description").collect(),
+        false => known,
+    };
+    merged.extend(keywords);
+    schema["properties"][property] = Value::Object(merged);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_the_expression_are_those_up_to_the_most() {
+        for (most, expression) in [
+            (1, "1"),
+            (9, "[1-8]|9"),
+            (30, "[1-9]|[1-2][0-9]|30"),
+            (250, "[1-9]|[1-9][0-9]|[1-1][0-9]{2}|2[0-4][0-9]|250"),
+        ] {
+            assert_eq!(up_to(most), expression);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+// The page: a form, the cards of its last draw, and the frontier.
+
+import { Card, html } from "./card.js";
+import { Refusal, bodyOf, draw, get, useKey } from "./draw.js";
+import { text } from "./plan.js";
+import { Plot } from "./plot.js";
+import { deadline as inWords, milliseconds, roundUp, share } from "./words.js";
+
+const NAMED = ["fast", "balanced", "best"];
+const LARGEST_SEED = 2n ** 64n - 1n;
+const ANY = "";
+// Of a deadline, what encoding an image and handing it over takes.
+const WAY_MS = 3;
+
+const $ = (id) => document.getElementById(id);
+let model = null;
+let plot = null;
+let running = null;
+let cards = [];
+
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey($("key").value.trim());
+  start();
+});
+start();
+
+async function start() {
+  try {
+    model = await get("/subnets");
+  } catch (error) {
+    return excuse(error);
+  }
+  complain($("trouble"), null);
+  $("key-form").hidden = true;
+  describe();
+  offerClasses();
+  offerBudgets();
+  offerFrontier();
+  reseed();
+  recall();
+  refresh();
+  $("main").hidden = false;
+  $("reseed").addEventListener("click", () => { reseed(); refresh(); });
+  $("form").addEventListener("input", refresh);
+  $("form").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+  $("deadline").addEventListener("input", () => { $("use-deadline").checked = true; refresh(); });
+}
+
+/** Says why there is nothing to see yet, and what helps: waiting, or a key. */
+function excuse(error) {
+  $("model").textContent = "";
+  complain($("trouble"), error.message);
+  if (error.code === "starting") setTimeout(start, 1000);
+  $("key-form").hidden = error.code !== "unauthorized";
+}
+
+function describe() {
+  const { image, subnets, model: name } = model;
+  const full = subnets[subnets.length - 1];
+  const size = image.channels === 1 ? `${image.width} × ${image.height} grey pixels` : `${image.width} × ${image.height} pixels`;
+  const millions = (full.parameters / 1e6).toPrecision(3);
+  $("model").replaceChildren(html("strong", {}, name), `: ${size}, ${subnets.length} widths in one network of ${millions} M parameters`);
+}
+
+function offerClasses() {
+  $("class-field").hidden = model.classes.length === 0;
+  $("guidance-field").hidden = model.classes.length === 0;
+  const chip = (value, text, index) => {
+    const input = html("input", { type: "radio", name: "class", value, id: `class-${index}` });
+    return html("span", {}, input, html("label", { for: `class-${index}` }, text));
+  };
+  $("classes").replaceChildren(...model.classes.map((name, index) => chip(name, name, index)), chip(ANY, "any", "any"));
+  $("classes").querySelector("input").checked = true;
+}
+
+/** The plan of a named budget. */
+function planOf(name) {
+  const budget = model.budgets[name];
+  return typeof budget === "string" ? budget : budget.plan;
+}
+
+function offerBudgets() {
+  const row = (name) => {
+    const input = html("input", { type: "checkbox", name: "budget", value: name, id: `budget-${name}` });
+    input.checked = name !== "balanced";
+    return html("div", { class: "budget" }, input, html("label", { for: `budget-${name}` }, name), html("code", { class: "plan-text" }, ...text(planOf(name))));
+  };
+  $("budgets").replaceChildren(...NAMED.filter((name) => name in model.budgets).map(row));
+}
+
+/** Whether the server knows what plans take. */
+function measured() {
+  return model.frontier?.length > 0;
+}
+
+function drawPoint({ plan }) {
+  run([{ title: "one plan", budget: `exact:${plan}` }]);
+}
+
+function offerFrontier() {
+  if (!measured()) return;
+  const names = {};
+  for (const name of NAMED.filter((name) => name in model.budgets)) {
+    names[planOf(name)] = names[planOf(name)] ? `${names[planOf(name)]}, ${name}` : name;
+  }
+  $("frontier").hidden = false;
+  $("deadline-row").hidden = false;
+  // The plot is made for its width, so that its letters have the page's size on every screen.
+  new ResizeObserver(([{ contentRect }]) => {
+    if (contentRect.width === 0 || contentRect.width === plot?.width) return;
+    plot = new Plot(contentRect.width, model.frontier, model.metric, names, say, drawPoint);
+    $("plot").replaceChildren(plot.element);
+    show();
+  }).observe($("plot"));
+  say(null);
+}
+
+/** The slider's deadline, ms: from the fastest plan of the frontier to the best, and a little for the way there. */
+function deadline() {
+  const [least, most] = [model.frontier[0].ms, model.frontier[model.frontier.length - 1].ms].map((ms) => ms * 1.25 + WAY_MS);
+  return roundUp(least * (most / least) ** ($("deadline").value / 1000));
+}
+
+/** What the frontier promises for a deadline, on an idle machine. */
+function promised(ms) {
+  return model.frontier.filter((point) => point.ms <= ms - WAY_MS).pop() ?? model.frontier[0];
+}
+
+function say(point) {
+  const best = model.frontier[model.frontier.length - 1];
+  const { plan, quality, ms } = point ?? best;
+  $("readout").replaceChildren(point ? "" : "best: ", html("code", { class: "plan-text" }, ...text(plan)), ` quality ${share(quality)}, ${milliseconds(ms)} alone`);
+}
+
+function reseed() {
+  $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
+}
+
+function complain(element, message) {
+  element.textContent = message ?? "";
+  element.hidden = !message;
+}
+
+/** The form's fields, or null with the problem said beside its field. */
+function fields() {
+  const seed = $("seed").value.trim();
+  const goodSeed = /^[0-9]{1,20}$/.test(seed) && BigInt(seed) <= LARGEST_SEED;
+  complain($("seed-problem"), goodSeed ? null : `The seed must be a whole number from 0 to ${LARGEST_SEED}.`);
+  $("seed").setAttribute("aria-invalid", !goodSeed);
+
+  const chosen = document.querySelector("input[name=class]:checked")?.value ?? ANY;
+  const className = chosen === ANY ? null : chosen;
+  $("guidance").disabled = className === null;
+  $("guidance-hint").textContent = className === null ? "needs a class" : "1 is off";
+  const guidance = Number($("guidance").value.trim() || NaN);
+  const goodGuidance = className === null || (guidance >= 0 && guidance <= 20);
+  complain($("guidance-problem"), goodGuidance ? null : "Guidance must be 0 to 20.");
+  $("guidance").setAttribute("aria-invalid", !goodGuidance);
+  return goodSeed && goodGuidance ? { className, seed: String(BigInt(seed)), guidance } : null;
+}
+
+/** The budgets that are checked, from the quickest. */
+function budgets() {
+  const named = [...document.querySelectorAll("#budgets input:checked")].map(({ value }) => ({ title: value, budget: value }));
+  if (!measured() || !$("use-deadline").checked) return named;
+  const own = { title: `within ${inWords(deadline())}`, budget: `${deadline()}ms` };
+  const ms = (name) => model.frontier.find((point) => point.plan === planOf(name))?.ms ?? Infinity;
+  const place = named.findIndex(({ budget }) => ms(budget) > promised(deadline()).ms);
+  return place < 0 ? [...named, own] : named.toSpliced(place, 0, own);
+}
+
+/** Shows what the form says now. */
+function refresh() {
+  const request = fields();
+  const chosen = budgets();
+  complain($("budget-problem"), chosen.length ? null : "Check at least one budget.");
+  if (measured()) {
+    $("deadline-text").textContent = inWords(deadline());
+    $("deadline").setAttribute("aria-valuetext", inWords(deadline()));
+    $("deadline-plan").replaceChildren(...text(promised(deadline()).plan));
+  }
+  show();
+  if (!request || !chosen.length) return;
+  const quoted = bodyOf(request).replaceAll("'", "'\\''");
+  $("shell").textContent = chosen
+    .map(({ budget }) => `curl '${location.origin}/generate?budget=${budget}' \\\n  -H 'content-type: application/json' \\\n  -d '${quoted}' -o ${budget}.png`)
+    .join("\n");
+  remember(request, chosen);
+}
+
+/** Shows on the plot what the form asks and what was served. */
+function show() {
+  plot?.mark($("use-deadline").checked ? deadline() : null);
+  plot?.serve(cards.filter(({ result }) => result).map(({ result, total }) => ({ ...result, ms: total })));
+}
+
+/** Keeps the form in the address, so that it can be shared and reloaded. */
+function remember({ className, seed, guidance }, chosen) {
+  const state = new URLSearchParams({ class: className ?? ANY, seed, guidance, budgets: chosen.map(({ budget }) => budget).join(" ") });
+  if (measured()) state.set("deadline", $("deadline").value);
+  history.replaceState(null, "", `#${state}`);
+}
+
+function recall() {
+  const state = new URLSearchParams(location.hash.slice(1));
+  for (const name of ["seed", "guidance", "deadline"]) if (state.has(name)) $(name).value = state.get(name);
+  const known = [...document.querySelectorAll("input[name=class]")].find(({ value }) => value === state.get("class"));
+  if (known) known.checked = true;
+  if (!state.has("budgets")) return;
+  const chosen = state.get("budgets").split(" ");
+  for (const box of document.querySelectorAll("#budgets input")) box.checked = chosen.includes(box.value);
+  $("use-deadline").checked = chosen.some((budget) => /^[0-9]+ms$/.test(budget));
+}
+
+function submit() {
+  if (running) return running.abort();
+  const chosen = budgets();
+  if (chosen.length) run(chosen);
+}
+
+/** Draws the form's image by each of `chosen`, one after another. */
+async function run(chosen) {
+  const request = fields();
+  if (!request) return void document.querySelector("[aria-invalid=true]")?.focus();
+  running?.abort();
+  const mine = (running = new AbortController());
+  for (const { result } of cards) if (result?.url.startsWith("blob:")) URL.revokeObjectURL(result.url);
+  cards = chosen.map(({ title }) => new Card(title, model.image));
+  $("results").replaceChildren(...cards.map((card) => card.element));
+  $("subject").textContent = `${request.className ?? "any class"}, seed ${request.seed}`;
+  $("empty").hidden = true;
+  $("draw").textContent = "Stop";
+  for (const [index, { title, budget }] of chosen.entries()) {
+    if (mine.signal.aborted) break;
+    await drawOne(cards[index], request, title, budget, mine.signal);
+  }
+  if (running === mine) {
+    running = null;
+    $("draw").textContent = "Draw";
+  }
+}
+
+async function drawOne(card, request, title, budget, signal) {
+  card.begin();
+  try {
+    const result = await draw(request, budget, card, signal);
+    card.finish(result, `${request.className ?? "an image"}, seed ${request.seed}, drawn with ${result.plan}`);
+    $("status").textContent = `${title}: drawn with ${result.plan} in ${milliseconds(card.total)}`;
+  } catch (error) {
+    if (error.name === "AbortError") return card.fail("Stopped.");
+    if (!(error instanceof Refusal)) console.error(error);
+    card.fail(error instanceof Refusal ? error.message : "The page could not show the answer.");
+    $("status").textContent = `${title}: ${error.message}`;
+  }
+  const done = cards.filter((other) => other.result);
+  const longest = Math.max(...done.map(({ total }) => total));
+  done.forEach((other) => other.scale(longest));
+  show();
+}

@@ -1,0 +1,181 @@
+"""The playground page in headless Chromium, as a visitor uses it.
+
+Usage: playground.py URL [KEY]. With a key, the server is one that asks for it.
+"""
+
+import base64
+import json
+import sys
+import tempfile
+import urllib.request
+
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+ARGUMENTS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --window-size=1280,900""".split()
+# Chromium reports every refusal of the server on the console, which the page cannot prevent.
+REFUSAL = "/generate?budget=fast - Failed to load resource: the server responded with a status of 400 (Bad Request)"
+
+
+def browser(profile):
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for argument in [*ARGUMENTS, f"--user-data-dir={profile}"]:
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+
+
+def ask(url, data=None):
+    """A plain request, without the browser."""
+    request = urllib.request.Request(url, data, {"content-type": "application/json"} if data else {})
+    with urllib.request.urlopen(request) as response:
+        return response.headers, response.read()
+
+
+class Page:
+    """The page's parts by what they are to a visitor."""
+
+    def __init__(self, driver, url):
+        self.driver, self.url = driver, url
+        driver.get(url)
+
+    def is_open(self):
+        return self.one("#main").is_displayed()
+
+    def until(self, holds):
+        WebDriverWait(self.driver, 30, poll_frequency=0.05).until(lambda _: holds())
+
+    def one(self, selector):
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector):
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def texts(self, selector):
+        return [element.text for element in self.all(selector)]
+
+    def write(self, field, text):
+        element = self.one(field)
+        element.send_keys(Keys.CONTROL, "a")
+        element.send_keys(text)
+
+    def choose(self, class_name):
+        [label] = [label for label in self.all("#classes label") if label.text == class_name]
+        label.click()
+
+    def check(self, *budgets):
+        for box in self.all("input[name=budget]"):
+            wanted = (box.get_attribute("value") if box.get_attribute("id") != "use-deadline" else "deadline") in budgets
+            if box.is_selected() != wanted:
+                box.click()
+
+    def draw(self):
+        """Draws, and gives the state of each card when all is done."""
+        self.one("#draw").click()
+        return self.finished()
+
+    def finished(self):
+        self.until(lambda: self.one("#draw").text == "Draw" and self.all(".card"))
+        return [card.get_attribute("data-state") for card in self.all(".card")]
+
+    def natural_size(self, image):
+        return self.driver.execute_script("return [arguments[0].naturalWidth, arguments[0].naturalHeight]", image)
+
+
+def main(url, *key):
+    headers, _ = ask(url)
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy, policy
+    with tempfile.TemporaryDirectory() as profile:
+        driver = browser(profile)
+        try:
+            page = Page(driver, url)
+            unlock(page, *key) if key else visit(page)
+        finally:
+            driver.quit()
+    print("the playground draws, compares, plots and explains")
+
+
+def unlock(page, key):
+    """Only the right key opens the page, and it then draws."""
+    for text, says in [("wrong", "not accepted"), (key, "")]:
+        page.until(lambda: page.one("#key").is_displayed())
+        page.write("#key", text + Keys.ENTER)
+        page.until(lambda: says in page.one("#trouble").text if says else page.is_open())
+    page.check("fast")
+    assert page.draw() == ["done"], page.texts(".card")
+
+
+def visit(page):
+    page.until(page.is_open)
+    subnets = json.loads(ask(f"{page.url}/subnets")[1])
+    plans = {name: budget["plan"] for name, budget in subnets["budgets"].items()}
+    assert page.texts("#classes label") == ["top", "bottom", "any"], page.texts("#classes label")
+    assert page.texts("#budgets code") == [plans[name] for name in ("fast", "balanced", "best")]
+
+    # Two budgets of one seed, side by side, are what the API draws.
+    page.choose("bottom")
+    page.write("#seed", "42")
+    page.check("fast", "best")
+    assert page.draw() == ["done", "done"], page.texts(".card")
+    assert page.texts(".card h3") == ["fast", "best"]
+    assert page.texts(".card .plan") == [plans["fast"], plans["best"]], page.texts(".card .plan")
+    for card, budget in zip(page.all(".card"), ("fast", "best")):
+        image = card.find_element(By.TAG_NAME, "img")
+        assert page.natural_size(image) == [8, 8] and image.size["width"] > 100, image.size
+        assert image.get_attribute("alt") == f"bottom, seed 42, drawn with {plans[budget]}"
+        drawn = base64.b64decode(image.get_attribute("src").split(",")[1])
+        assert drawn == ask(f"{page.url}/generate?budget={budget}", b'{"class":"bottom","seed":42}')[1]
+        for part in ("ms", "quality", "queue", "denoise", "encode"):
+            assert part in card.text, card.text
+    assert [ring.get_attribute("data-plan") for ring in page.all(".served circle")] == [plans["fast"], plans["best"]]
+
+    # The plot says what lies under the pointer, and draws by keyboard what is chosen on it.
+    assert len(page.all(".dot")) == len(subnets["frontier"])
+    ActionChains(page.driver).move_to_element(page.one(f".dot[data-plan='{plans['balanced']}'] .point")).perform()
+    assert plans["balanced"] in page.one("#readout").text, page.one("#readout").text
+    page.driver.execute_script("document.querySelector('.dot[tabindex=\"0\"]').focus()")
+    ActionChains(page.driver).send_keys(Keys.ARROW_RIGHT, Keys.ENTER).perform()
+    assert page.finished() == ["done"] and page.texts(".card .plan") == [subnets["frontier"][1]["plan"]]
+
+    # A deadline of its own, moved by keyboard; a reload keeps the form.
+    page.check("deadline")
+    page.one("#deadline").send_keys(Keys.END)
+    assert page.one("#deadline-plan").text == plans["best"]
+    assert page.draw() == ["done"] and page.texts(".card h3")[0].startswith("within "), page.texts(".card")
+    page.driver.refresh()
+    page.until(page.is_open)
+    assert page.one("#seed").get_attribute("value") == "42" and page.one("#use-deadline").is_selected()
+
+    # What cannot be is said in words: by the page where it knows, by the server where it alone does.
+    page.check("fast")
+    for field, text, says in [("seed", "many", "whole number"), ("guidance", "21", "0 to 20")]:
+        page.write(f"#{field}", text)
+        page.one("#draw").click()
+        assert says in page.one(f"#{field}-problem").text and not page.all(".card"), page.one(f"#{field}-problem").text
+        page.write(f"#{field}", "1")
+    page.check()
+    page.one("#draw").click()
+    assert "at least one" in page.one("#budget-problem").text and not page.all(".card")
+    page.check("fast")
+    page.driver.execute_script("document.querySelector('input[name=class]:checked').value = 'sideways'")
+    assert page.draw() == ["failed"]
+    assert page.texts(".card .problem") == [
+        "Class `sideways` is unknown: accepted are top, bottom, or their index from 0."
+    ], page.texts(".card .problem")
+
+    # On a phone nothing is wider than the screen.
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 390
+
+    said = [entry["message"] for entry in page.driver.get_log("browser")]
+    assert said == [f"{page.url}{REFUSAL}"], said
+
+
+main(*sys.argv[1:])
