@@ -39,8 +39,6 @@ pub(super) struct Taken {
     images: u32,
     /// The quality that an idle machine would have given, where it is known.
     asked: Option<f64>,
-    /// Whether the plan is the client's own.
-    exact: bool,
     arrived: Instant,
     within: Duration,
 }
@@ -82,14 +80,13 @@ pub(super) fn take(
         Some(seed) => seed,
         None => getrandom::u64().map_err(|e| ApiError::Internal(e.to_string()))? >> (u64::BITS - DRAWN_SEED_BITS),
     };
-    let exact = matches!(budget, Budget::Exact(_));
     // The engine's deadline leaves time to encode and to answer.
     let drawn_within = within.saturating_sub(state.answering.reserve());
     let job = Job { wish, arrived, within: drawn_within, seed, images, class, guidance, events };
     let ticket = state.fleet.submit(job)?;
     let planned = ticket.planned().plan.clone();
     observation.set_plan(&planned);
-    Ok(Taken { ticket, planned, seed, images, asked, exact, arrived, within })
+    Ok(Taken { ticket, planned, seed, images, asked, arrived, within })
 }
 
 impl Taken {
@@ -98,16 +95,16 @@ impl Taken {
     /// # Errors
     /// [`ApiError::Timeout`], or what the engine says.
     pub async fn drawn(self, state: &AppState, observation: &mut Observation) -> Result<Drawn, ApiError> {
-        let Self { ticket, planned, seed, images, asked, exact, arrived, within } = self;
+        let Self { ticket, planned, seed, images, asked, arrived, within } = self;
         let limit = state.limits.request_timeout_s;
         // Dropping the ticket, here or with this whole future when the client goes away, cancels the job.
         let finished = tokio::time::timeout(Duration::from_secs(limit), ticket.wait());
         let finished = finished.await.map_err(|_| ApiError::Timeout(limit))??;
         finished.plans.iter().for_each(|plan| observation.set_plan(plan));
-        let of = |plan: &Arc<Plan>| match exact {
-            true => state.ladder.quality(plan),
-            false => state.ladder.estimate(plan, &state.times),
-        };
+        // A plan that is neither measured nor what was planned is one of the frontier that changed on the way.
+        let changed =
+            |plan: &Arc<Plan>| (*plan != planned).then(|| state.ladder.estimate(plan, &state.times)).flatten();
+        let of = |plan: &Arc<Plan>| state.ladder.quality(plan).or_else(|| changed(plan));
         let qualities: Option<Vec<f64>> = finished.plans.iter().map(of).collect();
         let quality = qualities.map(|qualities| qualities.iter().sum::<f64>() / qualities.len().max(1) as f64);
         if let (Some(asked), Some(served)) = (asked, quality) {

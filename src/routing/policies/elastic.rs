@@ -9,14 +9,15 @@
 //!   time lies between two rungs, images take turns on them.
 //! - **Running images are re-planned** only if deadlines do not hold otherwise: then what is left of them is shortened.
 //! - **The most urgent image leads**; its call is filled up with others at the same subnet, in the order of their
-//!   deadlines, up to the batch at which a sample is cheapest, or less where the leader has no time for that.
+//!   deadlines, up to the batch at which a sample is cheapest, or less where the leader has no time for that. An image
+//!   that would begin at another width takes the leader's instead where that costs no more in its company.
 
 use super::{exact_seconds, fill, rows, work};
 use crate::diffusion::plan::Plan;
 use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
 use crate::routing::demand::Demand;
 use crate::routing::runs::{Order, Run, Running, Runs};
-use crate::routing::{Ladder, StepTimes};
+use crate::routing::{Ladder, Rung, StepTimes};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -286,12 +287,32 @@ impl Elastic {
         batch
     }
 
-    /// Begins the next image of the request at `place`.
-    fn begin(&mut self, place: usize, now: Duration, urgent: usize) -> (Member, Arc<Plan>) {
-        let cap = self.next_cap(now, urgent);
-        let wish = self.runs.iter().nth(place).map(|run| run.ask.wish.clone());
-        let plan = wish.map_or_else(|| self.ladder.rungs()[0].plan.clone(), |wish| self.plan(&wish, cap));
-        (self.runs.begin(place, plan.clone(), &self.times), plan)
+    /// The plan by which an image under `cap` joins calls of `subnet` that have so many rows: its own if that begins
+    /// there, or else a better one that does and takes no longer in their company than its own would apart.
+    fn joining(&self, wish: &Wish, cap: usize, subnet: usize, rows: usize) -> Option<Arc<Plan>> {
+        let own = self.plan(wish, cap);
+        if self.times.subnet(own.subnet_at(0)) == Some(subnet) {
+            return Some(own);
+        }
+        let (floor, top) = self.range(wish)?;
+        let (rungs, low) = (self.ladder.rungs(), cap.clamp(floor, top));
+        // What one more sample adds to the calls of a subnet, given how many are there.
+        let more = |subnet: usize, rows: usize| {
+            let without = if rows == 0 { 0.0 } else { self.times.measured(subnet, rows) };
+            self.times.measured(subnet, rows + 1) - without
+        };
+        let running = |subnet: usize| {
+            let at = |run: &Run| run.ask.rows * run.running.iter().filter(|image| image.subnet == subnet).count();
+            self.runs.iter().map(at).sum()
+        };
+        let apart: f64 =
+            rungs[low].calls.iter().map(|&(subnet, count)| count as f64 * more(subnet, running(subnet))).sum();
+        let together = |rung: &&Rung| match rung.calls[..] {
+            [(only, count)] => only == subnet && count as f64 * more(subnet, rows) <= apart,
+            _ => false,
+        };
+        let better = rungs.get(low + 1..=top).unwrap_or_default();
+        better.iter().find(together).map(|rung| rung.plan.clone())
     }
 }
 
@@ -331,8 +352,12 @@ impl Policy for Elastic {
             0
         });
         // The most urgent request leads; its next image begins where none of it runs.
-        if self.runs.iter().next()?.running.is_empty() {
-            plans.push(self.begin(0, now, urgent));
+        let leader = self.runs.iter().next()?;
+        if leader.running.is_empty() {
+            let wish = leader.ask.wish.clone();
+            let cap = self.next_cap(now, urgent);
+            let plan = self.plan(&wish, cap);
+            plans.push((self.runs.begin(0, plan.clone(), &self.times), plan));
         }
         let leader = self.runs.iter().next()?;
         let first = leader.running.first()?;
@@ -341,12 +366,17 @@ impl Policy for Elastic {
         let mut members = fill(&self.runs, subnet, batch);
         while let Some(place) = self.runs.iter().position(|run| run.waiting() > 0) {
             let run = self.runs.iter().nth(place)?;
-            let plan = self.plan(&run.ask.wish, urgent.min(self.fair_cap().0));
-            let joins = self.times.subnet(plan.subnet_at(0)) == Some(subnet);
-            if !joins || rows(&self.runs, &members) + run.ask.rows > batch {
+            let (wish, company) = (run.ask.wish.clone(), rows(&self.runs, &members));
+            if company + run.ask.rows > batch {
                 break;
             }
-            plans.push(self.begin(place, now, urgent));
+            let owed = self.owed;
+            let cap = self.next_cap(now, urgent);
+            let Some(plan) = self.joining(&wish, cap, subnet, company) else {
+                self.owed = owed;
+                break;
+            };
+            plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
             members = fill(&self.runs, subnet, batch);
         }
         let takes = self.times.call(subnet, rows(&self.runs, &members));
@@ -367,5 +397,28 @@ impl Policy for Elastic {
     fn work(&self) -> Duration {
         let image = |wish: &Wish| self.waiting(wish, 0).0;
         Duration::from_secs_f64(self.times.scale() * work(&self.runs, image))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_company_is_cheap_an_image_takes_the_width_that_runs() {
+        let joins = |full_batch_ms: f64| {
+            let row = |name: &str, ms: f64, batch: f64| (name.to_owned(), vec![(1, ms / 1e3), (8, batch / 1e3)]);
+            let rows = [row("0.250", 1.0, 8.0), row("0.500", 2.0, 16.0), row("full", 4.0, full_batch_ms)];
+            let times = StepTimes::new(rows, 8);
+            let plans = [("dpmpp2m-4@0.250", 0.8), ("dpmpp2m-8@full", 0.96)];
+            let ladder = Ladder::new(plans.map(|(plan, quality)| (plan.parse().unwrap(), quality)), &times).unwrap();
+            let policy = Elastic::new(ladder, times, 8);
+            let plan = |target| policy.joining(&Wish::Quality { floor: 0.0, target }, 0, 2, 2);
+            assert_eq!(plan(0.8), None, "it may have no better one");
+            plan(1.0).map(|plan| plan.to_string())
+        };
+        // Eight more samples in calls that run anyway, or four calls of its own of 4 ms together.
+        assert_eq!(joins(7.0).as_deref(), Some("dpmpp2m-8@full"), "0.43 ms more a call");
+        assert_eq!(joins(8.0), None, "0.57 ms more a call");
     }
 }
