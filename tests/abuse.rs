@@ -1,16 +1,13 @@
 //! Clients that break the rules, and load beyond all bounds: nothing hangs, nothing is lost, memory stays where it is.
 
-#[path = "support/running.rs"]
-mod running;
+#[path = "support/server.rs"]
+mod server;
 mod support;
 
-use running::{JSON, Place, Running, ask};
+use server::{DEADLINE, JSON, Server, Workspace, ask, until};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
-
-/// Longer than anything here takes, also on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
@@ -54,30 +51,21 @@ fn metric(address: SocketAddr, name: &str) -> f64 {
     page.lines().filter_map(value).sum()
 }
 
-#[track_caller]
-fn until(what: &str, holds: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < DEADLINE, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 fn serves(address: SocketAddr) {
     assert!(ask(address, "POST /generate?budget=fast", JSON, "{}").0.starts_with("HTTP/1.1 200"));
     assert_eq!(ask(address, "GET /livez", "", "").1, "ok");
 }
 
-fn start(settings: &str) -> (Place, Running, SocketAddr) {
-    let place = Place::new(settings);
-    let mut server = Running::start(&mut place.command());
-    let address = server.address("ready");
-    (place, server, address)
+fn start(settings: &str) -> (Server, SocketAddr) {
+    // The process has read all that it needs when it is ready.
+    let server = Workspace::new(settings).serve();
+    let address = server.address;
+    (server, address)
 }
 
 #[test]
 fn malformed_requests_are_answered_or_cut_off_and_the_server_serves_on() {
-    let (_place, _server, address) = start("[limits]\nheader_timeout_s = 2\nbody_timeout_s = 2");
+    let (_server, address) = start("[limits]\nheader_timeout_s = 2\nbody_timeout_s = 2");
     let huge = "x".repeat(1 << 20);
     for (bytes, accepted) in [
         ("\0\0\0\0\r\n\r\n".to_owned(), &[Some(400)][..]),
@@ -110,7 +98,7 @@ fn malformed_requests_are_answered_or_cut_off_and_the_server_serves_on() {
 
 #[test]
 fn a_thousand_slow_connections_neither_stop_the_server_nor_stay() {
-    let (_place, _server, address) = start("[limits]\nheader_timeout_s = 3\nmax_connections = 1200");
+    let (_server, address) = start("[limits]\nheader_timeout_s = 3\nmax_connections = 1200");
     // A thousand heads that never end, and some bodies that never come.
     let mut slow: Vec<TcpStream> =
         (0..1000).map(|_| send(address, "POST /generate HTTP/1.1\r\nhost: x\r\nx-slow: a")).collect();
@@ -125,7 +113,7 @@ fn a_thousand_slow_connections_neither_stop_the_server_nor_stay() {
 
 #[test]
 fn half_closed_connections_get_their_images() {
-    let (_place, _server, address) = start("");
+    let (_server, address) = start("");
     let streams: Vec<TcpStream> = (0..20)
         .map(|_| {
             let stream = send(address, &request("?budget=fast", "{}"));
@@ -141,7 +129,7 @@ fn half_closed_connections_get_their_images() {
 
 #[test]
 fn a_storm_of_cancellations_leaves_nothing_behind() {
-    let (_place, _server, address) = start("");
+    let (_server, address) = start("");
     let long = "?budget=exact:heun-250@full";
     for round in 0..20 {
         let streams: Vec<TcpStream> =
@@ -161,7 +149,7 @@ fn a_storm_of_cancellations_leaves_nothing_behind() {
 
 #[test]
 fn sigterm_at_full_load_loses_nothing_that_was_admitted() {
-    let (_place, server, address) = start("[limits]\ndrain_grace_s = 0");
+    let (server, address) = start("[limits]\ndrain_grace_s = 0");
     let clients: Vec<_> = (0..16)
         .map(|client| {
             std::thread::spawn(move || {
@@ -203,7 +191,7 @@ fn resident(address: SocketAddr) -> f64 {
 #[test]
 fn memory_stays_bounded_under_overload() {
     let seconds: f64 = std::env::var("OVERLOAD_SECONDS").map_or(4.0, |text| text.parse().unwrap());
-    let (_place, _server, address) = start("queue_images = 64");
+    let (_server, address) = start("queue_images = 64");
     let storm = |until: Instant| {
         let client = move |client: u64| {
             let mut answers = [0u64; 2];

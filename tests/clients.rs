@@ -52,8 +52,8 @@ fn require(path: &Path) {
 #[test]
 fn the_official_openai_client_works_unchanged() {
     let clients = Clients::find();
-    let workspace = Workspace::of(&CLASSES, "");
-    clients.run("python", &["openai_client.py", "http://SERVER"], &workspace.serve_with(&[]));
+    let workspace = Workspace::new("");
+    clients.run("python", &["openai_client.py", "http://SERVER"], &workspace.serve());
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     let args = ["--config-file", "schemathesis.toml", "run", "http://SERVER/openapi.json"];
     for (classes, more) in [(&CLASSES[..], &[][..]), (&[], &["--include-tag", "images"])] {
         let workspace = Workspace::of(classes, "[limits]\nmax_n = 4\nmax_steps = 30");
-        clients.run("schemathesis", &[&args, more].concat(), &workspace.serve_with(&[]));
+        clients.run("schemathesis", &[&args, more].concat(), &workspace.serve());
     }
 }
 
@@ -72,8 +72,8 @@ fn the_playground_draws_in_a_browser() {
         require(program.as_ref());
     }
     let clients = Clients::find();
-    let workspace = Workspace::of(&CLASSES, "");
-    clients.run("python", &["playground.py", "http://SERVER"], &workspace.serve_with(&[]));
-    let locked = Workspace::of(&CLASSES, &format!("[auth]\nkey_hashes = [{:?}]", KeyHash::of(KEY).line()));
-    clients.run("python", &["playground.py", "http://SERVER", KEY], &locked.serve_with(&[]));
+    let workspace = Workspace::new("");
+    clients.run("python", &["playground.py", "http://SERVER"], &workspace.serve());
+    let locked = Workspace::new(&format!("[auth]\nkey_hashes = [{:?}]", KeyHash::of(KEY).line()));
+    clients.run("python", &["playground.py", "http://SERVER", KEY], &locked.serve());
 }

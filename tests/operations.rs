@@ -1,10 +1,10 @@
 //! `accordion serve` as an operator meets it: probes, logs, keys, signals.
 
-#[path = "support/running.rs"]
-mod running;
+#[path = "support/server.rs"]
+mod server;
 mod support;
 
-use running::{JSON, Place, Running, ask};
+use server::{JSON, Running, Workspace, ask};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use support::{accordion, assert_refused, text};
 
 #[test]
 fn probes_are_answered_while_the_model_loads() {
-    let place = Place::new("[limits]\ndrain_grace_s = 0");
+    let place = Workspace::new("[limits]\ndrain_grace_s = 0");
     // The model's card comes through a pipe: loading waits until the test writes it.
     let card = place.path("model/model.toml");
     let content = std::fs::read(&card).unwrap();
@@ -37,14 +37,14 @@ fn probes_are_answered_while_the_model_loads() {
 
 #[test]
 fn a_model_that_cannot_be_loaded_ends_the_server() {
-    let place = Place::new("");
+    let place = Workspace::new("");
     std::fs::write(place.path("model/model.toml"), "name = 1").unwrap();
     assert_refused(&place.command().output().unwrap(), &[text(&place.path("model/model.toml")), "name"]);
 }
 
 #[test]
 fn sigterm_fails_readiness_first_and_a_second_one_ends_at_once() {
-    let place = Place::new("[limits]\ndrain_grace_s = 3600");
+    let place = Workspace::new("[limits]\ndrain_grace_s = 3600");
     let mut server = Running::start(&mut place.command());
     let address = server.address("ready");
     server.terminate();
@@ -66,7 +66,7 @@ fn a_key_opens_the_server_and_no_log_shows_it() {
     let output = hashing.wait_with_output().unwrap();
     let hash = String::from_utf8(output.stdout).unwrap().trim_end().to_owned();
 
-    let place = Place::new("log_format = 'text'");
+    let place = Workspace::new("log_format = 'text'");
     let mut command = place.command();
     command.args(["--log-format", "json"]).env("ACCORDION_LOG", "trace").env("ACCORDION_KEY_HASHES", &hash);
     let mut server = Running::start(&mut command);
@@ -108,7 +108,7 @@ fn a_key_opens_the_server_and_no_log_shows_it() {
 
 #[test]
 fn a_key_given_in_place_of_its_hash_is_refused_and_not_shown() {
-    let place = Place::new("");
+    let place = Workspace::new("");
     let output = place.command().env("ACCORDION_KEY_HASHES", "my-plain-key").output().unwrap();
     assert_refused(&output, &["--key-hashes", "entry 0", "accordion hash-key"]);
     assert!(!String::from_utf8_lossy(&output.stderr).contains("my-plain-key"));
@@ -121,7 +121,7 @@ fn a_key_given_in_place_of_its_hash_is_refused_and_not_shown() {
 
 #[test]
 fn a_config_is_checked_without_serving() {
-    let place = Place::new("");
+    let place = Workspace::new("");
     let check = || place.command().arg("--check-config").output().unwrap();
     let output = check();
     let config = place.path("serve.toml");
@@ -140,7 +140,7 @@ fn a_config_is_checked_without_serving() {
 
 #[test]
 fn the_agent_s_port_says_ready_and_then_drain() {
-    let place = Place::new("agent_listen = \"127.0.0.1:0\"\n[limits]\ndrain_grace_s = 3600");
+    let place = Workspace::new("agent_listen = \"127.0.0.1:0\"\n[limits]\ndrain_grace_s = 3600");
     let mut server = Running::start(&mut place.command());
     let agent = server.address("answering agent-checks");
     server.address("ready");

@@ -1,11 +1,11 @@
 //! `--features otlp`: a collector on loopback gets the span of a request.
 
-#[path = "support/running.rs"]
-mod running;
+#[path = "support/server.rs"]
+mod server;
 #[allow(dead_code, reason = "what a server needs of it is little")]
 mod support;
 
-use running::{JSON, Place, Running, ask};
+use server::{JSON, Running, Workspace, ask};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
@@ -31,7 +31,7 @@ fn receive(listener: &TcpListener) -> (String, Vec<u8>) {
 #[test]
 fn a_collector_gets_the_span_whose_id_the_answer_names() {
     let collector = TcpListener::bind("127.0.0.1:0").unwrap();
-    let place = Place::new("[limits]\ndrain_grace_s = 0");
+    let place = Workspace::new("[limits]\ndrain_grace_s = 0");
     let mut command = place.command();
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", collector.local_addr().unwrap()));
     let mut server = Running::start(&mut command);
@@ -61,7 +61,7 @@ fn a_collector_gets_the_span_whose_id_the_answer_names() {
 
 #[test]
 fn without_a_collector_the_server_serves_and_says_that_traces_are_not_recorded() {
-    let place = Place::new("");
+    let place = Workspace::new("");
     let mut server = Running::start(&mut place.command());
     let address = server.address("ready");
     let (head, _) = ask(address, "POST /generate", JSON, "{}");

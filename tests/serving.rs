@@ -9,7 +9,7 @@ use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::{Model, Runner, Threads};
 use accordion::routing::Fixed;
 use image::ImageFormat;
-use server::{BUDGETS, DEADLINE, Server, Workspace};
+use server::{BUDGETS, DEADLINE, JSON, Server, Workspace, until};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -20,14 +20,6 @@ use support::{CLASSES, accordion, assert_refused, text};
 const SIDE: u32 = 8;
 
 impl Workspace {
-    fn new() -> Self {
-        Self::of(&CLASSES, "")
-    }
-
-    fn serve(&self) -> Server {
-        self.serve_with(&[])
-    }
-
     /// Runs `accordion generate` with `--out` in this folder.
     fn generate(&self, out: &str, args: &[&str]) -> std::process::Output {
         let (model, out) = (self.path("model"), self.path(out));
@@ -94,8 +86,6 @@ fn send(address: SocketAddr, request: &str, headers: &str, body: &str) -> TcpStr
     stream
 }
 
-const JSON: &str = "content-type: application/json\r\n";
-
 /// Asks for images and leaves the connection open for them.
 fn ask(address: SocketAddr, query: &str, body: &str) -> TcpStream {
     send(address, &format!("POST /generate{query}"), JSON, body)
@@ -118,23 +108,13 @@ impl Server {
     }
 }
 
-/// Polls until `holds`.
-#[track_caller]
-fn until(what: &str, holds: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < DEADLINE, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 fn decoded(file: &[u8], format: ImageFormat) -> image::GrayImage {
     image::load_from_memory_with_format(file, format).unwrap().into_luma8()
 }
 
 #[test]
 fn each_budget_draws_with_its_plan_and_says_what_it_did() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::new("");
     let server = workspace.serve();
     for (path, says) in [("/livez", "ok"), ("/readyz", "ok")] {
         let reply = server.get(path);
@@ -167,7 +147,7 @@ fn each_budget_draws_with_its_plan_and_says_what_it_did() {
 
 #[test]
 fn metrics_are_prometheus_text_and_count_by_budget_subnet_and_outcome() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::new("");
     let server = workspace.serve();
     for (query, body) in [
         ("?budget=fast", r#"{"n":3,"format":"webp"}"#),
@@ -222,7 +202,7 @@ fn metrics_are_prometheus_text_and_count_by_budget_subnet_and_outcome() {
 
 #[test]
 fn every_format_holds_the_same_pixels() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::new("");
     let server = workspace.serve();
     let [png, webp, jpeg] = [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Jpeg].map(|format| {
         let name = format.to_mime_type().strip_prefix("image/").unwrap();
@@ -238,7 +218,7 @@ fn every_format_holds_the_same_pixels() {
 
 #[test]
 fn a_seed_draws_the_same_bytes_alone_and_among_twenty_others() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::new("");
     let server = workspace.serve();
     let wanted = r#"{"class":"bottom","seed":11,"n":2,"guidance":1.5}"#;
     let alone = server.generate("", wanted).image();
@@ -261,7 +241,7 @@ fn a_seed_draws_the_same_bytes_alone_and_among_twenty_others() {
 
 #[test]
 fn the_cells_of_a_grid_are_the_images_of_the_seed_in_order() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::new("");
     let server = workspace.serve();
     let query = "?budget=exact:heun-4@0.500";
     let draw = |n: u32| {
@@ -294,7 +274,7 @@ fn the_cells_of_a_grid_are_the_images_of_the_seed_in_order() {
 
 #[test]
 fn a_bad_request_gets_a_status_and_a_stable_code() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::new("");
     let server = workspace.serve();
     for (query, body, status, code) in [
         ("?budget=fats", "{}", 400, "unknown_budget"),
@@ -344,7 +324,7 @@ fn a_bad_request_gets_a_status_and_a_stable_code() {
 
 #[test]
 fn a_flag_outdoes_the_config_s_threads_and_neither_changes_a_bit() {
-    let workspace = Workspace::of(&CLASSES, "threads = 3\npin = true\n[limits]\ndrain_grace_s = 0");
+    let workspace = Workspace::new("threads = 3\npin = true\n[limits]\ndrain_grace_s = 0");
     let [three, two] = [(&[][..], "threads=3"), (&["--threads", "2", "--pin"], "threads=2")].map(|(args, says)| {
         let server = workspace.serve_with(args);
         let image = server.generate("", r#"{"seed":5}"#).image();
@@ -366,7 +346,7 @@ fn what_comes_too_slowly_or_breaks_off_is_given_up() {
         "max_batch = 1\npolicy = \"fixed:heun-18@full\"\n[limits]\nbody_timeout_s = 1\nrequest_timeout_s = 1";
     let budgets =
         "[budgets.fast]\nwithin_ms = 500\n[budgets.balanced]\nwithin_ms = 500\n[budgets.best]\nwithin_ms = 500";
-    let workspace = Workspace::of(&CLASSES, "");
+    let workspace = Workspace::new("");
     std::fs::write(workspace.path("serve.toml"), format!("{settings}\n{budgets}")).unwrap();
     let server = workspace.serve();
     let head =
@@ -391,7 +371,7 @@ fn what_comes_too_slowly_or_breaks_off_is_given_up() {
 
 #[test]
 fn a_full_queue_refuses_with_the_time_to_come_back() {
-    let workspace = Workspace::of(&CLASSES, "max_batch = 1\nqueue_images = 2\n[limits]\nmax_n = 2");
+    let workspace = Workspace::new("max_batch = 1\nqueue_images = 2\n[limits]\nmax_n = 2");
     let server = workspace.serve();
     let (active, queued) = (
         || server.metric("accordion_active_images{device=\"cpu\"}"),
@@ -413,7 +393,7 @@ fn a_full_queue_refuses_with_the_time_to_come_back() {
 
 #[test]
 fn sigterm_answers_all_that_was_accepted_and_ends_well() {
-    let workspace = Workspace::of(&CLASSES, "[limits]\ndrain_grace_s = 0");
+    let workspace = Workspace::new("[limits]\ndrain_grace_s = 0");
     let server = workspace.serve();
     let body = |seed: usize| format!(r#"{{"class":"top","seed":{seed},"n":4}}"#);
     let long = "?budget=exact:heun-250@full";
@@ -437,7 +417,7 @@ fn sigterm_answers_all_that_was_accepted_and_ends_well() {
 
 #[test]
 fn a_server_that_cannot_start_says_why_in_one_sentence() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::new("");
     let server = workspace.serve();
     let address = server.address.to_string();
     assert_refused(&workspace.serve_command(&address).output().unwrap(), &[&address, "in use"]);
@@ -484,7 +464,7 @@ fn a_server_that_cannot_start_says_why_in_one_sentence() {
 
 #[test]
 fn generate_draws_what_the_server_draws() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::new("");
     let server = workspace.serve();
     let served = server.generate("?budget=exact:heun-5@0.500", r#"{"class":"top","seed":7,"n":4}"#).image();
     let args = ["--class", "top", "--seed", "7", "--n", "4", "--steps", "5", "--subnet", "0.5"];
@@ -494,7 +474,7 @@ fn generate_draws_what_the_server_draws() {
 
 #[test]
 fn generate_is_a_function_of_its_arguments() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::new("");
     let args = ["--class", "top", "--seed", "7", "--n", "3", "--steps", "5"];
     let with = |more: &[&str]| workspace.generated("grid.png", &[&args, more].concat());
     let full = with(&[]);
@@ -526,7 +506,7 @@ fn generate_is_a_function_of_its_arguments() {
 
 #[test]
 fn generate_refuses_what_it_cannot_draw_and_writes_nothing() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::new("");
     for (out, args, parts) in [
         ("a.png", &["--class", "sideways"][..], &["class", "`sideways`", "top, bottom"][..]),
         ("a.png", &["--class", "2"], &["class", "`2`", "top, bottom"]),

@@ -1,12 +1,12 @@
 //! The real binary serving a tiny model, for the tests that meet it over a socket.
+#![allow(dead_code, reason = "not every test needs all of it")]
 
-use super::support::{accordion, text, write_model};
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use super::support::{CLASSES, accordion, text, write_model};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -66,7 +66,12 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// `settings` are lines of the config before its budgets.
+    /// With the usual classes.
+    pub fn new(settings: &str) -> Self {
+        Self::of(&CLASSES, settings)
+    }
+
+    /// `settings` are the config before its budgets.
     pub fn of(classes: &[&str], settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_model(&dir.path().join("model"), classes);
@@ -81,57 +86,128 @@ impl Workspace {
     }
 
     /// The command that serves the model.
-    pub fn serve_command(&self, listen: &str) -> std::process::Command {
+    pub fn serve_command(&self, listen: &str) -> Command {
         let (config, model) = (self.path("serve.toml"), self.path("model"));
         accordion(&["serve", "--config", text(&config), "--model", text(&model), "--listen", listen])
+    }
+
+    /// `accordion serve`, on a port that the system chooses.
+    pub fn command(&self) -> Command {
+        self.serve_command("127.0.0.1:0")
+    }
+
+    /// Serves on a free port.
+    pub fn serve(&self) -> Server {
+        self.serve_with(&[])
     }
 
     /// Serves on a free port, with more arguments.
     pub fn serve_with(&self, args: &[&str]) -> Server {
         let started = Instant::now();
-        let mut child = self.serve_command("127.0.0.1:0").args(args).stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (ready, address) = mpsc::channel();
-        let log = std::thread::spawn(move || {
-            let mut log = String::new();
-            for line in stderr.lines().map_while(Result::ok) {
-                if let Some((_, rest)) = line.split_once("ready address=") {
-                    let _ = ready.send(rest.split_whitespace().next().unwrap().parse().unwrap());
-                }
-                log += &(line + "\n");
-            }
-            log
-        });
-        let address = address.recv_timeout(DEADLINE).expect("the server says when it is ready");
+        let mut running = Running::start(self.command().args(args));
+        let address = running.address("ready");
         println!("ready after {:.0} ms", started.elapsed().as_secs_f64() * 1e3);
-        Server { child, address, log: Some(log) }
+        Server { running, address }
     }
 }
 
-/// A running server; killed when dropped.
+/// A server that is ready; killed when dropped.
 pub struct Server {
-    child: Child,
+    running: Running,
     /// Where it listens.
     pub address: SocketAddr,
-    log: Option<JoinHandle<String>>,
 }
 
-impl Drop for Server {
+impl Server {
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        self.running.terminate();
+    }
+
+    /// Waits for the end of the process; its status and its log.
+    pub fn ended(self) -> (ExitStatus, String) {
+        self.running.ended()
+    }
+}
+
+/// A process with its log; killed when dropped.
+pub struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    /// What it has logged so far, as far as a test has waited for it.
+    pub log: String,
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (send, lines) = channel();
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        Self { child, lines, log: String::new() }
+    }
+
+    /// Waits for a line of the log with `what` in it; what follows `what`.
+    #[track_caller]
+    pub fn logs(&mut self, what: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("no {what} in {}", self.log));
+            self.log += &format!("{line}\n");
+            if let Some((_, rest)) = line.split_once(what) {
+                return rest.to_owned();
+            }
+        }
+    }
+
+    /// The address in the line of the log with `what` in it.
+    #[track_caller]
+    pub fn address(&mut self, what: &str) -> SocketAddr {
+        self.logs(&format!("{what} address=")).split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    pub fn terminate(&self) {
+        assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+    }
+
+    /// Waits for the end of the process; its status and all of its log.
+    pub fn ended(mut self) -> (ExitStatus, String) {
+        let log = std::mem::take(&mut self.log);
+        let log = self.lines.iter().fold(log, |log, line| log + &line + "\n");
+        (self.child.wait().unwrap(), log)
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-impl Server {
-    /// Sends SIGTERM.
-    pub fn terminate(&self) {
-        assert!(std::process::Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
-    }
+/// The answer to a request: its head, and its body as text.
+#[track_caller]
+pub fn ask(address: SocketAddr, request: &str, headers: &str, body: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let length = body.len();
+    let head =
+        format!("{request} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n");
+    stream.write_all((head + body).as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer}"));
+    (head.to_owned(), body.to_owned())
+}
 
-    /// Waits for the end of the process; its status and its log.
-    pub fn ended(mut self) -> (ExitStatus, String) {
-        let log = self.log.take().unwrap().join().unwrap();
-        (self.child.wait().unwrap(), log)
+pub const JSON: &str = "content-type: application/json\r\n";
+
+/// Polls until `holds`.
+#[track_caller]
+pub fn until(what: &str, holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < DEADLINE, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
