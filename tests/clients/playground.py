@@ -178,4 +178,5 @@ def visit(page):
     assert said == [f"{page.url}{REFUSAL}"], said
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -4,6 +4,8 @@ import { svg } from "./plan.js";
 import { deadline, milliseconds, share } from "./words.js";
 
 const EDGE = { left: 52, right: 20, top: 26, bottom: 44 };
+// The least distance of two numbers on the axis of time.
+const TICK_GAP = 46;
 
 /** The plot of `points`, [{plan, quality, ms}] in ascending order. */
 export class Plot {
@@ -39,10 +41,12 @@ export class Plot {
       group.append(svg("line", { x1: EDGE.left, x2: this.width - EDGE.right, y1: y, y2: y }),
         svg("text", { x: EDGE.left - 10, y: y + 4, "text-anchor": "end" }, quality.toFixed(step < 0.1 ? 2 : 1)));
     }
+    let written = -Infinity;
     for (let decade = 10 ** Math.floor(Math.log10(from)); decade <= to; decade *= 10) {
       for (const digit of [1, 2, 5]) {
         const ms = digit * decade;
-        if (ms < from || ms > to) continue;
+        if (ms < from || ms > to || this.x(ms) - written < TICK_GAP) continue;
+        written = this.x(ms);
         group.append(svg("text", { x: this.x(ms), y: this.height - EDGE.bottom + 20, "text-anchor": "middle" }, ms >= 1000 ? `${ms / 1000} s` : `${ms} ms`));
       }
     }
