@@ -1,7 +1,6 @@
 //! The server as others' clients meet it: the official OpenAI client, a tester of OpenAPI documents, a browser.
 
 #[path = "support/server.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
 mod server;
 mod support;
 

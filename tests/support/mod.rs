@@ -48,7 +48,6 @@ pub fn accordion(args: &[&str]) -> Command {
 
 #[allow(dead_code, reason = "not every test is refused something")]
 /// Asserts that the process refused its input: exit code 2 and one sentence on stderr with every one of `parts`.
-#[allow(dead_code, reason = "not every test is refused something")]
 #[track_caller]
 pub fn assert_refused(output: &Output, parts: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -225,8 +225,8 @@ impl Elastic {
         (cap, ((time - low) / (high - low)).clamp(0.0, 1.0))
     }
 
-    /// The rung under which the next image begins.
-    fn next_cap(&mut self, now: Duration, urgent: usize) -> usize {
+    /// The rung under which the next image of a request begins.
+    fn next_cap(&mut self, now: Duration, urgent: usize, ask: &Ask) -> usize {
         let (fair, rest) = self.fair_cap();
         self.owed += rest;
         let fair = if self.owed >= 1.0 && fair < self.ladder.top() {
@@ -241,9 +241,17 @@ impl Elastic {
         }
         // All cannot have the next rung, but perhaps this one can.
         let rungs = self.ladder.rungs();
-        let more = PLANNING_SAFETY * self.times.scale() * (rungs[urgent + 1].seconds - rungs[urgent].seconds);
+        let scale = PLANNING_SAFETY * self.times.scale();
+        let more = scale * (rungs[urgent + 1].seconds - rungs[urgent].seconds) * ask.rows as f64;
         let late = self.lateness(now, Squeeze { waiting: urgent, running: None }, None, PLANNING_SAFETY);
-        if late + more <= 0.0 { urgent + 1 } else { urgent }
+        let own = scale
+            * rungs[urgent + 1]
+                .calls
+                .iter()
+                .map(|&(subnet, count)| count as f64 * self.times.measured(subnet, ask.rows))
+                .sum::<f64>();
+        let due = ask.deadline.saturating_sub(now).as_secs_f64();
+        if late + more <= 0.0 && own <= due { urgent + 1 } else { urgent }
     }
 
     /// Time of a request on an idle machine with the fastest plans that it accepts, as it was measured.
@@ -354,9 +362,9 @@ impl Policy for Elastic {
         // The most urgent request leads; its next image begins where none of it runs.
         let leader = self.runs.iter().next()?;
         if leader.running.is_empty() {
-            let wish = leader.ask.wish.clone();
-            let cap = self.next_cap(now, urgent);
-            let plan = self.plan(&wish, cap);
+            let ask = leader.ask.clone();
+            let cap = self.next_cap(now, urgent, &ask);
+            let plan = self.plan(&ask.wish, cap);
             plans.push((self.runs.begin(0, plan.clone(), &self.times), plan));
         }
         let leader = self.runs.iter().next()?;
@@ -366,13 +374,13 @@ impl Policy for Elastic {
         let mut members = fill(&self.runs, subnet, batch);
         while let Some(place) = self.runs.iter().position(|run| run.waiting() > 0) {
             let run = self.runs.iter().nth(place)?;
-            let (wish, company) = (run.ask.wish.clone(), rows(&self.runs, &members));
-            if company + run.ask.rows > batch {
+            let (ask, company) = (run.ask.clone(), rows(&self.runs, &members));
+            if company + ask.rows > batch {
                 break;
             }
             let owed = self.owed;
-            let cap = self.next_cap(now, urgent);
-            let Some(plan) = self.joining(&wish, cap, subnet, company) else {
+            let cap = self.next_cap(now, urgent, &ask);
+            let Some(plan) = self.joining(&ask.wish, cap, subnet, company) else {
                 self.owed = owed;
                 break;
             };

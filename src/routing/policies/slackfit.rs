@@ -39,17 +39,10 @@ impl SlackFit {
             calls.iter().map(|&(subnet, count)| count as f64 * self.times.call(subnet, batch * rows)).sum::<f64>()
         };
         let width = latency(self.ladder.top(), self.max_batch) / BUCKETS;
-        let mut best: Option<((i64, usize, usize), (usize, usize))> = None;
-        for rung in 0..=self.ladder.top() {
-            for batch in 1..=most {
-                let takes = latency(rung, batch);
-                let key = ((takes / width) as i64, batch, rung);
-                if takes <= slack && best.is_none_or(|(known, _)| key > known) {
-                    best = Some((key, (rung, batch)));
-                }
-            }
-        }
-        best.map_or((0, most), |(_, choice)| choice)
+        let pairs = (0..=self.ladder.top()).flat_map(|rung| (1..=most).map(move |batch| (rung, batch)));
+        let fits = pairs.map(|(rung, batch)| (latency(rung, batch), rung, batch)).filter(|&(takes, ..)| takes <= slack);
+        let best = fits.max_by_key(|&(takes, rung, batch)| ((takes / width) as i64, batch, rung));
+        best.map_or((0, most), |(_, rung, batch)| (rung, batch))
     }
 
     fn form(&mut self, now: Duration) -> Option<Turn> {
