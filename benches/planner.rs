@@ -1,5 +1,7 @@
 //! What a decision of the policy costs while requests wait: `cargo bench --bench planner`.
 
+#![allow(missing_docs, reason = "criterion makes functions of its own")]
+
 use accordion::engine::policy::{Ask, Policy, Wish};
 use accordion::routing::{Ladder, PolicyChoice, StepTimes};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
