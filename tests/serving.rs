@@ -14,8 +14,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use support::{CLASSES, accordion, assert_refused, text};
+use support::{accordion, assert_refused, text};
 
 const SIDE: u32 = 8;
 
