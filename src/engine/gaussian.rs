@@ -95,6 +95,7 @@ impl Drop for Bomb {
 ///
 /// A narrower subnet knows the mean less well, so that subnets can be told apart.
 pub(crate) struct Gaussian {
+    shape: ImageShape,
     gate: Arc<Gate>,
     classes: Vec<String>,
     subnets: Vec<Subnet>,
@@ -114,6 +115,13 @@ impl Gaussian {
         Self::with_classes(&[])
     }
 
+    /// Of two colour channels, which no image format has.
+    pub fn unencodable() -> (Box<Self>, Arc<Gate>) {
+        let (mut denoiser, gate) = Self::unconditional();
+        denoiser.shape.channels = 2;
+        (denoiser, gate)
+    }
+
     fn with_classes(classes: &[&str]) -> (Box<Self>, Arc<Gate>) {
         let gate = Arc::new(Gate::default());
         let subnet = |(name, ratio): (&str, f64)| Subnet {
@@ -125,7 +133,7 @@ impl Gaussian {
         };
         let subnets = [("0.250", 0.25), ("0.500", 0.5), ("full", 1.0)].map(subnet).to_vec();
         let classes = classes.iter().map(|&name| name.to_owned()).collect();
-        (Box::new(Self { gate: gate.clone(), classes, subnets }), gate)
+        (Box::new(Self { shape: Self::SHAPE, gate: gate.clone(), classes, subnets }), gate)
     }
 
     fn mean(&self, subnet: usize, class: Option<usize>) -> f64 {
@@ -136,7 +144,7 @@ impl Gaussian {
 
 impl Denoiser for Gaussian {
     fn image(&self) -> ImageShape {
-        Self::SHAPE
+        self.shape
     }
 
     fn classes(&self) -> &[String] {
@@ -164,7 +172,7 @@ impl Denoiser for Gaussian {
             Some(Fault::NotFinite) => return Ok(vec![f32::NAN; x.len()]),
             Some(Fault::Bomb) => std::panic::panic_any(Bomb),
         }
-        let rows = x.chunks_exact(Self::SHAPE.elements()).zip(sigma).zip(class);
+        let rows = x.chunks_exact(self.shape.elements()).zip(sigma).zip(class);
         let denoised = rows.flat_map(|((row, sigma), class)| {
             let mean = self.mean(subnet, *class);
             let shrink = Self::SD.powi(2) / (Self::SD.powi(2) + sigma * sigma);

@@ -252,6 +252,14 @@ fn small_jobs_are_not_stuck_behind_large_ones_and_large_ones_do_not_starve() {
 }
 
 #[test]
+fn under_overload_plans_become_faster_long_before_a_long_deadline_is_near() {
+    let arrivals = poisson(3.0 * CAPACITY, 120.0, 60.0, 4);
+    let ended = simulate(&mut elastic(), &machine(), &arrivals);
+    let slowest = ended.iter().map(|ended| ended.took).fold(0.0, f64::max);
+    assert!(ended.iter().all(|ended| !ended.refused) && slowest < 5.0, "{slowest}");
+}
+
+#[test]
 fn a_machine_that_becomes_slower_does_not_miss_every_deadline() {
     let arrivals = poisson(CAPACITY, 300.0, WITHIN, 3);
     let ended = simulate(&mut elastic(), &Machine { slowness: 2.5, ..machine() }, &arrivals);

@@ -27,6 +27,8 @@ const ADMISSION_SAFETY: f64 = 1.25;
 const PLANNING_SAFETY: f64 = 1.15;
 /// The horizon in which work shall be done, in typical deadlines.
 const HORIZON: f64 = 1.0;
+/// The horizon at most: nobody gains by waiting longer, and the queue has an end.
+const MAX_HORIZON_S: f64 = 2.0;
 /// How much of the horizon is given out. Above 1 some work always waits, so that the device never does.
 const UTILISATION: f64 = 1.2;
 /// Retry-After at most.
@@ -210,7 +212,7 @@ impl Elastic {
     /// the way to the next one there would be time for, from 0 to 1.
     fn fair_cap(&self) -> (usize, f64) {
         let Some(within) = self.demand.within() else { return (self.ladder.top(), 0.0) };
-        let horizon = HORIZON * within / self.times.scale();
+        let horizon = (HORIZON * within).min(MAX_HORIZON_S) / self.times.scale();
         let total = |cap: usize| {
             let arrives = horizon * self.demand.at(cap, |rung| self.ladder.rungs()[rung].seconds);
             work(&self.runs, |wish| self.waiting(wish, cap).0) + arrives
@@ -244,14 +246,10 @@ impl Elastic {
         let scale = PLANNING_SAFETY * self.times.scale();
         let more = scale * (rungs[urgent + 1].seconds - rungs[urgent].seconds) * ask.rows as f64;
         let late = self.lateness(now, Squeeze { waiting: urgent, running: None }, None, PLANNING_SAFETY);
-        let own = scale
-            * rungs[urgent + 1]
-                .calls
-                .iter()
-                .map(|&(subnet, count)| count as f64 * self.times.measured(subnet, ask.rows))
-                .sum::<f64>();
+        let calls = rungs[urgent + 1].calls.iter();
+        let own: f64 = calls.map(|&(subnet, count)| count as f64 * self.times.measured(subnet, ask.rows)).sum();
         let due = ask.deadline.saturating_sub(now).as_secs_f64();
-        if late + more <= 0.0 && own <= due { urgent + 1 } else { urgent }
+        if late + more <= 0.0 && scale * own <= due { urgent + 1 } else { urgent }
     }
 
     /// Time of a request on an idle machine with the fastest plans that it accepts, as it was measured.

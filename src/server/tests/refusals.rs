@@ -192,6 +192,32 @@ async fn a_failing_denoiser_gets_500_and_the_next_request_is_served() {
     }
 }
 
+#[tokio::test]
+async fn an_encoder_that_fails_answers_500_on_every_route_and_nothing_hangs() {
+    let server = Server::of(Gaussian::unencodable(), &ServeConfig::default());
+    let openai = Request::post("/v1/images/generations").header("content-type", "application/json");
+    let mut listening = generate("", "{}");
+    listening.headers_mut().insert("accept", "text/event-stream".parse().unwrap());
+    for request in [
+        generate("", "{}"),
+        generate("", r#"{"n":2,"format":"webp"}"#),
+        generate("?keep=true", r#"{"format":"jpeg"}"#),
+        openai.body(Body::from(r#"{"prompt":"x"}"#)).unwrap(),
+    ] {
+        let uri = request.uri().clone();
+        let reply = server.send(request).await;
+        assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::INTERNAL_SERVER_ERROR, "internal"), "{uri}");
+    }
+    let told = server.send(listening).await.text();
+    assert!(told.contains("event: error") && told.contains("internal"), "{told}");
+    assert_eq!(server.get("/livez").await.status, StatusCode::OK);
+    let page = server.get("/metrics").await.text();
+    assert!(page.contains("accordion_active_images{device=\"cpu\"} 0"), "{page}");
+    let failed = page.lines().filter(|line| line.contains(r#"outcome="failed""#));
+    let failed: f64 = failed.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum();
+    assert_eq!(failed, 5.0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn images_that_take_too_long_get_504_and_leave_the_engine() {
     let server = Server::new(&ServeConfig::default());
