@@ -68,7 +68,7 @@ async fn tell(
             tokio::select! {
                 biased;
                 Some(step) = steps.recv() => {
-                    for event in progress(state, &step) {
+                    for event in progress(state, step).await {
                         send(event).await;
                     }
                 }
@@ -93,13 +93,17 @@ fn event(name: &str, data: &serde_json::Value) -> Event {
 }
 
 /// A step, and what its image would be if the denoiser were right about it now.
-fn progress(state: &AppState, step: &Step) -> Vec<Event> {
+async fn progress(state: &AppState, step: Step) -> Vec<Event> {
     let Step { image, step, plan, estimate } = step;
     let mut events =
         vec![event("step", &json!({ "image": image, "step": step, "of": plan.steps, "plan": plan.to_string() }))];
-    let pixels: Vec<f64> = estimate.iter().map(|&value| f64::from(value)).collect();
-    // A picture of one image is small, and PNG holds every size that a model has.
-    if let Ok(file) = Raster::grid(state.fleet.any().image(), &[pixels]).encode(Format::Png) {
+    let shape = state.fleet.any().image();
+    let preview = move || {
+        let pixels: Vec<f64> = estimate.into_iter().map(f64::from).collect();
+        Raster::grid(shape, &[pixels]).encode(Format::Png)
+    };
+    // Away from the threads that serve connections. A preview that fails is left out: the images will say why.
+    if let Ok(Ok(file)) = tokio::task::spawn_blocking(preview).await {
         let url = format!("data:{};base64,{}", Format::Png.media_type(), STANDARD.encode(file));
         events.push(event("preview", &json!({ "image": image, "step": step, "url": url })));
     }
