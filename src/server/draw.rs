@@ -81,7 +81,7 @@ pub(super) fn take(
         None => getrandom::u64().map_err(|e| ApiError::Internal(e.to_string()))? >> (u64::BITS - DRAWN_SEED_BITS),
     };
     // The engine's deadline leaves time to encode and to answer.
-    let drawn_within = within.saturating_sub(state.answering.reserve());
+    let drawn_within = within.saturating_sub(state.answering.reserve(within));
     let job = Job { wish, arrived, within: drawn_within, seed, images, class, guidance, events };
     let ticket = state.fleet.submit(job)?;
     let planned = ticket.planned().plan.clone();

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What admission adds to every time, for what no prediction knows.
-const ADMISSION_SAFETY: f64 = 1.25;
+const ADMISSION_SAFETY: f64 = 1.2;
 /// The same when plans are chosen: less, so that what was admitted seldom has to be re-planned.
 const PLANNING_SAFETY: f64 = 1.15;
 /// The horizon in which work shall be done, in typical deadlines.
