@@ -35,7 +35,7 @@ async fn every_budget_and_floor_names_the_plan_that_it_ran() {
     let server = Server::new(&ServeConfig::default());
     for (query, body, plan) in [
         // First, before the policy learns how fast this machine is.
-        ("?budget=100ms", "{}", "dpmpp2m-12@0.500"),
+        ("?budget=155ms", "{}", "dpmpp2m-12@0.500"),
         ("?budget=1s", "{}", "heun-18@full"),
         ("", "{}", "dpmpp2m-12@0.500"),
         ("?budget=balanced", "{}", "dpmpp2m-12@0.500"),
