@@ -23,6 +23,18 @@ pub struct Rung {
     pub alone: f64,
 }
 
+impl Rung {
+    /// The plan's evaluations: a policy asks too often to count its steps each time.
+    pub fn evaluations(&self) -> usize {
+        self.calls.iter().map(|&(_, count)| count).sum()
+    }
+
+    /// The widest subnet that it uses.
+    pub fn widest(&self) -> usize {
+        self.calls.iter().map(|&(subnet, _)| subnet).max().unwrap_or(0)
+    }
+}
+
 /// Plans of which none is beaten on both time and quality, the fastest first. Never empty.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ladder {
@@ -93,10 +105,10 @@ impl Ladder {
     /// What is left of rung `index` for a plan that has done `done` of its steps: the same share of the rung's
     /// evaluations as is left of the plan's, on the rung's subnets.
     pub fn rest(&self, index: usize, plan: &Plan, done: usize) -> Vec<WidthRun> {
-        let rung = &self.rungs[index].plan;
+        let (rung, evaluations) = (&self.rungs[index].plan, self.rungs[index].evaluations());
         let left = (plan.steps - done) as f64 / plan.steps as f64;
         let per_step = plan.evaluations_at(0).max(1) as f64;
-        let steps = (left * rung.evaluations() as f64 / per_step).round().max(1.0) as usize;
+        let steps = (left * evaluations as f64 / per_step).round().max(1.0) as usize;
         let mut runs: Vec<WidthRun> = Vec::new();
         for step in 0..steps {
             let position = 1.0 - left * (1.0 - (step as f64 + 0.5) / steps as f64);

@@ -12,7 +12,7 @@
 //!   deadlines, up to the batch at which a sample is cheapest, or less where the leader has no time for that. An image
 //!   that would begin at another width takes the leader's instead where that costs no more in its company.
 
-use super::{exact_seconds, fill, rows, work};
+use super::{exact_seconds, fill, ran, rows, work};
 use crate::diffusion::plan::Plan;
 use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
 use crate::routing::demand::Demand;
@@ -114,7 +114,7 @@ impl Elastic {
             (Wish::Exact(plan), _) => (exact_seconds(plan, &self.times), plan.evaluations()),
             (_, rung) => {
                 let rung = &self.ladder.rungs()[rung.unwrap_or(0)];
-                (rung.seconds, rung.plan.evaluations())
+                (rung.seconds, rung.evaluations())
             }
         }
     }
@@ -126,8 +126,9 @@ impl Elastic {
         let (step, _) = running.plan.position(running.done);
         let share = (running.plan.steps - step) as f64 / running.plan.steps as f64;
         let target = &self.ladder.rungs()[rung];
-        let calls = (share * target.plan.evaluations() as f64).round().max(1.0);
-        let seconds = target.seconds * calls / target.plan.evaluations() as f64;
+        let evaluations = target.evaluations() as f64;
+        let calls = (share * evaluations).round().max(1.0);
+        let seconds = target.seconds * calls / evaluations;
         // In the middle of a step the second half comes first.
         let half = if running.boundary().is_none() { (self.times.measured_row(running.subnet), 1) } else { (0.0, 0) };
         if seconds + half.0 < as_it_is.0 { (seconds + half.0, calls as usize + half.1) } else { as_it_is }
@@ -188,7 +189,7 @@ impl Elastic {
             (Wish::Exact(plan), _) => {
                 plan.widths.iter().filter_map(|run| self.times.subnet(&run.subnet)).max().unwrap_or(0)
             }
-            (_, rung) => self.ladder.rungs()[rung.unwrap_or(0)].calls.iter().map(|call| call.0).max().unwrap_or(0),
+            (_, rung) => self.ladder.rungs()[rung.unwrap_or(0)].widest(),
         }
     }
 
@@ -391,8 +392,7 @@ impl Policy for Elastic {
     }
 
     fn ran(&mut self, turn: &Turn, took: Duration, now: Duration) {
-        self.times.observe(turn.subnet, rows(&self.runs, &turn.members).max(1), took, now);
-        self.runs.advance(turn, &self.times);
+        ran(&mut self.runs, &mut self.times, turn, took, now);
         self.busy_until = now;
     }
 

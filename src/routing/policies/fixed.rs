@@ -1,6 +1,6 @@
 //! One plan for every request, first come first served: what a server of one network does.
 
-use super::{exact_seconds, fill, rows, work};
+use super::{exact_seconds, fill, ran, work};
 use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::policy::{Ask, Planned, Policy, Refusal, RequestId, Turn, Wish};
 use crate::routing::StepTimes;
@@ -70,8 +70,7 @@ impl Policy for Fixed {
     }
 
     fn ran(&mut self, turn: &Turn, took: Duration, now: Duration) {
-        self.times.observe(turn.subnet, rows(&self.runs, &turn.members).max(1), took, now);
-        self.runs.advance(turn, &self.times);
+        ran(&mut self.runs, &mut self.times, turn, took, now);
     }
 
     fn leave(&mut self, request: RequestId) {

@@ -9,7 +9,7 @@ pub use fixed::Fixed;
 pub use slackfit::SlackFit;
 
 use crate::diffusion::plan::Plan;
-use crate::engine::policy::{Member, Policy, Wish};
+use crate::engine::policy::{Member, Policy, Turn, Wish};
 use crate::routing::runs::{Run, Runs};
 use crate::routing::{Ladder, StepTimes, ladder};
 use crate::{Error, Result};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Which policy an engine runs. In a file or on the command line: `elastic`, `slackfit` or `fixed:<plan>`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -105,6 +106,12 @@ fn fill(runs: &Runs, subnet: usize, rows: usize) -> Vec<Member> {
 fn rows(runs: &Runs, members: &[Member]) -> usize {
     let of = |member: &Member| runs.iter().find(|run| run.ask.id == member.request).map_or(0, |run| run.ask.rows);
     members.iter().map(of).sum()
+}
+
+/// Learns what a turn took, and moves its members on.
+fn ran(runs: &mut Runs, times: &mut StepTimes, turn: &Turn, took: Duration, now: Duration) {
+    times.observe(turn.subnet, rows(runs, &turn.members).max(1), took, now);
+    runs.advance(turn, times);
 }
 
 /// Time of the taken work in efficient batches, in seconds as it was measured, where an image that waits takes `image`.

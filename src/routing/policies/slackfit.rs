@@ -1,7 +1,7 @@
 //! SlackFit (SuperServe, NSDI'25), with the plans of the frontier for its subnets: the policy that ours is measured
 //! against.
 
-use super::{exact_seconds, rows, work};
+use super::{exact_seconds, ran, work};
 use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
 use crate::routing::runs::{Order, Runs};
 use crate::routing::{Ladder, StepTimes};
@@ -106,8 +106,7 @@ impl Policy for SlackFit {
     }
 
     fn ran(&mut self, turn: &Turn, took: Duration, now: Duration) {
-        self.times.observe(turn.subnet, rows(&self.runs, &turn.members).max(1), took, now);
-        self.runs.advance(turn, &self.times);
+        ran(&mut self.runs, &mut self.times, turn, took, now);
     }
 
     fn leave(&mut self, request: RequestId) {
