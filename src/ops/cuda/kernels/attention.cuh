@@ -1,0 +1,186 @@
+// Attention of every pixel to every pixel of its sample, without the matrix of scores in memory (Dao 2023, "FlashAttention-2").
+//
+// y = softmax(q k^T / sqrt(dim)) v. A warp has 16 queries and goes through the keys 32 at a time: scores by tensor cores, the
+// running maximum and sum of the softmax in registers, then the mixing of values by tensor cores, for which the scores' registers
+// already are the operand. A block makes 128 channels of its 64 queries; more channels are more blocks, which repeat the scores.
+#pragma once
+#include "conv.cuh"
+
+struct AttentionArgs {
+  u64 x;  // T [samples, pixels, 3 pitch]: queries, keys and values
+  u64 y;  // T [samples, pixels, pitch], zeros behind `dim`
+  u32 pixels, dim, pitch;
+  float scale;  // of the scores: 1 / sqrt(dim)
+};
+
+constexpr u32 ATTENTION_THREADS = 128;
+constexpr u32 ATTENTION_QUERIES = 64;
+constexpr u32 ATTENTION_KEYS = 32;
+constexpr u32 ATTENTION_CHANNELS = 128;
+
+// Words of the products of 16 queries with values at keys 8 j .. 8 j + 7 (tf32) or 16 j .. 16 j + 15 (16 bits): `p` as the scores lie in
+// registers, `v` in shared memory, [key][pitch]. tf32 takes the keys of a fragment in the order 0 2 4 6 1 3 5 7, in which the
+// scores' registers are its operand as they are; a sum does not mind.
+template <typename T> struct Mix;
+template <> struct Mix<float> {
+  static constexpr u32 KEYS = 8, PITCH = ATTENTION_CHANNELS + 4;
+  static __device__ __forceinline__ void scores(u32 (&a)[4], const float (&p)[4][4], u32 j) {
+    a[0] = __float_as_uint(p[j][0]);
+    a[1] = __float_as_uint(p[j][2]);
+    a[2] = __float_as_uint(p[j][1]);
+    a[3] = __float_as_uint(p[j][3]);
+  }
+  static __device__ __forceinline__ void values(u32 (&b)[2], const float* v, u32 j, u32 t, u32 column) {
+    b[0] = __float_as_uint(v[(8 * j + 2 * t) * PITCH + column]);
+    b[1] = __float_as_uint(v[(8 * j + 2 * t + 1) * PITCH + column]);
+  }
+};
+template <typename T> struct Mix {
+  static constexpr u32 KEYS = 16, PITCH = ATTENTION_CHANNELS + 8;
+  static __device__ __forceinline__ u32 pair(T low, T high) { return (u32)bits(low) | (u32)bits(high) << 16; }
+  static __device__ __forceinline__ void scores(u32 (&a)[4], const float (&p)[4][4], u32 j) {
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+      const float* from = p[2 * j + (i >> 1)] + 2 * (i & 1u);
+      a[i] = pair(from_float<T>(from[0]), from_float<T>(from[1]));
+    }
+  }
+  static __device__ __forceinline__ void values(u32 (&b)[2], const T* v, u32 j, u32 t, u32 column) {
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+      const T* from = v + (16 * j + 8 * i + 2 * t) * PITCH + column;
+      b[i] = pair(from[0], from[PITCH]);
+    }
+  }
+};
+
+// Grid: blocks of queries, blocks of channels, samples.
+template <typename T> __device__ __forceinline__ void attention_body(const AttentionArgs& args) {
+  constexpr u32 V = Pack<T>::V, PER = 4 / sizeof(T), DEPTH = CONV_WORDS * PER;
+  SHARED_ARRAY(u32, q, ATTENTION_QUERIES * CONV_A_PITCH);
+  SHARED_ARRAY(u32, k, ATTENTION_KEYS * CONV_A_PITCH);
+  SHARED_ARRAY(u32, v_words, ATTENTION_KEYS * Mix<T>::PITCH / PER);
+  T* v = reinterpret_cast<T*>(v_words);
+  const u32 thread = threadIdx.x, lane = thread & 31u, warp = thread >> 5, g = lane >> 2, t = lane & 3u;
+  const u32 sample = blockIdx.z, first = blockIdx.x * ATTENTION_QUERIES, column0 = blockIdx.y * ATTENTION_CHANNELS;
+  const u32 stride = 3 * args.pitch;
+  const T* x = reinterpret_cast<const T*>(args.x) + (u64)sample * args.pixels * stride;
+
+  float out[ATTENTION_CHANNELS / 8][4];
+#pragma unroll
+  for (u32 n = 0; n < ATTENTION_CHANNELS / 8; ++n)
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) out[n][i] = 0.0f;
+  // Of this lane's two queries, g and g + 8; the four lanes of a query have the same.
+  float most[2] = {-3.402823466e38f, -3.402823466e38f}, total[2] = {0.0f, 0.0f};
+
+  for (u32 key0 = 0; key0 < args.pixels; key0 += ATTENTION_KEYS) {
+    float p[4][4];
+#pragma unroll
+    for (u32 n = 0; n < 4; ++n)
+#pragma unroll
+      for (u32 i = 0; i < 4; ++i) p[n][i] = 0.0f;
+    for (u32 channel = 0; channel < args.pitch; channel += DEPTH) {
+      __syncthreads();
+      const u32 at = channel + (thread & 3u) * V;
+#pragma unroll
+      for (u32 i = 0; i < 2; ++i) {
+        const u32 row = (thread >> 2) + 32u * i;
+        const bool valid = first + row < args.pixels && at < args.pitch;
+        copy16_async(q + row * CONV_A_PITCH + (thread & 3u) * 4u, valid ? x + (u64)(first + row) * stride + at : x, valid);
+      }
+      {
+        const u32 row = thread >> 2;
+        const bool valid = key0 + row < args.pixels && at < args.pitch;
+        copy16_async(k + row * CONV_A_PITCH + (thread & 3u) * 4u,
+                     valid ? x + (u64)(key0 + row) * stride + args.pitch + at : x, valid);
+      }
+      copy_commit();
+      copy_wait<0>();
+      __syncthreads();
+#pragma unroll
+      for (u32 word = 0; word < CONV_WORDS; word += 8) {
+        u32 a[4];
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) a[i] = q[(warp * 16u + g + (i & 1u) * 8u) * CONV_A_PITCH + word + t + (i >> 1) * 4u];
+#pragma unroll
+        for (u32 n = 0; n < 4; ++n) {
+          const u32 b[2] = {k[(n * 8u + g) * CONV_A_PITCH + word + t], k[(n * 8u + g) * CONV_A_PITCH + word + t + 4u]};
+          Product<T>::add(p[n], a, b);
+        }
+      }
+    }
+    // The values come while the softmax is computed.
+    for (u32 i = thread; i < ATTENTION_KEYS * ATTENTION_CHANNELS / V; i += ATTENTION_THREADS) {
+      const u32 row = i / (ATTENTION_CHANNELS / V), at = i % (ATTENTION_CHANNELS / V) * V;
+      const bool valid = key0 + row < args.pixels && column0 + at < args.pitch;
+      copy16_async(v + row * Mix<T>::PITCH + at,
+                   valid ? x + (u64)(key0 + row) * stride + 2 * args.pitch + column0 + at : x, valid);
+    }
+    copy_commit();
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      float top = most[half];
+#pragma unroll
+      for (u32 n = 0; n < 4; ++n)
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) {
+          const bool key = key0 + n * 8u + t * 2u + i < args.pixels;
+          float& score = p[n][2 * half + i];
+          score = key ? score * args.scale : -3.402823466e38f;
+          top = fmaxf(top, score);
+        }
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+      const float shrink = expf(most[half] - top);
+      most[half] = top;
+      float sum = 0.0f;
+#pragma unroll
+      for (u32 n = 0; n < 4; ++n)
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) {
+          float& score = p[n][2 * half + i];
+          score = expf(score - top);
+          sum += score;
+        }
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      total[half] = fmaf(total[half], shrink, sum);
+#pragma unroll
+      for (u32 n = 0; n < ATTENTION_CHANNELS / 8; ++n)
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) out[n][2 * half + i] *= shrink;
+    }
+    copy_wait<0>();
+    __syncthreads();
+#pragma unroll
+    for (u32 j = 0; j < ATTENTION_KEYS / Mix<T>::KEYS; ++j) {
+      u32 a[4];
+      Mix<T>::scores(a, p, j);
+#pragma unroll
+      for (u32 n = 0; n < ATTENTION_CHANNELS / 8; ++n) {
+        u32 b[2];
+        Mix<T>::values(b, v, j, t, n * 8u + g);
+        Product<T>::add(out[n], a, b);
+      }
+    }
+  }
+
+  T* y = reinterpret_cast<T*>(args.y) + (u64)sample * args.pixels * args.pitch;
+#pragma unroll
+  for (u32 half = 0; half < 2; ++half) {
+    const u32 query = first + warp * 16u + g + 8u * half;
+    if (query >= args.pixels) continue;
+#pragma unroll
+    for (u32 n = 0; n < ATTENTION_CHANNELS / 8; ++n)
+#pragma unroll
+      for (u32 i = 0; i < 2; ++i) {
+        const u32 at = column0 + n * 8u + t * 2u + i;
+        if (at < args.pitch) y[(u64)query * args.pitch + at] = from_float<T>(at < args.dim ? out[n][2 * half + i] / total[half] : 0.0f);
+      }
+  }
+}
+
+KERNEL(attention_f32, AttentionArgs, ATTENTION_THREADS) { attention_body<float>(args); }
+KERNEL(attention_f16, AttentionArgs, ATTENTION_THREADS) { attention_body<f16>(args); }
+KERNEL(attention_bf16, AttentionArgs, ATTENTION_THREADS) { attention_body<bf16>(args); }

@@ -1,0 +1,114 @@
+// A solver's step, from the network's output to its next input, in one pass over memory.
+//
+// With F the network's output, guided by w (Ho and Salimans 2022): D = c_skip x + c_out (F_u + w (F_c - F_u)) is the denoised image
+// (Karras et al. 2022, eq. 7). Every step of every solver is linear in the image x, D and one array of memory m
+// (`diffusion::solver::Update`):
+//
+//   x' = x_x x + x_d D + x_m m + noise z      m' = m_x x + m_d D      input = c_in x'
+//
+// z are the standard normals of (seed, image, draw, element). Each row of the batch has coefficients of its own: its image may be
+// at another step of another plan. The first noise of an image is such a step without a network.
+#pragma once
+#include "device.cuh"
+#include "noise.cuh"
+
+struct SamplerRow {
+  u64 x;         // f32 [pixels up to a multiple of 4, channels]
+  u64 memory;    // f32, like x
+  u64 estimate;  // f32, like x: takes D; or 0
+  u64 input;     // T [pixels, 8]: takes c_in x', with zeros behind the channels
+  u64 seed;
+  u32 image, draw;
+  u32 conditional, unconditional;  // rows of the network's output; the same without guidance
+  float guidance, c_skip, c_out;
+  float x_x, x_d, x_m, noise;
+  float m_x, m_d;
+  float c_in;
+};
+
+struct SamplerArgs {
+  u64 rows;    // SamplerRow [rows]
+  u64 output;  // T [samples, pixels, 8], or 0: no network has run
+  u64 faults;  // u32 [rows]: becomes 1 where D is not finite
+  u32 pixels, channels;
+};
+
+constexpr u32 SAMPLER_THREADS = 128;
+constexpr u32 SAMPLER_PIXELS = 4;  // of a thread: as many blocks of four normals as there are channels
+
+template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step(const SamplerArgs& args) {
+  constexpr u32 V = Pack<T>::V;
+  const u32 pixel = (blockIdx.x * SAMPLER_THREADS + threadIdx.x) * SAMPLER_PIXELS;
+  if (pixel >= args.pixels) return;
+  const SamplerRow row = reinterpret_cast<const SamplerRow*>(args.rows)[blockIdx.y];
+  float* x = reinterpret_cast<float*>(row.x) + pixel * CHANNELS;
+  float* memory = reinterpret_cast<float*>(row.memory) + pixel * CHANNELS;
+  float* estimate = row.estimate ? reinterpret_cast<float*>(row.estimate) + pixel * CHANNELS : nullptr;
+  T* input = reinterpret_cast<T*>(row.input) + pixel * 8;
+  const T* output = reinterpret_cast<const T*>(args.output);
+
+  // Element e is channel e % CHANNELS of pixel e / CHANNELS.
+  float f[SAMPLER_PIXELS * CHANNELS], z[SAMPLER_PIXELS * CHANNELS], next[SAMPLER_PIXELS * CHANNELS];
+#pragma unroll
+  for (u32 p = 0; p < SAMPLER_PIXELS; ++p) {
+    const bool there = output && pixel + p < args.pixels;
+    Pack<T> c, u;
+    if (there) {
+      c = load16(output + ((u64)row.conditional * args.pixels + pixel + p) * 8);
+      u = load16(output + ((u64)row.unconditional * args.pixels + pixel + p) * 8);
+    }
+#pragma unroll
+    for (u32 e = 0; e < CHANNELS; ++e) {
+      const float with = there ? to_float(c.e[e]) : 0.0f, without = there ? to_float(u.e[e]) : 0.0f;
+      // Without guidance both are the same row, to the bit.
+      f[p * CHANNELS + e] = row.conditional == row.unconditional ? with : fmaf(row.guidance, with - without, without);
+    }
+  }
+#pragma unroll
+  for (u32 quad = 0; quad < CHANNELS; ++quad) {
+    if (row.noise != 0.0f) normal4(row.seed, pixel / SAMPLER_PIXELS * CHANNELS + quad, row.image, row.draw, z + 4 * quad);
+    else z[4 * quad] = z[4 * quad + 1] = z[4 * quad + 2] = z[4 * quad + 3] = 0.0f;
+  }
+  bool finite = true;
+#pragma unroll
+  for (u32 quad = 0; quad < CHANNELS; ++quad) {
+    const Pack<float> now = load16(x + 4 * quad), before = load16(memory + 4 * quad);
+    Pack<float> then, kept, seen;
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) {
+      const float d = fmaf(row.c_out, f[4 * quad + e], row.c_skip * now.e[e]);
+      finite = finite && fabsf(d) <= 3.402823466e38f;
+      then.e[e] = fmaf(row.noise, z[4 * quad + e], fmaf(row.x_m, before.e[e], fmaf(row.x_d, d, row.x_x * now.e[e])));
+      kept.e[e] = fmaf(row.m_d, d, row.m_x * now.e[e]);
+      seen.e[e] = d;
+      next[4 * quad + e] = row.c_in * then.e[e];
+    }
+    store16(x + 4 * quad, then);
+    store16(memory + 4 * quad, kept);
+    if (estimate) store16(estimate + 4 * quad, seen);
+  }
+  if (!finite) atomicOr(reinterpret_cast<u32*>(args.faults) + blockIdx.y, 1u);
+#pragma unroll
+  for (u32 p = 0; p < SAMPLER_PIXELS; ++p) {
+    if (pixel + p >= args.pixels) break;
+#pragma unroll
+    for (u32 at = 0; at < 8; at += V) {
+      Pack<T> values;
+#pragma unroll
+      for (u32 e = 0; e < V; ++e) values.e[e] = from_float<T>(at + e < CHANNELS ? next[p * CHANNELS + (at + e) % CHANNELS] : 0.0f);
+      store16(input + p * 8 + at, values);
+    }
+  }
+}
+
+// Grid: pixels of an image, rows.
+template <typename T> __device__ __forceinline__ void sampler_body(const SamplerArgs& args) {
+  // One, three or four: grey, colour, latents.
+  if (args.channels == 1) sampler_step<T, 1>(args);
+  else if (args.channels == 3) sampler_step<T, 3>(args);
+  else sampler_step<T, 4>(args);
+}
+
+KERNEL(sampler_f32, SamplerArgs, SAMPLER_THREADS) { sampler_body<float>(args); }
+KERNEL(sampler_f16, SamplerArgs, SAMPLER_THREADS) { sampler_body<f16>(args); }
+KERNEL(sampler_bf16, SamplerArgs, SAMPLER_THREADS) { sampler_body<bf16>(args); }
