@@ -1,5 +1,6 @@
 //! Backbones built of blocks: they say what is computed.
 
+pub mod device_runner;
 mod extraction;
 pub mod model;
 pub mod network;
@@ -10,6 +11,7 @@ pub mod sliced;
 pub mod song_unet;
 mod warm;
 
+pub use device_runner::DeviceRunner;
 pub use model::Model;
 pub use network::Network;
 pub use runner::{Runner, Threads};

@@ -2,12 +2,14 @@
 
 use super::ImageShape;
 use super::sliced::Sliced;
+use super::song_unet::compiled::Compiled;
 use super::song_unet::packed::Packed;
 use super::song_unet::{self, SongUnet};
 use crate::Result;
 use crate::diffusion::preconditioning::{Coefficients, Preconditioning};
 use crate::ops::Tape;
-use crate::supernet::{Spec, Supernet};
+use crate::ops::cuda::Element;
+use crate::supernet::{Spec, Supernet, Widths};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +101,14 @@ impl Network {
     /// [`crate::Error::Tensor`] on a device fault.
     pub fn pack(&self, supernet: &Supernet) -> Result<Packed> {
         Packed::new(&self.net, supernet)
+    }
+
+    /// The network and these subnets for a GPU, and the block of bytes that belongs in its memory.
+    ///
+    /// # Errors
+    /// As [`Compiled::new`].
+    pub fn compile(&self, supernet: &Supernet, element: Element, subnets: &[Widths]) -> Result<(Compiled, Vec<u8>)> {
+        Compiled::new(&self.net, supernet, element, subnets)
     }
 
     /// The label rows of these classes: one-hot, or zeros for the unconditional call.

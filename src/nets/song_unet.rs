@@ -1,5 +1,6 @@
 //! SongUNet: the DDPM++ and NCSN++ backbones of Karras et al. 2022 (after Song et al. 2021), as NVlabs/edm defines them.
 
+pub mod compiled;
 pub mod packed;
 
 use super::sliced::Sliced;

@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod conv;
 pub mod cpu;
+pub mod cuda;
 pub mod elementwise;
 pub mod group_norm;
 pub mod resample;

@@ -4,10 +4,11 @@
 // (Karras et al. 2022, eq. 7). Every step of every solver is linear in the image x, D and one array of memory m
 // (`diffusion::solver::Update`):
 //
-//   x' = x_x x + x_d D + x_m m + noise z      m' = m_x x + m_d D      input = c_in x'
+//   x' = a_x x + a_d D + a_m m + noise z      m' = b_x x + b_d D      input = c_in x'
 //
 // z are the standard normals of (seed, image, draw, element). Each row of the batch has coefficients of its own: its image may be
-// at another step of another plan. The first noise of an image is such a step without a network.
+// at another step of another plan. The first noise of an image is such a step without a network. Rows without an image are
+// skipped.
 #pragma once
 #include "device.cuh"
 #include "noise.cuh"
@@ -21,8 +22,8 @@ struct SamplerRow {
   u32 image, draw;
   u32 conditional, unconditional;  // rows of the network's output; the same without guidance
   float guidance, c_skip, c_out;
-  float x_x, x_d, x_m, noise;
-  float m_x, m_d;
+  float a_x, a_d, a_m, noise;
+  float b_x, b_d;
   float c_in;
 };
 
@@ -41,6 +42,7 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
   const u32 pixel = (blockIdx.x * SAMPLER_THREADS + threadIdx.x) * SAMPLER_PIXELS;
   if (pixel >= args.pixels) return;
   const SamplerRow row = reinterpret_cast<const SamplerRow*>(args.rows)[blockIdx.y];
+  if (row.x == 0) return;
   float* x = reinterpret_cast<float*>(row.x) + pixel * CHANNELS;
   float* memory = reinterpret_cast<float*>(row.memory) + pixel * CHANNELS;
   float* estimate = row.estimate ? reinterpret_cast<float*>(row.estimate) + pixel * CHANNELS : nullptr;
@@ -66,8 +68,10 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
   }
 #pragma unroll
   for (u32 quad = 0; quad < CHANNELS; ++quad) {
-    if (row.noise != 0.0f) normal4(row.seed, pixel / SAMPLER_PIXELS * CHANNELS + quad, row.image, row.draw, z + 4 * quad);
-    else z[4 * quad] = z[4 * quad + 1] = z[4 * quad + 2] = z[4 * quad + 3] = 0.0f;
+    double normals[4] = {0.0, 0.0, 0.0, 0.0};
+    if (row.noise != 0.0f) normal4(row.seed, pixel / SAMPLER_PIXELS * CHANNELS + quad, row.image, row.draw, 0, normals);
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) z[4 * quad + e] = (float)normals[e];
   }
   bool finite = true;
 #pragma unroll
@@ -78,8 +82,8 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
     for (u32 e = 0; e < 4; ++e) {
       const float d = fmaf(row.c_out, f[4 * quad + e], row.c_skip * now.e[e]);
       finite = finite && fabsf(d) <= 3.402823466e38f;
-      then.e[e] = fmaf(row.noise, z[4 * quad + e], fmaf(row.x_m, before.e[e], fmaf(row.x_d, d, row.x_x * now.e[e])));
-      kept.e[e] = fmaf(row.m_d, d, row.m_x * now.e[e]);
+      then.e[e] = fmaf(row.noise, z[4 * quad + e], fmaf(row.a_m, before.e[e], fmaf(row.a_d, d, row.a_x * now.e[e])));
+      kept.e[e] = fmaf(row.b_d, d, row.b_x * now.e[e]);
       seen.e[e] = d;
       next[4 * quad + e] = row.c_in * then.e[e];
     }

@@ -1,0 +1,367 @@
+//! A model in a machine's memory: the weights of all subnets once, the images that are being drawn, and a program for each
+//! size of call.
+
+use super::network::Network;
+use super::song_unet::compiled::{Addresses, Compiled};
+use super::{Denoiser, ImageShape, Model};
+use crate::diffusion::preconditioning::Coefficients;
+use crate::ops::cuda::sampler::{self, Row};
+use crate::ops::cuda::{Element, Fault, Launch, Machine, pixels};
+use crate::supernet::Subnet;
+use crate::{Error, Result};
+use std::collections::HashMap;
+
+/// Places start at multiples of this.
+const ALIGN: usize = 256;
+/// Images that memory is allocated for at once.
+const PAGE: usize = 16;
+
+/// A network of a model directory on a machine, at all of its widths.
+///
+/// Its weights and the activations of the largest call are allocated when it is made. Images that are being drawn take memory
+/// in pages of 16, which are kept.
+#[derive(Debug)]
+pub struct DeviceRunner<M: Machine> {
+    machine: M,
+    network: Network,
+    compiled: Compiled,
+    classes: Vec<String>,
+    subnets: Vec<Subnet>,
+    /// Samples of one call: lowered where the machine has not the memory for so many.
+    most: usize,
+    addresses: Addresses,
+    control: Control,
+    /// Where pixels are made.
+    staging: u64,
+    programs: HashMap<(usize, usize), M::Program>,
+    slots: Slots,
+    bytes: usize,
+}
+
+/// What a call is told, in the machine's memory: one block, written at once.
+#[derive(Clone, Copy, Debug)]
+struct Control {
+    address: u64,
+    /// Samples that it has room for.
+    most: usize,
+}
+
+impl Control {
+    /// Where c_noise, classes, inputs, rows and faults begin, then the counters of `moments`, then the end.
+    fn places(most: usize) -> [usize; 7] {
+        let mut places = [0; 7];
+        for (index, each) in [4, 4, 8, size_of::<Row>(), 4, 4].into_iter().enumerate() {
+            places[index + 1] = (places[index] + most * each).next_multiple_of(ALIGN);
+        }
+        places
+    }
+
+    fn at(&self, index: usize) -> u64 {
+        self.address + Self::places(self.most)[index] as u64
+    }
+}
+
+/// An image that is being drawn, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    x: u64,
+    memory: u64,
+    estimate: u64,
+    input: u64,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    places: Vec<Place>,
+    free: Vec<usize>,
+}
+
+/// One image's part of a call.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    slot: usize,
+    sigma: f64,
+    class: Option<usize>,
+    /// The scale of guidance, where there is a second row without the class.
+    guidance: Option<f64>,
+    /// What is done with the result; the rest is filled in.
+    row: Row,
+}
+
+impl Part {
+    fn samples(&self) -> usize {
+        if self.guidance.is_some() { 2 } else { 1 }
+    }
+}
+
+impl<M: Machine> DeviceRunner<M> {
+    /// Brings the model into the machine's memory, with room for calls on `most` samples, at least on two.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a network that the kernels do not take, or a machine without enough memory: then nothing was
+    /// allocated. [`Error::Tensor`] on a device fault.
+    pub fn new(mut machine: M, model: &Model, element: Element, most: usize) -> Result<Self> {
+        // An image under guidance is two.
+        let most = most.max(2);
+        let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
+        let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
+        let (compiled, bytes) = network.compile(&model.supernet, element, &widths)?;
+        let image = network.image();
+        let sizes = [
+            bytes.len(),
+            compiled.arena_bytes(most),
+            Control::places(most)[6],
+            pixels::bytes(image),
+            PAGE * slot_bytes(element, image),
+        ];
+        let (needed, free) = (sizes.iter().sum(), machine.free()?);
+        if needed > free {
+            return Err(Fault::OutOfMemory { needed, free }.into());
+        }
+        let mut places = [0; 5];
+        for (place, size) in places.iter_mut().zip(sizes) {
+            *place = machine.allocate(size)?;
+        }
+        let [weights, arena, control, staging, page] = places;
+        machine.upload(weights, &bytes)?;
+        let control = Control { address: control, most };
+        let [noise, classes, samples, counters] = [0, 1, 2, 5].map(|index| control.at(index));
+        let mut runner = Self {
+            machine,
+            network,
+            compiled,
+            classes: model.card.classes.clone(),
+            subnets: model.table.subnets.clone(),
+            most,
+            addresses: Addresses { weights, arena, noise, classes, samples, counters },
+            control,
+            staging,
+            programs: HashMap::new(),
+            slots: Slots::default(),
+            bytes: needed,
+        };
+        runner.add_page(page);
+        Ok(runner)
+    }
+
+    /// Samples that one call takes at most.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    fn element(&self) -> Element {
+        self.compiled.element()
+    }
+
+    fn coefficients(&self, sigma: f64) -> Coefficients {
+        self.network.preconditioning().coefficients(sigma)
+    }
+
+    /// Makes slots of a page's memory.
+    fn add_page(&mut self, page: u64) {
+        let (element, image) = (self.element(), self.network.image());
+        let state = sampler::state_bytes(image).next_multiple_of(ALIGN) as u64;
+        for index in 0..PAGE as u64 {
+            let x = page + index * slot_bytes(element, image) as u64;
+            let place = Place { x, memory: x + state, estimate: x + 2 * state, input: x + 3 * state };
+            self.slots.free.push(self.slots.places.len());
+            self.slots.places.push(place);
+        }
+    }
+
+    /// A slot that nobody has. What is in it is of no meaning.
+    fn take(&mut self) -> std::result::Result<usize, Fault> {
+        if self.slots.free.is_empty() {
+            let bytes = PAGE * slot_bytes(self.element(), self.network.image());
+            let page = self.machine.allocate(bytes)?;
+            self.bytes += bytes;
+            self.add_page(page);
+        }
+        Ok(self.slots.free.pop().expect("a page has slots"))
+    }
+
+    /// Runs the subnet on these parts and does what their rows say; gives the faults of each. Where the machine has not the
+    /// memory for so many samples, in pieces, and from then on.
+    fn call(&mut self, subnet: usize, parts: &[Part]) -> std::result::Result<Vec<bool>, Fault> {
+        let mut faults = Vec::with_capacity(parts.len());
+        let mut rest = parts;
+        while !rest.is_empty() {
+            let mut samples = 0;
+            let fits = |part: &&Part| {
+                samples += part.samples();
+                samples <= self.most
+            };
+            // An image under guidance is a call of two samples at least.
+            let count = rest.iter().take_while(fits).count().max(1);
+            match self.piece(subnet, &rest[..count]) {
+                Ok(more) => faults.extend(more),
+                Err(Fault::OutOfMemory { needed, free }) if count > 1 => {
+                    let fewer: usize = rest[..count].iter().map(Part::samples).sum::<usize>() / 2;
+                    tracing::warn!(needed, free, most = fewer, "out of GPU memory: calls are of fewer samples from now on");
+                    self.most = fewer;
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            }
+            rest = &rest[count..];
+        }
+        Ok(faults)
+    }
+
+    fn piece(&mut self, subnet: usize, parts: &[Part]) -> std::result::Result<Vec<bool>, Fault> {
+        let image = self.network.image();
+        let samples: usize = parts.iter().map(Part::samples).sum();
+        let no_class = self.network.classes() as u32;
+        let [noise, classes, inputs, rows, faults, end, _] = Control::places(self.control.most);
+        let mut control = vec![0; end];
+        let mut sample = 0;
+        for (index, part) in parts.iter().enumerate() {
+            let c = self.coefficients(part.sigma);
+            let place = self.slots.places[part.slot];
+            let row = Row {
+                conditional: sample as u32,
+                unconditional: (sample + part.samples() - 1) as u32,
+                guidance: part.guidance.unwrap_or(1.0) as f32,
+                c_skip: c.c_skip as f32,
+                c_out: c.c_out as f32,
+                ..part.row
+            };
+            put(&mut control, rows + index * size_of::<Row>(), bytemuck::bytes_of(&row));
+            for class in [part.class, None].into_iter().take(part.samples()) {
+                put(&mut control, noise + sample * 4, &(c.c_noise as f32).to_le_bytes());
+                put(&mut control, classes + sample * 4, &class.map_or(no_class, |class| class as u32).to_le_bytes());
+                put(&mut control, inputs + sample * 8, &place.input.to_le_bytes());
+                sample += 1;
+            }
+        }
+        if !self.programs.contains_key(&(subnet, samples)) {
+            let mut call = self.compiled.call(subnet, samples, &self.addresses);
+            let [rows, faults] = [3, 4].map(|index| self.control.at(index));
+            let step = sampler::sampler(self.element(), image, rows, samples, Some(call.output.address), faults);
+            call.launches.push(step.of("sampler step"));
+            let program = self.machine.prepare(call.launches)?;
+            self.programs.insert((subnet, samples), program);
+        }
+        self.machine.upload(self.control.address, &control)?;
+        self.machine.run(&self.programs[&(subnet, samples)])?;
+        let mut flags = vec![0; parts.len() * 4];
+        self.machine.download(self.control.address + faults as u64, &mut flags)?;
+        Ok(flags.chunks_exact(4).map(|flag| flag != [0; 4]).collect())
+    }
+
+    /// Does what these rows say, without a call of the network.
+    fn prepare_images(&mut self, rows: &[Row]) -> std::result::Result<(), Fault> {
+        for rows in rows.chunks(self.control.most) {
+            let [at, faults] = [3, 4].map(|index| self.control.at(index));
+            self.machine.upload(at, bytemuck::cast_slice(rows))?;
+            let launch = sampler::sampler(self.element(), self.network.image(), at, rows.len(), None, faults);
+            self.machine.launch(&launch.of("noise"))?;
+        }
+        Ok(())
+    }
+
+    /// The row of an image in this slot that does nothing yet.
+    fn row(&self, slot: usize) -> Row {
+        let place = self.slots.places[slot];
+        Row { x: place.x, memory: place.memory, input: place.input, ..Row::default() }
+    }
+}
+
+/// What a call of a subnet is made of, without a machine: for reports.
+///
+/// # Errors
+/// As [`Network::compile`].
+pub fn launches(model: &Model, element: Element, samples: usize) -> Result<Vec<Vec<Launch>>> {
+    let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
+    let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
+    let (compiled, _) = network.compile(&model.supernet, element, &widths)?;
+    let call = |subnet| {
+        let call = compiled.call(subnet, samples, &Addresses::default());
+        let step = sampler::sampler(element, network.image(), 0, samples, Some(call.output.address), 0);
+        call.launches.into_iter().chain([step.of("sampler step")]).collect()
+    };
+    Ok((0..widths.len()).map(call).collect())
+}
+
+/// Memory of one image that is being drawn.
+fn slot_bytes(element: Element, image: ImageShape) -> usize {
+    let [state, input] = [sampler::state_bytes(image), sampler::input_bytes(element, image)];
+    3 * state.next_multiple_of(ALIGN) + input.next_multiple_of(ALIGN)
+}
+
+fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
+    block[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+impl<M: Machine> Denoiser for DeviceRunner<M> {
+    fn image(&self) -> ImageShape {
+        self.network.image()
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn subnets(&self) -> &[Subnet] {
+        &self.subnets
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.compiled.weight_bytes() + self.compiled.table_bytes()
+    }
+
+    fn activation_bytes(&self) -> usize {
+        self.bytes - Denoiser::weight_bytes(self)
+    }
+
+    fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
+        let elements = self.network.image().elements();
+        let mut denoised = Vec::with_capacity(x.len());
+        let mut slots = Vec::new();
+        let outcome = self.denoise_in(&mut slots, subnet, (x, sigma, class), elements, &mut denoised);
+        self.slots.free.append(&mut slots);
+        outcome.map_err(Error::from)?;
+        Ok(denoised)
+    }
+}
+
+impl<M: Machine> DeviceRunner<M> {
+    /// As [`Denoiser::denoise`], in slots that are added to `slots`.
+    fn denoise_in(
+        &mut self,
+        slots: &mut Vec<usize>,
+        subnet: usize,
+        (x, sigma, class): (&[f32], &[f64], &[Option<usize>]),
+        elements: usize,
+        denoised: &mut Vec<f32>,
+    ) -> std::result::Result<(), Fault> {
+        let (mut inputs, mut parts) = (Vec::new(), Vec::new());
+        for ((x, &sigma), &class) in x.chunks_exact(elements).zip(sigma).zip(class) {
+            let slot = self.take()?;
+            slots.push(slot);
+            self.machine.upload(self.slots.places[slot].x, bytemuck::cast_slice(x))?;
+            let keep = Row { a_x: 1.0, ..self.row(slot) };
+            inputs.push(Row { c_in: self.coefficients(sigma).c_in as f32, ..keep });
+            let row = Row { estimate: self.slots.places[slot].estimate, ..keep };
+            parts.push(Part { slot, sigma, class, guidance: None, row });
+        }
+        self.prepare_images(&inputs)?;
+        self.call(subnet, &parts)?;
+        let mut estimate = vec![0; elements * 4];
+        for &slot in slots.iter() {
+            self.machine.download(self.slots.places[slot].estimate, &mut estimate)?;
+            denoised.extend(estimate.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,45 @@
+//! Sines and cosines of the noise level, and a row for the class (`kernels/embedding.cuh`).
+
+use super::{Cost, Element, Launch, Map};
+use bytemuck::NoUninit;
+
+/// What the embedding is made of, by address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Embedding {
+    /// f32 by sample: c_noise.
+    pub noise: u64,
+    /// u32 by sample: a row of `labels`.
+    pub classes: u64,
+    /// f32: half as many as the embedding has values.
+    pub frequencies: u64,
+    /// f32 `[classes + 1, values]`, the last row for no class; `None` for an unconditional network.
+    pub labels: Option<u64>,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+struct Args {
+    noise: u64,
+    classes: u64,
+    frequencies: u64,
+    labels: u64,
+    y: u64,
+    half: u32,
+    pitch: u32,
+}
+
+/// `y[b] = (sin(noise_b f), cos(noise_b f)) + labels[class_b]`: `y` is one sample whose pixels are the batch's.
+pub fn embedding(element: Element, from: &Embedding, y: &Map) -> Launch {
+    let args = Args {
+        noise: from.noise,
+        classes: from.classes,
+        frequencies: from.frequencies,
+        labels: from.labels.unwrap_or(0),
+        y: y.address,
+        half: (y.channels / 2) as u32,
+        pitch: y.pitch() as u32,
+    };
+    let labels = if from.labels.is_some() { y.pixels() * y.channels * 4 } else { 0 };
+    let cost = Cost { bytes: (y.bytes(element) + labels) as u64, operations: 0 };
+    Launch::new("embedding", Some(element), [y.pixels(), 1, 1], &args, cost)
+}

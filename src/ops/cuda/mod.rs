@@ -1,0 +1,32 @@
+//! A denoising step on a GPU: kernels, and how they are launched.
+//!
+//! `kernels/` holds the kernels. A [`Launch`] says what one of them is to do, a denoising step is a list of them
+//! (`nets::song_unet::launches`), and a [`Machine`] runs the list. Lists are made without a device, so what a step costs,
+//! how many launches it takes and how much memory it needs can be asked anywhere; and the same list runs on a GPU
+//! ([`gpu`], feature `cuda`) or, in tests, on the kernels' emulation on the CPU (`emulation/`).
+//!
+//! Feature maps are `[samples, height, width, pitch]`, where the pitch is the channels rounded up to a multiple of 8 and
+//! what is behind the channels is zero. So every access is of 16 bytes, whatever a subnet's widths are.
+
+pub mod arena;
+pub mod attention;
+pub mod conv;
+pub mod embedding;
+#[cfg(feature = "cuda")]
+pub mod gpu;
+pub mod launch;
+pub mod machine;
+pub mod map;
+pub mod moments;
+pub mod pixels;
+pub mod sampler;
+
+pub use arena::Arena;
+pub use launch::{Cost, Element, Launch};
+pub use machine::{Fault, Machine};
+pub use map::Map;
+
+/// Channels up to the next multiple of 8: 16 bytes of the narrowest element.
+pub fn pitch(channels: usize) -> usize {
+    channels.next_multiple_of(8)
+}

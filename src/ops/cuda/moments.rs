@@ -1,0 +1,126 @@
+//! GroupNorm's statistics over a channel -> group table (`kernels/group_norm.cuh`).
+
+use super::map::parts;
+use super::{Cost, Element, Launch, Map};
+use crate::ops::cpu::group_norm::GroupTable;
+use bytemuck::NoUninit;
+
+/// Pixels that a block sums up.
+const CHUNK: usize = 64;
+
+/// Slopes and offsets by sample and channel: f32 `[samples, 2, pitch]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affine {
+    /// Where they are.
+    pub address: u64,
+}
+
+/// A norm's parameters and groups in a machine's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Norm {
+    /// f32 by channel.
+    pub scale: u64,
+    /// f32 by channel.
+    pub shift: u64,
+    /// Its groups.
+    pub table: Table,
+}
+
+/// A [`GroupTable`] in a machine's memory: u32, the channels of the first group, then those of the second and so on; then where
+/// each group's begin, and where the last one's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Where it is.
+    pub address: u64,
+    /// Its channels.
+    pub channels: usize,
+    /// Its groups.
+    pub groups: usize,
+}
+
+impl Table {
+    /// The words of a table, and what they describe once they are at `address`.
+    pub fn new(table: &GroupTable, address: u64) -> (Vec<u32>, Self) {
+        let mut channels: Vec<u32> = (0..table.channels() as u32).collect();
+        channels.sort_by_key(|&channel| table.group_of()[channel as usize]);
+        let mut starts = vec![0];
+        for size in table.sizes() {
+            starts.push(starts[starts.len() - 1] + size);
+        }
+        ([channels, starts].concat(), Self { address, channels: table.channels(), groups: table.groups() })
+    }
+}
+
+/// The memory that [`moments`] needs beside its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scratch {
+    /// [`sums_bytes`] of it.
+    pub sums: u64,
+    /// u32 by sample, zeros: zeros again afterwards.
+    pub counters: u64,
+}
+
+/// Bytes of the sums that [`moments`] takes on the way.
+pub fn sums_bytes(element: Element, x: &[&Map]) -> usize {
+    let width: usize = parts(element, x).0.iter().sum();
+    x[0].samples * x[0].pixels().div_ceil(CHUNK) * 2 * width * 4
+}
+
+/// Bytes of its result.
+pub fn affine_bytes(element: Element, x: &[&Map]) -> usize {
+    let width: usize = parts(element, x).0.iter().sum();
+    x[0].samples * 2 * width * 4
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+struct Args {
+    x: [u64; 2],
+    scale: u64,
+    shift: u64,
+    members: u64,
+    starts: u64,
+    sums: u64,
+    counters: u64,
+    affine: u64,
+    channels: [u32; 2],
+    widths: [u32; 2],
+    pixels: u32,
+    chunk: u32,
+    chunks: u32,
+    groups: u32,
+    eps: f32,
+    padding: u32,
+}
+
+/// What GroupNorm does to the channels of `x` side by side, `(x - mean_g) / sqrt(var_g + eps) scale + shift` (Wu and He 2018,
+/// eq. 1 to 3), as one slope and one offset a channel.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn moments(element: Element, x: &[&Map], norm: &Norm, eps: f32, scratch: Scratch, affine: Affine) -> Launch {
+    let (widths, bytes) = parts(element, x);
+    let channels = [x[0].channels, x.get(1).map_or(0, |map| map.channels)];
+    assert_eq!(norm.table.channels, channels.iter().sum::<usize>(), "channels of the norm");
+    let chunks = x[0].pixels().div_ceil(CHUNK);
+    let args = Args {
+        x: [x[0].address, x.get(1).map_or(0, |map| map.address)],
+        scale: norm.scale,
+        shift: norm.shift,
+        members: norm.table.address,
+        starts: norm.table.address + 4 * norm.table.channels as u64,
+        sums: scratch.sums,
+        counters: scratch.counters,
+        affine: affine.address,
+        channels: channels.map(|channels| channels as u32),
+        widths: widths.map(|width| width as u32),
+        pixels: x[0].pixels() as u32,
+        chunk: CHUNK as u32,
+        chunks: chunks as u32,
+        groups: norm.table.groups as u32,
+        eps,
+        padding: 0,
+    };
+    let cost = Cost { bytes: (bytes + affine_bytes(element, x)) as u64, operations: 0 };
+    Launch::new("moments", Some(element), [chunks, 1, x[0].samples], &args, cost)
+}

@@ -1,0 +1,96 @@
+//! A solver's step in one pass (`kernels/sampler.cuh`).
+
+use super::{Cost, Element, Launch};
+use crate::nets::ImageShape;
+use bytemuck::{NoUninit, Zeroable};
+
+/// Channels from pixel to pixel of the network's input and output.
+pub const PITCH: usize = 8;
+const THREADS: usize = 128;
+/// Pixels of a thread.
+const PIXELS: usize = 4;
+
+/// What is done to one image: see the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, NoUninit, Zeroable)]
+pub struct Row {
+    /// The image: f32, [`state_bytes`]; 0 for a row that is skipped.
+    pub x: u64,
+    /// What its solver remembers; like `x`.
+    pub memory: u64,
+    /// Takes the denoised image; like `x`, or 0.
+    pub estimate: u64,
+    /// Takes the network's next input: elements `[pixels, PITCH]`.
+    pub input: u64,
+    /// Of its noise.
+    pub seed: u64,
+    /// Of its noise.
+    pub image: u32,
+    /// Of its noise.
+    pub draw: u32,
+    /// The row of the network's output with the image's class.
+    pub conditional: u32,
+    /// The row without; the same if there is no guidance.
+    pub unconditional: u32,
+    /// The scale of classifier-free guidance.
+    pub guidance: f32,
+    /// Share of `x` in the denoised image.
+    pub c_skip: f32,
+    /// Scale of the network's output in it.
+    pub c_out: f32,
+    /// Of the new image: share of the old one,
+    pub a_x: f32,
+    /// of the denoised one,
+    pub a_d: f32,
+    /// of the memory,
+    pub a_m: f32,
+    /// and of the noise.
+    pub noise: f32,
+    /// Of the new memory: share of the old image,
+    pub b_x: f32,
+    /// and of the denoised one.
+    pub b_d: f32,
+    /// Scale of the next input.
+    pub c_in: f32,
+}
+
+/// Bytes of an image's state: f32 for whole groups of four pixels.
+pub fn state_bytes(image: ImageShape) -> usize {
+    (image.height * image.width).next_multiple_of(16) * image.channels * 4
+}
+
+/// Bytes of an image's input.
+pub fn input_bytes(element: Element, image: ImageShape) -> usize {
+    (image.height * image.width).next_multiple_of(16) * PITCH * element.bytes()
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+struct Args {
+    rows: u64,
+    output: u64,
+    faults: u64,
+    pixels: u32,
+    channels: u32,
+}
+
+/// Does what `count` [`Row`]s at address `rows` say, with the network's output `[samples, pixels, PITCH]`, or without one. An image
+/// whose denoised image is not finite gets a 1 in `faults`, u32 by row.
+///
+/// # Panics
+/// For an image that is not of 1, 3 or 4 channels.
+pub fn sampler(element: Element, image: ImageShape, rows: u64, count: usize, output: Option<u64>, faults: u64) -> Launch {
+    assert!(matches!(image.channels, 1 | 3 | 4), "channels of an image");
+    let pixels = image.height * image.width;
+    let args = Args {
+        rows,
+        output: output.unwrap_or(0),
+        faults,
+        pixels: pixels as u32,
+        channels: image.channels as u32,
+    };
+    // The image and the memory are read and written, the output is read and the input written.
+    let maps = pixels * PITCH * element.bytes() * if output.is_some() { 2 } else { 1 };
+    let cost = Cost { bytes: (count * (4 * image.elements() * 4 + maps)) as u64, operations: 0 };
+    Launch::new("sampler", Some(element), [pixels.div_ceil(THREADS * PIXELS), count, 1], &args, cost)
+}
