@@ -170,6 +170,10 @@ template <typename T> inline T from_float(float value);
 template <> inline float from_float<float>(float value) { return value; }
 template <> inline f16 from_float<f16>(float value) { return {emulation::f16_of_float(value)}; }
 template <> inline bf16 from_float<bf16>(float value) { return {emulation::bf16_of_float(value)}; }
+DEVICE u32 bits_of(float value) { return emulation::bits_of_float(value); }
+DEVICE u32 bits_of(f16 value) { return value.bits; }
+DEVICE u32 bits_of(bf16 value) { return value.bits; }
+DEVICE float float_of_bits(u32 bits) { return emulation::float_of_bits(bits); }
 DEVICE u32 to_tf32(float value) { return emulation::tf32_of_float(value); }
 
 DEVICE void move16(void* to, const void* from) {

@@ -25,19 +25,19 @@ template <typename T> struct Mix;
 template <> struct Mix<float> {
   static constexpr u32 KEYS = 8, PITCH = ATTENTION_CHANNELS + 4;
   static __device__ __forceinline__ void scores(u32 (&a)[4], const float (&p)[4][4], u32 j) {
-    a[0] = __float_as_uint(p[j][0]);
-    a[1] = __float_as_uint(p[j][2]);
-    a[2] = __float_as_uint(p[j][1]);
-    a[3] = __float_as_uint(p[j][3]);
+    a[0] = bits_of(p[j][0]);
+    a[1] = bits_of(p[j][2]);
+    a[2] = bits_of(p[j][1]);
+    a[3] = bits_of(p[j][3]);
   }
   static __device__ __forceinline__ void values(u32 (&b)[2], const float* v, u32 j, u32 t, u32 column) {
-    b[0] = __float_as_uint(v[(8 * j + 2 * t) * PITCH + column]);
-    b[1] = __float_as_uint(v[(8 * j + 2 * t + 1) * PITCH + column]);
+    b[0] = bits_of(v[(8 * j + 2 * t) * PITCH + column]);
+    b[1] = bits_of(v[(8 * j + 2 * t + 1) * PITCH + column]);
   }
 };
 template <typename T> struct Mix {
   static constexpr u32 KEYS = 16, PITCH = ATTENTION_CHANNELS + 8;
-  static __device__ __forceinline__ u32 pair(T low, T high) { return (u32)bits(low) | (u32)bits(high) << 16; }
+  static __device__ __forceinline__ u32 pair(T low, T high) { return bits_of(low) | bits_of(high) << 16; }
   static __device__ __forceinline__ void scores(u32 (&a)[4], const float (&p)[4][4], u32 j) {
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {

@@ -50,9 +50,9 @@ template <> struct Product<bf16> {
 };
 template <> struct Product<float> {
   static __device__ __forceinline__ void split(u32 word, u32& high, u32& low) {
-    const float value = __uint_as_float(word);
+    const float value = float_of_bits(word);
     high = to_tf32(value);
-    low = to_tf32(value - __uint_as_float(high));
+    low = to_tf32(value - float_of_bits(high));
   }
   static __device__ __forceinline__ void add(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     u32 a_high[4], a_low[4], b_high[2], b_low[2];

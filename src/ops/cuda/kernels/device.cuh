@@ -37,6 +37,11 @@ template <> __device__ __forceinline__ float from_float<float>(float value) { re
 template <> __device__ __forceinline__ f16 from_float<f16>(float value) { return __float2half_rn(value); }
 template <> __device__ __forceinline__ bf16 from_float<bf16>(float value) { return __float2bfloat16_rn(value); }
 
+DEVICE u32 bits_of(float value) { return __float_as_uint(value); }
+DEVICE u32 bits_of(f16 value) { return __half_as_ushort(value); }
+DEVICE u32 bits_of(bf16 value) { return __bfloat16_as_ushort(value); }
+DEVICE float float_of_bits(u32 bits) { return __uint_as_float(bits); }
+
 // Rounds to 10 bits after the point, ties away from zero.
 DEVICE u32 to_tf32(float value) {
     u32 rounded;
@@ -93,3 +98,10 @@ template <typename T> __device__ __forceinline__ Pack<T> load16(const T* from) {
 }
 // The address lies on a boundary of 16 bytes.
 template <typename T> __device__ __forceinline__ void store16(T* to, const Pack<T>& pack) { move16(to, &pack); }
+
+// The sum over the lanes of a warp, in a fixed order; every lane has it.
+DEVICE float warp_sum(float value) {
+#pragma unroll
+    for (u32 distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
+    return value;
+}
