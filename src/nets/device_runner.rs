@@ -207,7 +207,12 @@ impl<M: Machine> DeviceRunner<M> {
                 Ok(more) => faults.extend(more),
                 Err(Fault::OutOfMemory { needed, free }) if count > 1 => {
                     let fewer: usize = rest[..count].iter().map(Part::samples).sum::<usize>() / 2;
-                    tracing::warn!(needed, free, most = fewer, "out of GPU memory: calls are of fewer samples from now on");
+                    tracing::warn!(
+                        needed,
+                        free,
+                        most = fewer,
+                        "out of GPU memory: calls are of fewer samples from now on"
+                    );
                     self.most = fewer;
                     continue;
                 }
@@ -360,7 +365,8 @@ impl<M: Machine> DeviceRunner<M> {
         let mut estimate = vec![0; elements * 4];
         for &slot in slots.iter() {
             self.machine.download(self.slots.places[slot].estimate, &mut estimate)?;
-            denoised.extend(estimate.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])));
+            denoised
+                .extend(estimate.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])));
         }
         Ok(())
     }

@@ -65,9 +65,8 @@ impl Emulated {
     }
 
     fn check(&self, address: u64, bytes: usize) {
-        let inside = |&(start, length, _): &(u64, usize, _)| {
-            address >= start && address + bytes as u64 <= start + length as u64
-        };
+        let inside =
+            |&(start, length, _): &(u64, usize, _)| address >= start && address + bytes as u64 <= start + length as u64;
         assert!(self.blocks.iter().any(inside), "{bytes} bytes at {address:#x} are not allocated");
     }
 }

@@ -380,7 +380,8 @@ impl Run<'_> {
         let params = moments::Norm { scale: self.at(norm.scale), shift: self.at(norm.shift), table };
         let sizes = [moments::sums_bytes(element, parts), moments::affine_bytes(element, parts)];
         let [sums, affine] = sizes.map(|bytes| self.arena.take(bytes));
-        let (scratch, affine) = (Scratch { sums, counters: self.addresses.counters }, moments::Affine { address: affine });
+        let (scratch, affine) =
+            (Scratch { sums, counters: self.addresses.counters }, moments::Affine { address: affine });
         self.launches.push(moments(element, parts, &params, EPS, scratch, affine).of(&norm.name));
         self.arena.put(sums, sizes[0]);
         let y = self.map(&norm.name, parts, Some(affine), silu, filter, None, 1.0);
@@ -417,9 +418,7 @@ impl Run<'_> {
         let finish = Finish { bias: layer.bias.map(|bias| self.at(bias)), ..finish };
         // The network's input is where the samples' addresses say.
         let samples = (parts[0].address == 0).then_some(self.addresses.samples);
-        self.launches.push(
-            conv(self.net.element, parts, samples, &weights, pad, outputs, finish, &y).of(&layer.name),
-        );
+        self.launches.push(conv(self.net.element, parts, samples, &weights, pad, outputs, finish, &y).of(&layer.name));
         y
     }
 
@@ -537,9 +536,8 @@ impl Layout<'_> {
         let value = move |params: &[Vec<f32>], tap: usize, i: usize, _: usize, o: usize| {
             params[weight][(tap * inputs + i) * outputs + o]
         };
-        let sum = |params: &[Vec<f32>], _: usize, o: usize| {
-            bias.into_iter().chain(more).map(|param| params[param][o]).sum()
-        };
+        let sum =
+            |params: &[Vec<f32>], _: usize, o: usize| bias.into_iter().chain(more).map(|param| params[param][o]).sum();
         let bias: Option<&dyn Fn(&[Vec<f32>], usize, usize) -> f32> = if bias.is_some() { Some(&sum) } else { None };
         self.place(self.name(params.weight), weights, value, bias)
     }
@@ -596,8 +594,8 @@ impl Layout<'_> {
     }
 
     fn norm(&mut self, params: &Norm) -> CompiledNorm {
-        let [scale, shift] =
-            [params.affine.weight, params.affine.bias].map(|param| self.push(bytemuck::cast_slice(&self.weights[param].clone())));
+        let [scale, shift] = [params.affine.weight, params.affine.bias]
+            .map(|param| self.push(bytemuck::cast_slice(&self.weights[param].clone())));
         let table = match &params.table {
             Table::Fixed(table) => Groups::Fixed(self.table(table)),
             Table::Pipe(pipe) => Groups::Pipe(*pipe),

@@ -83,7 +83,8 @@ impl Gpu {
         let stream = context.new_stream().map_err(told("the GPU gives no stream"))?;
         // SAFETY: the image is a whole fatbin, as nvcc wrote it.
         let module = unsafe { result::module::load_data(KERNELS.as_ptr().cast()) };
-        let module = module.map_err(told("the GPU's driver does not take the kernels (they need release 580 or newer)"))?;
+        let module =
+            module.map_err(told("the GPU's driver does not take the kernels (they need release 580 or newer)"))?;
         // SAFETY: a new allocation, freed when dropped.
         let staging = unsafe { result::malloc_host(STAGING, 0) }.map_err(told("no page-locked memory"));
         let staging = staging.inspect_err(|_| {
@@ -134,7 +135,8 @@ impl Gpu {
 
 /// CUDA's name of an error and what it says of it.
 fn describe(error: DriverError) -> String {
-    let text = |text: std::result::Result<&std::ffi::CStr, DriverError>| text.map(|text| text.to_string_lossy().into_owned());
+    let text =
+        |text: std::result::Result<&std::ffi::CStr, DriverError>| text.map(|text| text.to_string_lossy().into_owned());
     match (text(error.error_name()), text(error.error_string())) {
         (Ok(name), Ok(meaning)) => format!("{meaning} ({name})"),
         _ => format!("CUDA error {}", error.0 as u32),

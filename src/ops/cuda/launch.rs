@@ -54,7 +54,9 @@ impl Element {
     pub fn read(self, bytes: &[u8]) -> Vec<f32> {
         let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         match self {
-            Self::F32 => bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect(),
+            Self::F32 => {
+                bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
+            }
             Self::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
             Self::Bf16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
         }
@@ -148,7 +150,13 @@ impl Launch {
     ///
     /// # Panics
     /// If an edge of the grid is empty or exceeds the device's, which the callers' shapes do not reach.
-    pub fn new(kernel: &'static str, element: Option<Element>, grid: [usize; 3], args: &impl NoUninit, cost: Cost) -> Self {
+    pub fn new(
+        kernel: &'static str,
+        element: Option<Element>,
+        grid: [usize; 3],
+        args: &impl NoUninit,
+        cost: Cost,
+    ) -> Self {
         let edge = |(edge, most): (usize, u32)| match u32::try_from(edge) {
             Ok(edge) if (1..=most).contains(&edge) => edge,
             _ => panic!("a grid of {grid:?} for {kernel}"),

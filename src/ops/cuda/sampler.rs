@@ -79,16 +79,18 @@ struct Args {
 ///
 /// # Panics
 /// For an image that is not of 1, 3 or 4 channels.
-pub fn sampler(element: Element, image: ImageShape, rows: u64, count: usize, output: Option<u64>, faults: u64) -> Launch {
+pub fn sampler(
+    element: Element,
+    image: ImageShape,
+    rows: u64,
+    count: usize,
+    output: Option<u64>,
+    faults: u64,
+) -> Launch {
     assert!(matches!(image.channels, 1 | 3 | 4), "channels of an image");
     let pixels = image.height * image.width;
-    let args = Args {
-        rows,
-        output: output.unwrap_or(0),
-        faults,
-        pixels: pixels as u32,
-        channels: image.channels as u32,
-    };
+    let args =
+        Args { rows, output: output.unwrap_or(0), faults, pixels: pixels as u32, channels: image.channels as u32 };
     // The image and the memory are read and written, the output is read and the input written.
     let maps = pixels * PITCH * element.bytes() * if output.is_some() { 2 } else { 1 };
     let cost = Cost { bytes: (count * (4 * image.elements() * 4 + maps)) as u64, operations: 0 };

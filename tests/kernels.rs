@@ -1,0 +1,605 @@
+//! Every CUDA kernel against f64, in all three types: on the CPU's emulation under every schedule of threads, and, where there is
+//! one, on a GPU (`cargo test --release --features cuda --test kernels -- --ignored gpu`).
+//!
+//! Where the CPU has an op of its own, the same case holds it to the same values.
+
+#[path = "support/compare.rs"]
+mod compare;
+#[path = "support/emulated.rs"]
+mod emulated;
+#[path = "support/lab.rs"]
+mod lab;
+
+use accordion::diffusion::NoiseKey;
+use accordion::nets::ImageShape;
+use accordion::ops::cpu::group_norm::GroupTable;
+use accordion::ops::cpu::resample::Direction;
+use accordion::ops::cuda::conv::{Finish, Weights, conv, pack, pack_bias};
+use accordion::ops::cuda::embedding::{Embedding, embedding};
+use accordion::ops::cuda::map::{Filter, map};
+use accordion::ops::cuda::moments::{Affine, Norm, Scratch, Table, affine_bytes, moments, sums_bytes};
+use accordion::ops::cuda::sampler::{PITCH, Row, input_bytes, sampler, state_bytes};
+use accordion::ops::cuda::{Element, Machine, Map, attention, launch, pitch, pixels};
+use accordion::ops::{self, Tape};
+use candle_core::{Device, Tensor};
+use compare::relative_error;
+use emulated::Emulated;
+use emulation::Order;
+use lab::{Lab, Values};
+use std::sync::Arc;
+
+/// How far a result may lie from f64, as a share of the largest: an element's rounding, and that of sums in f32.
+fn tolerance(element: Element) -> f64 {
+    match element {
+        Element::F32 => 3e-6,
+        Element::F16 => 7e-4,
+        Element::Bf16 => 5e-3,
+    }
+}
+
+/// A case on some machine.
+trait Case {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>);
+}
+
+/// Every element under every schedule.
+fn emulate(case: impl Case) {
+    for element in Element::ALL {
+        for order in Order::ALL {
+            case.run(&mut Lab::new(Emulated::new(1 << 28, order), element));
+        }
+    }
+}
+
+/// The same on the GPU that is there.
+#[cfg(feature = "cuda")]
+fn on_gpu(case: impl Case) {
+    for element in Element::ALL {
+        case.run(&mut Lab::new(accordion::ops::cuda::gpu::Gpu::open(0).unwrap(), element));
+    }
+}
+
+/// A test of the emulation, and the same as an ignored one of a GPU.
+macro_rules! case {
+    ($name:ident, $gpu:ident, $case:expr) => {
+        #[test]
+        fn $name() {
+            $case.into_iter().for_each(emulate);
+        }
+
+        #[cfg(feature = "cuda")]
+        #[test]
+        #[ignore = "needs a GPU"]
+        fn $gpu() {
+            $case.into_iter().for_each(on_gpu);
+        }
+    };
+}
+
+#[track_caller]
+fn assert_near(element: Element, got: &[f32], want: &[f64], what: &str) {
+    let error = relative_error(got, want);
+    assert!(error <= tolerance(element), "{what}, {element}: {error:.1e}");
+}
+
+fn silu(value: f64) -> f64 {
+    value / (1.0 + (-value).exp())
+}
+
+/// A prefix of a convolution's weights on one or two parts.
+#[derive(Clone, Copy, Debug)]
+struct Conv {
+    /// Samples, rows and columns.
+    size: [usize; 3],
+    /// Channels of the parts; the second may be 0.
+    parts: [usize; 2],
+    kernel: usize,
+    pad: usize,
+    /// Inputs and outputs of the weights, which the case is a prefix of.
+    whole: [usize; 2],
+    outputs: usize,
+    groups: usize,
+    /// Bias by sample, residual with a scale, samples by address.
+    with: [bool; 3],
+    silu: bool,
+}
+
+const CONV: Conv = Conv {
+    size: [2, 5, 7],
+    parts: [13, 0],
+    kernel: 3,
+    pad: 1,
+    whole: [24, 20],
+    outputs: 9,
+    groups: 1,
+    with: [false; 3],
+    silu: false,
+};
+
+impl Case for Conv {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+        let Self { size: [samples, height, width], parts, kernel, pad, whole: [inputs, whole], .. } = *self;
+        let maps: Vec<_> = parts.iter().filter(|&&c| c > 0).map(|&c| lab.random([samples, height, width, c])).collect();
+        let x = Values::beside(&maps.iter().map(|(_, values)| values).collect::<Vec<_>>());
+        let kept: usize = parts.iter().sum();
+        let raw = lab.normals(kernel * kernel * inputs * self.groups * whole);
+        let groups = self.groups;
+        let place =
+            move |tap: usize, i: usize, group: usize, o: usize| ((tap * inputs + i) * groups + group) * whole + o;
+        let weights = Weights { address: 0, kernel, inputs, outputs: whole, groups: self.groups };
+        let packed = pack(lab.element, &weights, |tap, i, group, o| raw[place(tap, i, group, o)]);
+        assert_eq!(packed.len(), weights.bytes(lab.element));
+        let weights = Weights { address: lab.hold(&packed), ..weights };
+        let rounded = lab.round(&raw);
+        let bias = lab.normals(self.groups * whole);
+        let bias_at = lab.floats(&pack_bias(&weights, |group, o| bias[group * whole + o]));
+        let bias_pitch = pitch(self.outputs) + 8;
+        let (sample_bias, sample_values) = lab.random([1, samples, 1, bias_pitch]);
+        let side = |n: usize| n + 2 * pad + 1 - kernel;
+        let group_pitch = pitch(self.outputs);
+        let channels = if self.groups == 1 { self.outputs } else { self.groups * group_pitch };
+        let shape = [samples, side(height), side(width), channels];
+        let (residual, residual_values) = lab.random(shape);
+        let y = lab.empty(shape);
+        let [by_sample, with_residual, addressed] = self.with;
+        let sample_bytes = maps[0].0.bytes(lab.element) / samples;
+        // The samples in reverse, where they are told by address.
+        let addresses: Vec<u64> = (0..samples).rev().map(|b| maps[0].0.address + (b * sample_bytes) as u64).collect();
+        let addresses = lab.hold(bytemuck::cast_slice(&addresses));
+        let scale = if with_residual { 0.7 } else { 1.0 };
+        let finish = Finish {
+            bias: Some(bias_at),
+            sample_bias: by_sample.then_some((sample_bias.address, bias_pitch)),
+            residual: with_residual.then_some(&residual),
+            scale,
+            silu: self.silu,
+        };
+        let parts: Vec<&Map> = maps.iter().map(|(map, _)| map).collect();
+        let launch = conv(lab.element, &parts, addressed.then_some(addresses), &weights, pad, self.outputs, finish, &y);
+        lab.machine.launch(&launch).unwrap();
+        let want = Values::from_fn(shape, |b, oy, ox, c| {
+            let from = if addressed { samples - 1 - b } else { b };
+            let (group, o) = (c / group_pitch, c % group_pitch);
+            let (group, o) = if self.groups == 1 { (0, c) } else { (group, o) };
+            if o >= self.outputs {
+                return 0.0;
+            }
+            let mut sum = f64::from(bias[group * whole + o]);
+            for tap in 0..kernel * kernel {
+                let (ky, kx) = ((tap / kernel) as isize - pad as isize, (tap % kernel) as isize - pad as isize);
+                for i in 0..kept {
+                    sum += x.at(from, oy + ky, ox + kx, i) * rounded[place(tap, i, group, o)];
+                }
+            }
+            if by_sample {
+                sum += sample_values.at(0, b as isize, 0, o);
+            }
+            if with_residual {
+                sum += residual_values.at(b, oy, ox, c);
+            }
+            let value = sum * f64::from(scale);
+            if self.silu { silu(value) } else { value }
+        });
+        assert_near(lab.element, &lab.get(&y), &want.data, &format!("{self:?}"));
+
+        // The CPU's op, where the case is one that it knows.
+        if lab.element == Element::F32 && self.groups == 1 && self.with == [false; 3] && !self.silu {
+            let x32: Vec<f32> = x.data.iter().map(|&value| value as f32).collect();
+            let x = Tensor::from_vec(x32, (samples, height, width, kept), &Device::Cpu).unwrap();
+            let all = (0..kernel * kernel).flat_map(|tap| (0..inputs).map(move |i| (tap, i)));
+            let w: Vec<f32> = all
+                .flat_map(|(tap, i)| (0..whole).map(move |o| (tap, i, o)))
+                .map(|(tap, i, o)| raw[place(tap, i, 0, o)])
+                .collect();
+            let w = Tensor::from_vec(w, (kernel, kernel, inputs, whole), &Device::Cpu).unwrap();
+            let w = w.narrow(2, 0, kept).unwrap().narrow(3, 0, self.outputs).unwrap();
+            let bias = Tensor::from_slice(&bias[..self.outputs], self.outputs, &Device::Cpu).unwrap();
+            let y = ops::conv::conv2d(&Tape::off(), &x, &w, &bias, pad).unwrap();
+            assert_near(Element::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want.data, "the CPU's conv");
+        }
+    }
+}
+
+case!(
+    a_convolution_takes_any_prefix_of_its_weights,
+    gpu_convolution,
+    [
+        CONV,
+        Conv { size: [1, 1, 1], parts: [1, 0], outputs: 1, ..CONV },
+        Conv { size: [1, 9, 8], parts: [16, 5], whole: [21, 70], outputs: 67, with: [true, true, false], ..CONV },
+        Conv { kernel: 1, pad: 0, parts: [8, 13], outputs: 20, with: [false, true, false], ..CONV },
+        Conv { parts: [3, 0], pad: 2, size: [3, 4, 4], with: [false, false, true], ..CONV },
+        Conv { kernel: 1, pad: 0, parts: [11, 0], groups: 3, outputs: 5, whole: [12, 12], ..CONV },
+        Conv { kernel: 1, pad: 0, size: [1, 3, 1], parts: [70, 0], whole: [80, 130], outputs: 130, silu: true, ..CONV },
+    ]
+);
+
+/// GroupNorm, applied with everything that the pass can do besides.
+#[derive(Clone, Debug)]
+struct Normed {
+    size: [usize; 3],
+    parts: [usize; 2],
+    groups: Vec<u32>,
+    /// Added to every value: a mean that is large against the spread.
+    mean: f32,
+    silu: bool,
+    filter: Option<(Direction, &'static [f32])>,
+    residual: bool,
+}
+
+impl Case for Normed {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+        const EPS: f64 = 1e-6;
+        let [samples, height, width] = self.size;
+        let mut maps = Vec::new();
+        for &channels in self.parts.iter().filter(|&&channels| channels > 0) {
+            let shape = [samples, height, width, channels];
+            let values: Vec<f32> = lab.normals(shape.iter().product()).iter().map(|value| value + self.mean).collect();
+            maps.push(lab.put(shape, &values));
+        }
+        let x = Values::beside(&maps.iter().map(|(_, values)| values).collect::<Vec<_>>());
+        let channels: usize = self.parts.iter().sum();
+        let (scale, shift) = (lab.normals(channels), lab.normals(channels));
+        let table = GroupTable::new(self.groups.clone());
+        let (words, placed) = Table::new(&table, 0);
+        let placed = Table { address: lab.hold(bytemuck::cast_slice(&words)), ..placed };
+        let norm = Norm { scale: lab.floats(&scale), shift: lab.floats(&shift), table: placed };
+        let parts: Vec<&Map> = maps.iter().map(|(map, _)| map).collect();
+        let scratch =
+            Scratch { sums: lab.poison(sums_bytes(lab.element, &parts)), counters: lab.hold(&vec![0; 4 * samples]) };
+        let affine = Affine { address: lab.poison(affine_bytes(lab.element, &parts)) };
+        // Twice: the counters must be as they were.
+        for _ in 0..2 {
+            let launch = moments(lab.element, &parts, &norm, EPS as f32, scratch, affine);
+            lab.machine.launch(&launch).unwrap();
+        }
+        let filter = self.filter.map(|(direction, taps)| Filter { direction, taps, pad: (taps.len() - 1) / 2 });
+        let side = |n| filter.map_or(n, |filter| filter.size(n));
+        let shape = [samples, side(height), side(width), channels];
+        let (residual, residual_values) = lab.random(shape);
+        let y = lab.empty(shape);
+        let residual = self.residual.then_some(&residual);
+        let factor = if self.residual { 0.6 } else { 1.0 };
+        let launch = map(lab.element, &parts, Some(affine), self.silu, filter, residual, factor, &y);
+        lab.machine.launch(&launch).unwrap();
+
+        let mut normed = x.clone();
+        for b in 0..samples {
+            for group in 0..table.groups() as u32 {
+                let members: Vec<usize> = (0..channels).filter(|&c| self.groups[c] == group).collect();
+                let places = || {
+                    (0..height * width)
+                        .flat_map(|p| members.iter().map(move |c| (b * height * width + p) * channels + c))
+                };
+                let count = places().count() as f64;
+                let mean = places().map(|at| x.data[at]).sum::<f64>() / count;
+                let variance = places().map(|at| (x.data[at] - mean).powi(2)).sum::<f64>() / count;
+                for at in places() {
+                    let c = at % channels;
+                    let value = (x.data[at] - mean) / (variance + EPS).sqrt();
+                    let value = value * f64::from(scale[c]) + f64::from(shift[c]);
+                    normed.data[at] = if self.silu { silu(value) } else { value };
+                }
+            }
+        }
+        let want = Values::from_fn(shape, |b, oy, ox, c| {
+            let value = match filter {
+                None => normed.at(b, oy, ox, c),
+                Some(filter) => filtered(&normed, &filter, [b, oy as usize, ox as usize, c]),
+            };
+            let more = if self.residual { residual_values.at(b, oy, ox, c) } else { 0.0 };
+            (value + more) * f64::from(factor)
+        });
+        // A mean of a thousand leaves f32 ten bits fewer.
+        let got = lab.get(&y);
+        let error = relative_error(&got, &want.data);
+        let allowed = tolerance(lab.element) + f64::from(self.mean) * 1.2e-7;
+        assert!(error <= allowed, "{self:?}, {}: {error:.1e}", lab.element);
+
+        if lab.element == Element::F32 && self.filter.is_none() && !self.residual {
+            let x32: Vec<f32> = x.data.iter().map(|&value| value as f32).collect();
+            let x = Tensor::from_vec(x32, (samples, height, width, channels), &Device::Cpu).unwrap();
+            let [scale, shift] = [scale, shift].map(|values| Tensor::from_vec(values, channels, &Device::Cpu).unwrap());
+            let y =
+                ops::group_norm::group_norm(&Tape::off(), &x, &scale, &shift, &Arc::new(table), EPS as f32, self.silu);
+            let error = relative_error(&y.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap(), &want.data);
+            assert!(error <= allowed, "the CPU's norm: {error:.1e}");
+        }
+    }
+}
+
+/// One value of a map through a filter, by the definition of `ops::cpu::resample`.
+fn filtered(x: &Values, filter: &Filter, [b, oy, ox, c]: [usize; 4]) -> f64 {
+    let sum: f64 = filter.taps.iter().map(|&tap| f64::from(tap)).sum();
+    let gain = f64::from(filter.direction.gain());
+    let mut value = 0.0;
+    for (i, &fi) in filter.taps.iter().enumerate() {
+        for (j, &fj) in filter.taps.iter().enumerate() {
+            let weight = gain * f64::from(fi) * f64::from(fj) / (sum * sum);
+            let source = |o: usize, k: usize| match filter.direction {
+                Direction::Down => Some((2 * o + k) as isize - filter.pad as isize),
+                Direction::Up => {
+                    let twice = (o + filter.pad) as isize - k as isize;
+                    (twice % 2 == 0).then_some(twice / 2)
+                }
+            };
+            if let (Some(y), Some(x_at)) = (source(oy, i), source(ox, j)) {
+                value += weight * x.at(b, y, x_at, c);
+            }
+        }
+    }
+    value
+}
+
+fn normed() -> Vec<Normed> {
+    let plain = Normed {
+        size: [2, 7, 7],
+        parts: [12, 0],
+        groups: (0..12).map(|c| c % 3).collect(),
+        mean: 0.0,
+        silu: true,
+        filter: None,
+        residual: false,
+    };
+    vec![
+        plain.clone(),
+        // Groups of unequal sizes that interleave; two parts; more pixels than one block sums up.
+        Normed {
+            size: [2, 13, 5],
+            parts: [8, 13],
+            groups: (0..21).map(|c| if c < 2 { 0 } else { 1 + c % 4 }).collect(),
+            silu: false,
+            ..plain.clone()
+        },
+        Normed { mean: 1000.0, size: [1, 12, 11], ..plain.clone() },
+        Normed { size: [3, 1, 1], parts: [5, 0], groups: vec![0; 5], silu: false, ..plain.clone() },
+        Normed { size: [1, 2, 2], parts: [520, 0], groups: (0..520).map(|c| c / 65).collect(), ..plain.clone() },
+        Normed { filter: Some((Direction::Down, &[1.0, 1.0])), size: [2, 6, 6], ..plain.clone() },
+        Normed { filter: Some((Direction::Up, &[1.0, 1.0])), size: [1, 3, 5], ..plain.clone() },
+        Normed {
+            filter: Some((Direction::Down, &[1.0, 3.0, 3.0, 1.0])),
+            size: [1, 6, 8],
+            residual: true,
+            ..plain.clone()
+        },
+        Normed { filter: Some((Direction::Up, &[1.0, 3.0, 3.0, 1.0])), size: [1, 5, 3], ..plain },
+    ]
+}
+
+case!(a_norm_follows_its_table_and_the_pass_does_the_rest, gpu_norm, normed());
+
+/// Attention of so many pixels and channels.
+#[derive(Clone, Copy, Debug)]
+struct Attend {
+    size: [usize; 3],
+    dim: usize,
+}
+
+impl Case for Attend {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+        let Self { size: [samples, height, width], dim } = *self;
+        let step = pitch(dim);
+        let raw = lab.normals(samples * height * width * 3 * step);
+        let in_place = |(at, value): (usize, &f32)| if at % step < dim { 1.5 * value } else { 0.0 };
+        let values: Vec<f32> = raw.iter().enumerate().map(in_place).collect();
+        let (qkv, x) = lab.put([samples, height, width, 3 * step], &values);
+        let y = lab.empty([samples, height, width, dim]);
+        lab.machine.launch(&attention::attention(lab.element, &qkv, &y)).unwrap();
+        let pixels = height * width;
+        let part = |b: usize, p: usize, part: usize, c: usize| x.data[((b * pixels + p) * 3 + part) * step + c];
+        let mut want = Vec::new();
+        for b in 0..samples {
+            for q in 0..pixels {
+                let score =
+                    |k| (0..dim).map(|c| part(b, q, 0, c) * part(b, k, 1, c)).sum::<f64>() / (dim as f64).sqrt();
+                let scores: Vec<f64> = (0..pixels).map(score).collect();
+                let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                want.extend((0..dim).map(|c| (0..pixels).map(|k| weights[k] * part(b, k, 2, c)).sum::<f64>() / total));
+            }
+        }
+        // The weights of the values are rounded to the element as well.
+        let got = lab.get(&y);
+        let error = relative_error(&got, &want);
+        assert!(error <= 2.0 * tolerance(lab.element), "{self:?}, {}: {error:.1e}", lab.element);
+        if lab.element == Element::F32 && step == dim {
+            let qkv = Tensor::from_vec(values, (samples, height, width, 3 * dim), &Device::Cpu).unwrap();
+            let y = ops::attention::attention(&Tape::off(), &qkv, 1).unwrap();
+            assert_near(Element::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want, "the CPU's attention");
+        }
+    }
+}
+
+case!(
+    attention_mixes_the_values_of_all_pixels,
+    gpu_attention,
+    [
+        Attend { size: [2, 7, 5], dim: 5 },
+        Attend { size: [1, 1, 1], dim: 1 },
+        Attend { size: [1, 9, 9], dim: 40 },
+        Attend { size: [1, 4, 8], dim: 136 },
+    ]
+);
+
+/// The embedding, with classes or without.
+struct Embed {
+    classes: usize,
+}
+
+impl Case for Embed {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+        let (half, samples) = (5, 4);
+        let noise = [-1.2f32, 0.0, 3.7, 999.0];
+        let frequencies = lab.normals(half);
+        let labels = lab.normals((self.classes + 1) * 2 * half);
+        let class = [0u32, 2, 1, self.classes as u32].map(|class| class.min(self.classes as u32));
+        let from = Embedding {
+            noise: lab.floats(&noise),
+            classes: lab.hold(bytemuck::cast_slice(&class)),
+            frequencies: lab.floats(&frequencies),
+            labels: (self.classes > 0).then(|| lab.floats(&labels)),
+        };
+        let y = lab.empty([1, samples, 1, 2 * half]);
+        lab.machine.launch(&embedding(lab.element, &from, &y)).unwrap();
+        let want = Values::from_fn([1, samples, 1, 2 * half], |_, b, _, c| {
+            // The product is an f32's in the definition of the network.
+            let angle = f64::from(noise[b as usize] * frequencies[c % half]);
+            let value = if c < half { angle.sin() } else { angle.cos() };
+            let label = labels[class[b as usize] as usize * 2 * half + c];
+            value + if self.classes > 0 { f64::from(label) } else { 0.0 }
+        });
+        assert_near(lab.element, &lab.get(&y), &want.data, "embedding");
+    }
+}
+
+case!(the_embedding_is_of_level_and_class, gpu_embedding, [Embed { classes: 0 }, Embed { classes: 3 }]);
+
+/// A sampler step on rows of every kind.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    image: ImageShape,
+}
+
+impl Case for Step {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+        let image = self.image;
+        let (pixels, elements) = (image.height * image.width, image.elements());
+        let state = state_bytes(image) / 4;
+        // Rows: all terms at once, guidance and noise; no class of its own; skipped; a fault; the start of an image.
+        let (output, f) = lab.random([5, image.height, image.width, PITCH]);
+        let mut broken = vec![0.0; pixels * PITCH];
+        broken[0] = f32::NAN;
+        let (broken, _) = lab.put([1, image.height, image.width, PITCH], &broken);
+        let mut bytes = vec![0; broken.bytes(lab.element)];
+        lab.machine.download(broken.address, &mut bytes).unwrap();
+        lab.machine.upload(output.address + 4 * bytes.len() as u64, &bytes).unwrap();
+        let key = NoiseKey { seed: 0x0123_4567_89ab_cdef, image: 3 };
+        let full = Row {
+            seed: key.seed,
+            image: key.image,
+            draw: 7,
+            conditional: 2,
+            unconditional: 1,
+            guidance: 2.5,
+            c_skip: 0.3,
+            c_out: -1.1,
+            a_x: 0.8,
+            a_d: 0.4,
+            a_m: -0.3,
+            noise: 0.9,
+            b_x: 0.2,
+            b_d: 1.3,
+            c_in: 0.6,
+            ..Row::default()
+        };
+        let plain = Row { conditional: 3, unconditional: 3, noise: 0.0, ..full };
+        let fault = Row { conditional: 4, unconditional: 4, ..full };
+        let mut rows = [full, plain, Row::default(), fault];
+        let mut states = Vec::new();
+        for row in &mut rows {
+            let [x, memory] = [0, 1].map(|_| lab.normals(state));
+            row.x = lab.floats(&x);
+            row.memory = lab.floats(&memory);
+            row.estimate = lab.poison(state * 4);
+            row.input = lab.poison(input_bytes(lab.element, image));
+            states.push((x, memory));
+        }
+        rows[1].estimate = 0;
+        rows[2].x = 0;
+        let at = lab.hold(bytemuck::cast_slice(&rows));
+        let faults = lab.hold(&[0; 16]);
+        lab.machine.launch(&sampler(lab.element, image, at, 4, Some(output.address), faults)).unwrap();
+        let mut flags = [0; 16];
+        lab.machine.download(faults, &mut flags).unwrap();
+        assert_eq!(bytemuck::cast_slice::<u8, u32>(&flags), [0, 0, 0, 1], "faults");
+
+        for (row, (x, memory)) in rows.iter().zip(&states).take(2) {
+            let noise = key.draw(row.draw);
+            let wide = |value: f32| f64::from(value);
+            let (mut image_then, mut memory_then, mut estimate, mut input) = (vec![], vec![], vec![], vec![]);
+            for e in 0..elements {
+                let (pixel, channel) = (e / image.channels, e % image.channels);
+                let of = |sample: u32| f.data[(sample as usize * pixels + pixel) * PITCH + channel];
+                let guided = of(row.unconditional) + wide(row.guidance) * (of(row.conditional) - of(row.unconditional));
+                let d = wide(row.c_skip) * wide(x[e]) + wide(row.c_out) * guided;
+                let then = wide(row.a_x) * wide(x[e]) + wide(row.a_d) * d + wide(row.a_m) * wide(memory[e]);
+                let then = then + wide(row.noise) * noise.normal(e as u64);
+                image_then.push(then);
+                memory_then.push(wide(row.b_x) * wide(x[e]) + wide(row.b_d) * d);
+                estimate.push(d);
+                input.push(wide(row.c_in) * then);
+            }
+            // The state is f32 whatever the element is.
+            assert_near(Element::F32, &lab.read(row.x, elements), &image_then, "image");
+            assert_near(Element::F32, &lab.read(row.memory, elements), &memory_then, "memory");
+            if row.estimate != 0 {
+                assert_near(Element::F32, &lab.read(row.estimate, elements), &estimate, "estimate");
+            }
+            let map = Map {
+                address: row.input,
+                samples: 1,
+                height: image.height,
+                width: image.width,
+                channels: image.channels,
+            };
+            assert_near(lab.element, &lab.get(&map), &input, "next input");
+        }
+        assert_eq!(lab.read(rows[2].memory, state), states[2].1, "a skipped row is left alone");
+
+        // The start: noise alone, whatever was there before.
+        let start = Row { a_x: 0.0, a_d: 0.0, a_m: 0.0, b_x: 0.0, b_d: 0.0, draw: 0, noise: 80.0, ..rows[0] };
+        let at = lab.hold(bytemuck::bytes_of(&start));
+        lab.machine.launch(&sampler(lab.element, image, at, 1, None, faults)).unwrap();
+        let want: Vec<f64> = (0..elements as u64).map(|e| 80.0 * f64::from(key.draw(0).normal(e) as f32)).collect();
+        assert_near(Element::F32, &lab.read(start.x, elements), &want, "first noise");
+    }
+}
+
+case!(
+    a_sampler_step_is_what_its_rows_say,
+    gpu_sampler,
+    [
+        Step { image: ImageShape { height: 5, width: 7, channels: 1 } },
+        Step { image: ImageShape { height: 3, width: 3, channels: 3 } },
+        Step { image: ImageShape { height: 24, width: 24, channels: 3 } },
+        Step { image: ImageShape { height: 2, width: 3, channels: 4 } },
+    ]
+);
+
+/// Bytes of values, those outside of the range among them.
+struct Bytes;
+
+impl Case for Bytes {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+        let image = ImageShape { height: 13, width: 11, channels: 3 };
+        let mut values = lab.normals(state_bytes(image) / 4);
+        values[..6].copy_from_slice(&[-1.0, 1.0, 0.0, -7.0, 1e9, 0.5 / 127.5]);
+        let x = lab.floats(&values);
+        let y = lab.poison(pixels::bytes(image));
+        lab.machine.launch(&pixels::pixels(image, x, y)).unwrap();
+        let mut bytes = vec![0; image.elements()];
+        lab.machine.download(y, &mut bytes).unwrap();
+        let byte = |&value: &f32| (f64::from(value) * 127.5 + 127.5).round().clamp(0.0, 255.0) as u8;
+        assert_eq!(bytes, values[..image.elements()].iter().map(byte).collect::<Vec<_>>());
+        assert_eq!(bytes[..5], [0, 255, 128, 0, 255]);
+    }
+}
+
+case!(pixels_are_rounded_and_clamped, gpu_pixels, [Bytes]);
+
+#[test]
+fn the_table_of_threads_and_the_sizes_of_arguments_are_the_kernels() {
+    let mut known: Vec<String> = Vec::new();
+    for kernel in emulation::kernels().into_iter().filter(|kernel| !kernel.name.starts_with("probe_")) {
+        let stem = kernel.name.split('_').next().unwrap();
+        let (_, threads) =
+            launch::THREADS.into_iter().find(|(known, _)| *known == stem).expect("every kernel is listed");
+        assert_eq!(threads, kernel.threads, "{}", kernel.name);
+        known.push(stem.to_owned());
+    }
+    assert!(
+        launch::THREADS.iter().all(|(stem, _)| known.iter().any(|known| known == stem)),
+        "no kernel is listed in vain"
+    );
+}
