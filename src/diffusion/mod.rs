@@ -9,4 +9,4 @@ pub mod solver;
 pub use noise::{NoiseKey, Stream};
 pub use plan::{Plan, Respacing, Solver, WidthRun, subnet_name};
 pub use schedule::{SigmaRange, Spacing, levels, sigmas};
-pub use solver::{Call, Trajectory, guide};
+pub use solver::{Call, Course, Noise, State, Trajectory, Update, guide};

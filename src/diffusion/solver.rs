@@ -15,57 +15,120 @@ pub struct Call<'a> {
     pub subnet: &'a str,
 }
 
-/// One image on its way from noise: the state between two denoiser calls, in f64.
+/// Noise that is added to an image: `scale z(draw)`, where z(draw) are the standard normals of [`NoiseKey::draw`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Noise {
+    /// Its standard deviation; 0 is none.
+    pub scale: f64,
+    /// The number of the draw.
+    pub draw: u32,
+}
+
+/// What a denoiser call does to the arrays of an image: every solver step is linear in them.
 ///
-/// While [`Self::next_call`] asks for a call, denoise [`Self::input`] and hand the result to [`Self::advance`].
+/// With the noisy image x, its denoised image D and one array of memory m, all of before the step,
+/// ```text
+/// x' = a_x x + a_d D + a_m m + scale z(draw)
+/// m' = b_x x + b_d D
+/// ```
+/// An image begins with m = 0 and with x the sum of the [`Noise`] of [`Course::begin`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Update {
+    /// Weight of x in x'.
+    pub a_x: f64,
+    /// Weight of D in x'.
+    pub a_d: f64,
+    /// Weight of m in x'.
+    pub a_m: f64,
+    /// Weight of x in m'.
+    pub b_x: f64,
+    /// Weight of D in m'.
+    pub b_d: f64,
+    /// The churn of the step that begins then.
+    pub noise: Noise,
+}
+
+impl Update {
+    /// `x' = keep x + (1 - keep) D` with `keep = sigma' / sigma`: the exact solution while D is constant, which is both
+    /// Euler's step in sigma and, as exp(-h) = sigma' / sigma, the first-order step of DPM-Solver++.
+    fn towards(keep: f64) -> Self {
+        Self { a_x: keep, a_d: 1.0 - keep, ..Self::default() }
+    }
+
+    /// Heun's Euler half from level `sigma` to `next` > 0 (Karras et al. 2022, algorithm 1, lines 4 and 5). In m stays
+    /// what the second half starts from: `x + (next - sigma) slope / 2` with `slope = (x - D) / sigma`.
+    fn predict(sigma: f64, next: f64) -> Self {
+        let half = 0.5 * (next - sigma) / sigma;
+        Self { b_x: 1.0 + half, b_d: -half, ..Self::towards(next / sigma) }
+    }
+
+    /// Heun's trapezoidal half (Karras et al. 2022, algorithm 1, lines 7 and 8): `m + (next - sigma) slope' / 2` with
+    /// `slope' = (x - D) / next`.
+    fn correct(sigma: f64, next: f64) -> Self {
+        let half = 0.5 * (next - sigma) / next;
+        Self { a_x: half, a_d: -half, a_m: 1.0, ..Self::default() }
+    }
+
+    /// One step of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) with alpha = 1 and lambda = -ln sigma.
+    ///
+    /// `x' = (sigma' / sigma) x - (exp(-h) - 1) D*`, with `h = lambda' - lambda` and `D* = (1 + r) D - r m`: extrapolated
+    /// to the middle of the step through m, the denoised image of the step before, at level `before`. The first step has
+    /// none; the last one, to sigma' = 0, has h = infinity. Both are of first order.
+    fn multistep(before: Option<f64>, sigma: f64, next: f64) -> Self {
+        let keep = next / sigma;
+        let ratio = match before {
+            Some(before) if next > 0.0 => 0.5 * (sigma / next).ln() / (before / sigma).ln(),
+            _ => 0.0,
+        };
+        Self { a_d: (1.0 - keep) * (1.0 + ratio), a_m: (keep - 1.0) * ratio, b_d: 1.0, ..Self::towards(keep) }
+    }
+}
+
+/// Where an image is on its way from noise by a plan: everything but the arrays.
+///
+/// While [`Self::next_call`] asks for a call, [`Self::advance`] says what that call does to the arrays.
 #[derive(Clone, Debug)]
-pub struct Trajectory {
+pub struct Course {
     plan: Arc<Plan>,
     range: SigmaRange,
     sigmas: Vec<f64>,
-    key: NoiseKey,
     /// Steps that are done.
     step: usize,
-    /// The noise level of `x`.
+    /// The noise level of x.
     sigma: f64,
-    x: Vec<f64>,
     memory: Memory,
 }
 
-/// What a solver remembers besides `x`.
-#[derive(Clone, Debug)]
+/// What the array of memory holds.
+#[derive(Clone, Copy, Debug)]
 enum Memory {
-    /// Nothing: a step begins.
+    /// Nothing of use: a step begins.
     Empty,
-    /// Heun's first half: where the step began, at which level, and the slope dx/dsigma there.
-    Predicted { start: Vec<f64>, sigma: f64, slope: Vec<f64> },
-    /// DPM-Solver++(2M): the level and the denoised image of the step before.
-    Denoised { sigma: f64, image: Vec<f64> },
+    /// Heun's first half: the step began at this level.
+    Predicted { sigma: f64 },
+    /// DPM-Solver++(2M): the denoised image of the step before, which began at this level.
+    Denoised { sigma: f64 },
 }
 
-impl Trajectory {
+impl Course {
     /// Churn never more than doubles the variance in a step (Karras et al. 2022, algorithm 2).
     const MAX_GAMMA: f64 = SQRT_2 - 1.0;
     /// `S_noise` of algorithm 2: the best value was tuned for each data set, 1 is the theory. `S_min` and `S_max` are 0
     /// and infinity for the same reason.
     const CHURN_NOISE: f64 = 1.0;
 
-    /// Starts from the noise of (`seed`, `image`), scaled to the first level. `elements` is height x width x channels.
-    pub fn new(plan: Arc<Plan>, range: SigmaRange, seed: u64, image: u32, elements: usize) -> Self {
-        let key = NoiseKey { seed, image };
-        let mut noise = vec![0.0; elements];
-        key.draw(NoiseKey::INITIAL).fill_normals(&mut noise);
-        Self::from_noise(plan, range, key, &noise)
+    /// The start of `plan` at the first level of `range`.
+    pub fn new(plan: Arc<Plan>, range: SigmaRange) -> Self {
+        let sigmas = levels(&plan, range);
+        let (sigma, _) = churned(&plan, 0, sigmas[0]);
+        Self { plan, range, sigmas, step: 0, sigma, memory: Memory::Empty }
     }
 
-    /// Starts from `noise` of unit variance, scaled to the first level; `key` gives the churn alone.
-    pub fn from_noise(plan: Arc<Plan>, range: SigmaRange, key: NoiseKey, noise: &[f32]) -> Self {
-        let sigmas = levels(&plan, range);
-        let sigma = sigmas[0];
-        let x = noise.iter().map(|&noise| f64::from(noise) * sigma).collect();
-        let mut trajectory = Self { plan, range, sigmas, key, step: 0, sigma, x, memory: Memory::Empty };
-        trajectory.churn();
-        trajectory
+    /// What the image is made of at the start: noise scaled to the first level, and the churn of the first step.
+    pub fn begin(&self) -> [Noise; 2] {
+        let first = self.sigmas[0];
+        let (_, churn) = churned(&self.plan, 0, first);
+        [Noise { scale: first, draw: NoiseKey::INITIAL }, churn]
     }
 
     /// The call that is wanted next; `None` when the image is finished.
@@ -73,35 +136,30 @@ impl Trajectory {
         (!self.is_finished()).then(|| Call { sigma: self.sigma, subnet: self.plan.subnet_at(self.step) })
     }
 
-    /// The noisy image to denoise at the level of [`Self::next_call`], channels last.
-    pub fn input(&self) -> &[f64] {
-        &self.x
-    }
-
-    /// Takes the result of [`Self::next_call`]: the denoised image of [`Self::input`].
+    /// Moves on by the call of [`Self::next_call`], and says what it does to the arrays.
     ///
     /// # Panics
-    /// If the image is finished, or `denoised` has another length than the input.
-    pub fn advance(&mut self, denoised: &[f32]) {
-        assert!(!self.is_finished(), "advanced a finished trajectory");
-        assert_eq!(denoised.len(), self.x.len(), "length of the denoised image");
-        let next = self.sigmas[self.step + 1];
-        match (self.plan.solver, std::mem::replace(&mut self.memory, Memory::Empty)) {
-            (Solver::Heun, Memory::Predicted { start, sigma, slope }) => {
-                self.correct(denoised, &start, sigma, &slope);
-                self.end_step();
-            }
+    /// If the image is finished.
+    pub fn advance(&mut self) -> Update {
+        assert!(!self.is_finished(), "advanced a finished image");
+        let (sigma, next) = (self.sigma, self.sigmas[self.step + 1]);
+        let mut update = match (self.plan.solver, std::mem::replace(&mut self.memory, Memory::Empty)) {
+            (Solver::Heun, Memory::Predicted { sigma: start }) => Update::correct(start, next),
             // At level 0 there is no slope to correct with.
-            (Solver::Heun, _) if next > 0.0 => self.predict(denoised, next),
-            (Solver::Heun | Solver::Euler, _) => {
-                self.move_towards(next, denoised.iter().map(|&d| f64::from(d)));
-                self.end_step();
+            (Solver::Heun, _) if next > 0.0 => {
+                (self.memory, self.sigma) = (Memory::Predicted { sigma }, next);
+                return Update::predict(sigma, next);
             }
+            (Solver::Heun | Solver::Euler, _) => Update::towards(next / sigma),
             (Solver::DpmPp2m, memory) => {
-                self.multistep(denoised, next, memory);
-                self.end_step();
+                self.memory = Memory::Denoised { sigma };
+                let before = if let Memory::Denoised { sigma } = memory { Some(sigma) } else { None };
+                Update::multistep(before, sigma, next)
             }
-        }
+        };
+        self.step += 1;
+        (self.sigma, update.noise) = churned(&self.plan, self.step, next);
+        update
     }
 
     /// Goes on by another plan, whose steps so far must be those that were taken (see [`Plan::continued`]).
@@ -129,78 +187,140 @@ impl Trajectory {
     pub fn is_finished(&self) -> bool {
         self.step == self.plan.steps
     }
+}
 
-    /// The image so far, channels last; the result once [`Self::is_finished`].
-    pub fn image(&self) -> &[f64] {
+/// The noise level before step `step`, which would begin at `sigma`, and the noise that raises it to that (Karras et al.
+/// 2022, algorithm 2, lines 4 to 6).
+fn churned(plan: &Plan, step: usize, sigma: f64) -> (f64, Noise) {
+    if plan.churn == 0.0 || step == plan.steps {
+        return (sigma, Noise::default());
+    }
+    let gamma = (plan.churn / plan.steps as f64).min(Course::MAX_GAMMA);
+    let raised = sigma * (1.0 + gamma);
+    let scale = Course::CHURN_NOISE * (raised * raised - sigma * sigma).sqrt();
+    // Draw 0 is the initial noise.
+    (raised, Noise { scale, draw: step as u32 + 1 })
+}
+
+/// The arrays of one image between two denoiser calls, channels last, in f64.
+#[derive(Clone, Debug)]
+pub struct State {
+    x: Vec<f64>,
+    memory: Vec<f64>,
+}
+
+impl State {
+    /// The sum of `noise` of `key`. `elements` is height x width x channels.
+    pub fn new(elements: usize, noise: [Noise; 2], key: NoiseKey) -> Self {
+        let mut state = Self { x: vec![0.0; elements], memory: vec![0.0; elements] };
+        noise.into_iter().for_each(|noise| state.add(noise, key));
+        state
+    }
+
+    /// The noisy image.
+    pub fn x(&self) -> &[f64] {
         &self.x
     }
 
-    fn end_step(&mut self) {
-        self.step += 1;
-        self.sigma = self.sigmas[self.step];
-        self.churn();
+    /// Takes the denoised image of [`Self::x`].
+    ///
+    /// # Panics
+    /// If `denoised` has another length than x.
+    pub fn apply(&mut self, update: &Update, denoised: &[f32], key: NoiseKey) {
+        assert_eq!(denoised.len(), self.x.len(), "length of the denoised image");
+        let &Update { a_x, a_d, a_m, b_x, b_d, noise } = update;
+        for ((x, m), &d) in self.x.iter_mut().zip(&mut self.memory).zip(denoised) {
+            let d = f64::from(d);
+            (*x, *m) = (a_x * *x + a_d * d + a_m * *m, b_x * *x + b_d * d);
+        }
+        self.add(noise, key);
     }
 
-    /// Raises the noise level before a step (Karras et al. 2022, algorithm 2, lines 4 to 6).
-    fn churn(&mut self) {
-        if self.plan.churn == 0.0 || self.is_finished() {
+    fn add(&mut self, noise: Noise, key: NoiseKey) {
+        if noise.scale == 0.0 {
             return;
         }
-        let gamma = (self.plan.churn / self.plan.steps as f64).min(Self::MAX_GAMMA);
-        let raised = self.sigma * (1.0 + gamma);
-        let scale = Self::CHURN_NOISE * (raised * raised - self.sigma * self.sigma).sqrt();
-        // Draw 0 is the initial noise. f32, as the initial noise is, hides the last bits of a device's ln and sincos.
-        let mut noise = vec![0.0; self.x.len()];
-        self.key.draw(self.step as u32 + 1).fill_normals(&mut noise);
-        for (x, noise) in self.x.iter_mut().zip(noise) {
-            *x += scale * f64::from(noise);
-        }
-        self.sigma = raised;
-    }
-
-    /// Heun's Euler half (Karras et al. 2022, algorithm 1, lines 4 and 5), where the step does not end at 0.
-    fn predict(&mut self, denoised: &[f32], next: f64) {
-        let sigma = self.sigma;
-        let slope: Vec<f64> = self.x.iter().zip(denoised).map(|(x, &d)| (x - f64::from(d)) / sigma).collect();
-        let predicted = self.x.iter().zip(&slope).map(|(x, slope)| x + (next - sigma) * slope).collect();
-        let start = std::mem::replace(&mut self.x, predicted);
-        self.sigma = next;
-        self.memory = Memory::Predicted { start, sigma, slope };
-    }
-
-    /// Heun's trapezoidal half (Karras et al. 2022, algorithm 1, lines 7 and 8).
-    fn correct(&mut self, denoised: &[f32], start: &[f64], sigma: f64, slope: &[f64]) {
-        let next = self.sigma;
-        for (((x, &d), start), slope) in self.x.iter_mut().zip(denoised).zip(start).zip(slope) {
-            let slope_at_end = (*x - f64::from(d)) / next;
-            *x = start + (next - sigma) * (0.5 * slope + 0.5 * slope_at_end);
+        // f32 hides the last bits of a device's ln and sincos.
+        let mut normals = vec![0.0; self.x.len()];
+        key.draw(noise.draw).fill_normals(&mut normals);
+        for (x, normal) in self.x.iter_mut().zip(normals) {
+            *x += noise.scale * f64::from(normal);
         }
     }
+}
 
-    /// One step of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) with alpha = 1 and lambda = -ln sigma.
+/// One image on its way from noise: its [`Course`] and its [`State`].
+///
+/// While [`Self::next_call`] asks for a call, denoise [`Self::input`] and hand the result to [`Self::advance`].
+#[derive(Clone, Debug)]
+pub struct Trajectory {
+    course: Course,
+    state: State,
+    key: NoiseKey,
+}
+
+impl Trajectory {
+    /// Starts from the noise of (`seed`, `image`), scaled to the first level. `elements` is height x width x channels.
+    pub fn new(plan: Arc<Plan>, range: SigmaRange, seed: u64, image: u32, elements: usize) -> Self {
+        let (course, key) = (Course::new(plan, range), NoiseKey { seed, image });
+        Self { state: State::new(elements, course.begin(), key), course, key }
+    }
+
+    /// Starts from `noise` of unit variance, scaled to the first level; `key` gives the churn alone.
+    pub fn from_noise(plan: Arc<Plan>, range: SigmaRange, key: NoiseKey, noise: &[f32]) -> Self {
+        let course = Course::new(plan, range);
+        let [initial, churn] = course.begin();
+        let x = noise.iter().map(|&noise| f64::from(noise) * initial.scale).collect();
+        let mut state = State { x, memory: vec![0.0; noise.len()] };
+        state.add(churn, key);
+        Self { course, state, key }
+    }
+
+    /// The call that is wanted next; `None` when the image is finished.
+    pub fn next_call(&self) -> Option<Call<'_>> {
+        self.course.next_call()
+    }
+
+    /// The noisy image to denoise at the level of [`Self::next_call`], channels last.
+    pub fn input(&self) -> &[f64] {
+        self.state.x()
+    }
+
+    /// Takes the result of [`Self::next_call`]: the denoised image of [`Self::input`].
     ///
-    /// `x' = (sigma' / sigma) x - (exp(-h) - 1) D`, with `h = lambda' - lambda` and D extrapolated to the middle of the
-    /// step through the denoised image of the step before. The first step has none; the last one, to sigma' = 0, has
-    /// h = infinity. Both are of first order.
-    fn multistep(&mut self, denoised: &[f32], next: f64, memory: Memory) {
-        let current: Vec<f64> = denoised.iter().map(|&d| f64::from(d)).collect();
-        match memory {
-            Memory::Denoised { sigma, image } if next > 0.0 => {
-                let half_ratio = 0.5 * (self.sigma / next).ln() / (sigma / self.sigma).ln();
-                self.move_towards(next, current.iter().zip(image).map(|(d, before)| d + half_ratio * (d - before)));
-            }
-            _ => self.move_towards(next, current.iter().copied()),
-        }
-        self.memory = Memory::Denoised { sigma: self.sigma, image: current };
+    /// # Panics
+    /// If the image is finished, or `denoised` has another length than the input.
+    pub fn advance(&mut self, denoised: &[f32]) {
+        let update = self.course.advance();
+        self.state.apply(&update, denoised, self.key);
     }
 
-    /// `x' = (sigma' / sigma) x + (1 - sigma' / sigma) D`: the exact solution while D is constant, which is both Euler's
-    /// step in sigma and, as exp(-h) = sigma' / sigma, the first-order step of DPM-Solver++.
-    fn move_towards(&mut self, next: f64, target: impl Iterator<Item = f64>) {
-        let keep = next / self.sigma;
-        for (x, target) in self.x.iter_mut().zip(target) {
-            *x = keep * *x + (1.0 - keep) * target;
-        }
+    /// Goes on by another plan, as [`Course::replan`].
+    ///
+    /// # Panics
+    /// In the middle of a step, or if `plan` has another past.
+    pub fn replan(&mut self, plan: Arc<Plan>) {
+        self.course.replan(plan);
+    }
+
+    /// The steps that are done.
+    pub fn step(&self) -> usize {
+        self.course.step()
+    }
+
+    /// The plan that it follows.
+    pub fn plan(&self) -> &Arc<Plan> {
+        self.course.plan()
+    }
+
+    /// Whether no call is left.
+    pub fn is_finished(&self) -> bool {
+        self.course.is_finished()
+    }
+
+    /// The image so far, channels last; the result once [`Self::is_finished`].
+    pub fn image(&self) -> &[f64] {
+        self.state.x()
     }
 }
 

@@ -232,3 +232,77 @@ fn a_plan_does_not_change_in_the_middle_of_a_heun_step() {
     advance(&mut trajectory);
     trajectory.replan(plan("heun-9@full"));
 }
+
+/// The textbook forms of the solvers, element by element, from Karras et al. 2022 (algorithms 1 and 2) and Lu et al. 2022
+/// (DPM-Solver++, algorithm 2).
+fn textbook(text: &str, key: NoiseKey, elements: usize) -> Vec<f64> {
+    let plan = plan(text);
+    let t = levels(&plan, RANGE);
+    let normal = |draw: u32, element: usize| f64::from(key.draw(draw).normal(element as u64) as f32);
+    let d = |x: f64, sigma: f64| f64::from(denoise(&[x], sigma)[0]);
+    let image = |element: usize| {
+        let mut x = t[0] * normal(0, element);
+        let mut before: Option<(f64, f64)> = None;
+        for i in 0..plan.steps {
+            match plan.solver {
+                Solver::DpmPp2m => {
+                    let (lambda, current) = (|sigma: f64| -sigma.ln(), d(x, t[i]));
+                    let h = lambda(t[i + 1]) - lambda(t[i]);
+                    let target = match before {
+                        Some((level, old)) if t[i + 1] > 0.0 => {
+                            let r = (lambda(t[i]) - lambda(level)) / h;
+                            (1.0 + 1.0 / (2.0 * r)) * current - 1.0 / (2.0 * r) * old
+                        }
+                        _ => current,
+                    };
+                    x = t[i + 1] / t[i] * x - ((-h).exp() - 1.0) * target;
+                    before = Some((t[i], current));
+                }
+                Solver::Euler | Solver::Heun => {
+                    let raised = t[i] * (1.0 + (plan.churn / plan.steps as f64).min(SQRT_2 - 1.0));
+                    x += (raised * raised - t[i] * t[i]).sqrt() * normal(i as u32 + 1, element);
+                    let (h, slope) = (t[i + 1] - raised, (x - d(x, raised)) / raised);
+                    let end = x + h * slope;
+                    let corrected = || x + h * (0.5 * slope + 0.5 * (end - d(end, t[i + 1])) / t[i + 1]);
+                    x = if plan.solver == Solver::Heun && t[i + 1] > 0.0 { corrected() } else { end };
+                }
+            }
+        }
+        x
+    };
+    (0..elements).map(image).collect()
+}
+
+#[test]
+fn the_linear_form_of_a_step_is_that_of_the_papers() {
+    for text in ["euler-7@full", "heun-7@full", "heun-5@full~churn=2", "dpmpp2m-7@full", "dpmpp2m-9@full~logsnr"] {
+        let (found, expected) =
+            (run(Trajectory::new(plan(text), RANGE, 3, 1, 6)), textbook(text, NoiseKey { seed: 3, image: 1 }, 6));
+        for (found, expected) in found.iter().zip(expected) {
+            // The denoiser rounds to f32, so what differs in f64 may differ by a step of that.
+            assert!((found - expected).abs() < 1e-6 * expected.abs(), "{text}: {found} is not {expected}");
+        }
+    }
+}
+
+#[test]
+fn the_weights_of_a_step_are_those_of_its_levels() {
+    let levels = sigmas(Spacing::Karras, 3, RANGE);
+    let close = |update: Update, expected: [f64; 5]| {
+        let Update { a_x, a_d, a_m, b_x, b_d, .. } = update;
+        for (found, expected) in [a_x, a_d, a_m, b_x, b_d].into_iter().zip(expected) {
+            assert!((found - expected).abs() <= 1e-14 * expected.abs().max(1.0), "{update:?} is not {expected}");
+        }
+    };
+    let keep = levels[1] / levels[0];
+    close(Course::new(plan("euler-3@full"), RANGE).advance(), [keep, 1.0 - keep, 0.0, 0.0, 0.0]);
+    let mut heun = Course::new(plan("heun-3@full"), RANGE);
+    close(heun.advance(), [keep, 1.0 - keep, 0.0, (1.0 + keep) / 2.0, (1.0 - keep) / 2.0]);
+    let slope = (levels[1] - levels[0]) / (2.0 * levels[1]);
+    close(heun.advance(), [slope, -slope, 1.0, 0.0, 0.0]);
+    let mut multistep = Course::new(plan("dpmpp2m-3@full"), RANGE);
+    close(multistep.advance(), [keep, 1.0 - keep, 0.0, 0.0, 1.0]);
+    let (keep, r) = (levels[2] / levels[1], 0.5 * (levels[1] / levels[2]).ln() / (levels[0] / levels[1]).ln());
+    close(multistep.advance(), [keep, (1.0 - keep) * (1.0 + r), -(1.0 - keep) * r, 0.0, 1.0]);
+    close(multistep.advance(), [0.0, 1.0, 0.0, 0.0, 1.0]);
+}
