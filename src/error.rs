@@ -27,6 +27,9 @@ pub enum Error {
     /// A tensor operation failed: a bug of ours or a device fault. -> exit code 1, HTTP 500.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// A denoiser answered with something that is no image: a bug of ours or a device fault. -> exit code 1, HTTP 500.
+    #[error("{0}")]
+    Denoiser(String),
 }
 
 impl Error {

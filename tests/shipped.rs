@@ -5,7 +5,7 @@ mod company;
 
 use accordion::diffusion::Stream;
 use accordion::engine::{Engine, EngineLimits, Job};
-use accordion::nets::{Model, Runner, Threads};
+use accordion::nets::{HostSampler, Model, Runner, Threads};
 use accordion::routing::Fixed;
 use accordion::supernet::widths_of;
 use accordion::training::config::DataConfig;
@@ -28,6 +28,11 @@ fn heldout() -> Dataset {
     config.data.load().unwrap()
 }
 
+/// The network's values of an image.
+fn units(image: &[u8]) -> Vec<f64> {
+    image.iter().map(|&byte| f64::from(to_unit(byte))).collect()
+}
+
 /// `per_class` images of each class in turn, image i from seed i.
 fn draw(plan: &str, per_class: usize) -> Vec<Vec<f64>> {
     let model = model();
@@ -35,14 +40,15 @@ fn draw(plan: &str, per_class: usize) -> Vec<Vec<f64>> {
     let limits = EngineLimits { queue_images: classes * per_class };
     let policy = Box::new(Fixed::unmeasured(model.subnets(), 16));
     let runner = Runner::new(&model, Threads::ALL).unwrap();
-    let engine = Engine::start(Box::new(runner), noise, limits, policy).unwrap();
+    let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), noise, limits, policy).unwrap();
     let plan = Arc::new(plan.parse().unwrap());
     let submit = |i: usize| {
         let job = Job { class: Some(i / per_class), ..Job::exact(Arc::clone(&plan), i as u64) };
         engine.submit(job).unwrap()
     };
     let tickets: Vec<_> = (0..classes * per_class).map(submit).collect();
-    tickets.into_iter().flat_map(|ticket| ticket.blocking_wait().unwrap().images).collect()
+    let images = tickets.into_iter().flat_map(|ticket| ticket.blocking_wait().unwrap().images);
+    images.map(|image| units(&image)).collect()
 }
 
 /// The mean image of each class.
@@ -91,7 +97,7 @@ fn its_subnets_nest_and_cost_less_the_narrower_they_are() {
 fn what_it_draws_of_a_class_looks_as_much_like_the_class_as_real_images_do() {
     let data = heldout();
     let centroids = centroids(&data);
-    let real = (0..500).map(|i| (data.image(i).iter().map(|&byte| f64::from(to_unit(byte))).collect(), data.label(i)));
+    let real = (0..500).map(|i| (units(data.image(i)), data.label(i)));
     let real = accuracy(real, &centroids);
     for plan in ["dpmpp2m-8@0.250", "dpmpp2m-8@0.500", "dpmpp2m-8@full"] {
         let drawn = draw(plan, 6);

@@ -5,12 +5,13 @@ mod support;
 use accordion::diffusion::Stream;
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::sliced::Sliced;
-use accordion::nets::{Model, Network, Runner, Threads};
+use accordion::nets::{HostSampler, Model, Network, Runner, Threads};
 use accordion::ops::Tape;
 use accordion::routing::Fixed;
 use accordion::supernet::{Order, Subnet, Supernet, Widths, widths_of};
 use accordion::training::batch::{Batch, Batches};
 use accordion::training::config::{Config, Rule, Teacher};
+use accordion::training::data::to_unit;
 use accordion::training::flow::{Flow, Outcome};
 use accordion::training::state::{StageName, State};
 use accordion::training::trainer::{Trainer, initial};
@@ -223,14 +224,15 @@ fn images_of_a_class_are_bright_where_the_class_is_at_the_full_and_the_smallest_
     let (noise, limits) = (model.card.noise, EngineLimits { queue_images: 64 });
     let policy = Box::new(Fixed::unmeasured(model.subnets(), 16));
     let runner = Runner::new(&model, Threads::ALL).unwrap();
-    let engine = Engine::start(Box::new(runner), noise, limits, policy).unwrap();
+    let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), noise, limits, policy).unwrap();
     for subnet in ["full", "0.250"] {
         for (class, sign) in [(0, 1.0), (1, -1.0)] {
             let plan = Arc::new(format!("heun-8@{subnet}").parse().unwrap());
             let job = Job { images: 16, class: Some(class), ..Job::exact(plan, 5) };
             let images = engine.submit(job).unwrap().blocking_wait().unwrap().images;
             let half = |range: std::ops::Range<usize>| {
-                images.iter().map(|image| image[range.clone()].iter().sum::<f64>()).sum::<f64>() / (16 * 32) as f64
+                images.iter().flat_map(|image| &image[range.clone()]).map(|&byte| f64::from(to_unit(byte))).sum::<f64>()
+                    / (16 * 32) as f64
             };
             let contrast = sign * (half(0..32) - half(32..64));
             println!("{subnet} {}: {contrast:.3}", CLASSES[class]);

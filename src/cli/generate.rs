@@ -5,7 +5,7 @@ use crate::engine::image::{Format, Raster};
 use crate::engine::{Engine, EngineLimits, Job};
 use crate::files::write_whole;
 use crate::nets::model::FULL;
-use crate::nets::{Model, Runner, Threads};
+use crate::nets::{HostSampler, Model, Runner, Threads};
 use crate::routing::Fixed;
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -77,7 +77,8 @@ impl Args {
         let (shape, noise) = (model.image(), model.card.noise);
         let limits = EngineLimits { queue_images: self.n as usize };
         let policy = Box::new(Fixed::unmeasured(model.subnets(), MAX_BATCH));
-        let engine = Engine::start(Box::new(Runner::new(&model, Threads::ALL)?), noise, limits, policy)?;
+        let sampler = HostSampler::new(Box::new(Runner::new(&model, Threads::ALL)?));
+        let engine = Engine::start(Box::new(sampler), noise, limits, policy)?;
         let plan = Arc::new(plan);
         let mut images = Vec::with_capacity(self.n as usize);
         // One class is one job, whose images the seed numbers; of several, each image is a job with a seed of its own.

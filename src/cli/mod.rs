@@ -118,7 +118,7 @@ pub fn main() -> ExitCode {
             eprintln!("error: {error}");
             match error {
                 Error::Input { .. } | Error::Io { .. } => ExitCode::from(2),
-                Error::Tensor(_) => ExitCode::FAILURE,
+                Error::Tensor(_) | Error::Denoiser(_) => ExitCode::FAILURE,
             }
         }
     }

@@ -1,11 +1,12 @@
 //! The engine as its callers see it: submit a job, get a ticket.
 
 use crate::diffusion::schedule::SigmaRange;
+use crate::engine::device::Device;
 use crate::engine::job::whole_seconds;
 use crate::engine::policy::{Ask, Planned, Policy, RequestId, Wish};
 use crate::engine::pool::{Entry, Pool};
 use crate::engine::{EngineError, EngineStats, Job, Ticket, worker};
-use crate::nets::{Denoiser, ImageShape};
+use crate::nets::{ImageShape, Sampler};
 use crate::supernet::Subnet;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -42,7 +43,7 @@ impl Shared {
     }
 }
 
-/// A thread that owns a denoiser and draws images with it. Shared by reference: every method takes `&self`.
+/// A thread that owns a sampler and draws images with it. Shared by reference: every method takes `&self`.
 ///
 /// Dropping it closes it without waiting for the thread.
 pub struct Engine {
@@ -66,12 +67,12 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Starts the thread `accordion-engine` on `denoiser`, whose noise levels are `range`; `policy` decides what it runs.
+    /// Starts the thread `accordion-engine` on `sampler`, whose noise levels are `range`; `policy` decides what it runs.
     ///
     /// # Errors
-    /// [`Error::Input`] for a limit of 0 or a denoiser without subnets; [`Error::Io`] when the system gives no thread.
+    /// [`Error::Input`] for a limit of 0 or a sampler without subnets; [`Error::Io`] when the system gives no thread.
     pub fn start(
-        mut denoiser: Box<dyn Denoiser>,
+        sampler: Box<dyn Sampler>,
         range: SigmaRange,
         limits: EngineLimits,
         policy: Box<dyn Policy>,
@@ -80,20 +81,20 @@ impl Engine {
         if capacity == 0 || capacity > Semaphore::MAX_PERMITS {
             return Err(Error::input("queue_images", format!("{capacity} is not accepted: it must be at least 1")));
         }
-        let (image, classes, subnets) = (denoiser.image(), denoiser.classes().to_vec(), denoiser.subnets().to_vec());
+        let (image, classes, subnets) = (sampler.image(), sampler.classes().to_vec(), sampler.subnets().to_vec());
         if subnets.is_empty() {
             return Err(Error::input("subnets", "the model has none"));
         }
-        let weight_bytes = denoiser.weight_bytes();
+        let weight_bytes = sampler.weight_bytes();
         let stats = Arc::new(EngineStats::new(subnets.iter().map(|subnet| subnet.name.clone())));
         let (inbox, arrivals) = mpsc::channel();
-        let pool = Pool::new(range, image.elements(), stats.clone());
+        let (pool, mut device) = (Pool::new(range, stats.clone()), Device::new(sampler, stats.clone()));
         let shared = Arc::new(Shared { policy: Mutex::new(policy), stats, start: Instant::now() });
         let thread = std::thread::Builder::new()
             .name("accordion-engine".to_owned())
             .spawn({
                 let shared = shared.clone();
-                move || worker::run(&mut *denoiser, pool, &arrivals, &shared)
+                move || worker::run(&mut device, pool, &arrivals, &shared)
             })
             .map_err(Error::io("accordion-engine".as_ref()))?;
         Ok(Self {

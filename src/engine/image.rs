@@ -1,4 +1,4 @@
-//! From pixels in [-1, 1] to an encoded image.
+//! From pixels to an encoded image.
 
 use crate::nets::ImageShape;
 use image::ImageEncoder;
@@ -65,16 +65,11 @@ pub struct Raster {
     pub bytes: Vec<u8>,
 }
 
-/// The byte of a value in [-1, 1]: `127.5 x + 127.5`, rounded; values outside are clamped.
-fn byte(value: f64) -> u8 {
-    (value * 127.5 + 127.5).round().clamp(0.0, 255.0) as u8
-}
-
 impl Raster {
     /// One image alone, or several in a near-square grid, row by row, with a gap of 2 pixels.
     ///
-    /// Each of `images` is `[height, width, channels]` of `shape`, its values in [-1, 1].
-    pub fn grid(shape: ImageShape, images: &[Vec<f64>]) -> Self {
+    /// Each of `images` is `[height, width, channels]` of `shape`.
+    pub fn grid(shape: ImageShape, images: &[Vec<u8>]) -> Self {
         let size = grid_shape(shape, images.len());
         let columns = columns(images.len());
         let mut bytes = vec![GRID_COLOUR; size.elements()];
@@ -84,9 +79,7 @@ impl Raster {
             let left = index % columns * (shape.width + GRID_GAP);
             for (y, source) in image.chunks_exact(row).enumerate() {
                 let start = (top + y) * grid_row + left * shape.channels;
-                for (byte_out, &value) in bytes[start..start + row].iter_mut().zip(source) {
-                    *byte_out = byte(value);
-                }
+                bytes[start..start + row].copy_from_slice(source);
             }
         }
         Self { shape: size, bytes }
@@ -165,23 +158,15 @@ mod tests {
     const SHAPE: ImageShape = ImageShape { height: 2, width: 3, channels: 1 };
 
     #[test]
-    fn pixels_are_scaled_rounded_and_clamped() {
-        assert_eq!([-1.0, 1.0, 0.0, -2.0, 7.0, f64::NAN].map(byte), [0, 255, 128, 0, 255, 0]);
-        for value in 0..=255u8 {
-            assert_eq!(byte(f64::from(value) / 127.5 - 1.0), value);
-        }
-    }
-
-    #[test]
     fn one_image_is_its_own_grid() {
-        let raster = Raster::grid(SHAPE, &[vec![-1.0, 0.0, 1.0, 1.0, 0.0, -1.0]]);
+        let raster = Raster::grid(SHAPE, &[vec![0, 128, 255, 255, 128, 0]]);
         assert_eq!(raster.shape, SHAPE);
         assert_eq!(raster.bytes, [0, 128, 255, 255, 128, 0]);
     }
 
     #[test]
     fn several_images_lie_row_by_row_in_a_near_square_grid_with_gaps() {
-        let raster = Raster::grid(SHAPE, &[vec![-1.0; 6], vec![0.0; 6], vec![0.5; 6]]);
+        let raster = Raster::grid(SHAPE, &[vec![0; 6], vec![128; 6], vec![191; 6]]);
         assert_eq!(raster.shape, ImageShape { height: 6, width: 8, channels: 1 });
         let pixel = |y: usize, x: usize| raster.bytes[y * 8 + x];
         assert_eq!(

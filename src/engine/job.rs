@@ -60,15 +60,15 @@ pub struct Step {
     pub step: usize,
     /// The plan that it follows, which says how many there are.
     pub plan: Arc<Plan>,
-    /// The image as the denoiser sees it now, in the layout and units of [`Finished::images`].
-    pub estimate: Vec<f32>,
+    /// The image as the denoiser sees it now, in the form of [`Finished::images`].
+    pub estimate: Vec<u8>,
 }
 
 /// The images of a job and where its time went.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
-    /// One `[height, width, channels]` image each, row-major, in the model's units: nominally [-1, 1].
-    pub images: Vec<Vec<f64>>,
+    /// One `[height, width, channels]` image each, row-major: the model's [-1, 1] as bytes.
+    pub images: Vec<Vec<u8>>,
     /// The plan that each of them ran by: where it was changed on the way, the text says how.
     pub plans: Vec<Arc<Plan>>,
     /// From its arrival to its first step.

@@ -1,5 +1,6 @@
 //! The device thread: requests become slots, slots become step-level batches, plans become images. Knows no HTTP.
 
+mod device;
 mod fleet;
 #[cfg(test)]
 pub(crate) mod gaussian;

@@ -1,11 +1,14 @@
-//! The requests that the engine holds, and their images as slots. What runs next is the policy's to say.
+//! The requests that the engine holds, and how far their images are; the pixels are the sampler's. What runs next is the
+//! policy's to say.
 
 use crate::diffusion::plan::Plan;
 use crate::diffusion::schedule::SigmaRange;
-use crate::diffusion::solver::{Trajectory, guide};
+use crate::diffusion::{Course, NoiseKey};
+use crate::engine::device::Device;
 use crate::engine::job::Step;
 use crate::engine::policy::{Member, RequestId, Turn};
 use crate::engine::{EngineError, EngineStats, Finished, Job};
+use crate::nets::{Move, Slot};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,48 +23,65 @@ pub(super) struct Entry {
     pub places: OwnedSemaphorePermit,
 }
 
+/// An image that is being drawn.
+struct Image {
+    course: Course,
+    slot: Slot,
+}
+
 /// A job and its images.
 struct Request {
     entry: Entry,
     /// When its first image began.
     started: Option<Instant>,
     queued: Duration,
-    slots: HashMap<u32, Trajectory>,
-    drawn: Vec<Option<(Vec<f64>, Arc<Plan>)>>,
+    /// By their index.
+    images: HashMap<u32, Image>,
+    drawn: Vec<Option<(Vec<u8>, Arc<Plan>)>>,
 }
 
 impl Request {
     fn new(entry: Entry) -> Self {
         let drawn = vec![None; entry.job.images as usize];
-        Self { entry, started: None, queued: Duration::ZERO, slots: HashMap::new(), drawn }
+        Self { entry, started: None, queued: Duration::ZERO, images: HashMap::new(), drawn }
     }
 
-    /// Samples that an image adds to a call.
-    fn rows(&self) -> usize {
-        if self.entry.job.is_guided() { 2 } else { 1 }
+    /// Begins an image, which gives back its place in the queue.
+    fn begin(&mut self, image: u32, plan: &Arc<Plan>, range: SigmaRange, device: &mut Device) -> Result<(), String> {
+        if self.started.is_none() {
+            self.started = Some(Instant::now());
+            self.queued = self.entry.job.arrived.elapsed();
+        }
+        drop(self.entry.places.split(1));
+        let course = Course::new(plan.clone(), range);
+        let sigma = course.next_call().expect("a plan has a step").sigma;
+        let slot = device.begin(NoiseKey { seed: self.entry.job.seed, image }, course.begin(), sigma)?;
+        self.images.insert(image, Image { course, slot });
+        Ok(())
+    }
+
+    /// Gives back what its images hold.
+    fn end(&self, device: &mut Device) {
+        self.images.values().for_each(|image| device.end(image.slot));
     }
 }
 
-/// The arguments of one call of the denoiser. An image under guidance has two rows: with its class, then without.
-#[derive(Default)]
+/// One step of the sampler: what each of its members does.
 pub(super) struct Batch {
     pub subnet: usize,
     pub members: Vec<Member>,
-    pub x: Vec<f32>,
-    pub sigma: Vec<f64>,
-    pub class: Vec<Option<usize>>,
+    pub moves: Vec<Move>,
 }
 
 pub(super) struct Pool {
     range: SigmaRange,
-    elements: usize,
     stats: Arc<EngineStats>,
     requests: HashMap<RequestId, Request>,
 }
 
 impl Pool {
-    pub fn new(range: SigmaRange, elements: usize, stats: Arc<EngineStats>) -> Self {
-        Self { range, elements, stats, requests: HashMap::new() }
+    pub fn new(range: SigmaRange, stats: Arc<EngineStats>) -> Self {
+        Self { range, stats, requests: HashMap::new() }
     }
 
     pub fn push(&mut self, entry: Entry) {
@@ -69,81 +89,85 @@ impl Pool {
     }
 
     /// Forgets the requests whose client has gone, and says which.
-    pub fn drop_cancelled(&mut self) -> Vec<RequestId> {
+    pub fn drop_cancelled(&mut self, device: &mut Device) -> Vec<RequestId> {
         let gone: Vec<_> = self.requests.extract_if(|_, request| request.entry.answer.is_closed()).collect();
         if !gone.is_empty() {
+            gone.iter().for_each(|(_, request)| request.end(device));
             self.count_active();
         }
         gone.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Begins images and changes plans as `turn` says, and gathers the arguments of its call.
-    pub fn batch(&mut self, turn: &Turn) -> Batch {
+    /// Begins images and changes plans as `turn` says. Requests of which an image cannot begin are answered and forgotten;
+    /// says which.
+    pub fn begin(&mut self, turn: &Turn, device: &mut Device) -> Vec<RequestId> {
+        let mut failed = Vec::new();
         for (member, plan) in &turn.plans {
             let Some(request) = self.requests.get_mut(&member.request) else { continue };
-            match request.slots.get_mut(&member.image) {
-                Some(trajectory) => trajectory.replan(plan.clone()),
+            match request.images.get_mut(&member.image) {
+                Some(image) => image.course.replan(plan.clone()),
                 None => {
-                    if request.started.is_none() {
-                        request.started = Some(Instant::now());
-                        request.queued = request.entry.job.arrived.elapsed();
+                    if let Err(problem) = request.begin(member.image, plan, self.range, device) {
+                        tracing::error!(request = member.request, %problem, "an image could not begin");
+                        failed.extend(self.fail([member.request], &EngineError::Denoiser(problem), device));
                     }
-                    drop(request.entry.places.split(1));
-                    let seed = request.entry.job.seed;
-                    let trajectory = Trajectory::new(plan.clone(), self.range, seed, member.image, self.elements);
-                    request.slots.insert(member.image, trajectory);
                 }
             }
         }
         self.count_active();
-        let mut batch = Batch { subnet: turn.subnet, ..Batch::default() };
+        failed
+    }
+
+    /// Moves the members of `turn` on by a call, and says what the sampler has to do for it.
+    pub fn batch(&mut self, turn: &Turn) -> Batch {
+        let mut batch = Batch { subnet: turn.subnet, members: Vec::new(), moves: Vec::new() };
         for member in &turn.members {
-            let Some(request) = self.requests.get(&member.request) else { continue };
-            let Some(trajectory) = request.slots.get(&member.image) else { continue };
-            let Some(call) = trajectory.next_call() else { continue };
+            let Some(Request { entry, images, .. }) = self.requests.get_mut(&member.request) else { continue };
+            let Some(Image { course, slot }) = images.get_mut(&member.image) else { continue };
+            let Some(sigma) = course.next_call().map(|call| call.sigma) else { continue };
+            let before = course.step();
+            let update = course.advance();
             batch.members.push(*member);
-            for class in [request.entry.job.class, None].into_iter().take(request.rows()) {
-                batch.x.extend(trajectory.input().iter().map(|&value| value as f32));
-                batch.sigma.push(call.sigma);
-                batch.class.push(class);
-            }
+            batch.moves.push(Move {
+                slot: *slot,
+                sigma,
+                class: entry.job.class,
+                guidance: entry.job.is_guided().then_some(entry.job.guidance),
+                update,
+                next_sigma: course.next_call().map(|call| call.sigma),
+                watched: entry.job.events.is_some() && course.step() > before,
+            });
         }
         batch
     }
 
-    /// Steps every member with its rows of `denoised`, which has the layout of `batch.x`, and answers the requests that
-    /// are complete.
-    pub fn advance(&mut self, batch: &Batch, denoised: &[f32]) {
-        let mut rows = denoised.chunks_exact(self.elements);
+    /// Tells the steps of `batch`, which the sampler has made, and answers the requests that are complete. Requests whose
+    /// pixels cannot be had are answered and forgotten; says which.
+    pub fn advance(&mut self, batch: &Batch, device: &mut Device) -> Vec<RequestId> {
         let mut finished = 0;
-        let mut complete = Vec::new();
-        for member in &batch.members {
-            let Some(request) = self.requests.get_mut(&member.request) else { continue };
-            let mut row = || rows.next().expect("the batch has the rows of its members");
-            let conditional = row();
-            let guided;
-            let estimate = if request.entry.job.is_guided() {
-                guided = guide(conditional, row(), request.entry.job.guidance);
-                &guided
-            } else {
-                conditional
-            };
-            let Some(trajectory) = request.slots.get_mut(&member.image) else { continue };
-            let before = trajectory.step();
-            trajectory.advance(estimate);
-            let step = trajectory.step();
-            if let Some(events) = request.entry.job.events.as_ref().filter(|_| step > before) {
-                let plan = trajectory.plan().clone();
-                // A listener that is full or gone misses a step: the images are what was asked for.
-                let _ = events.try_send(Step { image: member.image, step, plan, estimate: estimate.to_vec() });
+        let (mut complete, mut failed) = (Vec::new(), Vec::new());
+        for (member, made) in batch.members.iter().zip(&batch.moves) {
+            let Some(Request { entry, images, drawn, .. }) = self.requests.get_mut(&member.request) else { continue };
+            let Some(Image { course, slot }) = images.get(&member.image) else { continue };
+            if made.watched {
+                tell(entry, member.image, course, *slot, device);
             }
-            if trajectory.is_finished() {
-                let drawn = (trajectory.image().to_vec(), trajectory.plan().clone());
-                request.slots.remove(&member.image);
-                request.drawn[member.image as usize] = Some(drawn);
-                finished += 1;
-                if request.drawn.iter().all(Option::is_some) {
-                    complete.push(member.request);
+            if !course.is_finished() {
+                continue;
+            }
+            match device.pixels(*slot) {
+                Ok(pixels) => {
+                    drawn[member.image as usize] = Some((pixels, course.plan().clone()));
+                    device.end(*slot);
+                    images.remove(&member.image);
+                    finished += 1;
+                    if drawn.iter().all(Option::is_some) {
+                        complete.push(member.request);
+                    }
+                }
+                Err(problem) => {
+                    tracing::error!(request = member.request, %problem, "an image could not be read");
+                    failed.extend(self.fail([member.request], &EngineError::Denoiser(problem), device));
                 }
             }
         }
@@ -157,15 +181,22 @@ impl Pool {
             // The client may have gone meanwhile: then nobody wants to know.
             let _ = entry.answer.send(Ok(Finished { images, plans, queued, denoising }));
         }
+        failed
     }
 
-    /// Answers the requests of these members with `error` and forgets them; says which they were.
-    pub fn fail(&mut self, members: &[Member], error: &EngineError) -> Vec<RequestId> {
+    /// Answers these requests with `error` and forgets them; says which they were.
+    pub fn fail(
+        &mut self,
+        requests: impl IntoIterator<Item = RequestId>,
+        error: &EngineError,
+        device: &mut Device,
+    ) -> Vec<RequestId> {
         let mut failed = Vec::new();
-        for member in members {
-            if let Some(request) = self.requests.remove(&member.request) {
+        for id in requests {
+            if let Some(request) = self.requests.remove(&id) {
+                request.end(device);
                 let _ = request.entry.answer.send(Err(error.clone()));
-                failed.push(member.request);
+                failed.push(id);
             }
         }
         self.count_active();
@@ -173,6 +204,17 @@ impl Pool {
     }
 
     fn count_active(&self) {
-        self.stats.set_active(self.requests.values().map(|request| request.slots.len()).sum());
+        self.stats.set_active(self.requests.values().map(|request| request.images.len()).sum());
+    }
+}
+
+/// Tells a listener of the step that an image has made. One that is full or gone misses it: the images are what was asked
+/// for.
+fn tell(entry: &Entry, image: u32, course: &Course, slot: Slot, device: &mut Device) {
+    let Some(Ok(room)) = entry.job.events.as_ref().map(|events| events.try_reserve()) else { return };
+    match device.estimate(slot) {
+        Ok(estimate) => room.send(Step { image, step: course.step(), plan: course.plan().clone(), estimate }),
+        // What the device has lost shows when the image is read.
+        Err(problem) => tracing::warn!(request = entry.id, %problem, "a step could not be told"),
     }
 }

@@ -7,6 +7,7 @@ pub mod network;
 pub mod public;
 pub mod public_config;
 pub mod runner;
+mod sampler;
 pub mod sliced;
 pub mod song_unet;
 mod warm;
@@ -15,6 +16,7 @@ pub use device_runner::DeviceRunner;
 pub use model::Model;
 pub use network::Network;
 pub use runner::{Runner, Threads};
+pub use sampler::{HostSampler, Move, Sampler, Slot};
 pub use warm::warm;
 
 use crate::Result;
@@ -38,7 +40,7 @@ impl ImageShape {
     }
 }
 
-/// A denoiser `D(x; sigma, class)` at several widths: what the engine runs.
+/// A denoiser `D(x; sigma, class)` at several widths, in the host's memory.
 pub trait Denoiser: Send {
     /// The size of the images that it denoises.
     fn image(&self) -> ImageShape;

@@ -39,7 +39,7 @@ impl Threads {
     }
 }
 
-/// A network of a model directory in memory, at all of its widths. What the engine runs.
+/// A network of a model directory in the host's memory, at all of its widths.
 #[derive(Debug)]
 pub struct Runner {
     network: Network,

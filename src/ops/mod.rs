@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod elementwise;
 pub mod group_norm;
+pub mod pixels;
 pub mod resample;
 pub mod tape;
 

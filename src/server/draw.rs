@@ -132,7 +132,7 @@ impl Drawn {
         &self,
         state: &AppState,
         file: impl Fn(&Raster) -> ImageResult<Vec<u8>> + Send + 'static,
-        pictures: impl FnOnce(&[Vec<f64>]) -> Vec<Raster>,
+        pictures: impl FnOnce(&[Vec<u8>]) -> Vec<Raster>,
     ) -> Result<(Vec<Vec<u8>>, Timings), ApiError> {
         let rasters = pictures(&self.finished.images);
         let work = move || {

@@ -98,10 +98,7 @@ async fn progress(state: &AppState, step: Step) -> Vec<Event> {
     let mut events =
         vec![event("step", &json!({ "image": image, "step": step, "of": plan.steps, "plan": plan.to_string() }))];
     let shape = state.fleet.any().image();
-    let preview = move || {
-        let pixels: Vec<f64> = estimate.into_iter().map(f64::from).collect();
-        Raster::grid(shape, &[pixels]).encode(Format::Png)
-    };
+    let preview = move || Raster { shape, bytes: estimate }.encode(Format::Png);
     // Away from the threads that serve connections. A preview that fails is left out: the images will say why.
     if let Ok(Ok(file)) = tokio::task::spawn_blocking(preview).await {
         let url = format!("data:{};base64,{}", Format::Png.media_type(), STANDARD.encode(file));

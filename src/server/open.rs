@@ -4,7 +4,7 @@ use crate::Result;
 use crate::engine::{Engine, Fleet};
 use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::survey::Effort;
-use crate::nets::{Model, Runner, warm};
+use crate::nets::{HostSampler, Model, Runner, warm};
 use crate::server::{AppState, Measured, ServeConfig};
 use prometheus::Registry;
 use std::sync::Arc;
@@ -31,7 +31,8 @@ pub fn open(config: &ServeConfig, registry: Registry) -> Result<Arc<AppState>> {
         let policy = config.policy.build(measured.ladder.clone(), measured.times.clone(), config.max_batch);
         warm(&mut runner, config.max_batch)?;
         let name = if config.devices.len() == 1 { device } else { format!("{device}:{index}") };
-        engines.push((name, Engine::start(Box::new(runner), model.card.noise, config.engine_limits(), policy)?));
+        let (sampler, limits) = (HostSampler::new(Box::new(runner)), config.engine_limits());
+        engines.push((name, Engine::start(Box::new(sampler), model.card.noise, limits, policy)?));
     }
     AppState::new(model.card.name.clone(), Fleet::new(engines), measured, config, registry)
 }

@@ -76,7 +76,7 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
         Format::Jpeg => raster.encode_jpeg(jpeg_quality),
         Format::Png | Format::Webp => raster.encode(format),
     };
-    let each = |images: &[Vec<f64>]| images.chunks(1).map(|image| Raster::grid(shape, image)).collect();
+    let each = |images: &[Vec<u8>]| images.chunks(1).map(|image| Raster::grid(shape, image)).collect();
     let (files, timings) = drawn.encode(state, file, each).await?;
     observation.succeed(&timings, &drawn, format);
     let answer = ImagesAnswer {

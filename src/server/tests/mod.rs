@@ -15,7 +15,7 @@ mod refusals;
 use crate::diffusion::schedule::SigmaRange;
 use crate::engine::gaussian::{Gate, Gaussian};
 use crate::engine::{Engine, Fleet, Job};
-use crate::nets::Denoiser;
+use crate::nets::{Denoiser, HostSampler};
 use crate::routing::{Ladder, StepTimes};
 use crate::server::{AppState, Host, Measured, ServeConfig, router, serve};
 use axum::Router;
@@ -115,8 +115,9 @@ fn fleet(denoiser: Box<Gaussian>, config: &ServeConfig) -> Fleet {
     assert_eq!(denoiser.subnets().len(), 3);
     let Measured { ladder, times, .. } = measured();
     let policy = config.policy.build(ladder, times, config.max_batch);
+    let sampler = Box::new(HostSampler::new(denoiser));
     let range = SigmaRange { min: 0.002, max: 80.0 };
-    Fleet::new(vec![("cpu".to_owned(), Engine::start(denoiser, range, config.engine_limits(), policy).unwrap())])
+    Fleet::new(vec![("cpu".to_owned(), Engine::start(sampler, range, config.engine_limits(), policy).unwrap())])
 }
 
 impl Reply {

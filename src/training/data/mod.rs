@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::nets::ImageShape;
 use crate::{Error, Result};
 
-pub use pixels::{flip_horizontal, to_byte, to_unit};
+pub use pixels::{flip_horizontal, to_unit};
 
 /// N labelled images of one size, in memory as bytes. [`Source::load`] makes it with at least one image.
 #[derive(Clone, Debug, PartialEq, Eq)]

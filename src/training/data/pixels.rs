@@ -1,16 +1,10 @@
-//! Bytes to network values and back, and the flip that augments them.
+//! Bytes to network values, and the flip that augments them.
 
 use crate::nets::ImageShape;
 
-/// The value in [-1, 1] that a network sees for a byte: `byte / 127.5 - 1`.
+/// The value in [-1, 1] that a network sees for a byte: `byte / 127.5 - 1`. Its inverse is [`crate::ops::pixels::byte`].
 pub fn to_unit(byte: u8) -> f32 {
     f32::from(byte) / 127.5 - 1.0
-}
-
-/// The byte nearest to a value in [-1, 1]; values outside are clamped, NaN becomes 0. Inverts [`to_unit`].
-pub fn to_byte(value: f32) -> u8 {
-    // `as` saturates at 0 and 255 and maps NaN to 0.
-    ((value + 1.0) * 127.5).round() as u8
 }
 
 /// The image mirrored left to right. `image` is `[height, width, channels]`, row-major, and so is the result.
@@ -22,20 +16,14 @@ pub fn flip_horizontal(image: &[u8], shape: ImageShape) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::pixels;
 
     #[test]
     fn every_byte_survives_the_round_trip() {
         for byte in 0..=255 {
-            assert_eq!(to_byte(to_unit(byte)), byte);
+            assert_eq!(pixels::byte(f64::from(to_unit(byte))), byte);
         }
         assert_eq!((to_unit(0), to_unit(255)), (-1.0, 1.0));
-    }
-
-    #[test]
-    fn values_are_rounded_and_clamped() {
-        assert_eq!([-1.5, -1.0, 0.0, 1.0, 1.5, f32::INFINITY, f32::NAN].map(to_byte), [0, 0, 128, 255, 255, 255, 0]);
-        assert_eq!(to_byte(to_unit(100) + 0.4 / 127.5), 100);
-        assert_eq!(to_byte(to_unit(100) + 0.6 / 127.5), 101);
     }
 
     #[test]

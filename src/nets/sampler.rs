@@ -1,0 +1,196 @@
+//! The images that are being drawn, where the denoiser keeps its memory.
+
+use super::{Denoiser, ImageShape};
+use crate::diffusion::{Noise, NoiseKey, State, Update, guide};
+use crate::ops::pixels::byte;
+use crate::supernet::Subnet;
+use crate::{Error, Result};
+
+/// Names an image that a sampler holds, from [`Sampler::begin`] to [`Sampler::end`]; then the number may serve again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slot(pub usize);
+
+/// What one image does in a [`Sampler::step`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Move {
+    /// The image; each is in a step once at most.
+    pub slot: Slot,
+    /// The noise level of the call: the one that [`Sampler::begin`] or the move before announced.
+    pub sigma: f64,
+    /// Index of the class; `None` is the unconditional call.
+    pub class: Option<usize>,
+    /// The scale of classifier-free guidance: the image has a second, unconditional row in the call.
+    pub guidance: Option<f64>,
+    /// What the denoised image does to the arrays.
+    pub update: Update,
+    /// The noise level of the image's next call, whose input a device may scale in the same pass; `None` when the image is
+    /// drawn.
+    pub next_sigma: Option<f64>,
+    /// Whether [`Sampler::estimate`] may be asked after this step.
+    pub watched: bool,
+}
+
+impl Move {
+    /// Samples that the image adds to the call.
+    pub fn rows(&self) -> usize {
+        if self.guidance.is_some() { 2 } else { 1 }
+    }
+}
+
+/// A denoiser that also holds the images that are being drawn and makes their solver steps, where it keeps its memory: what
+/// the engine runs.
+///
+/// Subnets, classes and slots are the caller's contract: a sampler may panic where they do not exist. After a step that
+/// failed or panicked, only the images that were in it are lost; their slots have to be ended all the same.
+pub trait Sampler: Send {
+    /// The size of the images that it draws.
+    fn image(&self) -> ImageShape;
+
+    /// Class names by index; empty for an unconditional network.
+    fn classes(&self) -> &[String];
+
+    /// Its subnets, from the narrowest to the widest; the last is `full`.
+    fn subnets(&self) -> &[Subnet];
+
+    /// Memory that the weights of all subnets take together.
+    fn weight_bytes(&self) -> usize;
+
+    /// Memory in its buffers of activations.
+    fn activation_bytes(&self) -> usize;
+
+    /// Begins an image: x is the sum of `noise` of `key` ([`crate::diffusion::Course::begin`]), m is 0. `sigma` is the
+    /// noise level of its first call.
+    ///
+    /// # Errors
+    /// On a device fault, or where there is no memory for another image; then nothing was begun.
+    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64) -> Result<Slot>;
+
+    /// One call of the denoiser on the rows of these images, then a solver step of each.
+    ///
+    /// # Errors
+    /// On a device fault, and where a denoised image is not finite.
+    fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()>;
+
+    /// The image so far, x: bytes `[height, width, channels]` row-major, `127.5 x + 127.5` rounded and clamped.
+    ///
+    /// # Errors
+    /// On a device fault.
+    fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>>;
+
+    /// The denoised image, guided where the move was, that the slot's last step used, in the form of [`Self::pixels`]. That
+    /// step was [`Move::watched`].
+    ///
+    /// # Errors
+    /// On a device fault.
+    fn estimate(&mut self, slot: Slot) -> Result<Vec<u8>>;
+
+    /// Forgets the image.
+    fn end(&mut self, slot: Slot);
+}
+
+/// The [`Sampler`] of a denoiser in the host's memory.
+pub struct HostSampler {
+    denoiser: Box<dyn Denoiser>,
+    /// By the number of the slot; `None` is free.
+    images: Vec<Option<Image>>,
+}
+
+/// An image that is being drawn.
+struct Image {
+    key: NoiseKey,
+    state: State,
+    /// What the denoiser said last, where it was watched.
+    estimate: Option<Vec<f32>>,
+}
+
+impl HostSampler {
+    /// A sampler without images.
+    pub fn new(denoiser: Box<dyn Denoiser>) -> Self {
+        Self { denoiser, images: Vec::new() }
+    }
+
+    fn held(&mut self, slot: Slot) -> &mut Image {
+        self.images[slot.0].as_mut().expect("a slot that has begun and has not ended")
+    }
+}
+
+impl Sampler for HostSampler {
+    fn image(&self) -> ImageShape {
+        self.denoiser.image()
+    }
+
+    fn classes(&self) -> &[String] {
+        self.denoiser.classes()
+    }
+
+    fn subnets(&self) -> &[Subnet] {
+        self.denoiser.subnets()
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.denoiser.weight_bytes()
+    }
+
+    fn activation_bytes(&self) -> usize {
+        self.denoiser.activation_bytes()
+    }
+
+    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], _sigma: f64) -> Result<Slot> {
+        let image = Image { key, state: State::new(self.image().elements(), noise, key), estimate: None };
+        let free = self.images.iter().position(Option::is_none);
+        let slot = free.unwrap_or_else(|| {
+            self.images.push(None);
+            self.images.len() - 1
+        });
+        self.images[slot] = Some(image);
+        Ok(Slot(slot))
+    }
+
+    fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()> {
+        let (elements, rows) = (self.image().elements(), moves.iter().map(Move::rows).sum());
+        let mut x = Vec::with_capacity(rows * elements);
+        let (mut sigma, mut class) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+        for step in moves {
+            let image = self.held(step.slot);
+            for class_of_row in [step.class, None].into_iter().take(step.rows()) {
+                x.extend(image.state.x().iter().map(|&value| value as f32));
+                sigma.push(step.sigma);
+                class.push(class_of_row);
+            }
+        }
+        let denoised = self.denoiser.denoise(subnet, &x, &sigma, &class)?;
+        if denoised.len() != x.len() {
+            return Err(Error::Denoiser(format!("it returned {} values for {}", denoised.len(), x.len())));
+        }
+        if !denoised.iter().all(|value| value.is_finite()) {
+            return Err(Error::Denoiser("it returned values that are not finite".to_owned()));
+        }
+        let mut rest = &denoised[..];
+        for step in moves {
+            let (rows, others) = rest.split_at(step.rows() * elements);
+            rest = others;
+            let guided = step.guidance.map(|scale| guide(&rows[..elements], &rows[elements..], scale));
+            let estimate = guided.as_deref().unwrap_or(rows);
+            let Image { key, state, estimate: kept } = self.held(step.slot);
+            state.apply(&step.update, estimate, *key);
+            *kept = step.watched.then(|| estimate.to_vec());
+        }
+        Ok(())
+    }
+
+    fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>> {
+        Ok(self.held(slot).state.x().iter().map(|&value| byte(value)).collect())
+    }
+
+    fn estimate(&mut self, slot: Slot) -> Result<Vec<u8>> {
+        let estimate = self.held(slot).estimate.as_ref().expect("a step that was watched");
+        Ok(estimate.iter().map(|&value| byte(f64::from(value))).collect())
+    }
+
+    fn end(&mut self, slot: Slot) {
+        self.images[slot.0] = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;

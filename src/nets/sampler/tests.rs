@@ -1,0 +1,173 @@
+//! Images in slots against [`Trajectory`]s of their own.
+
+use super::*;
+use crate::diffusion::{Course, Plan, SigmaRange, Trajectory};
+use crate::engine::gaussian::{Fault, Gate, Gaussian};
+use std::sync::Arc;
+
+const RANGE: SigmaRange = SigmaRange { min: 0.002, max: 80.0 };
+/// Index of the widest subnet.
+const FULL: usize = 2;
+
+fn sampler() -> (HostSampler, Arc<Gate>) {
+    let (denoiser, gate) = Gaussian::conditional();
+    (HostSampler::new(denoiser), gate)
+}
+
+/// An image in a sampler, as the engine keeps it.
+struct Drawing {
+    course: Course,
+    slot: Slot,
+    class: Option<usize>,
+    guidance: Option<f64>,
+}
+
+impl Drawing {
+    fn begin(sampler: &mut HostSampler, plan: &str, seed: u64, class: Option<usize>, guidance: Option<f64>) -> Self {
+        let course = Course::new(Arc::new(plan.parse().unwrap()), RANGE);
+        let sigma = course.next_call().unwrap().sigma;
+        let slot = sampler.begin(NoiseKey { seed, image: 0 }, course.begin(), sigma).unwrap();
+        Self { course, slot, class, guidance }
+    }
+
+    fn next(&mut self) -> Move {
+        let sigma = self.course.next_call().unwrap().sigma;
+        let update = self.course.advance();
+        let next_sigma = self.course.next_call().map(|call| call.sigma);
+        let Self { slot, class, guidance, .. } = *self;
+        Move { slot, sigma, class, guidance, update, next_sigma, watched: true }
+    }
+}
+
+/// The same image without a sampler: its values, and the last denoised image.
+fn alone(plan: &str, seed: u64, class: Option<usize>, guidance: Option<f64>) -> (Vec<f64>, Vec<f32>) {
+    let (mut denoiser, _) = Gaussian::conditional();
+    let plan: Arc<Plan> = Arc::new(plan.parse().unwrap());
+    let mut trajectory = Trajectory::new(plan, RANGE, seed, 0, denoiser.image().elements());
+    let mut last = Vec::new();
+    while let Some(call) = trajectory.next_call() {
+        let x: Vec<f32> = trajectory.input().iter().map(|&value| value as f32).collect();
+        let sigma = call.sigma;
+        let mut of = |class| denoiser.denoise(FULL, &x, &[sigma], &[class]).unwrap();
+        last = match guidance {
+            Some(scale) => guide(&of(class), &of(None), scale),
+            None => of(class),
+        };
+        trajectory.advance(&last);
+    }
+    (trajectory.image().to_vec(), last)
+}
+
+fn bits(values: &[f64]) -> Vec<u64> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn images_in_slots_have_the_bits_of_images_alone() {
+    let (mut sampler, _) = sampler();
+    let wanted = [
+        ("heun-5@full~churn=2", 1, Some(1), None),
+        ("dpmpp2m-6@full", 2, Some(0), Some(2.5)),
+        ("euler-3@full", 3, None, None),
+        ("heun-3@full", 4, Some(1), Some(0.5)),
+    ];
+    let mut drawings =
+        wanted.map(|(plan, seed, class, guidance)| Drawing::begin(&mut sampler, plan, seed, class, guidance));
+    // They leave at different steps, so rows and slots do not agree.
+    while drawings.iter().any(|drawing| !drawing.course.is_finished()) {
+        let open = drawings.iter_mut().rev().filter(|drawing| !drawing.course.is_finished());
+        let moves: Vec<Move> = open.map(Drawing::next).collect();
+        sampler.step(FULL, &moves).unwrap();
+    }
+    for (drawing, (plan, seed, class, guidance)) in drawings.iter().zip(wanted) {
+        let (image, last) = alone(plan, seed, class, guidance);
+        assert_eq!(bits(sampler.held(drawing.slot).state.x()), bits(&image), "{plan}");
+        let pixels: Vec<u8> = image.iter().map(|&value| byte(value)).collect();
+        assert_eq!(sampler.pixels(drawing.slot).unwrap(), pixels, "{plan}");
+        assert_eq!(sampler.held(drawing.slot).estimate.as_ref(), Some(&last), "{plan}");
+        let estimate: Vec<u8> = last.iter().map(|&value| byte(f64::from(value))).collect();
+        assert_eq!(sampler.estimate(drawing.slot).unwrap(), estimate, "{plan}");
+    }
+}
+
+#[test]
+fn guidance_adds_a_row_without_the_class() {
+    let (mut sampler, gate) = sampler();
+    let moves =
+        [None, Some(3.0)].map(|guidance| Drawing::begin(&mut sampler, "euler-2@full", 1, Some(1), guidance).next());
+    sampler.step(FULL, &moves).unwrap();
+    let call = &gate.calls()[0];
+    assert_eq!((call.subnet, &call.class[..], &call.sigma[..]), (FULL, &[Some(1), Some(1), None][..], &[80.0; 3][..]));
+}
+
+#[test]
+fn a_slot_that_ended_serves_again_and_keeps_nothing() {
+    let (mut sampler, _) = sampler();
+    let begin = |sampler: &mut HostSampler, seed| Drawing::begin(sampler, "dpmpp2m-2@full", seed, None, None);
+    let (mut first, second) = (begin(&mut sampler, 1), begin(&mut sampler, 2));
+    assert_ne!(first.slot, second.slot);
+    sampler.step(FULL, &[first.next()]).unwrap();
+    sampler.end(first.slot);
+    let third = begin(&mut sampler, 3);
+    assert_eq!(third.slot, first.slot);
+    let fresh = State::new(12, third.course.begin(), NoiseKey { seed: 3, image: 0 });
+    let Image { state, estimate, .. } = sampler.held(third.slot);
+    assert_eq!((bits(state.x()), estimate.is_none()), (bits(fresh.x()), true));
+    assert_eq!(sampler.images.len(), 2);
+}
+
+#[test]
+fn a_step_that_fails_or_panics_leaves_the_other_images_as_they_were() {
+    for fault in [Fault::Error, Fault::NotFinite, Fault::Panic] {
+        let (mut sampler, gate) = sampler();
+        let mut spared = Drawing::begin(&mut sampler, "heun-4@full", 1, Some(1), None);
+        let mut hit = Drawing::begin(&mut sampler, "heun-4@full", 2, Some(1), None);
+        sampler.step(FULL, &[spared.next(), hit.next()]).unwrap();
+        gate.fail_next(fault);
+        let moves = [hit.next()];
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sampler.step(FULL, &moves)));
+        assert!(!matches!(outcome, Ok(Ok(()))));
+        sampler.end(hit.slot);
+        while !spared.course.is_finished() {
+            sampler.step(FULL, &[spared.next()]).unwrap();
+        }
+        assert_eq!(bits(sampler.held(spared.slot).state.x()), bits(&alone("heun-4@full", 1, Some(1), None).0));
+    }
+}
+
+/// Answers with a value less than it was asked for.
+struct Short(Gaussian);
+
+impl Denoiser for Short {
+    fn image(&self) -> ImageShape {
+        self.0.image()
+    }
+
+    fn classes(&self) -> &[String] {
+        self.0.classes()
+    }
+
+    fn subnets(&self) -> &[Subnet] {
+        self.0.subnets()
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.0.weight_bytes()
+    }
+
+    fn activation_bytes(&self) -> usize {
+        self.0.activation_bytes()
+    }
+
+    fn denoise(&mut self, _: usize, x: &[f32], _: &[f64], _: &[Option<usize>]) -> Result<Vec<f32>> {
+        Ok(vec![0.0; x.len() - 1])
+    }
+}
+
+#[test]
+fn an_answer_of_another_size_is_a_fault() {
+    let mut sampler = HostSampler::new(Box::new(Short(*Gaussian::conditional().0)));
+    let mut drawing = Drawing::begin(&mut sampler, "euler-2@full", 1, None, None);
+    let error = sampler.step(FULL, &[drawing.next()]).unwrap_err();
+    assert_eq!(error.to_string(), "it returned 11 values for 12");
+}
