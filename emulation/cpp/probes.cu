@@ -1,5 +1,5 @@
 // Kernels that try what device.cuh offers, right and wrong: they test the emulation itself, and the interpreter of PTX.
-#include "device.cuh"
+#include "noise.cuh"
 
 struct ProbeArgs {
     const void* a;
@@ -121,6 +121,15 @@ KERNEL(probe_copy, ProbeArgs, 32) {
         for (u32 i = 0; i < 4; ++i) reversed.e[i] = pack.e[3 - i];
         store16(reinterpret_cast<float*>(out + 32 * (1 - half) + lane), reversed);
     }
+}
+
+// out[4 i ..] = the block of Philox with the 64-bit key a[0] and the counter (i, count, wrong, 3).
+KERNEL(probe_philox, ProbeArgs, 32) {
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    u32 words[4];
+    philox4(static_cast<const u64*>(args.a)[0], i, args.count, args.wrong, 3, words);
+#pragma unroll
+    for (u32 lane = 0; lane < 4; ++lane) static_cast<u32*>(args.out)[4 * i + lane] = words[lane];
 }
 
 // One mistake a launch. None is harmless on a GPU.

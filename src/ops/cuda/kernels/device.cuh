@@ -17,10 +17,11 @@ typedef unsigned long long u64;
 typedef __half f16;
 typedef __nv_bfloat16 bf16;
 
-// Defines a kernel: `KERNEL(name, ArgumentStruct, threads) { ... args.field ... }`.
+// Defines a kernel: `KERNEL(name, ArgumentStruct, threads) { ... args.field ... }`. __grid_constant__: an index into an array
+// of the struct would otherwise copy it to each thread's memory.
 #define KERNEL(NAME, ARGS, THREADS)                                                             \
     static_assert(sizeof(ARGS) <= 4096, "the arguments of a kernel take at most 4096 bytes");   \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const ARGS args)
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ARGS args)
 
 // An array in the block's shared memory, on a boundary of 16 bytes. Its values are undefined at first.
 #define SHARED_ARRAY(T, NAME, N) __shared__ __align__(16) T NAME[N]
@@ -79,10 +80,6 @@ MMA(mma_f16, "m16n8k16", "f16")
 MMA(mma_bf16, "m16n8k16", "bf16")
 MMA(mma_tf32, "m16n8k8", "tf32")
 #undef MMA
-#endif
-
-#ifndef DEVICE
-#define DEVICE static inline
 #endif
 
 // 16 bytes of elements: one load or store of a thread.
