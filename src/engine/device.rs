@@ -42,6 +42,11 @@ impl Device {
     pub fn end(&mut self, slot: Slot) {
         self.sampler.end(slot);
     }
+
+    /// Whether nothing will work any more.
+    pub fn is_lost(&self) -> bool {
+        self.sampler.is_lost()
+    }
 }
 
 fn guarded<T>(work: impl FnOnce() -> crate::Result<T>) -> Result<T, String> {

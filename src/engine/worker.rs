@@ -10,6 +10,9 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 /// Runs until the inbox is closed and everything in it is answered.
+///
+/// # Panics
+/// When the device is lost: the engine is dead then, which liveness tells, and a new process may get the device back.
 pub(super) fn run(device: &mut Device, mut pool: Pool, inbox: &Receiver<Entry>, shared: &Shared) {
     let stats = shared.stats();
     let _watch = DeathWatch(stats);
@@ -56,6 +59,8 @@ pub(super) fn run(device: &mut Device, mut pool: Pool, inbox: &Receiver<Entry>, 
         };
         let mut policy = lock(&shared.policy);
         failed.into_iter().for_each(|request| policy.leave(request));
+        drop(policy);
+        assert!(!device.is_lost(), "the device is lost");
     }
 }
 

@@ -3,8 +3,9 @@
 
 use super::network::Network;
 use super::song_unet::compiled::{Addresses, Compiled};
-use super::{Denoiser, ImageShape, Model};
+use super::{Denoiser, ImageShape, Model, Move, Sampler, Slot};
 use crate::diffusion::preconditioning::Coefficients;
+use crate::diffusion::{Noise, NoiseKey};
 use crate::ops::cuda::sampler::{self, Row};
 use crate::ops::cuda::{Element, Fault, Launch, Machine, pixels};
 use crate::supernet::Subnet;
@@ -35,7 +36,12 @@ pub struct DeviceRunner<M: Machine> {
     staging: u64,
     programs: HashMap<(usize, usize), M::Program>,
     slots: Slots,
+    /// Rows of images that have begun: the first noise of each, then the churn of those that have some. They are run with
+    /// the next step, all at once.
+    begun: [Vec<Row>; 2],
     bytes: usize,
+    /// Whether the machine has failed.
+    lost: bool,
 }
 
 /// What a call is told, in the machine's memory: one block, written at once.
@@ -61,15 +67,18 @@ impl Control {
     }
 }
 
-/// An image that is being drawn, by its number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The memory of an image that is being drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     x: u64,
     memory: u64,
     estimate: u64,
     input: u64,
+    /// Whose image it is.
+    key: NoiseKey,
 }
 
+/// By the number of the slot.
 #[derive(Debug, Default)]
 struct Slots {
     places: Vec<Place>,
@@ -138,7 +147,9 @@ impl<M: Machine> DeviceRunner<M> {
             staging,
             programs: HashMap::new(),
             slots: Slots::default(),
+            begun: Default::default(),
             bytes: needed,
+            lost: false,
         };
         runner.add_page(page);
         Ok(runner)
@@ -173,7 +184,8 @@ impl<M: Machine> DeviceRunner<M> {
         let state = sampler::state_bytes(image).next_multiple_of(ALIGN) as u64;
         for index in 0..PAGE as u64 {
             let x = page + index * slot_bytes(element, image) as u64;
-            let place = Place { x, memory: x + state, estimate: x + 2 * state, input: x + 3 * state };
+            let key = NoiseKey { seed: 0, image: 0 };
+            let place = Place { x, memory: x + state, estimate: x + 2 * state, input: x + 3 * state, key };
             self.slots.free.push(self.slots.places.len());
             self.slots.places.push(place);
         }
@@ -265,7 +277,7 @@ impl<M: Machine> DeviceRunner<M> {
     }
 
     /// Does what these rows say, without a call of the network.
-    fn prepare_images(&mut self, rows: &[Row]) -> std::result::Result<(), Fault> {
+    fn run_rows(&mut self, rows: &[Row]) -> std::result::Result<(), Fault> {
         for rows in rows.chunks(self.control.most) {
             let [at, faults] = [3, 4].map(|index| self.control.at(index));
             self.machine.upload(at, bytemuck::cast_slice(rows))?;
@@ -277,8 +289,34 @@ impl<M: Machine> DeviceRunner<M> {
 
     /// The row of an image in this slot that does nothing yet.
     fn row(&self, slot: usize) -> Row {
-        let place = self.slots.places[slot];
-        Row { x: place.x, memory: place.memory, input: place.input, ..Row::default() }
+        let Place { x, memory, input, key, .. } = self.slots.places[slot];
+        Row { x, memory, input, seed: key.seed, image: key.image, ..Row::default() }
+    }
+
+    /// Makes the first noise of the images that have begun since the last step.
+    fn make_begun(&mut self) -> std::result::Result<(), Fault> {
+        for turn in 0..self.begun.len() {
+            let rows = std::mem::take(&mut self.begun[turn]);
+            self.run_rows(&rows)?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of the image at an address of its state.
+    fn bytes_of(&mut self, state: u64) -> Result<Vec<u8>> {
+        let image = self.network.image();
+        let mut bytes = vec![0; image.elements()];
+        let outcome = self.make_begun();
+        let outcome = outcome.and_then(|()| self.machine.launch(&pixels::pixels(image, state, self.staging)));
+        let outcome = outcome.and_then(|()| self.machine.download(self.staging, &mut bytes));
+        self.noted(outcome)?;
+        Ok(bytes)
+    }
+
+    /// Notes a fault that the machine does not recover from.
+    fn noted<T>(&mut self, outcome: std::result::Result<T, Fault>) -> Result<T> {
+        self.lost |= matches!(outcome, Err(Fault::Device(_)));
+        Ok(outcome?)
     }
 }
 
@@ -335,7 +373,7 @@ impl<M: Machine> Denoiser for DeviceRunner<M> {
         let mut slots = Vec::new();
         let outcome = self.denoise_in(&mut slots, subnet, (x, sigma, class), elements, &mut denoised);
         self.slots.free.append(&mut slots);
-        outcome.map_err(Error::from)?;
+        self.noted(outcome)?;
         Ok(denoised)
     }
 }
@@ -360,7 +398,7 @@ impl<M: Machine> DeviceRunner<M> {
             let row = Row { estimate: self.slots.places[slot].estimate, ..keep };
             parts.push(Part { slot, sigma, class, guidance: None, row });
         }
-        self.prepare_images(&inputs)?;
+        self.run_rows(&inputs)?;
         self.call(subnet, &parts)?;
         let mut estimate = vec![0; elements * 4];
         for &slot in slots.iter() {
@@ -369,5 +407,86 @@ impl<M: Machine> DeviceRunner<M> {
                 .extend(estimate.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])));
         }
         Ok(())
+    }
+}
+
+impl<M: Machine> Sampler for DeviceRunner<M> {
+    fn image(&self) -> ImageShape {
+        Denoiser::image(self)
+    }
+
+    fn classes(&self) -> &[String] {
+        Denoiser::classes(self)
+    }
+
+    fn subnets(&self) -> &[Subnet] {
+        Denoiser::subnets(self)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        Denoiser::weight_bytes(self)
+    }
+
+    fn activation_bytes(&self) -> usize {
+        Denoiser::activation_bytes(self)
+    }
+
+    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64) -> Result<Slot> {
+        let slot = self.take();
+        let slot = self.noted(slot)?;
+        self.slots.places[slot].key = key;
+        let c_in = self.coefficients(sigma).c_in as f32;
+        let row = |noise: Noise| Row { noise: noise.scale as f32, draw: noise.draw, c_in, ..self.row(slot) };
+        let [first, churn] = noise.map(row);
+        self.begun[0].push(first);
+        if churn.noise != 0.0 {
+            self.begun[1].push(Row { a_x: 1.0, ..churn });
+        }
+        Ok(Slot(slot))
+    }
+
+    fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()> {
+        let outcome = self.make_begun();
+        self.noted(outcome)?;
+        let part = |step: &Move| {
+            let (slot, update) = (step.slot.0, step.update);
+            let row = Row {
+                estimate: if step.watched { self.slots.places[slot].estimate } else { 0 },
+                a_x: update.a_x as f32,
+                a_d: update.a_d as f32,
+                a_m: update.a_m as f32,
+                b_x: update.b_x as f32,
+                b_d: update.b_d as f32,
+                noise: update.noise.scale as f32,
+                draw: update.noise.draw,
+                c_in: step.next_sigma.map_or(0.0, |sigma| self.coefficients(sigma).c_in as f32),
+                ..self.row(slot)
+            };
+            Part { slot, sigma: step.sigma, class: step.class, guidance: step.guidance, row }
+        };
+        let parts: Vec<Part> = moves.iter().map(part).collect();
+        let outcome = self.call(subnet, &parts);
+        if self.noted(outcome)?.contains(&true) {
+            return Err(Error::Denoiser("it returned values that are not finite".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>> {
+        self.bytes_of(self.slots.places[slot.0].x)
+    }
+
+    fn estimate(&mut self, slot: Slot) -> Result<Vec<u8>> {
+        self.bytes_of(self.slots.places[slot.0].estimate)
+    }
+
+    fn end(&mut self, slot: Slot) {
+        let x = self.slots.places[slot.0].x;
+        self.begun.iter_mut().for_each(|rows| rows.retain(|row| row.x != x));
+        self.slots.free.push(slot.0);
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lost
     }
 }

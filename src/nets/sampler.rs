@@ -86,6 +86,11 @@ pub trait Sampler: Send {
 
     /// Forgets the image.
     fn end(&mut self, slot: Slot);
+
+    /// Whether it will never work again, as a GPU does not after most of its faults until its process ends.
+    fn is_lost(&self) -> bool {
+        false
+    }
 }
 
 /// The [`Sampler`] of a denoiser in the host's memory.

@@ -39,5 +39,6 @@ pub fn attention(element: Element, qkv: &Map, y: &Map) -> Launch {
         operations: 4 * (y.samples * pixels * pixels * dim) as u64,
     };
     let grid = [pixels.div_ceil(QUERIES), pitch(dim).div_ceil(CHANNELS), y.samples];
-    Launch::new("attention", Some(element), grid, &args, cost)
+    // Queries, keys and values made contiguous, two products, scale, softmax over the last dimension, transposition.
+    Launch::new("attention", Some(element), grid, &args, cost, 8)
 }

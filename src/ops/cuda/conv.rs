@@ -195,5 +195,10 @@ pub fn conv(
         operations: 2 * (kept * y.pixels() * y.samples) as u64,
     };
     let grid = [y.pixels().div_ceil(TILE), weights.groups * pitch(outputs).div_ceil(TILE), y.samples];
-    Launch::new("conv", Some(element), grid, &args, cost)
+    // im2col, product and transposition; a copy of the weights where they are a prefix; each term of `finish`; concatenation.
+    let whole = inputs == weights.inputs && outputs == weights.outputs;
+    let terms = [finish.bias.is_some(), finish.sample_bias.is_some(), finish.residual.is_some(), finish.silu, !whole];
+    let scaled = usize::from(finish.scale != 1.0);
+    let op_by_op = 3 + terms.into_iter().filter(|&term| term).count() + scaled + x.len() - 1;
+    Launch::new("conv", Some(element), grid, &args, cost, op_by_op)
 }

@@ -41,5 +41,7 @@ pub fn embedding(element: Element, from: &Embedding, y: &Map) -> Launch {
     };
     let labels = if from.labels.is_some() { y.pixels() * y.channels * 4 } else { 0 };
     let cost = Cost { bytes: (y.bytes(element) + labels) as u64, operations: 0 };
-    Launch::new("embedding", Some(element), [y.pixels(), 1, 1], &args, cost)
+    // Outer product, sine, cosine, concatenation; of labels: scale, product, bias, sum.
+    let op_by_op = if from.labels.is_some() { 8 } else { 4 };
+    Launch::new("embedding", Some(element), [y.pixels(), 1, 1], &args, cost, op_by_op)
 }

@@ -129,6 +129,9 @@ pub struct Launch {
     pub args: Vec<u8>,
     /// What it has to do.
     pub cost: Cost,
+    /// Launches of the same as single operations of candle's CUDA backend (candle-core and candle-nn 0.11.1, without cuDNN),
+    /// read off its source.
+    pub op_by_op: usize,
     /// The layer that it belongs to.
     pub layer: String,
 }
@@ -163,7 +166,7 @@ impl Launch {
         };
         let most = [i32::MAX as u32, 65_535, 65_535];
         let grid = [0, 1, 2].map(|axis| edge((grid[axis], most[axis])));
-        Self { kernel, element, grid, args: bytemuck::bytes_of(args).to_vec(), cost, layer: String::new() }
+        Self { kernel, element, grid, args: bytemuck::bytes_of(args).to_vec(), cost, op_by_op, layer: String::new() }
     }
 
     /// The same for the layer of this name.

@@ -24,7 +24,7 @@ impl From<Fault> for crate::Error {
             Fault::OutOfMemory { needed, free } => {
                 Self::input("device", format!("{needed} bytes of GPU memory are needed and {free} are free"))
             }
-            Fault::Device(problem) => Self::Tensor(candle_core::Error::Msg(problem)),
+            Fault::Device(problem) => Self::Denoiser(problem),
         }
     }
 }

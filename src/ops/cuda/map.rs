@@ -125,7 +125,11 @@ pub fn map(
     let vectors = y.pixels() * y.pitch() * element.bytes() / 16;
     let bytes = bytes + y.bytes(element) + residual.map_or(0, |map| map.bytes(element));
     let cost = Cost { bytes: bytes as u64, operations: 0 };
-    Launch::new("map", Some(element), [vectors.div_ceil(THREADS), 1, y.samples], &args, cost)
+    // What `moments` has not counted: SiLU, filter, sum and scale, or a concatenation alone.
+    let concatenated = affine.is_none() && x.len() > 1;
+    let terms = [silu, filter.is_some(), residual.is_some(), scale != 1.0, concatenated];
+    let op_by_op = terms.into_iter().filter(|&term| term).count();
+    Launch::new("map", Some(element), [vectors.div_ceil(THREADS), 1, y.samples], &args, cost, op_by_op)
 }
 
 /// The pitches of one or two parts, and the bytes of both.

@@ -122,5 +122,8 @@ pub fn moments(element: Element, x: &[&Map], norm: &Norm, eps: f32, scratch: Scr
         padding: 0,
     };
     let cost = Cost { bytes: (bytes + affine_bytes(element, x)) as u64, operations: 0 };
-    Launch::new("moments", Some(element), [chunks, 1, x[0].samples], &args, cost)
+    // GroupNorm with what `map` applies of it: 2 sums, 2 divisions, subtraction, square, eps, root, division, scale, shift; two
+    // conversions around 16 bits; concatenation.
+    let op_by_op = if element == Element::F32 { 11 } else { 13 } + x.len() - 1;
+    Launch::new("moments", Some(element), [chunks, 1, x[0].samples], &args, cost, op_by_op)
 }

@@ -27,5 +27,6 @@ pub fn pixels(image: ImageShape, x: u64, y: u64) -> Launch {
     let elements = image.elements();
     let args = Args { x, y, elements: elements as u32, padding: 0 };
     let cost = Cost { bytes: (elements * 5) as u64, operations: 0 };
-    Launch::new("pixels", None, [elements.div_ceil(THREADS * ELEMENTS), 1, 1], &args, cost)
+    // Scale, shift, clamp, conversion: candle rounds towards zero, so that a half is part of the shift.
+    Launch::new("pixels", None, [elements.div_ceil(THREADS * ELEMENTS), 1, 1], &args, cost, 4)
 }

@@ -94,5 +94,8 @@ pub fn sampler(
     // The image and the memory are read and written, the output is read and the input written.
     let maps = pixels * PITCH * element.bytes() * if output.is_some() { 2 } else { 1 };
     let cost = Cost { bytes: (count * (4 * image.elements() * 4 + maps)) as u64, operations: 0 };
-    Launch::new("sampler", Some(element), [pixels.div_ceil(THREADS * PIXELS), count, 1], &args, cost)
+    // c_in x; c_skip x, c_out F and their sum; three terms of DPM-Solver++(2M) and their two sums. Guidance would be three more,
+    // noise three.
+    let op_by_op = if output.is_some() { 9 } else { 2 };
+    Launch::new("sampler", Some(element), [pixels.div_ceil(THREADS * PIXELS), count, 1], &args, cost, op_by_op)
 }
