@@ -40,3 +40,207 @@ fn every_subnet_denoises_on_a_device_as_it_does_on_the_cpu() {
         }
     }
 }
+
+/// The shipped model: 28x28 grey images of ten classes.
+fn shipped() -> Model {
+    Model::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fashion-mnist").as_path()).unwrap()
+}
+
+/// The tiny model of the other tests, with classes.
+fn tiny() -> Model {
+    let dir = tempfile::tempdir().unwrap();
+    support::write_model(dir.path(), &support::CLASSES);
+    Model::open(dir.path()).unwrap()
+}
+
+fn engine(model: &Model, sampler: Box<dyn Sampler>, most: usize) -> Engine {
+    let policy = Box::new(Fixed::unmeasured(model.subnets(), most));
+    Engine::start(sampler, model.card.noise, EngineLimits { queue_images: 64 }, policy).unwrap()
+}
+
+/// The images of some jobs that are drawn together.
+fn draw(engine: &Engine, jobs: &[Job]) -> Vec<Vec<u8>> {
+    let tickets: Vec<_> = jobs.iter().map(|job| engine.submit(job.clone()).unwrap()).collect();
+    tickets.into_iter().flat_map(|ticket| ticket.blocking_wait().unwrap().images).collect()
+}
+
+/// The largest difference of two sets of images, in grey levels.
+fn distance(a: &[Vec<u8>], b: &[Vec<u8>]) -> u8 {
+    assert_eq!(a.len(), b.len());
+    let pairs = a.iter().zip(b).flat_map(|(a, b)| {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b)
+    });
+    pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+}
+
+/// Every solver, churn, guidance, several images, a change of width.
+fn jobs() -> Vec<Job> {
+    let job = |plan: &str, seed| Job::exact(Arc::new(plan.parse().unwrap()), seed);
+    vec![
+        Job { images: 2, class: Some(1), ..job("dpmpp2m-4@full", 5) },
+        Job { class: Some(0), guidance: 2.5, ..job("heun-3@full", 6) },
+        job("euler-3@0.500", 7),
+        Job { class: Some(1), ..job("heun-3:churn=2@0.250*1,full*2", 8) },
+    ]
+}
+
+#[test]
+fn a_seed_gives_the_same_image_on_each_device() {
+    let model = tiny();
+    let cpu = HostSampler::new(Box::new(Runner::new(&model, Threads::new(1)).unwrap()));
+    let want = draw(&engine(&model, Box::new(cpu), 16), &jobs());
+    for (element, levels) in [(Element::F32, 1), (Element::F16, 3), (Element::Bf16, 20)] {
+        let on_device = engine(&model, Box::new(device(&model, element, Order::Greedy(Sequence::Shuffled(3)))), 16);
+        let got = draw(&on_device, &jobs());
+        println!("{element}: {} grey levels", distance(&got, &want));
+        // Half a level off is another byte where the value lies between two.
+        assert!(distance(&got, &want) <= levels, "{element}: {} grey levels", distance(&got, &want));
+        if element == Element::F32 {
+            let values = got.iter().flatten().zip(want.iter().flatten());
+            let other = values.filter(|(a, b)| a != b).count() as f64 / (5.0 * 64.0);
+            assert!(other < 0.01, "{:.1} % of the bytes differ", 100.0 * other);
+        }
+    }
+}
+
+#[test]
+fn the_shipped_model_draws_the_same_on_each_device() {
+    let model = shipped();
+    let job = |class| Job { class: Some(class), ..Job::exact(Arc::new("dpmpp2m-3@0.500*2,full*1".parse().unwrap()), 11) };
+    let jobs = [job(7), job(2)];
+    let cpu = HostSampler::new(Box::new(Runner::new(&model, Threads::ALL).unwrap()));
+    let want = draw(&engine(&model, Box::new(cpu), 16), &jobs);
+    for (element, levels) in [(Element::F32, 1), (Element::F16, 4)] {
+        let on_device = engine(&model, Box::new(device(&model, element, Order::Greedy(Sequence::Forward))), 16);
+        let got = draw(&on_device, &jobs);
+        println!("{element}: {} grey levels", distance(&got, &want));
+        assert!(distance(&got, &want) <= levels, "{element}: {} grey levels", distance(&got, &want));
+    }
+}
+
+#[test]
+fn a_machine_without_the_memory_is_refused_with_both_numbers_and_keeps_nothing() {
+    let model = tiny();
+    let machine = Emulated::new(100_000, Order::Greedy(Sequence::Forward));
+    let limits = machine.limits();
+    let message = DeviceRunner::new(machine, &model, Element::F32, 16).unwrap_err().to_string();
+    let [needed, free] = [PLENTY, 100_000];
+    let whole = Emulated::new(needed, Order::Greedy(Sequence::Forward));
+    let whole_limits = whole.limits();
+    let runner = DeviceRunner::new(whole, &model, Element::F32, 16).unwrap();
+    let taken = PLENTY - whole_limits.lock().unwrap().free;
+    assert_eq!(taken, Denoiser::weight_bytes(&runner) + Denoiser::activation_bytes(&runner), "what it says it takes");
+    assert_eq!(message, format!("device: {taken} bytes of GPU memory are needed and {free} are free"));
+    assert_eq!(limits.lock().unwrap().free, free, "nothing was allocated");
+}
+
+#[test]
+fn a_call_that_the_memory_does_not_hold_is_made_in_pieces() {
+    let model = tiny();
+    let machine = Emulated::new(PLENTY, Order::Greedy(Sequence::Forward));
+    let limits = machine.limits();
+    limits.lock().unwrap().samples = 3;
+    let runner = DeviceRunner::new(machine, &model, Element::F32, 16).unwrap();
+    let engine = engine(&model, Box::new(runner), 16);
+    let mut many = jobs();
+    many[0].images = 8;
+    let got = draw(&engine, &many);
+    let roomy = Box::new(device(&model, Element::F32, Order::Greedy(Sequence::Forward)));
+    assert_eq!(got, draw(&self::engine(&model, roomy, 16), &many), "the same bits in pieces");
+    // Nothing at all fits: the requests fail, the engine goes on.
+    limits.lock().unwrap().samples = 0;
+    let job = Job { class: Some(0), ..Job::exact(Arc::new("euler-2@0.750".parse().unwrap()), 1) };
+    let error = engine.submit(job).unwrap().blocking_wait().unwrap_err().to_string();
+    assert!(error.contains("GPU memory"), "{error}");
+    limits.lock().unwrap().samples = 16;
+    assert_eq!(draw(&engine, &many[1..2]), got[8..9]);
+    assert!(engine.is_alive());
+}
+
+#[test]
+fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
+    let model = tiny();
+    let machine = Emulated::new(PLENTY, Order::InStep(Sequence::Reverse));
+    let limits = machine.limits();
+    let mut runner = DeviceRunner::new(machine, &model, Element::F32, 4).unwrap();
+    let before = limits.lock().unwrap().free;
+    let course = Course::new(Arc::new("euler-1@full".parse().unwrap()), model.card.noise);
+    let sigma = course.next_call().unwrap().sigma;
+    let key = |image| NoiseKey { seed: 4, image };
+    let slots: Vec<_> = (0..20).map(|image| runner.begin(key(image), course.begin(), sigma).unwrap()).collect();
+    assert!(limits.lock().unwrap().free < before, "a second page");
+    runner.end(slots[3]);
+    let update = course.clone().advance();
+    for part in slots.chunks(7) {
+        let of = |&slot: &Slot| Move { slot, sigma, class: None, guidance: None, update, next_sigma: None, watched: true };
+        let moves: Vec<_> = part.iter().filter(|slot| **slot != slots[3]).map(of).collect();
+        runner.step(3, &moves).unwrap();
+    }
+    let alone = |image| {
+        let mut runner = device(&model, Element::F32, Order::Greedy(Sequence::Forward));
+        let slot = runner.begin(key(image), course.begin(), sigma).unwrap();
+        let step = Move { slot, sigma, class: None, guidance: None, update, next_sigma: None, watched: false };
+        runner.step(3, &[step]).unwrap();
+        runner.pixels(slot).unwrap()
+    };
+    for image in [0, 2, 4, 19] {
+        let slot = slots[image as usize];
+        assert_eq!(runner.pixels(slot).unwrap(), alone(image), "image {image}");
+        // Euler's only step ends at the denoised image.
+        assert_eq!(runner.estimate(slot).unwrap(), runner.pixels(slot).unwrap());
+    }
+    slots.iter().filter(|slot| **slot != slots[3]).for_each(|&slot| runner.end(slot));
+    let free = limits.lock().unwrap().free;
+    (0..32).for_each(|image| {
+        runner.begin(key(image), course.begin(), sigma).unwrap();
+    });
+    assert_eq!(limits.lock().unwrap().free, free, "ended slots are taken again");
+}
+
+#[test]
+fn damaged_weights_fail_the_step_and_nothing_else() {
+    let model = tiny();
+    let mut runner = device(&model, Element::F32, Order::Greedy(Sequence::Forward));
+    let course = Course::new(Arc::new("euler-2@full".parse().unwrap()), model.card.noise);
+    let sigma = course.next_call().unwrap().sigma;
+    let update = Update { a_x: f64::NAN, ..course.clone().advance() };
+    let slot = runner.begin(NoiseKey { seed: 1, image: 0 }, course.begin(), sigma).unwrap();
+    let other = runner.begin(NoiseKey { seed: 2, image: 0 }, course.begin(), sigma).unwrap();
+    let step = |slot, update| Move { slot, sigma, class: None, guidance: None, update, next_sigma: Some(sigma), watched: false };
+    // The image is no number after this step, so the next one's denoised image is none.
+    runner.step(0, &[step(slot, update)]).unwrap();
+    let sane = course.clone().advance();
+    let error = runner.step(0, &[step(slot, sane), step(other, sane)]).unwrap_err().to_string();
+    assert_eq!(error, "it returned values that are not finite");
+    assert!(!runner.is_lost());
+    runner.step(0, &[step(other, sane)]).unwrap();
+}
+
+#[test]
+fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
+    let model = tiny();
+    let machine = Emulated::new(PLENTY, Order::Greedy(Sequence::Forward));
+    let limits = machine.limits();
+    let mut runner = DeviceRunner::new(machine, &model, Element::Bf16, 4).unwrap();
+    let before = limits.lock().unwrap().launches;
+    let pace = Pace { time: Duration::ZERO, rounds: 1 };
+    let ms = Subject::time(&mut runner, &[(0, 1), (3, 4)], pace, &mut |_| {}).unwrap();
+    assert!(ms.len() == 2 && ms.iter().all(|&ms| ms > 0.0));
+    // Two calls of each; the noise of all images once.
+    let of = |subnet: usize, batch| device_runner::launches(&model, Element::Bf16, batch).unwrap()[subnet].len();
+    assert_eq!(limits.lock().unwrap().launches - before, 1 + 2 * of(0, 1) + 2 * of(3, 4));
+    assert_eq!(runner.device().instruction_set, "cuda bf16");
+}
+
+#[test]
+fn all_subnets_share_one_copy_of_the_weights() {
+    let model = tiny();
+    let runner = device(&model, Element::F32, Order::Greedy(Sequence::Forward));
+    let one = Denoiser::weight_bytes(&runner);
+    let widest = model.with_subnets("channels", vec![]).unwrap();
+    let alone = device(&widest, Element::F32, Order::Greedy(Sequence::Forward));
+    let tables = one - Denoiser::weight_bytes(&alone);
+    // Three more subnets take their tables of groups.
+    assert!(tables * 20 < one, "{tables} of {one} bytes");
+}

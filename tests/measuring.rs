@@ -3,8 +3,10 @@
 mod support;
 
 use accordion::evaluation::profile::{Device, Profile, Quality};
+use accordion::evaluation::subject;
 use accordion::evaluation::survey::{Effort, Progress};
-use accordion::nets::{Model, Runner, Threads};
+use accordion::nets::{Model, Placement, Threads};
+use accordion::ops::cuda::Element;
 use serde_json::Value;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -147,7 +149,7 @@ fn a_profile_has_every_subnet_at_every_batch_and_fits_the_model() {
     let rows: Vec<(&str, usize)> = profile.latency.iter().map(|row| (row.subnet.as_str(), row.batch)).collect();
     let of = |subnet: &'static str| [(subnet, 1), (subnet, 2), (subnet, 4)];
     assert_eq!(rows, ["0.250", "0.500", "0.750", "full"].map(of).concat());
-    assert!(profile.weight_bytes > 0 && profile.device.threads == 1 && !profile.device.cpu.is_empty());
+    assert!(profile.weight_bytes > 0 && profile.device.threads == 1 && !profile.device.processor.is_empty());
     for row in &profile.latency {
         assert!(table.contains(&format!("{:.3}", row.ms)), "no {row:?} in\n{table}");
     }
@@ -190,18 +192,19 @@ fn a_profile_has_the_frontier_up_to_the_reference_and_it_can_be_drawn() {
 fn a_quick_measurement_gives_a_profile_that_another_machine_can_take_over() {
     let workspace = Workspace::new();
     let model = workspace.model();
-    let mut runner = Runner::new(&model, Threads::new(1)).unwrap();
+    let open = |threads| subject::open(&model, Placement::Cpu, Element::F32, 8, Threads::new(threads)).unwrap();
+    let mut subject = open(1);
     let effort = Effort::Quick { max_batch: 8 };
     let mut parts = Vec::new();
     let mut progress = |progress: Progress<'_>| parts.push(progress.part);
-    let profile = Profile::measure(&mut runner, model.card.noise, false, &effort, &mut progress).unwrap().profile;
+    let profile = Profile::measure(&mut *subject, model.card.noise, &effort, &mut progress).unwrap().profile;
     profile.check_against(model.subnets(), &workspace.path("profile.toml")).unwrap();
     assert_eq!(profile.frontier.last().unwrap().quality, 1.0);
     assert_eq!(profile.device, Device::here(1));
 
-    runner.set_threads(Threads::new(2));
-    assert_ne!(profile.device, Device::here(runner.threads()));
-    let other = profile.clone().measured_here(&mut runner, false, &effort, &mut progress);
+    let mut subject = open(2);
+    assert_ne!(profile.device, subject.device());
+    let other = profile.clone().measured_here(&mut *subject, &effort, &mut progress).unwrap();
     assert_eq!((&other.device, &other.quality), (&Device::here(2), &profile.quality));
     let path = workspace.path("other.toml");
     other.write(&path).unwrap();

@@ -1,11 +1,12 @@
 //! `accordion generate`: images without a server.
 
+use super::device::Device;
 use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::image::{Format, Raster};
 use crate::engine::{Engine, EngineLimits, Job};
 use crate::files::write_whole;
 use crate::nets::model::FULL;
-use crate::nets::{HostSampler, Model, Runner, Threads};
+use crate::nets::{Model, Threads};
 use crate::routing::Fixed;
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -41,6 +42,8 @@ pub struct Args {
     /// Scale of classifier-free guidance; 1 is off.
     #[arg(long, default_value_t = 1.0)]
     guidance: f64,
+    #[command(flatten)]
+    device: Device,
     /// Image file; its ending chooses among png, webp and jpeg.
     #[arg(long)]
     out: PathBuf,
@@ -77,8 +80,8 @@ impl Args {
         let (shape, noise) = (model.image(), model.card.noise);
         let limits = EngineLimits { queue_images: self.n as usize };
         let policy = Box::new(Fixed::unmeasured(model.subnets(), MAX_BATCH));
-        let sampler = HostSampler::new(Box::new(Runner::new(&model, Threads::ALL)?));
-        let engine = Engine::start(Box::new(sampler), noise, limits, policy)?;
+        let sampler = self.device.open(&model, MAX_BATCH, Threads::ALL)?.into_sampler();
+        let engine = Engine::start(sampler, noise, limits, policy)?;
         let plan = Arc::new(plan);
         let mut images = Vec::with_capacity(self.n as usize);
         // One class is one job, whose images the seed numbers; of several, each image is a job with a seed of its own.

@@ -3,6 +3,7 @@
 mod allocate;
 mod axes;
 mod bench;
+mod device;
 mod evaluate;
 mod extract;
 mod forward;

@@ -1,7 +1,8 @@
 //! `accordion serve`: the HTTP server.
 
 use crate::cli::logs;
-use crate::nets::Threads;
+use crate::nets::{Placement, Threads};
+use crate::ops::cuda::Element;
 use crate::server::{AppState, Host, LogFormat, ServeConfig, answer_agents, open, process_registry, serve, signalled};
 use crate::{Error, Result};
 use prometheus::Registry;
@@ -45,6 +46,12 @@ pub(super) struct Settings {
     /// Model directory, in place of the config's.
     #[arg(long, env = "ACCORDION_MODEL")]
     model: Option<PathBuf>,
+    /// Where to denoise, in place of the config's: cpu, or GPUs as cuda:0,cuda:1.
+    #[arg(long, env = "ACCORDION_DEVICES", value_delimiter = ',')]
+    devices: Vec<Placement>,
+    /// The type of weights and activations on a GPU, in place of the config's: f32, f16 or bf16.
+    #[arg(long, env = "ACCORDION_PRECISION")]
+    precision: Option<Element>,
     /// Samples in one call of the denoiser, in place of the config's.
     #[arg(long, env = "ACCORDION_MAX_BATCH")]
     max_batch: Option<usize>,
@@ -66,6 +73,10 @@ impl Settings {
         let path = self.config.or_else(|| default.exists().then_some(default));
         let mut config = path.as_deref().map(ServeConfig::load).transpose()?.unwrap_or_default();
         config.model = self.model.unwrap_or(config.model);
+        if !self.devices.is_empty() {
+            config.devices = self.devices;
+        }
+        config.precision = self.precision.unwrap_or(config.precision);
         config.max_batch = self.max_batch.unwrap_or(config.max_batch);
         config.queue_images = self.queue_images.unwrap_or(config.queue_images);
         config.threads = self.threads.map_or(config.threads, usize::from);

@@ -1,5 +1,6 @@
 //! How long a call of the denoiser takes.
 
+use crate::Result;
 use crate::diffusion::Stream;
 use crate::nets::{Network, Runner, Threads};
 use crate::ops::cpu::fused::Layer;
@@ -56,10 +57,8 @@ pub struct Input {
 impl Input {
     /// Noise of the levels that a sampler passes, each sample with a class where the network has some.
     pub fn new(network: &Network, batch: usize) -> Self {
-        const SIGMA: [f64; 2] = [0.02, 20.0];
         let elements = network.image().elements();
-        let level = |sample: usize| SIGMA[0] * (SIGMA[1] / SIGMA[0]).powf((sample as f64 + 0.5) / batch as f64);
-        let sigma: Vec<f64> = (0..batch).map(level).collect();
+        let sigma = Self::levels(batch);
         let mut x = vec![0.0; batch * elements];
         Stream::new(0, 1, 0).fill_normals(&mut x);
         for (x, sigma) in x.chunks_exact_mut(elements).zip(&sigma) {
@@ -67,6 +66,13 @@ impl Input {
         }
         let classes: Vec<_> = (0..batch).map(|sample| sample.checked_rem(network.classes())).collect();
         Self { x, sigma, labels: network.labels(&classes) }
+    }
+
+    /// So many levels that a sampler passes.
+    pub fn levels(batch: usize) -> Vec<f64> {
+        const SIGMA: [f64; 2] = [0.02, 20.0];
+        let level = |sample: usize| SIGMA[0] * (SIGMA[1] / SIGMA[0]).powf((sample as f64 + 0.5) / batch as f64);
+        (0..batch).map(level).collect()
     }
 
     /// Calls the subnet of this index.
@@ -97,26 +103,19 @@ pub fn measure(
     }
     let mut ms = vec![Vec::new(); settings.len()];
     let mut peaks: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-    for round in 0..pace.rounds {
-        progress(round);
+    for done in 0..pace.rounds {
+        progress(done);
         for (&threads, indices) in &by_threads {
             runner.set_threads(Threads { count: Some(threads), pin });
             peaks.entry(threads).or_default().push(peak::gflops(runner.team()));
             for &index in indices {
                 let Setting { subnet, batch, .. } = settings[index];
                 let input = &inputs[&batch];
-                // Wakes the team, and brings weights and buffers into the caches.
-                input.call(runner, subnet);
-                let end = Instant::now() + pace.time / pace.rounds;
-                loop {
-                    let start = Instant::now();
+                let timed = round(pace, || {
                     input.call(runner, subnet);
-                    let now = Instant::now();
-                    ms[index].push((now - start).as_secs_f64() * 1e3);
-                    if now >= end {
-                        break;
-                    }
-                }
+                    Ok(())
+                });
+                ms[index].extend(timed.expect("a call on the CPU does not fail"));
             }
         }
     }
@@ -125,6 +124,45 @@ pub fn measure(
         ms: ms.into_iter().map(median).collect(),
         peak_gflops: peaks.into_iter().map(|(threads, rates)| (threads, median(rates))).collect(),
     }
+}
+
+/// The times of calls for one round, in milliseconds, after one that is not timed: it wakes threads, and brings weights and
+/// buffers into the caches.
+fn round(pace: Pace, mut call: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    call()?;
+    let end = Instant::now() + pace.time / pace.rounds;
+    let mut ms = Vec::new();
+    loop {
+        let start = Instant::now();
+        call()?;
+        let now = Instant::now();
+        ms.push((now - start).as_secs_f64() * 1e3);
+        if now >= end {
+            return Ok(ms);
+        }
+    }
+}
+
+/// The median times of so many kinds of calls, in milliseconds; `call` is told which is wanted. `progress` is told how many
+/// rounds are over.
+///
+/// # Errors
+/// The first of `call`.
+pub fn rounds(
+    kinds: usize,
+    pace: Pace,
+    progress: &mut dyn FnMut(u32),
+    mut call: impl FnMut(usize) -> Result<()>,
+) -> Result<Vec<f64>> {
+    let mut ms = vec![Vec::new(); kinds];
+    for done in 0..pace.rounds {
+        progress(done);
+        for (kind, ms) in ms.iter_mut().enumerate() {
+            ms.extend(round(pace, || call(kind))?);
+        }
+    }
+    progress(pace.rounds);
+    Ok(ms.into_iter().map(median).collect())
 }
 
 /// Times the layers of a subnet's calls for about `time`, with the threads that `runner` has: each layer with the medians

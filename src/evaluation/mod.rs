@@ -6,5 +6,6 @@ pub mod latency;
 pub mod loss;
 pub mod profile;
 pub mod quality;
+pub mod subject;
 pub mod survey;
 pub mod switching;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Version of the file.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Its name in a model directory.
 pub const PROFILE: &str = "profile.toml";
 
@@ -38,11 +38,11 @@ pub struct Profile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
-    /// The processor's name.
-    pub cpu: String,
-    /// Threads that computed.
+    /// The name of the processor or the GPU.
+    pub processor: String,
+    /// Threads that computed; 1 where a GPU did.
     pub threads: usize,
-    /// The instruction set of the kernels.
+    /// The instruction set of the kernels, or `cuda` and the type of the values.
     pub instruction_set: String,
 }
 
@@ -87,7 +87,7 @@ impl Device {
     pub fn here(threads: usize) -> Self {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = model_name(&info).unwrap_or(std::env::consts::ARCH).to_owned();
-        Self { cpu, threads, instruction_set: peak::instruction_set().to_owned() }
+        Self { processor: cpu, threads, instruction_set: peak::instruction_set().to_owned() }
     }
 }
 
@@ -249,11 +249,11 @@ impl Profile {
 mod tests {
     use super::*;
 
-    const TEXT: &str = r#"format = 2
+    const TEXT: &str = r#"format = 3
 weight_bytes = 5000000
 
 [device]
-cpu = "AMD EPYC"
+processor = "AMD EPYC"
 threads = 2
 instruction_set = "avx512"
 
@@ -283,7 +283,7 @@ quality = 1.0
 "#;
 
     fn device(threads: usize) -> Device {
-        Device { cpu: "AMD EPYC".to_owned(), threads, instruction_set: "avx512".to_owned() }
+        Device { processor: "AMD EPYC".to_owned(), threads, instruction_set: "avx512".to_owned() }
     }
 
     fn latency(subnet: &str, batch: usize, ms: f64) -> Latency {
@@ -315,10 +315,10 @@ quality = 1.0
     fn a_damaged_or_foreign_file_is_refused_with_the_field() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for (from, to, says) in [
-            ("format = 2", "format = 1", ": format: version 1 is not 2; run `accordion profile` again"),
-            ("format = 2\n", "", ": missing field `format`"),
+            ("format = 3", "format = 2", ": format: version 2 is not 3; run `accordion profile` again"),
+            ("format = 3\n", "", ": missing field `format`"),
             ("weight_bytes = 5000000", "weight_bytes = -1", ": weight_bytes: invalid value"),
-            ("cpu = ", "gpu = ", ": device.gpu: unknown field `gpu`"),
+            ("processor = ", "gpu = ", ": device.gpu: unknown field `gpu`"),
             ("threads = 2", "threads = 0", ": device.threads: 0 is not accepted"),
             ("batch = 1", "batch = 0", ": latency[0].batch: 0 is not accepted"),
             ("ms = 0.5", "ms = 'fast'", ": latency[1].ms: invalid type"),
@@ -405,6 +405,6 @@ quality = 1.0
         assert_eq!(model_name(info), Some("AMD EPYC 9654"));
         assert_eq!(model_name("model name\t:\n"), None);
         assert_eq!(model_name("processor\t: 0\nBogoMIPS\t: 50"), None);
-        assert!(!Device::here(1).cpu.is_empty());
+        assert!(!Device::here(1).processor.is_empty());
     }
 }

@@ -2,13 +2,14 @@
 
 use super::candidates::{self, constants, schedules, shapes, shapes_of};
 use super::frontier::{Point, pareto, time_of};
-use super::latency::{self, Input, Pace, Setting};
-use super::profile::{Device, Latency, Profile, Quality, Rated, call_ms};
+use super::latency::Pace;
+use super::profile::{Latency, Profile, Quality, Rated, call_ms};
 use super::quality::{Yardstick, reference};
+use super::subject::Subject;
 use crate::Result;
 use crate::diffusion::{Plan, SigmaRange};
-use crate::nets::{Denoiser, Runner};
-use std::time::{Duration, Instant};
+use crate::nets::Denoiser;
+use std::time::Duration;
 
 /// What a quick survey may take for its latencies, and for its qualities; together about 3 s.
 const QUICK: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
@@ -65,72 +66,72 @@ pub struct Survey {
 }
 
 impl Profile {
-    /// Measures a model with the threads that `runner` has; `pin` binds each but the first to a core of its own.
-    /// `range` is the noise that the model is sampled over.
+    /// Measures a model on its device. `range` is the noise that it is sampled over.
     ///
     /// # Errors
     /// As [`Yardstick::new`].
     pub fn measure(
-        runner: &mut Runner,
+        subject: &mut dyn Subject,
         range: SigmaRange,
-        pin: bool,
         effort: &Effort,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Survey> {
-        let latency = latencies(runner, pin, effort, progress);
-        let mut search = Search { denoiser: runner, latency: &latency, points: Vec::new(), progress };
+        let latency = latencies(subject, effort, progress)?;
+        let mut search = Search { denoiser: subject.denoiser(), latency: &latency, points: Vec::new(), progress };
         let yardstick = match effort {
             Effort::Quick { .. } => search.quick(range)?,
             Effort::Thorough { images, .. } => search.thorough(range, *images)?,
         };
         let points = search.points;
         let rated = points.iter().map(|Point { plan, quality, .. }| Rated { plan: plan.clone(), quality: *quality });
-        let (device, bytes) = (Device::here(runner.threads()), runner.weight_bytes());
-        let profile = Profile::new(device, bytes, Quality::from(&yardstick), latency.clone(), rated);
+        let bytes = subject.denoiser().weight_bytes();
+        let profile = Profile::new(subject.device(), bytes, Quality::from(&yardstick), latency.clone(), rated);
         Ok(Survey { profile, points })
     }
 
-    /// The profile of another machine or number of threads, with the times of this one: qualities are the same anywhere.
+    /// The profile of another device or number of threads, with the times of this one: qualities are the same anywhere.
+    ///
+    /// # Errors
+    /// On a device fault.
     pub fn measured_here(
         self,
-        runner: &mut Runner,
-        pin: bool,
+        subject: &mut dyn Subject,
         effort: &Effort,
         progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Self {
-        let latency = latencies(runner, pin, effort, progress);
-        self.with_latency(Device::here(runner.threads()), latency)
+    ) -> Result<Self> {
+        let latency = latencies(subject, effort, progress)?;
+        Ok(self.with_latency(subject.device(), latency))
     }
 }
 
 /// The time of every subnet at every batch.
-fn latencies(runner: &mut Runner, pin: bool, effort: &Effort, progress: &mut dyn FnMut(Progress<'_>)) -> Vec<Latency> {
+fn latencies(
+    subject: &mut dyn Subject,
+    effort: &Effort,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Vec<Latency>> {
+    let names: Vec<String> = subject.denoiser().subnets().iter().map(|subnet| subnet.name.clone()).collect();
     let (batches, pace) = match effort {
-        Effort::Quick { max_batch } => (quick_batches(*max_batch, runner.subnets().len(), probe(runner)), QUICK_PACE),
+        Effort::Quick { max_batch } => {
+            // The time of a call of the widest subnet on one image says what else is affordable.
+            let once = Pace { time: Duration::ZERO, rounds: 1 };
+            let call = subject.time(&[(names.len() - 1, 1)], once, &mut |_| {})?[0];
+            (quick_batches(*max_batch, names.len(), Duration::from_secs_f64(call / 1e3)), QUICK_PACE)
+        }
         Effort::Thorough { batches, time, .. } => (batches.clone(), Pace::thorough(*time)),
     };
-    let threads = runner.threads();
-    let every = (0..runner.subnets().len()).flat_map(|subnet| batches.iter().map(move |&batch| (subnet, batch)));
-    let settings: Vec<_> = every.map(|(subnet, batch)| Setting { subnet, batch, threads }).collect();
+    let every = (0..names.len()).flat_map(|subnet| batches.iter().map(move |&batch| (subnet, batch)));
+    let settings: Vec<_> = every.collect();
     let total = pace.rounds as usize;
     let mut round = |done| progress(Progress { part: "latency", done: done as usize, total, plan: None });
-    let ms = latency::measure(runner, &settings, pin, pace, &mut round).ms;
-    let row = |(setting, ms): (&Setting, f64)| Latency {
-        subnet: runner.subnets()[setting.subnet].name.clone(),
-        batch: setting.batch,
+    let ms = subject.time(&settings, pace, &mut round)?;
+    let row = |(&(subnet, batch), ms): (&(usize, usize), f64)| Latency {
+        subnet: names[subnet].clone(),
+        batch,
         // Nothing smaller is real.
         ms: (ms * 1e4).round().max(1.0) / 1e4,
     };
-    settings.iter().zip(ms).map(row).collect()
-}
-
-/// The time of a call of the widest subnet on one image.
-fn probe(runner: &mut Runner) -> Duration {
-    let (input, widest) = (Input::new(runner.network(), 1), runner.subnets().len() - 1);
-    input.call(runner, widest);
-    let start = Instant::now();
-    input.call(runner, widest);
-    start.elapsed()
+    Ok(settings.iter().zip(ms).map(row).collect())
 }
 
 /// Batches up to `max_batch` whose calls are affordable, where `call` is the time of a call on one image; 1 always.

@@ -54,9 +54,9 @@ impl Machine {
     /// This machine, with a server of `config`.
     pub fn here(config: Option<&ServeConfig>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let Device { cpu, instruction_set, .. } = Device::here(cores);
+        let Device { processor, instruction_set, .. } = Device::here(cores);
         let server_threads = config.map(|config| config.threads);
-        Self { cpu, instruction_set, cores, server_threads, generator: "one thread on the server's cores" }
+        Self { cpu: processor, instruction_set, cores, server_threads, generator: "one thread on the server's cores" }
     }
 }
 

@@ -170,7 +170,8 @@ impl<M: Machine> DeviceRunner<M> {
         &self.network
     }
 
-    fn element(&self) -> Element {
+    /// The type of activations and weights.
+    pub fn element(&self) -> Element {
         self.compiled.element()
     }
 

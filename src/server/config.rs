@@ -2,7 +2,8 @@
 
 use crate::engine::EngineLimits;
 use crate::files::read_toml;
-use crate::nets::Threads;
+use crate::nets::{Placement, Threads};
+use crate::ops::cuda::Element;
 use crate::routing::{Budgets, PolicyChoice};
 use crate::server::auth::Auth;
 use crate::server::guards::check_origin;
@@ -22,8 +23,10 @@ pub struct ServeConfig {
     pub agent_listen: Option<SocketAddr>,
     /// The model directory.
     pub model: PathBuf,
-    /// Where to denoise, an engine each: `cpu`.
-    pub devices: Vec<String>,
+    /// Where to denoise, an engine each: `cpu`, or GPUs as `cuda:0`.
+    pub devices: Vec<Placement>,
+    /// The type of weights and activations on a GPU.
+    pub precision: Element,
     /// Who decides what runs when, and by which plan.
     pub policy: PolicyChoice,
     /// Samples in one call of the denoiser; an image under guidance is two, and runs alone where only one fits.
@@ -97,7 +100,8 @@ impl Default for ServeConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             agent_listen: None,
             model: PathBuf::from("models/fashion-mnist"),
-            devices: vec!["cpu".to_owned()],
+            devices: vec![Placement::Cpu],
+            precision: Element::F32,
             policy: PolicyChoice::default(),
             max_batch: 16,
             queue_images: 256,
@@ -195,8 +199,12 @@ impl ServeConfig {
         if self.devices.is_empty() {
             return Err(("devices", "is empty: name at least one, as in [\"cpu\"]".to_owned()));
         }
-        if let Some(device) = self.devices.iter().find(|device| *device != "cpu") {
-            return Err(("devices", format!("`{device}` is not accepted by this build: it must be cpu")));
+        let gpus = self.devices.iter().filter(|device| matches!(device, Placement::Cuda(_))).count();
+        if gpus > 0 && gpus < self.devices.len() {
+            return Err(("devices", "must be all cpu or all cuda: the profile is of one kind of device".to_owned()));
+        }
+        if gpus == 0 && self.precision != Element::F32 {
+            return Err(("precision", format!("{} is not accepted on a CPU, which computes in f32", self.precision)));
         }
         for (field, (_, budget)) in
             ["budgets.fast", "budgets.balanced", "budgets.best"].into_iter().zip(self.budgets.named())
@@ -283,7 +291,7 @@ mod tests {
             ("[budgets.best]\nwithin_ms = 300001", ": budgets.best: within_ms is 300001, but must be 1 to 300000"),
             ("policy = \"fifo\"", ": policy: policy: `fifo` is unknown: accepted are elastic, slackfit, fixed:<plan>"),
             ("devices = []", ": devices: is empty"),
-            ("devices = [\"tpu\"]", ": devices: `tpu` is not accepted by this build: it must be cpu"),
+            ("devices = [\"tpu\"]", ": devices: device `tpu` is unknown: accepted are cpu, cuda:0, cuda:1 and so on"),
             ("max_batch", "expected"),
         ] {
             let message = load(text).unwrap_err().to_string();

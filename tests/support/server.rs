@@ -22,10 +22,10 @@ quality = 0.9
 /// A made-up frontier, so that the tests know which plan a budget is; the times are measured at the start, since no
 /// machine is called that.
 const PROFILE: &str = r#"
-format = 2
+format = 3
 weight_bytes = 1
 [device]
-cpu = "made up"
+processor = "made up"
 threads = 1
 instruction_set = "none"
 [quality]

@@ -1,14 +1,17 @@
 //! `accordion bench`: how fast every subnet runs on this machine.
 
+mod launches;
 mod layers;
 mod plot;
 mod report;
 
-use crate::Result;
+use super::device::Device;
 use crate::evaluation::latency::{self, Pace, Setting};
+use crate::evaluation::subject::Subject;
 use crate::evaluation::switching::switching;
 use crate::files::{write_json, write_whole};
-use crate::nets::{Model, Runner, Threads};
+use crate::nets::{Model, Placement, Runner, Threads};
+use crate::{Error, Result};
 use layers::LayerTable;
 use report::{Report, Row, Switch};
 use std::collections::BTreeSet;
@@ -33,6 +36,12 @@ pub struct Args {
     /// Samples of a call, several numbers separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1,8", value_parser = super::batch)]
     batches: Vec<usize>,
+    #[command(flatten)]
+    device: Device,
+    /// Tell what a denoising step on a GPU is made of, at --precision: launches, bytes, operations and the least time that they
+    /// take. Needs no GPU; with --device cuda:0 steps are timed as well.
+    #[arg(long)]
+    launches: bool,
     /// Threads that compute, several numbers separated by commas; one for each core without it.
     #[arg(long, value_delimiter = ',', value_parser = super::threads)]
     threads: Vec<usize>,
@@ -57,6 +66,9 @@ impl Args {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
         let model = Model::open(&self.model)?;
+        if self.launches || self.device.device != Placement::Cpu {
+            return self.on_gpu(&model);
+        }
         let mut runner = Runner::new(&model, Threads::ALL)?;
         let settings = self.settings(&model, runner.threads())?;
         let timings = latency::measure(&mut runner, &settings, self.pin, Pace::thorough(self.seconds), &mut |_| {});
@@ -101,6 +113,26 @@ impl Args {
             write_whole(path, plot::svg(&report)?.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// The steps as launches, timed where there is a GPU.
+    fn on_gpu(&self, model: &Model) -> Result<()> {
+        let cpu_only =
+            [("--layers", self.layers), ("--plot", self.plot.is_some()), ("--threads", !self.threads.is_empty())];
+        if let Some((flag, _)) = cpu_only.into_iter().find(|(_, given)| *given) {
+            return Err(Error::input(flag, "is accepted with --device cpu only, and without --launches"));
+        }
+        let settings: Vec<_> = self.settings(model, 1)?.iter().map(|setting| (setting.subnet, setting.batch)).collect();
+        let most = self.batches.iter().copied().max().unwrap_or(1);
+        let mut subject = match self.device.device {
+            Placement::Cpu => None,
+            Placement::Cuda(_) => Some(self.device.open(model, most, Threads::ALL)?),
+        };
+        let (precision, pace) = (self.device.precision, Pace::thorough(self.seconds));
+        let subject = subject.as_mut().map(|subject| &mut **subject as &mut dyn Subject);
+        let report = launches::Report::new(model, precision, &settings, subject, pace)?;
+        print!("{report}");
+        self.json.as_ref().map_or(Ok(()), |path| write_json(path, &report))
     }
 
     /// What to measure, each combination once: by threads, then by subnet from narrow to wide, then by batch. `all` is a

@@ -3,11 +3,12 @@
 mod plot;
 mod report;
 
+use super::device::Device;
 use crate::Result;
 use crate::evaluation::profile::{PROFILE, Profile};
 use crate::evaluation::survey::{self, Effort};
 use crate::files::{check_writable, write_whole};
-use crate::nets::{Model, Runner, Threads};
+use crate::nets::{Model, Threads};
 use crate::training::progress::Progress;
 use report::Summary;
 use std::collections::BTreeSet;
@@ -26,7 +27,9 @@ pub struct Args {
     /// The largest batch, where --batches does not say which.
     #[arg(long, default_value = "64", conflicts_with = "batches", value_parser = super::batch)]
     max_batch: usize,
-    /// Threads that compute; one for each core without it.
+    #[command(flatten)]
+    device: Device,
+    /// Threads that compute where it is the CPU; one for each core without it.
     #[arg(long, value_parser = super::threads)]
     threads: Option<usize>,
     /// Bind each thread but the first to a core of its own.
@@ -54,11 +57,12 @@ impl Args {
         for path in [Some(&out), self.plot.as_ref()].into_iter().flatten() {
             check_writable(path)?;
         }
-        let mut runner = Runner::new(&model, Threads { count: self.threads, pin: self.pin })?;
-        let batches = self.batches().into_iter().collect();
+        let batches: Vec<usize> = self.batches().into_iter().collect();
+        let most = batches.iter().copied().max().unwrap_or(1);
+        let mut subject = self.device.open(&model, most, Threads { count: self.threads, pin: self.pin })?;
         let effort = Effort::Thorough { batches, time: self.seconds, images: self.images };
         let mut shown = Shown::default();
-        let survey = Profile::measure(&mut runner, model.card.noise, self.pin, &effort, &mut |now| shown.at(&now))?;
+        let survey = Profile::measure(&mut *subject, model.card.noise, &effort, &mut |now| shown.at(&now))?;
         shown.finish();
         print!("{}", Summary(&survey.profile));
         if let Some(path) = &self.plot {

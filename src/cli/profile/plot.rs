@@ -41,7 +41,7 @@ fn draw(model: &str, survey: &Survey, drawing: &mut String) -> Drawn {
     let root = SVGBackend::with_string(drawing, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let device = &profile.device;
-    let title = format!("{model}: quality against time, {}, threads: {}", device.cpu, device.threads);
+    let title = format!("{model}: quality against time, {}, threads: {}", device.processor, device.threads);
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 18))
         .margin(16)

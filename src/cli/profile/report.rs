@@ -11,7 +11,11 @@ pub struct Summary<'a>(pub &'a Profile);
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Profile { device, quality, latency, frontier, .. } = self.0;
-        writeln!(f, "ms a call by batch, {}, threads {}, {}:", device.cpu, device.threads, device.instruction_set)?;
+        writeln!(
+            f,
+            "ms a call by batch, {}, threads {}, {}:",
+            device.processor, device.threads, device.instruction_set
+        )?;
         let batches: BTreeSet<usize> = latency.iter().map(|row| row.batch).collect();
         let columns = batches.iter().map(|batch| (Align::Right, batch.to_string()));
         let mut table = Table::new([(Align::Left, "subnet".to_owned())].into_iter().chain(columns));
@@ -44,7 +48,7 @@ pub(super) mod tests {
 
     /// Two subnets at two batches, a frontier of three plans.
     pub fn profile() -> Profile {
-        let device = Device { cpu: "AMD EPYC".to_owned(), threads: 2, instruction_set: "avx512".to_owned() };
+        let device = Device { processor: "AMD EPYC".to_owned(), threads: 2, instruction_set: "avx512".to_owned() };
         let quality = Quality {
             metric: "mse-to-reference".to_owned(),
             reference: "heun-18@full".parse().unwrap(),

@@ -149,7 +149,7 @@ pub const THREADS: [(&str, u32); 8] = [
 ];
 
 impl Launch {
-    /// A launch of `kernel` on `grid`.
+    /// A launch of `kernel` on `grid`, in place of `op_by_op` launches.
     ///
     /// # Panics
     /// If an edge of the grid is empty or exceeds the device's, which the callers' shapes do not reach.
@@ -159,6 +159,7 @@ impl Launch {
         grid: [usize; 3],
         args: &impl NoUninit,
         cost: Cost,
+        op_by_op: usize,
     ) -> Self {
         let edge = |(edge, most): (usize, u32)| match u32::try_from(edge) {
             Ok(edge) if (1..=most).contains(&edge) => edge,

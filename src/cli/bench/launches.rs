@@ -1,0 +1,149 @@
+//! What a denoising step on a GPU is made of: launches, bytes, operations and the time that they take at least. No GPU is needed
+//! to tell; where there is one, the steps are timed as well.
+
+use crate::Result;
+use crate::cli::table::{Align, Table};
+use crate::evaluation::latency::Pace;
+use crate::evaluation::subject::Subject;
+use crate::nets::{Model, device_runner};
+use crate::ops::cuda::{Cost, Element, Launch};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The launches of steps.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    model: String,
+    precision: Element,
+    /// The GPU that timed them.
+    device: Option<String>,
+    /// By subnet from narrow to wide, then by batch.
+    steps: Vec<Step>,
+}
+
+/// A denoising step of one subnet on a batch.
+#[derive(Debug, Serialize)]
+struct Step {
+    subnet: String,
+    batch: usize,
+    /// The median, where it was timed.
+    ms: Option<f64>,
+    /// By kernel.
+    kernels: BTreeMap<&'static str, Sum>,
+}
+
+/// Launches together.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Sum {
+    launches: usize,
+    /// The same as single operations of candle.
+    op_by_op: usize,
+    bytes: u64,
+    operations: u64,
+    /// What an H100 needs at least: each launch's own floor, in microseconds.
+    floor_us: f64,
+}
+
+impl Sum {
+    fn of<'a>(launches: impl IntoIterator<Item = &'a Launch>, element: Element) -> Self {
+        launches.into_iter().fold(Self::default(), |sum, launch| {
+            let Cost { bytes, operations } = launch.cost;
+            Self {
+                launches: sum.launches + 1,
+                op_by_op: sum.op_by_op + launch.op_by_op,
+                bytes: sum.bytes + bytes,
+                operations: sum.operations + operations,
+                floor_us: sum.floor_us + 1e6 * launch.cost.h100_floor(element),
+            }
+        })
+    }
+
+    fn cells(&self) -> [String; 5] {
+        [
+            self.launches.to_string(),
+            self.op_by_op.to_string(),
+            format!("{:.3}", self.bytes as f64 / 1e6),
+            format!("{:.3}", self.operations as f64 / 1e9),
+            format!("{:.2}", self.floor_us),
+        ]
+    }
+}
+
+impl Report {
+    /// The steps of these subnets at these batches, timed on `subject` where there is one.
+    ///
+    /// # Errors
+    /// For a model that the kernels do not take, and on a device fault.
+    pub fn new(
+        model: &Model,
+        precision: Element,
+        settings: &[(usize, usize)],
+        subject: Option<&mut dyn Subject>,
+        pace: Pace,
+    ) -> Result<Self> {
+        let (device, ms) = match subject {
+            None => (None, vec![None; settings.len()]),
+            Some(subject) => {
+                let ms = subject.time(settings, pace, &mut |_| {})?;
+                (Some(subject.device().processor), ms.into_iter().map(Some).collect())
+            }
+        };
+        let mut by_batch = BTreeMap::new();
+        for &(_, batch) in settings {
+            by_batch.insert(batch, device_runner::launches(model, precision, batch)?);
+        }
+        let step = |(&(subnet, batch), ms): (&(usize, usize), Option<f64>)| {
+            let mut kernels: BTreeMap<&'static str, Vec<&Launch>> = BTreeMap::new();
+            for launch in &by_batch[&batch][subnet] {
+                kernels.entry(launch.kernel).or_default().push(launch);
+            }
+            let kernels = kernels.into_iter().map(|(kernel, launches)| (kernel, Sum::of(launches, precision)));
+            Step { subnet: model.subnets()[subnet].name.clone(), batch, ms, kernels: kernels.collect() }
+        };
+        let steps = settings.iter().zip(ms).map(step).collect();
+        Ok(Self { model: model.card.name.clone(), precision, device, steps })
+    }
+}
+
+impl Step {
+    fn total(&self) -> Sum {
+        self.kernels.values().fold(Sum::default(), |sum, more| Sum {
+            launches: sum.launches + more.launches,
+            op_by_op: sum.op_by_op + more.op_by_op,
+            bytes: sum.bytes + more.bytes,
+            operations: sum.operations + more.operations,
+            floor_us: sum.floor_us + more.floor_us,
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let timed = self.device.as_ref().map_or_else(|| "not timed".to_owned(), |device| format!("timed on {device}"));
+        writeln!(f, "{}, {}: denoising steps as launches, {timed}", self.model, self.precision)?;
+        writeln!(f, "Floors are of an H100 SXM by its data sheet: 3.35 TB/s, and its tensor cores' dense rate.")?;
+        let mut table = Table::new([
+            (Align::Left, "subnet"),
+            (Align::Right, "batch"),
+            (Align::Left, "kernel"),
+            (Align::Right, "launches"),
+            (Align::Right, "op by op"),
+            (Align::Right, "MB"),
+            (Align::Right, "GFLOP"),
+            (Align::Right, "floor us"),
+            (Align::Right, "ms"),
+        ]);
+        for step in &self.steps {
+            let row = |kernel: &str, sum: &Sum, ms: String| {
+                let head = [step.subnet.clone(), step.batch.to_string(), kernel.to_owned()];
+                head.into_iter().chain(sum.cells()).chain([ms]).collect::<Vec<_>>()
+            };
+            for (kernel, sum) in &step.kernels {
+                table.row(row(kernel, sum, String::new()));
+            }
+            table.row(row("all", &step.total(), step.ms.map_or_else(String::new, |ms| format!("{ms:.4}"))));
+        }
+        write!(f, "{table}")
+    }
+}

@@ -1,0 +1,27 @@
+//! Flags that say where a subcommand computes.
+
+use crate::Result;
+use crate::evaluation::subject::{self, Subject};
+use crate::nets::{Model, Placement, Threads};
+use crate::ops::cuda::Element;
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Device {
+    /// Where to compute: cpu, or a GPU as cuda:0.
+    #[arg(long, env = "ACCORDION_DEVICE", default_value = "cpu")]
+    pub device: Placement,
+    /// The type of weights and activations on a GPU: f32, f16 or bf16.
+    #[arg(long, env = "ACCORDION_PRECISION", default_value = "f32")]
+    pub precision: Element,
+}
+
+impl Device {
+    /// The model there, with room for calls on `most` samples; `threads` compute where it is the CPU.
+    ///
+    /// # Errors
+    /// As [`subject::open`].
+    pub fn open(&self, model: &Model, most: usize, threads: Threads) -> Result<Box<dyn Subject>> {
+        subject::open(model, self.device, self.precision, most, threads)
+    }
+}
