@@ -7,6 +7,7 @@ use crate::routing::{Budget, Budgets};
 use crate::server::ApiError;
 use crate::server::deficit::Deficit;
 use crate::server::draw::Drawn;
+use crate::supernet::bytes_as_copies;
 use axum::http::StatusCode;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{LabelPair, MetricFamily};
@@ -302,6 +303,8 @@ fn read(fleet: &Fleet, deficit: &Deficit) -> Result<Vec<Box<dyn Collector>>> {
     let waiting = count("accordion_queue_images", "Images that wait for their first step.")?;
     let active = count("accordion_active_images", "Images between their first step and their last.")?;
     let weights = count("accordion_weight_bytes", "Memory that the weights of all subnets take together.")?;
+    let copies =
+        count("accordion_weight_bytes_as_copies", "Memory that they would take with a network for each subnet.")?;
     let activations = count("accordion_activation_bytes", "Memory in the buffers of activations.")?;
     let up = count("accordion_engine_up", "1 while the engine's thread lives, 0 once it has died.")?;
     let work = GaugeVec::new(
@@ -322,6 +325,7 @@ fn read(fleet: &Fleet, deficit: &Deficit) -> Result<Vec<Box<dyn Collector>>> {
             (&waiting, engine.waiting()),
             (&active, stats.active()),
             (&weights, engine.weight_bytes()),
+            (&copies, bytes_as_copies(engine.subnets(), engine.weight_bytes())),
             (&activations, stats.activation_bytes()),
             (&up, usize::from(engine.is_alive())),
         ] {
@@ -344,6 +348,7 @@ fn read(fleet: &Fleet, deficit: &Deficit) -> Result<Vec<Box<dyn Collector>>> {
         Box::new(waiting),
         Box::new(active),
         Box::new(weights),
+        Box::new(copies),
         Box::new(activations),
         Box::new(up),
         Box::new(work),

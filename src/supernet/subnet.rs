@@ -45,6 +45,14 @@ impl Subnet {
     }
 }
 
+/// Memory that the weights of these subnets would take if each were a network of its own, where `shared` bytes hold them all: by
+/// their parameters, of which the widest has all.
+pub fn bytes_as_copies(subnets: &[Subnet], shared: usize) -> usize {
+    let all: u64 = subnets.iter().map(|subnet| subnet.parameters).sum();
+    let widest = subnets.iter().map(|subnet| subnet.parameters).max().unwrap_or(1).max(1);
+    (shared as u128 * u128::from(all) / u128::from(widest)) as usize
+}
+
 /// The name of the subnet of a ratio: three decimals, or `full` for the whole network.
 pub fn subnet_name(ratio: f64) -> String {
     if ratio == 1.0 { "full".to_owned() } else { format!("{ratio:.3}") }
