@@ -1,4 +1,5 @@
-//! Solvers of the probability-flow ODE, one denoiser call at a time: whoever runs the network decides whose call is next.
+//! Solvers of the probability-flow ODE, one denoiser call at a time: whoever runs the network decides whose call is
+//! next.
 
 use super::noise::NoiseKey;
 use super::plan::{Plan, Solver};
@@ -71,9 +72,9 @@ impl Update {
 
     /// One step of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) with alpha = 1 and lambda = -ln sigma.
     ///
-    /// `x' = (sigma' / sigma) x - (exp(-h) - 1) D*`, with `h = lambda' - lambda` and `D* = (1 + r) D - r m`: extrapolated
-    /// to the middle of the step through m, the denoised image of the step before, at level `before`. The first step has
-    /// none; the last one, to sigma' = 0, has h = infinity. Both are of first order.
+    /// `x' = (sigma' / sigma) x - (exp(-h) - 1) D*`, with `h = lambda' - lambda` and `D* = (1 + r) D - r m`:
+    /// extrapolated to the middle of the step through m, the denoised image of the step before, at level `before`. The
+    /// first step has none; the last one, to sigma' = 0, has h = infinity. Both are of first order.
     fn multistep(before: Option<f64>, sigma: f64, next: f64) -> Self {
         let keep = next / sigma;
         let ratio = match before {
@@ -189,8 +190,8 @@ impl Course {
     }
 }
 
-/// The noise level before step `step`, which would begin at `sigma`, and the noise that raises it to that (Karras et al.
-/// 2022, algorithm 2, lines 4 to 6).
+/// The noise level before step `step`, which would begin at `sigma`, and the noise that raises it to that (Karras et
+/// al. 2022, algorithm 2, lines 4 to 6).
 fn churned(plan: &Plan, step: usize, sigma: f64) -> (f64, Noise) {
     if plan.churn == 0.0 || step == plan.steps {
         return (sigma, Noise::default());

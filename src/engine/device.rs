@@ -1,4 +1,5 @@
-//! The engine's hands on its sampler: faults and panics become sentences, which fail the requests they hit and nothing else.
+//! The engine's hands on its sampler: faults and panics become sentences, which fail the requests they hit and nothing
+//! else.
 
 use crate::diffusion::{Noise, NoiseKey};
 use crate::engine::EngineStats;

@@ -1,5 +1,5 @@
-//! The requests that the engine holds, and how far their images are; the pixels are the sampler's. What runs next is the
-//! policy's to say.
+//! The requests that the engine holds, and how far their images are; the pixels are the sampler's. What runs next is
+//! the policy's to say.
 
 use crate::diffusion::plan::Plan;
 use crate::diffusion::schedule::SigmaRange;
@@ -98,8 +98,8 @@ impl Pool {
         gone.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Begins images and changes plans as `turn` says. Requests of which an image cannot begin are answered and forgotten;
-    /// says which.
+    /// Begins images and changes plans as `turn` says. Requests of which an image cannot begin are answered and
+    /// forgotten; says which.
     pub fn begin(&mut self, turn: &Turn, device: &mut Device) -> Vec<RequestId> {
         let mut failed = Vec::new();
         for (member, plan) in &turn.plans {
@@ -141,8 +141,8 @@ impl Pool {
         batch
     }
 
-    /// Tells the steps of `batch`, which the sampler has made, and answers the requests that are complete. Requests whose
-    /// pixels cannot be had are answered and forgotten; says which.
+    /// Tells the steps of `batch`, which the sampler has made, and answers the requests that are complete. Requests
+    /// whose pixels cannot be had are answered and forgotten; says which.
     pub fn advance(&mut self, batch: &Batch, device: &mut Device) -> Vec<RequestId> {
         let mut finished = 0;
         let (mut complete, mut failed) = (Vec::new(), Vec::new());
@@ -208,8 +208,8 @@ impl Pool {
     }
 }
 
-/// Tells a listener of the step that an image has made. One that is full or gone misses it: the images are what was asked
-/// for.
+/// Tells a listener of the step that an image has made. One that is full or gone misses it: the images are what was
+/// asked for.
 fn tell(entry: &Entry, image: u32, course: &Course, slot: Slot, device: &mut Device) {
     let Some(Ok(room)) = entry.job.events.as_ref().map(|events| events.try_reserve()) else { return };
     match device.estimate(slot) {

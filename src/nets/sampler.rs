@@ -23,8 +23,8 @@ pub struct Move {
     pub guidance: Option<f64>,
     /// What the denoised image does to the arrays.
     pub update: Update,
-    /// The noise level of the image's next call, whose input a device may scale in the same pass; `None` when the image is
-    /// drawn.
+    /// The noise level of the image's next call, whose input a device may scale in the same pass; `None` when the image
+    /// is drawn.
     pub next_sigma: Option<f64>,
     /// Whether [`Sampler::estimate`] may be asked after this step.
     pub watched: bool,
@@ -37,8 +37,8 @@ impl Move {
     }
 }
 
-/// A denoiser that also holds the images that are being drawn and makes their solver steps, where it keeps its memory: what
-/// the engine runs.
+/// A denoiser that also holds the images that are being drawn and makes their solver steps, where it keeps its memory:
+/// what the engine runs.
 ///
 /// Subnets, classes and slots are the caller's contract: a sampler may panic where they do not exist. After a step that
 /// failed or panicked, only the images that were in it are lost; their slots have to be ended all the same.
@@ -77,8 +77,8 @@ pub trait Sampler: Send {
     /// On a device fault.
     fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>>;
 
-    /// The denoised image, guided where the move was, that the slot's last step used, in the form of [`Self::pixels`]. That
-    /// step was [`Move::watched`].
+    /// The denoised image, guided where the move was, that the slot's last step used, in the form of [`Self::pixels`].
+    /// That step was [`Move::watched`].
     ///
     /// # Errors
     /// On a device fault.
