@@ -33,21 +33,25 @@ fn device(model: &Model, element: Element, order: Order) -> DeviceRunner<Emulate
 }
 
 #[test]
-fn every_subnet_denoises_on_a_device_as_it_does_on_the_cpu() {
+fn every_network_denoises_on_a_device_as_it_does_on_the_cpu() {
     for name in NAMES {
         let golden = golden(name);
         let (x, sigma, classes) = (golden.images("x"), golden.sigma(), golden.classes());
         let (model, _) = golden.allocated();
         let mut cpu = Runner::new(&model, Threads::ALL).unwrap();
-        for (element, tolerance) in [(Element::F32, 1e-5), (Element::F16, 4e-3), (Element::Bf16, 3e-2)] {
+        // Networks are of every kind of layer; the narrowest subnet has the oddest widths.
+        for (element, subnets, tolerance) in [
+            (Element::F32, &["0.250", "full"][..], 1e-5),
+            (Element::F16, &["0.250"], 4e-3),
+            (Element::Bf16, &["0.250"], 3e-2),
+        ] {
             let mut device = device(&model, element, Order::Greedy(Sequence::Forward));
-            for (subnet, row) in model.subnets().iter().enumerate() {
-                let want = cpu.denoise(subnet, &x, &sigma, &classes).unwrap();
-                let start = std::time::Instant::now();
-                let got = device.denoise(subnet, &x, &sigma, &classes).unwrap();
-                let error = relative_error(&got, &want);
-                println!("{name} {} {element}: {error:.1e} in {:?}", row.name, start.elapsed());
-                assert!(error < tolerance, "{name} {} {element}: {error:.1e}", row.name);
+            for subnet in subnets {
+                let index = model.subnet(subnet).unwrap();
+                let want = cpu.denoise(index, &x, &sigma, &classes).unwrap();
+                let error = relative_error(&device.denoise(index, &x, &sigma, &classes).unwrap(), &want);
+                println!("{name} {subnet} {element}: {error:.1e}");
+                assert!(error < tolerance, "{name} {subnet} {element}: {error:.1e}");
             }
         }
     }
@@ -257,20 +261,20 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
 
 #[test]
 fn all_subnets_share_one_copy_of_the_weights() {
-    let model = tiny();
-    let runner = device(&model, Element::F32, Order::Greedy(Sequence::Forward));
+    let model = shipped();
+    let runner = device(&model, Element::F16, Order::Greedy(Sequence::Forward));
     let one = Denoiser::weight_bytes(&runner);
-    let widest = tiny().with_subnets("channels", vec![]).unwrap();
-    let alone = device(&widest, Element::F32, Order::Greedy(Sequence::Forward));
+    let widest = shipped().with_subnets("channels", vec![]).unwrap();
+    let alone = device(&widest, Element::F16, Order::Greedy(Sequence::Forward));
     let tables = one - Denoiser::weight_bytes(&alone);
-    // Three more subnets take their tables of groups.
+    // More subnets take their tables of groups.
     assert!(tables * 20 < one, "{tables} of {one} bytes");
     // As networks of their own they would take about what the metric says: layers are filled up to multiples of 8 channels.
     let extracted = (0..model.subnets().len()).map(|subnet| {
-        let runner = device(&model.extract(subnet).unwrap(), Element::F32, Order::Greedy(Sequence::Forward));
+        let runner = device(&model.extract(subnet).unwrap(), Element::F16, Order::Greedy(Sequence::Forward));
         Denoiser::weight_bytes(&runner)
     });
     let (copies, said) = (extracted.sum::<usize>() as f64, bytes_as_copies(model.subnets(), one) as f64);
     println!("one copy {one} bytes, {copies} as networks of their own, said to be {said}");
-    assert!((copies / said - 1.0).abs() < 0.15, "{copies} bytes, said to be {said}");
+    assert!((copies / said - 1.0).abs() < 0.1, "{copies} bytes, said to be {said}");
 }

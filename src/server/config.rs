@@ -291,7 +291,10 @@ mod tests {
             ("[budgets.best]\nwithin_ms = 300001", ": budgets.best: within_ms is 300001, but must be 1 to 300000"),
             ("policy = \"fifo\"", ": policy: policy: `fifo` is unknown: accepted are elastic, slackfit, fixed:<plan>"),
             ("devices = []", ": devices: is empty"),
-            ("devices = [\"tpu\"]", ": devices[0]: device `tpu` is unknown: accepted are cpu, cuda:0, cuda:1 and so on"),
+            (
+                "devices = [\"tpu\"]",
+                ": devices[0]: device `tpu` is unknown: accepted are cpu, cuda:0, cuda:1 and so on",
+            ),
             ("max_batch", "expected"),
         ] {
             let message = load(text).unwrap_err().to_string();
