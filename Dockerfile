@@ -13,7 +13,7 @@ COPY . .
 # The caches outlive the layer: after a change only this crate is compiled. The binary is copied out of them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/build/target,id=accordion-target-cpu,sharing=locked \
-    cargo build --release --locked && cp target/release/accordion /accordion
+    cargo build --release --locked --package accordion && cp target/release/accordion /accordion
 
 # nvcc compiles the kernels into the binary, which loads the driver's library when it runs: nothing of CUDA is copied on.
 FROM ${BUILD_BASE} AS toolkit
@@ -29,7 +29,7 @@ ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo CUDA_HOME=/opt/cuda
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/build/target,id=accordion-target-cuda,sharing=locked \
-    cargo build --release --locked --features cuda && cp target/release/accordion /accordion
+    cargo build --release --locked --package accordion --features cuda && cp target/release/accordion /accordion
 
 FROM ${RUN_BASE} AS runtime
 LABEL org.opencontainers.image.title="Accordion" \
