@@ -54,7 +54,7 @@ CMD ["serve"]
 FROM runtime AS cuda
 # For the NVIDIA container runtime, which mounts the driver's libraries.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-COPY config/serve-cuda.toml config/serve.toml
+ENV ACCORDION_DEVICES=cuda:0
 COPY --from=build-cuda /accordion /usr/local/bin/
 
 FROM runtime AS cpu

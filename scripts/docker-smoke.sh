@@ -104,8 +104,8 @@ base_bytes="$("$docker" image inspect --format '{{.Size}}' "$debian_base")"
 echo "image: $((bytes / 1000000)) MB, of which $(((bytes - base_bytes) / 1000000)) MB are ours"
 
 options=(--read-only --tmpfs /tmp --memory 1g --cap-drop ALL --security-opt no-new-privileges)
-# A config for the CPU in place of the image's.
-[ "$target" = cpu ] || options+=(--volume "$PWD/config/serve.toml:/srv/accordion/config/serve.toml:ro")
+# In place of the GPU.
+[ "$target" = cpu ] || options+=(--env ACCORDION_DEVICES=cpu)
 container="$("$docker" run --detach --publish 127.0.0.1::8080 "${options[@]}" "$image")"
 
 state() {
