@@ -1,5 +1,6 @@
 //! What can go wrong, told apart by who can mend it.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// The result of every fallible function of the library.
@@ -30,6 +31,14 @@ pub enum Error {
     /// A denoiser answered with something that is no image: a bug of ours or a device fault. -> exit code 1, HTTP 500.
     #[error("{0}")]
     Denoiser(String),
+    /// A server that was asked does not answer, or says that it is not ready. -> exit code 1.
+    #[error("{address}: {problem}")]
+    Unready {
+        /// Where it was asked.
+        address: SocketAddr,
+        /// What it said, or what kept it from answering.
+        problem: String,
+    },
 }
 
 impl Error {

@@ -6,8 +6,8 @@ mod support;
 
 use server::{JSON, Running, Workspace, ask};
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
 use support::{accordion, assert_refused, text};
 
 #[test]
@@ -56,6 +56,43 @@ fn sigterm_fails_readiness_first_and_a_second_one_ends_at_once() {
     server.terminate();
     let (status, log) = server.ended();
     assert!(status.success() && !log.contains("draining"), "{log}");
+}
+
+#[test]
+fn a_healthcheck_succeeds_while_requests_are_welcome() {
+    let place = Workspace::new("[limits]\ndrain_grace_s = 3600");
+    let mut server = Running::start(&mut place.command());
+    let address = server.address("ready");
+    // Where it listens is in the config, as in an image.
+    let config = place.path("probe.toml");
+    std::fs::write(&config, format!("listen = \"{address}\"")).unwrap();
+    let check = || accordion(&["healthcheck", "--config", text(&config)]).output().unwrap();
+    assert_eq!(check().status.code(), Some(0), "{:?}", check());
+    server.terminate();
+    server.logs("leaving");
+    assert_unready(&check(), address, "draining");
+    server.terminate();
+    server.ended();
+    assert_unready(&check(), address, "refused");
+}
+
+#[test]
+fn a_healthcheck_does_not_wait_for_a_server_that_hangs() {
+    // The system accepts the connection; nobody answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let output = accordion(&["healthcheck", "--listen", &address.to_string()]).output().unwrap();
+    assert_unready(&output, address, "no answer within");
+    assert_refused(&accordion(&["healthcheck", "--config", "/no/such.toml"]).output().unwrap(), &["/no/such.toml"]);
+}
+
+/// Asserts exit code 1, which a container's runtime takes for unhealthy, and one sentence with the address and `why`.
+#[track_caller]
+fn assert_unready(output: &Output, address: SocketAddr, why: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.starts_with(&format!("error: {address}: ")) && stderr.contains(why), "{stderr}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod extract;
 mod forward;
 mod generate;
 mod hash_key;
+mod healthcheck;
 mod import;
 mod loadtest;
 mod logs;
@@ -52,6 +53,8 @@ enum Command {
     Generate(generate::Args),
     /// Read an API key from stdin and print its hash for `key_hashes`.
     HashKey(hash_key::Args),
+    /// Ask the server on this machine whether it is ready: exit code 0 if so, 1 if not.
+    Healthcheck(healthcheck::Args),
     /// Serve images over HTTP.
     Serve(serve::Args),
     /// Measure how a server does under load.
@@ -72,6 +75,7 @@ impl Command {
             Self::Forward(args) => args.run(),
             Self::Generate(args) => args.run(),
             Self::HashKey(args) => args.run(),
+            Self::Healthcheck(args) => args.run(),
             Self::Serve(args) => args.run(),
             Self::Loadtest(args) => args.run(),
         }
@@ -104,7 +108,8 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be above 0 and at most 3600".to_owned())
 }
 
-/// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault) or 2 (the input's).
+/// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault, or the asked server's) or 2 (the
+/// input's).
 pub fn main() -> ExitCode {
     let command = Command::parse();
     match command {
@@ -119,7 +124,7 @@ pub fn main() -> ExitCode {
             eprintln!("error: {error}");
             match error {
                 Error::Input { .. } | Error::Io { .. } => ExitCode::from(2),
-                Error::Tensor(_) | Error::Denoiser(_) => ExitCode::FAILURE,
+                Error::Tensor(_) | Error::Denoiser(_) | Error::Unready { .. } => ExitCode::FAILURE,
             }
         }
     }

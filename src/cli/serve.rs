@@ -69,9 +69,7 @@ pub(super) struct Settings {
 impl Settings {
     /// The file's settings under those of the flags and the environment, and the file.
     pub fn config(self) -> Result<(ServeConfig, Option<PathBuf>)> {
-        let default = PathBuf::from(CONFIG);
-        let path = self.config.or_else(|| default.exists().then_some(default));
-        let mut config = path.as_deref().map(ServeConfig::load).transpose()?.unwrap_or_default();
+        let (mut config, path) = file(self.config)?;
         config.model = self.model.unwrap_or(config.model);
         if !self.devices.is_empty() {
             config.devices = self.devices;
@@ -83,6 +81,14 @@ impl Settings {
         config.pin |= self.pin;
         Ok((config, path))
     }
+}
+
+/// The settings of the file `given`, or of the one that is there by default, and that file; the defaults without any.
+pub(super) fn file(given: Option<PathBuf>) -> Result<(ServeConfig, Option<PathBuf>)> {
+    let default = PathBuf::from(CONFIG);
+    let path = given.or_else(|| default.exists().then_some(default));
+    let config = path.as_deref().map(ServeConfig::load).transpose()?.unwrap_or_default();
+    Ok((config, path))
 }
 
 /// Text that is never shown: somebody may give a key where its hash belongs, and clap's own errors show values.
