@@ -25,7 +25,7 @@ RUN /scripts/cuda-toolkit.sh /opt/cuda
 
 FROM toolkit AS build-cuda
 WORKDIR /build
-ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo CUDA_HOME=/opt/cuda
+ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo CUDA_HOME=/opt/cuda/home
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/build/target,id=accordion-target-cuda,sharing=locked \

@@ -5,7 +5,7 @@ use accordion::ops::cuda::{Fault, Launch, Machine};
 use emulation::Order;
 use std::sync::{Arc, Mutex};
 
-/// What is between two allocations, and what memory that nobody has written holds in [`Emulated::scratch`].
+/// What is between two allocations.
 const POISON: u8 = 0xff;
 /// Bytes around an allocation that nothing may write.
 const GUARD: usize = 256;
@@ -39,29 +39,9 @@ impl Emulated {
     }
 
     /// What may be changed and looked at while somebody else has the machine.
+    #[allow(dead_code, reason = "not every test has limits")]
     pub fn limits(&self) -> Arc<Mutex<Limits>> {
         self.limits.clone()
-    }
-
-    /// An allocation whose bytes are NaN of every type.
-    pub fn scratch(&mut self, bytes: usize) -> u64 {
-        let address = self.allocate(bytes).unwrap();
-        self.upload(address, &vec![POISON; bytes]).unwrap();
-        address
-    }
-
-    /// An allocation with these bytes.
-    pub fn holding(&mut self, bytes: &[u8]) -> u64 {
-        let address = self.allocate(bytes.len()).unwrap();
-        self.upload(address, bytes).unwrap();
-        address
-    }
-
-    /// The bytes at an address.
-    pub fn bytes(&mut self, address: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.download(address, &mut bytes).unwrap();
-        bytes
     }
 
     fn check(&self, address: u64, bytes: usize) {

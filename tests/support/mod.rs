@@ -36,6 +36,7 @@ kind = "edm"
 sigma_data = 0.7
 "#;
 
+#[allow(dead_code, reason = "not every test runs it")]
 /// The real binary, deaf to the environment's `ACCORDION_*` variables, its log without colours.
 pub fn accordion(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_accordion"));
@@ -58,6 +59,7 @@ pub fn assert_refused(output: &Output, parts: &[&str]) {
     }
 }
 
+#[allow(dead_code, reason = "not every test names files to the binary")]
 /// A path as text.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()

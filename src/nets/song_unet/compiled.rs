@@ -149,8 +149,9 @@ impl Compiled {
             return refuse("resample_filter", format!("has {taps} taps; a GPU takes at most {MAX_TAPS}"));
         }
         let weights = supernet.params.iter().map(|param| param.flatten_all()?.to_vec1());
-        let weights = weights.collect::<candle_core::Result<_>>()?;
-        let mut layout = Layout { net, element, weights, bytes: Vec::new(), blocks: Vec::new(), bias_columns: 0 };
+        let weights: Vec<Vec<f32>> = weights.collect::<candle_core::Result<_>>()?;
+        let mut layout =
+            Layout { net, element, weights: &weights, bytes: Vec::new(), blocks: Vec::new(), bias_columns: 0 };
         let mut compiled = layout.network();
         compiled.weight_bytes = layout.bytes.len();
         for widths in subnets {
@@ -440,7 +441,7 @@ struct Layout<'a> {
     net: &'a SongUnet,
     element: Element,
     /// By index in the spec.
-    weights: Vec<Vec<f32>>,
+    weights: &'a [Vec<f32>],
     bytes: Vec<u8>,
     /// What the blocks want of the embedding: their `affine` and `conv0`, in order.
     blocks: Vec<(Affine, Affine)>,
@@ -507,19 +508,16 @@ impl Layout<'_> {
         self.net.spec().params[weight].name.trim_end_matches(".weight").to_owned()
     }
 
-    /// Packs weights and, where there is one, a bias by group and output.
+    /// Packs weights by tap, input, group and output and, where there is one, a bias by group and output.
     fn place(
         &mut self,
         name: String,
         weights: Weights,
-        value: impl Fn(&[Vec<f32>], usize, usize, usize, usize) -> f32,
-        bias: Option<&dyn Fn(&[Vec<f32>], usize, usize) -> f32>,
+        value: impl Fn(usize, usize, usize, usize) -> f32,
+        bias: Option<&dyn Fn(usize, usize) -> f32>,
     ) -> Conv {
-        let params = &self.weights;
-        let packed = pack(self.element, &weights, |tap, i, group, o| value(params, tap, i, group, o));
-        let bias = bias.map(|bias| pack_bias(&weights, |group, o| bias(params, group, o)));
-        let address = self.push(&packed);
-        let bias = bias.map(|bias| self.floats(&bias));
+        let address = self.push(&pack(self.element, &weights, value));
+        let bias = bias.map(|bias| self.floats(&pack_bias(&weights, bias)));
         Conv { name, weights: Weights { address, ..weights }, bias }
     }
 
@@ -532,14 +530,10 @@ impl Layout<'_> {
         let shape = self.shape(params.weight);
         let (kernel, inputs, outputs) = (shape[0], shape[2], shape[3]);
         let weights = Weights { address: 0, kernel, inputs, outputs, groups: 1 };
-        let weight = params.weight;
-        let value = move |params: &[Vec<f32>], tap: usize, i: usize, _: usize, o: usize| {
-            params[weight][(tap * inputs + i) * outputs + o]
-        };
-        let sum =
-            |params: &[Vec<f32>], _: usize, o: usize| bias.into_iter().chain(more).map(|param| params[param][o]).sum();
-        let bias: Option<&dyn Fn(&[Vec<f32>], usize, usize) -> f32> = if bias.is_some() { Some(&sum) } else { None };
-        self.place(self.name(params.weight), weights, value, bias)
+        let (all, weight) = (self.weights, &self.weights[params.weight]);
+        let value = |tap: usize, i: usize, _: usize, o: usize| weight[(tap * inputs + i) * outputs + o];
+        let sum = |_: usize, o: usize| bias.into_iter().chain(more).map(|param| all[param][o]).sum();
+        self.place(self.name(params.weight), weights, value, bias.is_some().then_some(&sum as _))
     }
 
     /// `[c_in, c_out]` weights: a convolution of one pixel.
@@ -547,10 +541,9 @@ impl Layout<'_> {
         let shape = self.shape(params.weight);
         let (inputs, outputs) = (shape[0], shape[1]);
         let weights = Weights { address: 0, kernel: 1, inputs, outputs, groups: 1 };
-        let (weight, bias) = (params.weight, params.bias);
-        let value = move |params: &[Vec<f32>], _: usize, i: usize, _: usize, o: usize| params[weight][i * outputs + o];
-        let bias = move |params: &[Vec<f32>], _: usize, o: usize| params[bias][o];
-        self.place(self.name(params.weight), weights, value, Some(&bias))
+        let (weight, bias) = (&self.weights[params.weight], &self.weights[params.bias]);
+        let value = |_: usize, i: usize, _: usize, o: usize| weight[i * outputs + o];
+        self.place(self.name(params.weight), weights, value, Some(&|_, o| bias[o]))
     }
 
     /// A row by class, and one for none: the label layer on one-hot rows, which EDM scales by the root of their length.
@@ -578,16 +571,17 @@ impl Layout<'_> {
             columns.extend((0..pitch(outputs)).map(|o| (o < outputs).then_some((block, o))));
         }
         let weights = Weights { address: 0, kernel: 1, inputs, outputs: columns.len(), groups: 1 };
-        let value = |params: &[Vec<f32>], _: usize, i: usize, _: usize, column: usize| {
+        let all = self.weights;
+        let value = |_: usize, i: usize, _: usize, column: usize| {
             columns[column].map_or(0.0, |(block, o)| {
                 let (affine, _) = blocks[block];
-                params[affine.weight][i * params[affine.bias].len() + o]
+                all[affine.weight][i * all[affine.bias].len() + o]
             })
         };
-        let bias = |params: &[Vec<f32>], _: usize, column: usize| {
+        let bias = |_: usize, column: usize| {
             columns[column].map_or(0.0, |(block, o)| {
                 let (affine, conv0) = blocks[block];
-                params[affine.bias][o] + params[conv0.bias][o]
+                all[affine.bias][o] + all[conv0.bias][o]
             })
         };
         self.place("affine of all blocks".to_owned(), weights, value, Some(&bias))
@@ -633,18 +627,15 @@ impl Layout<'_> {
         // One head: the weights of its queries, keys and values are groups of columns, and its offsets are rows of `proj`.
         const { assert!(HEADS == 1) };
         let weights = Weights { address: 0, kernel: 1, inputs, outputs: dim, groups: 3 };
-        let (weight, bias) = (params.qkv.weight, params.qkv.bias);
-        let value = move |params: &[Vec<f32>], _: usize, i: usize, group: usize, o: usize| {
-            params[weight][(i * 3 + group) * dim + o]
-        };
-        let bias = move |params: &[Vec<f32>], group: usize, o: usize| params[bias][group * dim + o];
+        let (weight, bias) = (&self.weights[params.qkv.weight], &self.weights[params.qkv.bias]);
+        let value = |_: usize, i: usize, group: usize, o: usize| weight[(i * 3 + group) * dim + o];
+        let bias = |group: usize, o: usize| bias[group * dim + o];
         let qkv = self.place(self.name(params.qkv.weight), weights, value, Some(&bias));
-        let (weight, bias) = (params.proj.weight, params.proj.bias);
-        let outputs = self.weights[bias].len();
+        let (weight, bias) = (&self.weights[params.proj.weight], &self.weights[params.proj.bias]);
+        let outputs = bias.len();
         let weights = Weights { address: 0, kernel: 1, inputs: dim, outputs, groups: 1 };
-        let value = move |params: &[Vec<f32>], _: usize, i: usize, _: usize, o: usize| params[weight][i * outputs + o];
-        let bias = move |params: &[Vec<f32>], _: usize, o: usize| params[bias][o];
-        let proj = self.place(self.name(params.proj.weight), weights, value, Some(&bias));
+        let value = |_: usize, i: usize, _: usize, o: usize| weight[i * outputs + o];
+        let proj = self.place(self.name(params.proj.weight), weights, value, Some(&|_, o| bias[o]));
         let name = self.net.spec().pipes[params.pipe].name.clone();
         CompiledAttention { name, pipe: params.pipe, norm: self.norm(&params.norm), qkv, proj }
     }

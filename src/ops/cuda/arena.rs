@@ -106,7 +106,7 @@ mod tests {
                 } else {
                     let at = arena.take(bytes);
                     let apart = |&(other, size): &(u64, usize)| at + bytes as u64 <= other || other + size as u64 <= at;
-                    prop_assert!(at % 256 == 0 && used.iter().all(apart));
+                    prop_assert!(at.is_multiple_of(256) && used.iter().all(apart));
                     used.push((at, bytes));
                 }
             }
