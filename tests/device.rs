@@ -1,4 +1,6 @@
-//! A model on a machine, from weights to pixels: the CUDA kernels, run on the CPU, against the CPU's own and PyTorch's results.
+//! A model on a machine, from weights to pixels: the CUDA kernels against the CPU's own results, which `tests/goldens.rs` holds
+//! against PyTorch's. The machine is the kernels' emulation, or a GPU
+//! (`cargo test --release --features cuda --test device -- --ignored gpu`).
 
 #[path = "support/compare.rs"]
 mod compare;
@@ -15,7 +17,7 @@ use accordion::evaluation::subject::Subject;
 use accordion::nets::{
     Denoiser, DeviceRunner, HostSampler, Model, Move, Runner, Sampler, Slot, Threads, device_runner,
 };
-use accordion::ops::cuda::Element;
+use accordion::ops::cuda::{Element, Machine};
 use accordion::routing::Fixed;
 use accordion::supernet::bytes_as_copies;
 use compare::relative_error;
@@ -32,8 +34,8 @@ fn device(model: &Model, element: Element, order: Order) -> DeviceRunner<Emulate
     DeviceRunner::new(Emulated::new(PLENTY, order), model, element, 16).unwrap()
 }
 
-#[test]
-fn every_network_denoises_on_a_device_as_it_does_on_the_cpu() {
+/// Every network in every type against the CPU, on new machines.
+fn every_network<M: Machine>(machine: impl Fn() -> M) {
     for name in NAMES {
         let golden = golden(name);
         let (x, sigma, classes) = (golden.images("x"), golden.sigma(), golden.classes());
@@ -45,7 +47,7 @@ fn every_network_denoises_on_a_device_as_it_does_on_the_cpu() {
             (Element::F16, &["0.250"], 4e-3),
             (Element::Bf16, &["0.250"], 3e-2),
         ] {
-            let mut device = device(&model, element, Order::Greedy(Sequence::Forward));
+            let mut device = DeviceRunner::new(machine(), &model, element, 16).unwrap();
             for subnet in subnets {
                 let index = model.subnet(subnet).unwrap();
                 let want = cpu.denoise(index, &x, &sigma, &classes).unwrap();
@@ -55,6 +57,11 @@ fn every_network_denoises_on_a_device_as_it_does_on_the_cpu() {
             }
         }
     }
+}
+
+#[test]
+fn every_network_denoises_on_a_device_as_it_does_on_the_cpu() {
+    every_network(|| Emulated::new(PLENTY, Order::Greedy(Sequence::Forward)));
 }
 
 /// The shipped model: 28x28 grey images of ten classes.
@@ -120,8 +127,8 @@ fn a_seed_gives_the_same_image_on_each_device() {
     }
 }
 
-#[test]
-fn the_shipped_model_draws_the_same_on_each_device() {
+/// The shipped model's images, by width schedule, on new machines and on the CPU.
+fn shipped_images<M: Machine + 'static>(machine: impl Fn() -> M) {
     let model = shipped();
     let job =
         |class| Job { class: Some(class), ..Job::exact(Arc::new("dpmpp2m-3@0.500*2,full*1".parse().unwrap()), 11) };
@@ -129,10 +136,61 @@ fn the_shipped_model_draws_the_same_on_each_device() {
     let cpu = HostSampler::new(Box::new(Runner::new(&model, Threads::ALL).unwrap()));
     let want = draw(&engine(&model, Box::new(cpu), 16), &jobs);
     for (element, levels) in [(Element::F32, 1), (Element::F16, 4)] {
-        let on_device = engine(&model, Box::new(device(&model, element, Order::Greedy(Sequence::Forward))), 16);
+        let on_device = engine(&model, Box::new(DeviceRunner::new(machine(), &model, element, 16).unwrap()), 16);
         let got = draw(&on_device, &jobs);
         println!("{element}: {} grey levels", distance(&got, &want));
         assert!(distance(&got, &want) <= levels, "{element}: {} grey levels", distance(&got, &want));
+    }
+}
+
+#[test]
+fn the_shipped_model_draws_the_same_on_each_device() {
+    shipped_images(|| Emulated::new(PLENTY, Order::Greedy(Sequence::Forward)));
+}
+
+/// For whoever has a GPU.
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::*;
+    use accordion::ops::cuda::gpu::Gpu;
+
+    fn open() -> Gpu {
+        Gpu::open(0).unwrap()
+    }
+
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn gpu_every_network_denoises_as_it_does_on_the_cpu() {
+        every_network(open);
+    }
+
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn gpu_the_shipped_model_draws_the_same() {
+        shipped_images(open);
+    }
+
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn gpu_a_sample_s_bits_do_not_depend_on_its_batch() {
+        let model = shipped();
+        for element in Element::ALL {
+            let engine =
+                |most| engine(&model, Box::new(DeviceRunner::new(open(), &model, element, most).unwrap()), most);
+            let job = |seed| Job { class: Some(3), ..Job::exact(Arc::new("dpmpp2m-4@full".parse().unwrap()), seed) };
+            let jobs: Vec<Job> = (0..12).map(job).collect();
+            let together = draw(&engine(16), &jobs);
+            let alone = engine(2);
+            let one_by_one: Vec<_> = jobs.iter().flat_map(|job| draw(&alone, std::slice::from_ref(job))).collect();
+            assert_eq!(together, one_by_one, "{element}");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn gpu_too_many_samples_are_refused_with_both_numbers() {
+        let error = DeviceRunner::new(open(), &shipped(), Element::F32, 1 << 22).unwrap_err().to_string();
+        assert!(error.contains("bytes of GPU memory are needed and") && error.ends_with("are free"), "{error}");
     }
 }
 
