@@ -70,8 +70,9 @@ inline u32 bits_of_float(float value) { u32 bits; memcpy(&bits, &value, 4); retu
 
 inline float float_of_f16(u32 half) {
     const u32 sign = (half & 0x8000) << 16, rest = half & 0x7fff;
+    if (rest > 0x7c00) return float_of_bits(0x7fffffff); // the GPU's only NaN
     if (rest < 0x400) return float_of_bits(sign | bits_of_float(float(rest) * 0x1p-24f));
-    return float_of_bits(sign | (rest < 0x7c00 ? (rest << 13) + 0x38000000 : 0x7f800000 | rest << 13));
+    return float_of_bits(sign | (rest < 0x7c00 ? (rest << 13) + 0x38000000 : 0x7f800000));
 }
 inline unsigned short f16_of_float(float value) {
     const u32 bits = bits_of_float(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
