@@ -93,6 +93,19 @@ inline u32 tf32_of_float(float value) {
     return (bits + 0x1000) & 0xffffe000;
 }
 
+// As nvcc makes it: within 2 units, by way of a power of 2, which the GPU approximates and which is rounded here.
+inline float exponential(float x) {
+    const float share = std::fmin(std::fmax(fmaf(x, float_of_bits(0x3BBB989D), 0.5f), 0.0f), 1.0f);
+    // Rounded down, so that its low bits are the exponent; the sum is exact in f64.
+    const double exact = double(share) * 252.0 + 12582913.0;
+    float scaled = float(exact);
+    if (scaled > exact) scaled = std::nextafter(scaled, 0.0f);
+    const float whole = scaled - 12583039.0f;
+    const float rest = fmaf(x, float_of_bits(0x32A57060), fmaf(x, float_of_bits(0x3FB8AA3B), -whole));
+    const float power = float(std::exp2(double(rest)));
+    return (std::fabs(power) < 0x1p-126f ? 0.0f : power) * float_of_bits(bits_of_float(scaled) << 23);
+}
+
 inline u32 shuffle(int line, u32 mask, u32 value, u32 source) {
     Exchange exchange{Collective::Shuffle, line, mask, value, source, nullptr, nullptr, nullptr};
     collective(exchange);
@@ -134,6 +147,8 @@ inline void mma(Collective what, float* d, const u32* a, const u32* b) {
 #define SHARED_ARRAY(T, NAME, N)                                                                               \
     T(&NAME)[N] = *static_cast<T(*)[N]>(                                                                       \
         emulation::shared_array([]() -> const void* { static char key; return &key; }(), sizeof(T) * (N)))
+
+#define expf(X) emulation::exponential(X)
 
 #define __syncthreads() emulation::barrier(__LINE__)
 #define __syncwarp(...) emulation::sync_warp(__LINE__ __VA_OPT__(, ) __VA_ARGS__)
