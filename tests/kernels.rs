@@ -42,11 +42,14 @@ trait Case {
     fn run<M: Machine>(&self, lab: &mut Lab<M>);
 }
 
-/// Every element under every schedule.
+/// Every element under every schedule, and where `ACCORDION_PTX` names a file, as nvcc compiled it.
 fn emulate(case: impl Case) {
     for element in Element::ALL {
         for order in Order::ALL {
             case.run(&mut Lab::new(Emulated::new(1 << 28, order), element));
+        }
+        if let Some(ptx) = emulated::ptx() {
+            case.run(&mut Lab::new(Emulated::on_ptx(1 << 28, ptx), element));
         }
     }
 }

@@ -70,8 +70,9 @@ inline u32 bits_of_float(float value) { u32 bits; memcpy(&bits, &value, 4); retu
 
 inline float float_of_f16(u32 half) {
     const u32 sign = (half & 0x8000) << 16, rest = half & 0x7fff;
+    if (rest > 0x7c00) return float_of_bits(0x7fffffff); // the GPU's only NaN
     if (rest < 0x400) return float_of_bits(sign | bits_of_float(float(rest) * 0x1p-24f));
-    return float_of_bits(sign | (rest < 0x7c00 ? (rest << 13) + 0x38000000 : 0x7f800000 | rest << 13));
+    return float_of_bits(sign | (rest < 0x7c00 ? (rest << 13) + 0x38000000 : 0x7f800000));
 }
 inline unsigned short f16_of_float(float value) {
     const u32 bits = bits_of_float(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
@@ -90,6 +91,19 @@ inline u32 tf32_of_float(float value) {
     const u32 bits = bits_of_float(value);
     if ((bits & 0x7f800000) == 0x7f800000) return bits << 9 ? 0x7fffffff : bits;
     return (bits + 0x1000) & 0xffffe000;
+}
+
+// As nvcc makes it: within 2 units, by way of a power of 2, which the GPU approximates and which is rounded here.
+inline float exponential(float x) {
+    const float share = std::fmin(std::fmax(fmaf(x, float_of_bits(0x3BBB989D), 0.5f), 0.0f), 1.0f);
+    // Rounded down, so that its low bits are the exponent; the sum is exact in f64.
+    const double exact = double(share) * 252.0 + 12582913.0;
+    float scaled = float(exact);
+    if (scaled > exact) scaled = std::nextafter(scaled, 0.0f);
+    const float whole = scaled - 12583039.0f;
+    const float rest = fmaf(x, float_of_bits(0x32A57060), fmaf(x, float_of_bits(0x3FB8AA3B), -whole));
+    const float power = float(std::exp2(double(rest)));
+    return (std::fabs(power) < 0x1p-126f ? 0.0f : power) * float_of_bits(bits_of_float(scaled) << 23);
 }
 
 inline u32 shuffle(int line, u32 mask, u32 value, u32 source) {
@@ -133,6 +147,8 @@ inline void mma(Collective what, float* d, const u32* a, const u32* b) {
 #define SHARED_ARRAY(T, NAME, N)                                                                               \
     T(&NAME)[N] = *static_cast<T(*)[N]>(                                                                       \
         emulation::shared_array([]() -> const void* { static char key; return &key; }(), sizeof(T) * (N)))
+
+#define expf(X) emulation::exponential(X)
 
 #define __syncthreads() emulation::barrier(__LINE__)
 #define __syncwarp(...) emulation::sync_warp(__LINE__ __VA_OPT__(, ) __VA_ARGS__)

@@ -3,7 +3,8 @@
 
 use accordion::ops::cuda::{Fault, Launch, Machine};
 use emulation::Order;
-use std::sync::{Arc, Mutex};
+use emulation::ptx::Module;
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// What is between two allocations.
 const POISON: u8 = 0xff;
@@ -23,19 +24,64 @@ pub struct Limits {
     pub uploaded: usize,
 }
 
+/// Address, length, and the memory around it.
+type Block = (u64, usize, Vec<u128>);
+
+/// The bytes of an allocation.
+fn inside((address, length, memory): &mut Block) -> &mut [u8] {
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(memory);
+    let start = (*address - bytes.as_ptr() as u64) as usize;
+    &mut bytes[start..start + *length]
+}
+
 /// The machine.
 #[derive(Debug)]
 pub struct Emulated {
-    blocks: Vec<(u64, usize, Vec<u128>)>,
+    blocks: Vec<Block>,
     order: Order,
+    ptx: Option<&'static Module>,
     limits: Arc<Mutex<Limits>>,
+}
+
+/// Kernels of which a GPU's functions (sine, logarithm) are not the CPU's to the last bit.
+const APPROXIMATE: [&str; 3] = ["embedding", "normals", "sampler"];
+
+/// What nvcc made of the kernels, if `ACCORDION_PTX` names the file (scripts/cuda-light.sh makes it).
+#[allow(dead_code)]
+pub fn ptx() -> Option<&'static Module> {
+    static PTX: OnceLock<Option<Module>> = OnceLock::new();
+    let read = || {
+        let path = std::env::var_os("ACCORDION_PTX")?;
+        Some(Module::parse(&std::fs::read_to_string(path).unwrap()).unwrap())
+    };
+    PTX.get_or_init(read).as_ref()
 }
 
 impl Emulated {
     /// With so many bytes, running threads in this order.
     pub fn new(free: usize, order: Order) -> Self {
         let limits = Limits { free, samples: u32::MAX, launches: 0, uploaded: 0 };
-        Self { blocks: Vec::new(), order, limits: Arc::new(Mutex::new(limits)) }
+        Self { blocks: Vec::new(), order, ptx: None, limits: Arc::new(Mutex::new(limits)) }
+    }
+
+    /// With so many bytes, running PTX; it has to leave the bits that the kernels' source leaves.
+    #[allow(dead_code)]
+    pub fn on_ptx(free: usize, ptx: &'static Module) -> Self {
+        let mut machine = Self::new(free, Order::ALL[0]);
+        machine.ptx = Some(ptx);
+        machine
+    }
+
+    /// Runs a launch on PTX.
+    fn compiled(&mut self, ptx: &Module, launch: &Launch) -> Result<(), Fault> {
+        let mut memory: Vec<&mut [u8]> = self.blocks.iter_mut().map(inside).collect();
+        ptx.launch(&launch.name(), launch.grid, &launch.args, &mut memory).map_err(Fault::Device)
+    }
+
+    /// Runs a launch of the kernels' source.
+    fn native(&self, launch: &Launch) -> Result<(), Fault> {
+        // SAFETY: a launch names memory of this machine, and that a kernel stays inside it is what the tests are for.
+        unsafe { emulation::launch(&launch.name(), launch.grid, &launch.args, self.order) }.map_err(Fault::Device)
     }
 
     /// What may be changed and looked at while somebody else has the machine.
@@ -45,9 +91,9 @@ impl Emulated {
     }
 
     fn check(&self, address: u64, bytes: usize) {
-        let inside =
-            |&(start, length, _): &(u64, usize, _)| address >= start && address + bytes as u64 <= start + length as u64;
-        assert!(self.blocks.iter().any(inside), "{bytes} bytes at {address:#x} are not allocated");
+        let contains =
+            |&(start, length, _): &Block| address >= start && address + bytes as u64 <= start + length as u64;
+        assert!(self.blocks.iter().any(contains), "{bytes} bytes at {address:#x} are not allocated");
     }
 }
 
@@ -116,7 +162,20 @@ impl Machine for Emulated {
 
     fn launch(&mut self, launch: &Launch) -> Result<(), Fault> {
         self.limits.lock().unwrap().launches += 1;
-        // SAFETY: a launch names memory of this machine, and that a kernel stays inside it is what the tests are for.
-        unsafe { emulation::launch(&launch.name(), launch.grid, &launch.args, self.order) }.map_err(Fault::Device)
+        let Some(ptx) = self.ptx else { return self.native(launch) };
+        let held =
+            |blocks: &mut [Block]| -> Vec<Vec<u8>> { blocks.iter_mut().map(|block| inside(block).to_vec()).collect() };
+        let before = held(&mut self.blocks);
+        self.native(launch)?;
+        let native = held(&mut self.blocks);
+        self.blocks.iter_mut().zip(&before).for_each(|(block, before)| inside(block).copy_from_slice(before));
+        self.compiled(ptx, launch)?;
+        if !APPROXIMATE.contains(&launch.kernel) {
+            for (block, native) in self.blocks.iter_mut().zip(&native) {
+                let differs = inside(block).iter().zip(native).position(|(ptx, native)| ptx != native);
+                assert_eq!(differs, None, "the byte in which {} differs between PTX and source", launch.name());
+            }
+        }
+        Ok(())
     }
 }
