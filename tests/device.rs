@@ -173,11 +173,11 @@ mod gpu {
     #[test]
     #[ignore = "needs a GPU"]
     fn gpu_a_sample_s_bits_do_not_depend_on_its_batch() {
-        let model = shipped();
+        let model = tiny();
         for element in Element::ALL {
             let engine =
                 |most| engine(&model, Box::new(DeviceRunner::new(open(), &model, element, most).unwrap()), most);
-            let job = |seed| Job { class: Some(3), ..Job::exact(Arc::new("dpmpp2m-4@full".parse().unwrap()), seed) };
+            let job = |seed| Job { class: Some(1), ..Job::exact(Arc::new("dpmpp2m-4@full".parse().unwrap()), seed) };
             let jobs: Vec<Job> = (0..12).map(job).collect();
             let together = draw(&engine(16), &jobs);
             let alone = engine(2);
@@ -189,7 +189,7 @@ mod gpu {
     #[test]
     #[ignore = "needs a GPU"]
     fn gpu_too_many_samples_are_refused_with_both_numbers() {
-        let error = DeviceRunner::new(open(), &shipped(), Element::F32, 1 << 22).unwrap_err().to_string();
+        let error = DeviceRunner::new(open(), &shipped(), Element::F32, 65_535).unwrap_err().to_string();
         assert!(error.contains("bytes of GPU memory are needed and") && error.ends_with("are free"), "{error}");
     }
 }
@@ -203,6 +203,9 @@ fn a_machine_without_the_memory_is_refused_with_both_numbers_and_keeps_nothing()
     let [needed, free] = [PLENTY, 100_000];
     let whole = Emulated::new(needed, Order::Greedy(Sequence::Forward));
     let whole_limits = whole.limits();
+    let refused = DeviceRunner::new(Emulated::new(0, Order::Greedy(Sequence::Forward)), &model, Element::F32, 65_536);
+    let says = "max_batch: 65536 is not accepted on a GPU: it must be at most 65535";
+    assert_eq!(refused.unwrap_err().to_string(), says);
     let runner = DeviceRunner::new(whole, &model, Element::F32, 16).unwrap();
     let taken = PLENTY - whole_limits.lock().unwrap().free;
     assert_eq!(taken, Denoiser::weight_bytes(&runner) + Denoiser::activation_bytes(&runner), "what it says it takes");

@@ -14,6 +14,8 @@ use std::collections::HashMap;
 
 /// Places start at multiples of this.
 const ALIGN: usize = 256;
+/// The most samples of a call: an edge of a grid of blocks.
+const MOST: usize = 65_535;
 /// Images that memory is allocated for at once.
 const PAGE: usize = 16;
 
@@ -112,6 +114,12 @@ impl<M: Machine> DeviceRunner<M> {
     pub fn new(mut machine: M, model: &Model, element: Element, most: usize) -> Result<Self> {
         // An image under guidance is two.
         let most = most.max(2);
+        if most > MOST {
+            return Err(Error::input(
+                "max_batch",
+                format!("{most} is not accepted on a GPU: it must be at most {MOST}"),
+            ));
+        }
         let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
         let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
         let (compiled, bytes) = network.compile(&model.supernet, element, &widths)?;
