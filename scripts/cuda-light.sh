@@ -4,9 +4,9 @@
 # What depends on the kernels alone is skipped if it has passed before.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/once.sh
 
 kernels=src/ops/cuda/kernels
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/accordion"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
@@ -99,22 +99,7 @@ compiler() {
     ACCORDION_PTX="$work/kernels.ptx" cargo test --release --test kernels
 }
 
-# once NAME COMMAND FILE...: runs the command, unless it has passed with the same content of the files.
-once() {
-    local name="$1" command="$2" content
-    shift 2
-    content="$(find "$@" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum)"
-    if [ "$(cat "$cache/passed-$name" 2>/dev/null)" = "$content" ]; then
-        echo "cuda: $name has passed with these files before"
-        return
-    fi
-    echo "cuda: $name"
-    "$command"
-    mkdir -p "$cache"
-    echo "$content" >"$cache/passed-$name"
-}
-
-once sanitizers sanitizers $kernels emulation/cpp scripts/cuda-light.sh
-once compiler compiler $kernels emulation tests/kernels.rs tests/support src/ops scripts/cuda-light.sh scripts/cuda-toolkit.sh
-echo "cuda: types"
-ACCORDION_NVCC=none cargo check --release --features cuda --all-targets
+once cuda-sanitizers sanitizers $kernels emulation/cpp scripts/cuda-light.sh
+once cuda-compiler compiler $kernels emulation tests/kernels.rs tests/support src/ops scripts/cuda-light.sh scripts/cuda-toolkit.sh
+echo "cuda-types"
+ACCORDION_NVCC=none cargo clippy --release --features cuda --all-targets -- -D warnings
