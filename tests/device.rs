@@ -11,7 +11,7 @@ mod golden;
 mod support;
 
 use accordion::diffusion::{Course, NoiseKey, Update};
-use accordion::engine::{Engine, EngineLimits, Job};
+use accordion::engine::{Engine, EngineError, EngineLimits, Job};
 use accordion::evaluation::latency::Pace;
 use accordion::evaluation::subject::Subject;
 use accordion::nets::{
@@ -302,6 +302,21 @@ fn damaged_weights_fail_the_step_and_nothing_else() {
     assert_eq!(error, "it returned values that are not finite");
     assert!(!runner.is_lost());
     runner.step(0, &[step(other, sane)]).unwrap();
+}
+
+#[test]
+fn an_engine_whose_device_is_lost_is_dead() {
+    let model = tiny();
+    let machine = Emulated::new(PLENTY, Order::Greedy(Sequence::Forward));
+    let limits = machine.limits();
+    let engine = engine(&model, Box::new(DeviceRunner::new(machine, &model, Element::F16, 4).unwrap()), 4);
+    assert_eq!(draw(&engine, &jobs()[2..3]).len(), 1);
+    limits.lock().unwrap().broken = true;
+    let error = engine.submit(jobs()[2].clone()).unwrap().blocking_wait().unwrap_err().to_string();
+    assert!(error.contains("the GPU has fallen off the bus"), "{error}");
+    // Liveness tells, so that a new process may get the device back.
+    assert_eq!(engine.join(), Err(EngineError::Dead));
+    assert!(!engine.is_alive());
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub struct Limits {
     pub free: usize,
     /// The largest third edge of a grid, or samples, for which there is memory to make a program ready.
     pub samples: u32,
+    /// Whether every launch fails.
+    pub broken: bool,
     /// Launches that were run.
     pub launches: usize,
     /// Bytes that were uploaded.
@@ -60,7 +62,7 @@ pub fn ptx() -> Option<&'static Module> {
 impl Emulated {
     /// With so many bytes, running threads in this order.
     pub fn new(free: usize, order: Order) -> Self {
-        let limits = Limits { free, samples: u32::MAX, launches: 0, uploaded: 0 };
+        let limits = Limits { free, samples: u32::MAX, broken: false, launches: 0, uploaded: 0 };
         Self { blocks: Vec::new(), order, ptx: None, limits: Arc::new(Mutex::new(limits)) }
     }
 
@@ -161,7 +163,12 @@ impl Machine for Emulated {
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), Fault> {
-        self.limits.lock().unwrap().launches += 1;
+        let mut limits = self.limits.lock().unwrap();
+        limits.launches += 1;
+        if limits.broken {
+            return Err(Fault::Device("the GPU has fallen off the bus".to_owned()));
+        }
+        drop(limits);
         let Some(ptx) = self.ptx else { return self.native(launch) };
         let held =
             |blocks: &mut [Block]| -> Vec<Vec<u8>> { blocks.iter_mut().map(|block| inside(block).to_vec()).collect() };
