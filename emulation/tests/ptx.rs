@@ -52,7 +52,8 @@ fn every_probe_leaves_the_same_bits() {
         u64::from(float(noise(index))) | u64::from(float(noise(index) >> 32)) << 32
     };
     let halves = |index: usize| noise(index) & 0xbfff_bfff_bfff_bfff;
-    let cases: [(&str, u32, [u32; 2], &dyn Fn(usize) -> u64); 7] = [
+    type Fill<'a> = &'a dyn Fn(usize) -> u64;
+    let cases: [(&str, u32, [u32; 2], Fill); 7] = [
         ("probe_mma_f16", 1, [0, 0], &halves),
         ("probe_mma_bf16", 1, [0, 0], &floats),
         ("probe_mma_tf32", 1, [0, 0], &floats),
