@@ -166,18 +166,30 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
     }
   }
 
+  // Through the warp's own part of the queries' memory, so that whole 16 bytes are written.
+  __syncthreads();
+  T* stage = reinterpret_cast<T*>(q + warp * 16u * CONV_A_PITCH);
+  constexpr u32 STAGE_PITCH = CONV_A_PITCH * PER;
   T* y = reinterpret_cast<T*>(args.y) + (u64)sample * args.pixels * args.pitch;
 #pragma unroll
-  for (u32 half = 0; half < 2; ++half) {
-    const u32 query = first + warp * 16u + g + 8u * half;
-    if (query >= args.pixels) continue;
+  for (u32 n = 0; n < ATTENTION_CHANNELS / 8; n += DEPTH / 8) {
 #pragma unroll
-    for (u32 n = 0; n < ATTENTION_CHANNELS / 8; ++n)
+    for (u32 j = 0; j < DEPTH / 8; ++j)
 #pragma unroll
-      for (u32 i = 0; i < 2; ++i) {
-        const u32 at = column0 + n * 8u + t * 2u + i;
-        if (at < args.pitch) y[(u64)query * args.pitch + at] = from_float<T>(at < args.dim ? out[n][2 * half + i] / total[half] : 0.0f);
+      for (u32 i = 0; i < 4; ++i) {
+        const u32 at = 8 * j + 2 * t + (i & 1u);
+        const float value = column0 + 8 * n + at < args.dim ? out[n + j][i] / total[i >> 1] : 0.0f;
+        stage[(g + 8 * (i >> 1)) * STAGE_PITCH + at] = from_float<T>(value);
       }
+    __syncwarp();
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+      const u32 row = (lane >> 2) + 8u * i, at = (lane & 3u) * V;
+      const u32 query = first + warp * 16u + row, channel = column0 + 8 * n + at;
+      if (query < args.pixels && channel < args.pitch)
+        store16(y + (u64)query * args.pitch + channel, load16(stage + row * STAGE_PITCH + at));
+    }
+    __syncwarp();
   }
 }
 

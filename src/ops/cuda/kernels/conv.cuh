@@ -24,7 +24,7 @@ struct ConvArgs {
   u64 samples;        // u64 [samples]: addresses of the first part's samples; 0: they follow each other
   u64 weight;         // u32 [taps, tap_rows / elements of a word, weight_pitch]
   u64 bias;           // f32 [weight_pitch], or 0
-  u64 sample_bias;    // T [samples, sample_bias_pitch], or 0
+  u64 sample_bias;    // T [samples, sample_bias_pitch], on a boundary of 16 bytes; or 0
   u64 residual;       // T like y, or 0
   u64 y;              // T [samples, out_height, out_width, groups * group_pitch]
   u32 height, width, out_height, out_width;
@@ -35,7 +35,7 @@ struct ConvArgs {
   u32 group_columns;     // from group to group in the weights, a multiple of 8
   u32 outputs;           // kept outputs of a group
   u32 group_pitch;       // from group to group in y, a multiple of 8
-  u32 sample_bias_pitch;
+  u32 sample_bias_pitch;  // a multiple of 8
   u32 silu;
   float scale;
   u32 padding;
@@ -213,19 +213,24 @@ template <typename T> __device__ __forceinline__ void conv_body(const ConvArgs& 
     if (first + row >= pixels || column + at >= args.group_pitch) continue;
     const u64 place =
         ((u64)sample * pixels + first + row) * (args.groups * args.group_pitch) + group * args.group_pitch + column + at;
-    Pack<T> more, out;
+    Pack<T> more, own, out;
+    Pack<float> shared_bias[V / 4];
     if (residual) more = load16(residual + place);
+    if (sample_bias) own = load16(sample_bias + (u64)sample * args.sample_bias_pitch + column + at);
+    if (bias) {
+#pragma unroll
+      for (u32 e = 0; e < V; e += 4) shared_bias[e / 4] = load16(bias + weight_column + at + e);
+    }
 #pragma unroll
     for (u32 e = 0; e < V; ++e) {
       float value = c[row * CONV_C_PITCH + at + e];
-      // The weights of wider subnets have been multiplied too; channels up to the pitch must be zeros.
-      const bool kept = column + at + e < args.outputs;
-      if (kept && bias) value += bias[weight_column + at + e];
-      if (kept && sample_bias) value += to_float(sample_bias[(u64)sample * args.sample_bias_pitch + column + at + e]);
+      if (bias) value += shared_bias[e / 4].e[e % 4];
+      if (sample_bias) value += to_float(own.e[e]);
       if (residual) value += to_float(more.e[e]);
       value *= args.scale;
       if (args.silu) value = value / (1.0f + expf(-value));
-      out.e[e] = from_float<T>(kept ? value : 0.0f);
+      // The weights of wider subnets have been multiplied too; channels up to the pitch must be zeros.
+      out.e[e] = from_float<T>(column + at + e < args.outputs ? value : 0.0f);
     }
     store16(y + place, out);
   }
