@@ -266,6 +266,11 @@ int cuModuleGetFunction(void** function, void*, const char* name) {
     return NOT_FOUND;
 }
 
+int cuFuncGetAttribute(int* value, int, void*) {
+    *value = 32;
+    return obstacle();
+}
+
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned dynamic, void* stream, void** parameters, void** extra) {
     if (const int error = obstacle()) return error;

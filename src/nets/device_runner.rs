@@ -25,6 +25,8 @@ const PAGE: usize = 16;
 /// in pages of 16, which are kept.
 #[derive(Debug)]
 pub struct DeviceRunner<M: Machine> {
+    /// By subnet and samples. Before the machine, so that they are dropped while it is there.
+    programs: HashMap<(usize, usize), M::Program>,
     machine: M,
     network: Network,
     compiled: Compiled,
@@ -36,7 +38,6 @@ pub struct DeviceRunner<M: Machine> {
     control: Control,
     /// Where pixels are made.
     staging: u64,
-    programs: HashMap<(usize, usize), M::Program>,
     slots: Slots,
     /// Rows of images that have begun: the first noise of each, then the churn of those that have some. They are run with
     /// the next step, all at once.

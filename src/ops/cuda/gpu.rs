@@ -7,6 +7,7 @@
 use super::{Fault, Launch, Machine};
 use crate::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS;
 use cudarc::driver::sys::{CUfunction, CUgraphInstantiate_flags, CUmodule, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use std::collections::HashMap;
@@ -123,6 +124,9 @@ impl Gpu {
         let symbol = CString::new(name).expect("names of kernels have no NUL");
         // SAFETY: the module is loaded.
         let function = unsafe { result::module::get_function(self.module, symbol) }.map_err(fault)?;
+        // The driver loads a function when something of it is wanted first, which a capture would not let it do.
+        // SAFETY: the function is of the loaded module.
+        unsafe { result::function::get_function_attribute(function, CU_FUNC_ATTRIBUTE_NUM_REGS) }.map_err(fault)?;
         self.functions.insert(name.to_owned(), function);
         Ok(function)
     }
