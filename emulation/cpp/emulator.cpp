@@ -85,7 +85,8 @@ class Stacks {
     void reserve(u32 wanted) {
         if (wanted <= count) return;
         release();
-        void* mapped = mmap(nullptr, wanted * (BYTES + GUARD), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        const int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        void* mapped = mmap(nullptr, wanted * (BYTES + GUARD), PROT_NONE, kind, -1, 0);
         if (mapped == MAP_FAILED) {
             perror("emulation: stacks");
             abort();
@@ -232,7 +233,8 @@ std::string perform(Exchange* const* lanes, u32 mask) {
     for (u32 lane = 0; lane < WARP; ++lane) {
         if (!(mask >> lane & 1)) continue;
         if (lanes[lane]->what != first.what || lanes[lane]->line != first.line)
-            return "the lanes of a warp meet at different operations" + line(first.line) + " and" + line(lanes[lane]->line);
+            return "the lanes of a warp meet at different operations" + line(first.line) + " and" +
+                   line(lanes[lane]->line);
     }
     if (first.what == Collective::Sync) return "";
     if (first.what != Collective::Shuffle) {
@@ -247,7 +249,8 @@ std::string perform(Exchange* const* lanes, u32 mask) {
         if (!(mask >> lane & 1)) continue;
         const u32 source = lanes[lane]->source % WARP;
         if (!(mask >> source & 1))
-            return "a shuffle" + line(first.line) + " reads lane " + std::to_string(source) + ", which is not of its mask";
+            return "a shuffle" + line(first.line) + " reads lane " + std::to_string(source) +
+                   ", which is not of its mask";
         lanes[lane]->value = values[source];
     }
     return "";
@@ -371,7 +374,8 @@ bool serve(Block& block, u32 warp) {
         }
         for (u32 other = 0; other < width; ++other) {
             if ((mask >> other & 1) && (lanes[other]->mask & all) != mask) {
-                block.error = name(threads[lane]) + " and " + name(threads[other]) + " name different masks" + line(lanes[lane]->line);
+                block.error = name(threads[lane]) + " and " + name(threads[other]) + " name different masks" +
+                              line(lanes[lane]->line);
                 return false;
             }
         }
@@ -388,7 +392,9 @@ bool serve(Block& block, u32 warp) {
 std::string deadlock(const Block& block) {
     const Thread *at_barrier = nullptr, *in_warp = nullptr, *done = nullptr;
     for (const Thread& thread : block.threads) {
-        const Thread*& kind = thread.state == State::AtBarrier ? at_barrier : thread.state == State::InWarp ? in_warp : done;
+        const Thread*& kind = thread.state == State::AtBarrier ? at_barrier
+                              : thread.state == State::InWarp  ? in_warp
+                                                               : done;
         if (!kind) kind = &thread;
     }
     std::string text;
@@ -432,7 +438,8 @@ bool Block::run() {
         if (at_barrier == count) {
             for (Thread& thread : threads) {
                 if (thread.line != threads[0].line) {
-                    error = "thread 0 waits at __syncthreads" + line(threads[0].line) + ", " + name(thread) + line(thread.line);
+                    error = "thread 0 waits at __syncthreads" + line(threads[0].line) + ", " + name(thread) +
+                            line(thread.line);
                     return false;
                 }
                 thread.state = State::Ready;
@@ -538,10 +545,12 @@ std::string launch(const char* name, uint3 grid, const void* arguments, size_t b
     while (kernel && strcmp(kernel->name, name)) kernel = kernel->next;
     if (!kernel) return "there is no kernel " + std::string(name);
     if (bytes != kernel->arguments)
-        return "kernel " + std::string(name) + " takes " + std::to_string(kernel->arguments) + " bytes of arguments, not " + std::to_string(bytes);
+        return "kernel " + std::string(name) + " takes " + std::to_string(kernel->arguments) +
+               " bytes of arguments, not " + std::to_string(bytes);
     const u64 count = u64(grid.x) * grid.y * grid.z;
     if (!count || grid.y > 65535 || grid.z > 65535)
-        return "kernel " + std::string(name) + ": a GPU refuses the grid (" + std::to_string(grid.x) + ", " + std::to_string(grid.y) + ", " + std::to_string(grid.z) + ")";
+        return "kernel " + std::string(name) + ": a GPU refuses the grid (" + std::to_string(grid.x) + ", " +
+               std::to_string(grid.y) + ", " + std::to_string(grid.z) + ")";
     // The kernel reads its own copy, on a boundary that suits any struct.
     alignas(16) char copy[4096];
     memcpy(copy, arguments, bytes);

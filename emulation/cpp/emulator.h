@@ -160,7 +160,8 @@ DEVICE u32 atomicAdd(u32* address, u32 value) { return __atomic_fetch_add(addres
 DEVICE u32 atomicOr(u32* address, u32 value) { return __atomic_fetch_or(address, value, __ATOMIC_SEQ_CST); }
 DEVICE u32 atomicInc(u32* address, u32 limit) {
     u32 old = __atomic_load_n(address, __ATOMIC_SEQ_CST);
-    while (!__atomic_compare_exchange_n(address, &old, old >= limit ? 0 : old + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
+    while (!__atomic_compare_exchange_n(address, &old, old >= limit ? 0 : old + 1, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_SEQ_CST)) {}
     return old;
 }
 
@@ -200,6 +201,12 @@ DEVICE void copy16_async(void* shared, const void* global, bool valid) { emulati
 DEVICE void copy_commit() { emulation::copy_commit(); }
 template <u32 N> inline void copy_wait() { emulation::copy_wait(N); }
 
-DEVICE void mma_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { emulation::mma(emulation::Collective::MmaF16, d, a, b); }
-DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { emulation::mma(emulation::Collective::MmaBf16, d, a, b); }
-DEVICE void mma_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { emulation::mma(emulation::Collective::MmaTf32, d, a, b); }
+DEVICE void mma_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    emulation::mma(emulation::Collective::MmaF16, d, a, b);
+}
+DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    emulation::mma(emulation::Collective::MmaBf16, d, a, b);
+}
+DEVICE void mma_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    emulation::mma(emulation::Collective::MmaTf32, d, a, b);
+}

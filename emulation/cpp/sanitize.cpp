@@ -84,7 +84,8 @@ class Case {
                 if (!region.written) continue;
                 if (!region.numbers(region)) fail("kernel " + kernel + " leaves something that is not a number");
                 if (i == 0) region.after.assign(region.data, region.data + region.bytes);
-                else if (memcmp(region.after.data(), region.data, region.bytes)) fail("kernel " + kernel + " depends on the order of threads");
+                else if (memcmp(region.after.data(), region.data, region.bytes))
+                    fail("kernel " + kernel + " depends on the order of threads");
             }
         }
     }
@@ -119,12 +120,18 @@ class Case {
 u32 pitch(u32 channels) { return (channels + 7) / 8 * 8; }
 u32 parts(u32 whole, u32 part) { return (whole + part - 1) / part; }
 
-template <typename T> void conv(const char* type, u32 samples, u32 height, u32 width, u32 first, u32 second, u32 kernel, u32 outputs, bool all) {
+template <typename T>
+void conv(const char* type, u32 samples, u32 height, u32 width, u32 first, u32 second, u32 kernel,
+          u32 outputs, bool all) {
     Case test("conv", type);
-    const u32 pixels = height * width, out = pitch(outputs), columns = pitch(outputs + 5), rows = pitch(first) + pitch(second);
+    const u32 pixels = height * width, out = pitch(outputs), columns = pitch(outputs + 5);
+    const u32 rows = pitch(first) + pitch(second);
     ConvArgs args{};
     args.parts[0] = {test.input<T>(samples * pixels * pitch(first)), pitch(first), pitch(first), 0, 0};
-    if (second) args.parts[1] = {test.input<T>(samples * pixels * pitch(second)), pitch(second), pitch(second), pitch(first), 0};
+    if (second) {
+        const u32 width = pitch(second);
+        args.parts[1] = {test.input<T>(samples * pixels * width), width, width, pitch(first), 0};
+    }
     args.weight = test.input<T>(kernel * kernel * rows * columns);
     if (all) {
         args.bias = test.input<float>(columns);
@@ -188,9 +195,12 @@ template <typename T> void moments(const char* type, u32 samples, u32 pixels, u3
     test.run({args.chunks, 1, samples}, args);
 }
 
-template <typename T> void map(const char* type, u32 samples, u32 side, u32 first, u32 second, MapFilter filter, bool all) {
+template <typename T>
+void map(const char* type, u32 samples, u32 side, u32 first, u32 second, MapFilter filter,
+         bool all) {
     Case test("map", type);
-    const u32 width = pitch(first) + pitch(second), out = filter == MAP_DOWN ? side / 2 : filter == MAP_UP ? 2 * side : side;
+    const u32 width = pitch(first) + pitch(second);
+    const u32 out = filter == MAP_DOWN ? side / 2 : filter == MAP_UP ? 2 * side : side;
     MapArgs args{};
     args.x[0] = test.input<T>(samples * side * side * pitch(first));
     if (second) args.x[1] = test.input<T>(samples * side * side * pitch(second));
@@ -291,12 +301,14 @@ void of_no_type() {
     {
         Case test("probe_sum");
         std::vector<u32> values(1000, 3);
-        ProbeArgs args{reinterpret_cast<const void*>(test.hold(values)), nullptr, reinterpret_cast<void*>(test.both(std::vector<u32>(3))), 1000, 0};
+        const void* from = reinterpret_cast<const void*>(test.hold(values));
+        ProbeArgs args{from, nullptr, reinterpret_cast<void*>(test.both(std::vector<u32>(3))), 1000, 0};
         test.run({5, 1, 1}, args);
     }
     {
         Case test("probe_copy");
-        ProbeArgs args{reinterpret_cast<const void*>(test.input<float>(1000)), nullptr, reinterpret_cast<void*>(test.output<float>(1024)), 1000, 0};
+        const void* from = reinterpret_cast<const void*>(test.input<float>(1000));
+        ProbeArgs args{from, nullptr, reinterpret_cast<void*>(test.output<float>(1024)), 1000, 0};
         test.run({4, 1, 1}, args);
     }
 }
