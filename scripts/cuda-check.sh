@@ -47,7 +47,7 @@ cargo test --release --features cuda --test kernels --test device -- --ignored g
     -o "$work/cubin" 2>"$work/ptxas"
 awk '
     /Function properties for/ { name = $NF }
-    / bytes stack frame/ { stack[name] = $1; spills[name] = $5 + $9 }
+    / bytes stack frame/ { spills[name] = $5 + $9 }
     /Used [0-9]+ registers/ {
         shared = 0
         for (i = 2; i <= NF; ++i) if ($i ~ /^smem/) shared = $(i - 2)
