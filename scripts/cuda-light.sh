@@ -103,4 +103,4 @@ once cuda-sanitizers sanitizers $kernels emulation/cpp scripts/cuda-light.sh
 once cuda-compiler compiler $kernels emulation tests/kernels.rs tests/support src/ops scripts/cuda-light.sh scripts/cuda-toolkit.sh
 echo "cuda-types"
 # What the feature changes: the others are as without it.
-ACCORDION_NVCC=none cargo clippy --release --features cuda --lib --bins --test kernels --test device -- -D warnings
+ACCORDION_NVCC=none cargo clippy --release --features cuda --lib --bins --test kernels --test device --test gpu -- -D warnings

@@ -1,0 +1,86 @@
+//! The real binary on a GPU, or on the stand-in for its driver (scripts/cuda-check.sh):
+//! `cargo test --release --features cuda -- --ignored gpu`.
+
+#[path = "support/server.rs"]
+mod server;
+mod support;
+
+use accordion::evaluation::profile::Profile;
+use server::{JSON, Workspace, ask};
+use std::path::Path;
+use support::{accordion, text};
+
+/// The bytes of a grey image file.
+fn pixels(file: &Path) -> Vec<u8> {
+    image::open(file).unwrap().into_luma8().into_raw()
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_images_are_those_of_the_cpu() {
+    let workspace = Workspace::new("");
+    let model = workspace.path("model");
+    let draw = |device: &str, precision: &str| {
+        let out = workspace.path("image.png");
+        let place = ["--model", text(&model), "--out", text(&out), "--device", device, "--precision", precision];
+        let what = ["--n", "3", "--class", "top,bottom", "--guidance", "2", "--plan", "heun-3@0.500*1,full*2~churn=3"];
+        let output = accordion(&[&["generate"], &place[..], &what[..]].concat()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        pixels(&out)
+    };
+    let want = draw("cpu", "f32");
+    for (precision, levels) in [("f32", 1), ("f16", 3)] {
+        let got = draw("cuda:0", precision);
+        let distance = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert!(got.len() == want.len() && distance <= levels, "{precision}: {distance} grey levels");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_server_serves_from_it_and_ends_well() {
+    let workspace = Workspace::new("precision = \"bf16\"\nmax_batch = 4");
+    let server = workspace.serve_with(&["--devices", "cuda:0"]);
+    let asked = std::thread::scope(|scope| {
+        let ask = |seed| {
+            let body = format!(r#"{{"class":"top","seed":{seed},"n":2,"guidance":1.5}}"#);
+            ask(server.address, "POST /generate?budget=exact:dpmpp2m-3@0.250*2,full*1", JSON, &body).0
+        };
+        let asking: Vec<_> = (0..4).map(|seed| scope.spawn(move || ask(seed))).collect();
+        asking.into_iter().map(|asked| asked.join().unwrap()).collect::<Vec<_>>()
+    });
+    for head in &asked {
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("content-type: image/png"), "{head}");
+    }
+    let budget = ask(server.address, "POST /generate?budget=fast", JSON, r#"{"class":"bottom"}"#).0;
+    assert!(budget.starts_with("HTTP/1.1 200 "), "{budget}");
+    let (_, metrics) = ask(server.address, "GET /metrics", "", "");
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(&format!("{name}{{device=\"cuda:0\"}} ")));
+        line.unwrap_or_else(|| panic!("no {name} in {metrics}")).rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert!(value("accordion_weight_bytes_as_copies") > 2.0 * value("accordion_weight_bytes"));
+    assert!(value("accordion_activation_bytes") > 0.0 && value("accordion_engine_up") == 1.0);
+    server.terminate();
+    let (status, log) = server.ended();
+    assert!(status.success(), "{log}");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_a_profile_is_of_it() {
+    let workspace = Workspace::new("");
+    let (model, out) = (workspace.path("model"), workspace.path("profile.toml"));
+    let place = ["--model", text(&model), "--out", text(&out), "--device", "cuda:0", "--precision", "f16"];
+    let pace = ["--batches", "1,2", "--seconds", "0.001", "--images", "2"];
+    let output = accordion(&[&["profile"], &place[..], &pace[..]].concat()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let profile = Profile::open(&out).unwrap();
+    assert_eq!((profile.device.instruction_set.as_str(), profile.device.threads), ("cuda f16", 1));
+    assert_eq!(profile.latency.len(), 8);
+    let bench = ["bench", "--model", text(&model), "--device", "cuda:0", "--batches", "2", "--subnets", "full"];
+    let output = accordion(&[&bench[..], &["--seconds", "0.001"]].concat()).output().unwrap();
+    let table = String::from_utf8_lossy(&output.stdout);
+    let all = table.lines().find(|line| line.contains(" all ")).unwrap_or_else(|| panic!("{output:?}"));
+    assert!(all.split_whitespace().last().unwrap().parse::<f64>().unwrap() > 0.0, "{all}");
+}
