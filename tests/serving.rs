@@ -428,12 +428,19 @@ fn a_server_that_cannot_start_says_why_in_one_sentence() {
         ("max_bach = 1", ": max_bach: unknown field"),
         ("max_batch = 0", "max_batch"),
         ("threads = 1025", "threads: 1025 is not accepted"),
+        ("devices = [\"cpu\", \"cuda:0\"]", "devices: must be all cpu or all cuda"),
+        ("precision = \"f16\"", "precision: f16 is not accepted on a CPU, which computes in f32"),
+        ("precision = \"f8\"", "precision: unknown variant `f8`, expected one of `f32`, `f16`, `bf16`"),
         ("[budgets]\nfast = \"euler-4@0.3\"", "budgets.fast"),
     ] {
         std::fs::write(&config, text_of_config).unwrap();
         assert_refused(&start(), &[text(&config), says]);
     }
     std::fs::write(&config, BUDGETS).unwrap();
+    if cfg!(not(feature = "cuda")) {
+        let output = workspace.command().args(["--devices", "cuda:0"]).output().unwrap();
+        assert_refused(&output, &["cuda:0: this program was built without the feature cuda: it can use cpu"]);
+    }
 
     let weights = workspace.path("model/supernet.safetensors");
     let whole = std::fs::read(&weights).unwrap();

@@ -199,13 +199,6 @@ impl ServeConfig {
         if self.devices.is_empty() {
             return Err(("devices", "is empty: name at least one, as in [\"cpu\"]".to_owned()));
         }
-        let gpus = self.devices.iter().filter(|device| matches!(device, Placement::Cuda(_))).count();
-        if gpus > 0 && gpus < self.devices.len() {
-            return Err(("devices", "must be all cpu or all cuda: the profile is of one kind of device".to_owned()));
-        }
-        if gpus == 0 && self.precision != Element::F32 {
-            return Err(("precision", format!("{} is not accepted on a CPU, which computes in f32", self.precision)));
-        }
         for (field, (_, budget)) in
             ["budgets.fast", "budgets.balanced", "budgets.best"].into_iter().zip(self.budgets.named())
         {

@@ -1,12 +1,12 @@
 //! From a config to a whole server: model, profile, engines.
 
-use crate::Result;
 use crate::engine::{Engine, Fleet};
 use crate::evaluation::profile::{PROFILE, Profile};
 use crate::evaluation::subject::{self, Subject};
 use crate::evaluation::survey::Effort;
-use crate::nets::{Model, warm};
+use crate::nets::{Model, Placement, warm};
 use crate::server::{AppState, Measured, ServeConfig};
+use crate::{Error, Result};
 use prometheus::Registry;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,6 +19,10 @@ use std::time::Instant;
 /// # Errors
 /// [`crate::Error::Input`] or [`crate::Error::Io`] naming the file and the field, or the field of `config`.
 pub fn open(config: &ServeConfig, registry: Registry) -> Result<Arc<AppState>> {
+    let gpus = config.devices.iter().filter(|device| **device != Placement::Cpu).count();
+    if gpus > 0 && gpus < config.devices.len() {
+        return Err(Error::input("devices", "must be all cpu or all cuda: the profile is of one kind of device"));
+    }
     let model = Model::open(&config.model)?;
     let mut subjects = Vec::new();
     for &device in &config.devices {
