@@ -192,7 +192,10 @@ mod gpu {
     #[ignore = "needs a GPU"]
     fn gpu_too_many_samples_are_refused_with_both_numbers() {
         let error = DeviceRunner::new(open(), &shipped(), Element::F32, 65_535).unwrap_err().to_string();
-        assert!(error.contains("bytes of GPU memory are needed and") && error.ends_with("are free"), "{error}");
+        assert!(
+            error.starts_with("GPU memory: ") && error.contains("bytes are needed and") && error.ends_with("are free"),
+            "{error}"
+        );
     }
 }
 
@@ -211,7 +214,7 @@ fn a_machine_without_the_memory_is_refused_with_both_numbers_and_keeps_nothing()
     let runner = DeviceRunner::new(whole, &model, Element::F32, 16).unwrap();
     let taken = PLENTY - whole_limits.lock().unwrap().free;
     assert_eq!(taken, Denoiser::weight_bytes(&runner) + Denoiser::activation_bytes(&runner), "what it says it takes");
-    assert_eq!(message, format!("device: {taken} bytes of GPU memory are needed and {free} are free"));
+    assert_eq!(message, format!("GPU memory: {taken} bytes are needed and {free} are free"));
     assert_eq!(limits.lock().unwrap().free, free, "nothing was allocated");
 }
 

@@ -46,7 +46,11 @@ pub fn open(
         #[cfg(feature = "cuda")]
         Placement::Cuda(index) => {
             let gpu = crate::ops::cuda::gpu::Gpu::open(index)?;
-            Ok(Box::new(DeviceRunner::new(gpu, model, element, most)?))
+            let runner = DeviceRunner::new(gpu, model, element, most).map_err(|error| match error {
+                Error::Input { place, problem } => Error::input(format!("{placement}: {place}"), problem),
+                other => other,
+            })?;
+            Ok(Box::new(runner))
         }
         #[cfg(not(feature = "cuda"))]
         Placement::Cuda(_) => {

@@ -22,7 +22,7 @@ impl From<Fault> for crate::Error {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::OutOfMemory { needed, free } => {
-                Self::input("device", format!("{needed} bytes of GPU memory are needed and {free} are free"))
+                Self::input("GPU memory", format!("{needed} bytes are needed and {free} are free"))
             }
             Fault::Device(problem) => Self::Denoiser(problem),
         }
