@@ -10,7 +10,7 @@ mod emulated;
 #[path = "support/lab.rs"]
 mod lab;
 
-use accordion::diffusion::NoiseKey;
+use accordion::diffusion::noise::{NoiseKey, philox4x32};
 use accordion::nets::ImageShape;
 use accordion::ops::cpu::group_norm::GroupTable;
 use accordion::ops::cpu::resample::Direction;
@@ -19,8 +19,9 @@ use accordion::ops::cuda::embedding::{Embedding, embedding};
 use accordion::ops::cuda::map::{Filter, map};
 use accordion::ops::cuda::moments::{Affine, Norm, Scratch, Table, affine_bytes, moments, sums_bytes};
 use accordion::ops::cuda::sampler::{PITCH, Row, input_bytes, sampler, state_bytes};
-use accordion::ops::cuda::{Element, Machine, Map, attention, launch, pitch, pixels};
+use accordion::ops::cuda::{Cost, Element, Launch, Machine, Map, attention, launch, pitch, pixels};
 use accordion::ops::{self, Tape};
+use bytemuck::NoUninit;
 use candle_core::{Device, Tensor};
 use compare::relative_error;
 use emulated::Emulated;
@@ -590,6 +591,70 @@ impl Case for Bytes {
 }
 
 case!(pixels_are_rounded_and_clamped, gpu_pixels, [Bytes]);
+
+/// As `kernels/noise.cuh` has it.
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+struct NormalsArgs {
+    out: u64,
+    seed: u64,
+    count: u64,
+    image: u32,
+    draw: u32,
+}
+
+/// The first elements of one draw of an image's noise.
+struct Normals {
+    count: usize,
+    image: u32,
+    draw: u32,
+}
+
+const SEED: u64 = 0x0123_4567_89ab_cdef;
+
+impl Case for Normals {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+        let &Self { count, image, draw } = self;
+        let out = lab.poison((count + 4) * 4);
+        let args = NormalsArgs { out, seed: SEED, count: count as u64, image, draw };
+        let launch = Launch::new("normals", None, [count.div_ceil(4 * 128), 1, 1], &args, Cost::default(), 0);
+        lab.machine.launch(&launch).unwrap();
+        let (mut expected, got) = (vec![0.0; count], lab.read(out, count + 4));
+        NoiseKey { seed: SEED, image }.draw(draw).fill_normals(&mut expected);
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!(got.to_bits().abs_diff(expected.to_bits()) <= 2, "{got} instead of {expected}");
+        }
+        assert!(got[count..].iter().all(|value| value.is_nan()), "elements behind the last were written");
+    }
+}
+
+case!(
+    normals_are_the_cpu_s_to_the_last_bits,
+    gpu_normals,
+    [(1, 0, 0), (511, 3, 0), (4098, 7, 25)].map(|(count, image, draw)| Normals { count, image, draw })
+);
+
+/// As `emulation/cpp/probes.cu` has it.
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+struct ProbeArgs {
+    key: u64,
+    nothing: u64,
+    out: u64,
+    words: [u32; 2],
+}
+
+#[test]
+fn the_integers_behind_the_noise_are_the_cpu_s() {
+    let mut lab = Lab::new(Emulated::new(1 << 20, Order::ALL[0]), Element::F32);
+    let (key, out) = (lab.hold(&SEED.to_le_bytes()), lab.poison(64 * 16));
+    let args = ProbeArgs { key, nothing: 0, out, words: [7, u32::MAX] };
+    lab.machine.launch(&Launch::new("probe_philox", None, [2, 1, 1], &args, Cost::default(), 0)).unwrap();
+    let words: Vec<u32> = lab.read(out, 64 * 4).iter().map(|word| word.to_bits()).collect();
+    for (block, words) in words.chunks_exact(4).enumerate() {
+        assert_eq!(words, philox4x32([block as u32, 7, u32::MAX, 3], [SEED as u32, (SEED >> 32) as u32]));
+    }
+}
 
 #[test]
 fn the_table_of_threads_and_the_sizes_of_arguments_are_the_kernels() {

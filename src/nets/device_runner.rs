@@ -134,7 +134,7 @@ impl<M: Machine> DeviceRunner<M> {
         ];
         let (needed, free) = (sizes.iter().sum(), machine.free()?);
         if needed > free {
-            return Err(Fault::OutOfMemory { needed, free }.into());
+            return Err(Fault::OutOfMemory { needed: Some(needed), free }.into());
         }
         let mut places = [0; 5];
         for (place, size) in places.iter_mut().zip(sizes) {
@@ -227,14 +227,9 @@ impl<M: Machine> DeviceRunner<M> {
             let count = rest.iter().take_while(fits).count().max(1);
             match self.piece(subnet, &rest[..count]) {
                 Ok(more) => faults.extend(more),
-                Err(Fault::OutOfMemory { needed, free }) if count > 1 => {
+                Err(fault @ Fault::OutOfMemory { .. }) if count > 1 => {
                     let fewer: usize = rest[..count].iter().map(Part::samples).sum::<usize>() / 2;
-                    tracing::warn!(
-                        needed,
-                        free,
-                        most = fewer,
-                        "out of GPU memory: calls are of fewer samples from now on"
-                    );
+                    tracing::warn!(%fault, most = fewer, "calls are of fewer samples from now on");
                     self.most = fewer;
                     continue;
                 }

@@ -124,7 +124,7 @@ impl Machine for Emulated {
     fn allocate(&mut self, bytes: usize) -> Result<u64, Fault> {
         let mut limits = self.limits.lock().unwrap();
         if bytes > limits.free {
-            return Err(Fault::OutOfMemory { needed: bytes, free: limits.free });
+            return Err(Fault::OutOfMemory { needed: Some(bytes), free: limits.free });
         }
         limits.free -= bytes;
         let mut memory = vec![u128::from_ne_bytes([POISON; 16]); (bytes + 3 * GUARD).div_ceil(16)];
@@ -153,7 +153,7 @@ impl Machine for Emulated {
     fn prepare(&mut self, launches: Vec<Launch>) -> Result<Self::Program, Fault> {
         let limits = self.limits.lock().unwrap();
         if launches.iter().any(|launch| launch.grid[2] > limits.samples) {
-            return Err(Fault::OutOfMemory { needed: 1, free: 0 });
+            return Err(Fault::OutOfMemory { needed: None, free: 0 });
         }
         Ok(launches)
     }

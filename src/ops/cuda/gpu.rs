@@ -131,9 +131,14 @@ impl Gpu {
         Ok(function)
     }
 
-    /// Memory that was asked for in vain.
-    fn out_of_memory(&self, needed: usize) -> Fault {
-        Fault::OutOfMemory { needed, free: result::mem_get_info().map_or(0, |(free, _)| free) }
+    /// What an error means, of something that wants memory: `needed` bytes of it, where that is known.
+    fn memory_fault(&self, error: DriverError, needed: Option<usize>) -> Fault {
+        match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                Fault::OutOfMemory { needed, free: result::mem_get_info().map_or(0, |(free, _)| free) }
+            }
+            _ => fault(error),
+        }
     }
 }
 
@@ -182,10 +187,8 @@ impl Machine for Gpu {
     fn allocate(&mut self, bytes: usize) -> std::result::Result<u64, Fault> {
         self.bind()?;
         // SAFETY: freed when dropped, after all that uses it.
-        let address = unsafe { result::malloc_sync(bytes) }.map_err(|error| match error.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.out_of_memory(bytes),
-            _ => fault(error),
-        })?;
+        let address = unsafe { result::malloc_sync(bytes) };
+        let address = address.map_err(|error| self.memory_fault(error, Some(bytes)))?;
         self.allocations.push(address);
         // SAFETY: the allocation is of so many bytes.
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }.map_err(fault)?;
@@ -231,30 +234,21 @@ impl Machine for Gpu {
         for launch in &launches {
             self.function(&launch.name())?;
         }
-        let capture = |error: DriverError| match error.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.out_of_memory(0),
-            _ => fault(error),
-        };
-        self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(capture)?;
+        let capture = self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+        capture.map_err(fault)?;
         let launched = launches.iter().try_for_each(|launch| self.launch(launch));
         // Ends also where a launch failed: the stream would stay in the capture.
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
         launched?;
-        let capture = |error: DriverError| match error.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.out_of_memory(0),
-            _ => fault(error),
-        };
-        let graph = graph.map_err(capture)?.ok_or_else(|| Fault::Device("the capture gave no graph".to_owned()))?;
-        graph.upload().map_err(capture)?;
+        let graph = graph.map_err(|error| self.memory_fault(error, None))?;
+        let graph = graph.ok_or_else(|| Fault::Device("the capture gave no graph".to_owned()))?;
+        graph.upload().map_err(|error| self.memory_fault(error, None))?;
         Ok(Program(graph))
     }
 
     fn run(&mut self, program: &Program) -> std::result::Result<(), Fault> {
         self.bind()?;
-        program.0.launch().map_err(|error| match error.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.out_of_memory(0),
-            _ => fault(error),
-        })
+        program.0.launch().map_err(|error| self.memory_fault(error, None))
     }
 
     fn launch(&mut self, launch: &Launch) -> std::result::Result<(), Fault> {

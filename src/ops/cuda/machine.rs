@@ -6,10 +6,10 @@ use super::Launch;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The memory is not there. Nothing was changed.
-    #[error("out of GPU memory: {needed} bytes are needed and {free} are free")]
+    #[error("GPU memory: {}", shortage(*needed, *free))]
     OutOfMemory {
-        /// Bytes that were asked for.
-        needed: usize,
+        /// Bytes that were asked for, where that is known: the driver does not tell what it needs for itself.
+        needed: Option<usize>,
         /// Bytes that were free.
         free: usize,
     },
@@ -18,12 +18,17 @@ pub enum Fault {
     Device(String),
 }
 
+fn shortage(needed: Option<usize>, free: usize) -> String {
+    match needed {
+        Some(needed) => format!("{needed} bytes are needed and {free} are free"),
+        None => format!("the driver needs more than the {free} bytes that are free"),
+    }
+}
+
 impl From<Fault> for crate::Error {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::OutOfMemory { needed, free } => {
-                Self::input("GPU memory", format!("{needed} bytes are needed and {free} are free"))
-            }
+            Fault::OutOfMemory { needed, free } => Self::input("GPU memory", shortage(needed, free)),
             Fault::Device(problem) => Self::Denoiser(problem),
         }
     }
