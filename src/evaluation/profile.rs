@@ -34,6 +34,12 @@ pub struct Profile {
     pub frontier: Vec<Rated>,
 }
 
+/// What every version of the file has.
+#[derive(Deserialize)]
+struct Version {
+    format: u32,
+}
+
 /// A machine, as far as times depend on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -150,6 +156,12 @@ impl Profile {
     /// # Errors
     /// One sentence with the file and the field that is missing, damaged, of another version or without sense.
     pub fn open(path: &Path) -> Result<Self> {
+        // Before the fields, which another version may not have.
+        let Version { format } = read_toml(path)?;
+        if format != FORMAT {
+            let problem = format!("version {format} is not {FORMAT}; run `accordion profile` again");
+            return Err(Error::field(path, "format", problem));
+        }
         let profile: Self = read_toml(path)?;
         profile.check().map_err(|(field, problem)| Error::field(path, &field, problem))?;
         Ok(profile)
@@ -182,9 +194,6 @@ impl Profile {
     /// Checks what the types cannot say. The error is a field and what is wrong with it.
     fn check(&self) -> std::result::Result<(), (String, String)> {
         let refuse = |field: &str, problem: String| Err((field.to_owned(), problem));
-        if self.format != FORMAT {
-            return refuse("format", format!("version {} is not {FORMAT}; run `accordion profile` again", self.format));
-        }
         if self.device.threads == 0 {
             return refuse("device.threads", "0 is not accepted: it must be at least 1".to_owned());
         }
