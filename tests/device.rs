@@ -307,6 +307,11 @@ fn damaged_weights_fail_the_step_and_nothing_else() {
     assert_eq!(error, "it returned values that are not finite");
     assert!(!runner.is_lost());
     runner.step(0, &[step(other, sane)]).unwrap();
+    // The next image in the same memory finds nothing of it.
+    runner.end(slot);
+    let next = runner.begin(NoiseKey { seed: 3, image: 0 }, course.begin(), sigma).unwrap();
+    assert_eq!(next, slot);
+    runner.step(0, &[step(next, sane)]).unwrap();
 }
 
 #[test]

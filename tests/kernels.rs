@@ -552,11 +552,14 @@ impl Case for Step {
         assert_eq!(lab.read(rows[2].memory, state), states[2].1, "a skipped row is left alone");
 
         // The start: noise alone, whatever was there before.
-        let start = Row { a_x: 0.0, a_d: 0.0, a_m: 0.0, b_x: 0.0, b_d: 0.0, draw: 0, noise: 80.0, ..rows[0] };
+        let (x, memory) = (lab.poison(state * 4), lab.poison(state * 4));
+        let place = Row { x, memory, input: rows[0].input, seed: key.seed, image: key.image, ..Row::default() };
+        let start = Row { noise: 80.0, c_in: 0.6, ..place };
         let at = lab.hold(bytemuck::bytes_of(&start));
         lab.machine.launch(&sampler(lab.element, image, at, 1, None, faults)).unwrap();
         let want: Vec<f64> = (0..elements as u64).map(|e| 80.0 * f64::from(key.draw(0).normal(e) as f32)).collect();
         assert_near(Element::F32, &lab.read(start.x, elements), &want, "first noise");
+        assert!(lab.read(start.memory, elements).iter().all(|&value| value == 0.0), "memory of an image that begins");
     }
 }
 

@@ -73,11 +73,18 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) z[4 * quad + e] = (float)normals[e];
   }
+  // What has no weight must not matter: an image that begins finds what another one left, which may be no number.
+  const bool reads_x = row.a_x != 0.0f || row.b_x != 0.0f || row.c_skip != 0.0f;
   bool finite = true;
 #pragma unroll
   for (u32 quad = 0; quad < CHANNELS; ++quad) {
-    const Pack<float> now = load16(x + 4 * quad), before = load16(memory + 4 * quad);
+    Pack<float> now = load16(x + 4 * quad), before = load16(memory + 4 * quad);
     Pack<float> then, kept, seen;
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) {
+      now.e[e] = reads_x ? now.e[e] : 0.0f;
+      before.e[e] = row.a_m != 0.0f ? before.e[e] : 0.0f;
+    }
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
       const float d = fmaf(row.c_out, f[4 * quad + e], row.c_skip * now.e[e]);
