@@ -336,12 +336,17 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
     let limits = machine.limits();
     let mut runner = DeviceRunner::new(machine, &model, Element::Bf16, 4).unwrap();
     let before = limits.lock().unwrap().launches;
+    let uploaded = limits.lock().unwrap().uploaded;
+    assert!(uploaded >= Denoiser::weight_bytes(&runner), "the weights, once");
     let pace = Pace { time: Duration::ZERO, rounds: 1 };
     let ms = Subject::time(&mut runner, &[(0, 1), (3, 4)], pace, &mut |_| {}).unwrap();
     assert!(ms.len() == 2 && ms.iter().all(|&ms| ms > 0.0));
     // Two calls of each; the noise of all images once.
     let of = |subnet: usize, batch| device_runner::launches(&model, Element::Bf16, batch).unwrap()[subnet].len();
     assert_eq!(limits.lock().unwrap().launches - before, 1 + 2 * of(0, 1) + 2 * of(3, 4));
+    // A call is told little: the weights stay where they are.
+    let told = limits.lock().unwrap().uploaded - uploaded;
+    assert!(told < Denoiser::weight_bytes(&runner) / 4, "{told} bytes were uploaded for four calls");
     assert_eq!(runner.device().instruction_set, "cuda bf16");
 }
 

@@ -660,7 +660,7 @@ fn the_integers_behind_the_noise_are_the_cpu_s() {
 }
 
 #[test]
-fn the_table_of_threads_and_the_sizes_of_arguments_are_the_kernels() {
+fn the_table_of_threads_is_that_of_the_kernels() {
     let mut known: Vec<String> = Vec::new();
     for kernel in emulation::kernels().into_iter().filter(|kernel| !kernel.name.starts_with("probe_")) {
         let stem = kernel.name.split('_').next().unwrap();

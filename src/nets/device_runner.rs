@@ -267,11 +267,9 @@ impl<M: Machine> DeviceRunner<M> {
             }
         }
         if !self.programs.contains_key(&(subnet, samples)) {
-            let mut call = self.compiled.call(subnet, samples, &self.addresses);
-            let [rows, faults] = [3, 4].map(|index| self.control.at(index));
-            let step = sampler::sampler(self.element(), image, rows, samples, Some(call.output.address), faults);
-            call.launches.push(step.of("sampler step"));
-            let program = self.machine.prepare(call.launches)?;
+            let control = [3, 4].map(|index| self.control.at(index));
+            let launches = step(&self.compiled, image, subnet, samples, &self.addresses, control);
+            let program = self.machine.prepare(launches)?;
             self.programs.insert((subnet, samples), program);
         }
         self.machine.upload(self.control.address, &control)?;
@@ -333,12 +331,23 @@ pub fn launches(model: &Model, element: Element, samples: usize) -> Result<Vec<V
     let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
     let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
     let (compiled, _) = network.compile(&model.supernet, element, &widths)?;
-    let call = |subnet| {
-        let call = compiled.call(subnet, samples, &Addresses::default());
-        let step = sampler::sampler(element, network.image(), 0, samples, Some(call.output.address), 0);
-        call.launches.into_iter().chain([step.of("sampler step")]).collect()
-    };
-    Ok((0..widths.len()).map(call).collect())
+    let step = |subnet| step(&compiled, network.image(), subnet, samples, &Addresses::default(), [0; 2]);
+    Ok((0..widths.len()).map(step).collect())
+}
+
+/// A call of the network and then a sampler step on as many rows as there are samples, at these addresses of rows and faults.
+fn step(
+    compiled: &Compiled,
+    image: ImageShape,
+    subnet: usize,
+    samples: usize,
+    addresses: &Addresses,
+    [rows, faults]: [u64; 2],
+) -> Vec<Launch> {
+    let mut call = compiled.call(subnet, samples, addresses);
+    let step = sampler::sampler(compiled.element(), image, rows, samples, Some(call.output.address), faults);
+    call.launches.push(step.of("sampler step"));
+    call.launches
 }
 
 /// Memory of one image that is being drawn.

@@ -259,6 +259,16 @@ impl SongUnet {
         &self.config
     }
 
+    /// The full-width shape of a parameter.
+    fn shape(&self, param: usize) -> &[usize] {
+        &self.spec.params[param].shape
+    }
+
+    /// The name of a layer, given its weight.
+    fn layer_name(&self, weight: usize) -> String {
+        self.spec.params[weight].name.trim_end_matches(".weight").to_owned()
+    }
+
     /// The raw network F: `x` is `[B, H, W, C]`, `noise` has B entries (c_noise), `labels` is `[B, label_dim]` (one-hot
     /// rows, or zeros for the unconditional call) and is ignored by an unconditional network.
     pub fn forward(

@@ -53,6 +53,15 @@ impl Supernet {
         Self { params, order: Order::Original, permutations }
     }
 
+    /// The elements of every parameter, row-major.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] on a device fault.
+    pub fn values(&self) -> Result<Vec<Vec<f32>>> {
+        let values = self.params.iter().map(|param| param.flatten_all()?.to_vec1());
+        Ok(values.collect::<candle_core::Result<_>>()?)
+    }
+
     /// The same network with the channels of pipe p reordered: position i takes what stands at `orders[p][i]` now.
     pub fn permuted(&self, spec: &Spec, orders: &[Vec<u32>], order: Order) -> Result<Self> {
         let mut params = Vec::with_capacity(self.params.len());

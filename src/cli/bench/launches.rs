@@ -47,16 +47,21 @@ struct Sum {
 
 impl Sum {
     fn of<'a>(launches: impl IntoIterator<Item = &'a Launch>, element: Element) -> Self {
-        launches.into_iter().fold(Self::default(), |sum, launch| {
-            let Cost { bytes, operations } = launch.cost;
-            Self {
-                launches: sum.launches + 1,
-                op_by_op: sum.op_by_op + launch.op_by_op,
-                bytes: sum.bytes + bytes,
-                operations: sum.operations + operations,
-                floor_us: sum.floor_us + 1e6 * launch.cost.h100_floor(element),
-            }
-        })
+        let one = |launch: &Launch| {
+            let (Cost { bytes, operations }, floor) = (launch.cost, launch.cost.h100_floor(element));
+            Self { launches: 1, op_by_op: launch.op_by_op, bytes, operations, floor_us: 1e6 * floor }
+        };
+        launches.into_iter().map(one).fold(Self::default(), Self::and)
+    }
+
+    fn and(self, more: Self) -> Self {
+        Self {
+            launches: self.launches + more.launches,
+            op_by_op: self.op_by_op + more.op_by_op,
+            bytes: self.bytes + more.bytes,
+            operations: self.operations + more.operations,
+            floor_us: self.floor_us + more.floor_us,
+        }
     }
 
     fn cells(&self) -> [String; 5] {
@@ -108,13 +113,7 @@ impl Report {
 
 impl Step {
     fn total(&self) -> Sum {
-        self.kernels.values().fold(Sum::default(), |sum, more| Sum {
-            launches: sum.launches + more.launches,
-            op_by_op: sum.op_by_op + more.op_by_op,
-            bytes: sum.bytes + more.bytes,
-            operations: sum.operations + more.operations,
-            floor_us: sum.floor_us + more.floor_us,
-        })
+        self.kernels.values().copied().fold(Sum::default(), Sum::and)
     }
 }
 

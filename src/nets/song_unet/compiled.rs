@@ -148,8 +148,7 @@ impl Compiled {
             let taps = config.resample_filter.len();
             return refuse("resample_filter", format!("has {taps} taps; a GPU takes at most {MAX_TAPS}"));
         }
-        let weights = supernet.params.iter().map(|param| param.flatten_all()?.to_vec1());
-        let weights: Vec<Vec<f32>> = weights.collect::<candle_core::Result<_>>()?;
+        let weights = supernet.values()?;
         let mut layout =
             Layout { net, element, weights: &weights, bytes: Vec::new(), blocks: Vec::new(), bias_columns: 0 };
         let mut compiled = layout.network();
@@ -498,16 +497,6 @@ impl Layout<'_> {
         moments::Table { address: self.push(bytemuck::cast_slice(&words)), ..placed }
     }
 
-    /// The full-width shape of a parameter.
-    fn shape(&self, param: usize) -> &[usize] {
-        &self.net.spec().params[param].shape
-    }
-
-    /// The name of a layer, given its weight.
-    fn name(&self, weight: usize) -> String {
-        self.net.spec().params[weight].name.trim_end_matches(".weight").to_owned()
-    }
-
     /// Packs weights by tap, input, group and output and, where there is one, a bias by group and output.
     fn place(
         &mut self,
@@ -527,23 +516,23 @@ impl Layout<'_> {
 
     /// `[kernel, kernel, c_in, c_out]` weights, and the sum of one or two biases.
     fn conv_with(&mut self, params: &Affine, bias: Option<usize>, more: Option<usize>) -> Conv {
-        let shape = self.shape(params.weight);
+        let shape = self.net.shape(params.weight);
         let (kernel, inputs, outputs) = (shape[0], shape[2], shape[3]);
         let weights = Weights { address: 0, kernel, inputs, outputs, groups: 1 };
         let (all, weight) = (self.weights, &self.weights[params.weight]);
         let value = |tap: usize, i: usize, _: usize, o: usize| weight[(tap * inputs + i) * outputs + o];
         let sum = |_: usize, o: usize| bias.into_iter().chain(more).map(|param| all[param][o]).sum();
-        self.place(self.name(params.weight), weights, value, bias.is_some().then_some(&sum as _))
+        self.place(self.net.layer_name(params.weight), weights, value, bias.is_some().then_some(&sum as _))
     }
 
     /// `[c_in, c_out]` weights: a convolution of one pixel.
     fn linear(&mut self, params: &Affine) -> Conv {
-        let shape = self.shape(params.weight);
+        let shape = self.net.shape(params.weight);
         let (inputs, outputs) = (shape[0], shape[1]);
         let weights = Weights { address: 0, kernel: 1, inputs, outputs, groups: 1 };
         let (weight, bias) = (&self.weights[params.weight], &self.weights[params.bias]);
         let value = |_: usize, i: usize, _: usize, o: usize| weight[i * outputs + o];
-        self.place(self.name(params.weight), weights, value, Some(&|_, o| bias[o]))
+        self.place(self.net.layer_name(params.weight), weights, value, Some(&|_, o| bias[o]))
     }
 
     /// A row by class, and one for none: the label layer on one-hot rows, which EDM scales by the root of their length.
@@ -594,7 +583,7 @@ impl Layout<'_> {
             Table::Fixed(table) => Groups::Fixed(self.table(table)),
             Table::Pipe(pipe) => Groups::Pipe(*pipe),
         };
-        CompiledNorm { name: self.name(params.affine.weight), scale, shift, table }
+        CompiledNorm { name: self.net.layer_name(params.affine.weight), scale, shift, table }
     }
 
     fn block(&mut self, params: &Block) -> CompiledBlock {
@@ -607,7 +596,7 @@ impl Layout<'_> {
         self.bias_columns += pitch(inner);
         self.blocks.push((params.affine, params.conv0));
         CompiledBlock {
-            name: self.name(params.conv0.weight).trim_end_matches(".conv0").to_owned(),
+            name: self.net.layer_name(params.conv0.weight).trim_end_matches(".conv0").to_owned(),
             in_channels: params.in_channels,
             resampling: params.resampling,
             norm0: self.norm(&params.norm0),
@@ -622,7 +611,7 @@ impl Layout<'_> {
     }
 
     fn attention(&mut self, params: &Attention) -> CompiledAttention {
-        let shape = self.shape(params.qkv.weight);
+        let shape = self.net.shape(params.qkv.weight);
         let (inputs, dim) = (shape[0], shape[3]);
         // One head: the weights of its queries, keys and values are groups of columns, and its offsets are rows of `proj`.
         const { assert!(HEADS == 1) };
@@ -630,12 +619,12 @@ impl Layout<'_> {
         let (weight, bias) = (&self.weights[params.qkv.weight], &self.weights[params.qkv.bias]);
         let value = |_: usize, i: usize, group: usize, o: usize| weight[(i * 3 + group) * dim + o];
         let bias = |group: usize, o: usize| bias[group * dim + o];
-        let qkv = self.place(self.name(params.qkv.weight), weights, value, Some(&bias));
+        let qkv = self.place(self.net.layer_name(params.qkv.weight), weights, value, Some(&bias));
         let (weight, bias) = (&self.weights[params.proj.weight], &self.weights[params.proj.bias]);
         let outputs = bias.len();
         let weights = Weights { address: 0, kernel: 1, inputs: dim, outputs, groups: 1 };
         let value = |_: usize, i: usize, _: usize, o: usize| weight[i * outputs + o];
-        let proj = self.place(self.name(params.proj.weight), weights, value, Some(&|_, o| bias[o]));
+        let proj = self.place(self.net.layer_name(params.proj.weight), weights, value, Some(&|_, o| bias[o]));
         let name = self.net.spec().pipes[params.pipe].name.clone();
         CompiledAttention { name, pipe: params.pipe, norm: self.norm(&params.norm), qkv, proj }
     }

@@ -134,9 +134,7 @@ impl Packed {
     /// # Errors
     /// [`crate::Error::Tensor`] on a device fault.
     pub fn new(net: &SongUnet, supernet: &Supernet) -> Result<Self> {
-        let weights = supernet.params.iter().map(|param| param.flatten_all()?.to_vec1());
-        let weights = weights.collect::<candle_core::Result<_>>()?;
-        Ok(Packer { net, weights, bias_pitch: 0 }.pack())
+        Ok(Packer { net, weights: supernet.values()?, bias_pitch: 0 }.pack())
     }
 
     /// Memory that the weights take.
@@ -533,24 +531,14 @@ impl Packer<'_> {
         }
     }
 
-    /// The full-width shape of a parameter.
-    fn shape(&self, param: usize) -> &[usize] {
-        &self.net.spec().params[param].shape
-    }
-
-    /// The name of a layer, given its weight.
-    fn name(&self, weight: usize) -> String {
-        self.net.spec().params[weight].name.trim_end_matches(".weight").to_owned()
-    }
-
     /// `[kernel, kernel, c_in, c_out]` weights, for maps of `side` by `side`.
     fn kernel(&self, param: usize, pad: usize, side: usize) -> Kernel {
-        let shape = self.shape(param);
+        let shape = self.net.shape(param);
         let (kernel, c_in, c_out) = (shape[0], shape[2], shape[3]);
         let weights = &self.weights[param];
         let method = Method::of(kernel, pad, c_in, side);
         let conv = Conv::new(method, [kernel, pad, c_in, c_out], |tap, i, o| weights[(tap * c_in + i) * c_out + o]);
-        Kernel { name: self.name(param), conv }
+        Kernel { name: self.net.layer_name(param), conv }
     }
 
     fn conv(&self, params: &Affine, pad: usize, side: usize) -> PackedConv {
@@ -576,7 +564,7 @@ impl Packer<'_> {
 
     fn norm(&self, params: &Norm) -> PackedNorm {
         let (scale, shift) = (self.weights[params.affine.weight].clone(), self.weights[params.affine.bias].clone());
-        PackedNorm { name: self.name(params.affine.weight), scale, shift, table: params.table.clone() }
+        PackedNorm { name: self.net.layer_name(params.affine.weight), scale, shift, table: params.table.clone() }
     }
 
     /// A block on maps of `side`, which becomes the side of its output.
@@ -608,7 +596,7 @@ impl Packer<'_> {
         let bias_offset = self.bias_pitch;
         self.bias_pitch += pitch(inner);
         PackedBlock {
-            name: self.name(params.conv0.weight).trim_end_matches(".conv0").to_owned(),
+            name: self.net.layer_name(params.conv0.weight).trim_end_matches(".conv0").to_owned(),
             in_channels,
             out_channels,
             pipe: (pipe, inner),
@@ -626,7 +614,7 @@ impl Packer<'_> {
     }
 
     fn attention(&self, params: &Attention) -> PackedAttention {
-        let shape = self.shape(params.qkv.weight);
+        let shape = self.net.shape(params.qkv.weight);
         let (c_in, dim) = (shape[0], shape[3]);
         let (weights, bias) = (&self.weights[params.qkv.weight], &self.weights[params.qkv.bias]);
         // The pixel of a query has its parts in panels, the last of them filled up with zeros.
@@ -650,7 +638,7 @@ impl Packer<'_> {
             proj[(head * dim + offset) * c_out + o]
         };
         let proj = Conv::new(Method::Direct, [1, 0, HEADS * dim, c_out], value);
-        let kernel = |params: &Affine, conv: Conv| Kernel { name: self.name(params.weight), conv };
+        let kernel = |params: &Affine, conv: Conv| Kernel { name: self.net.layer_name(params.weight), conv };
         PackedAttention {
             name: self.net.spec().pipes[params.pipe].name.clone(),
             pipe: params.pipe,

@@ -256,7 +256,7 @@ impl Machine for Gpu {
         let function = self.function(&launch.name())?;
         let [x, y, z] = launch.grid;
         let mut args = [launch.args.as_ptr().cast::<c_void>().cast_mut()];
-        // SAFETY: the kernel's one argument is the struct whose bytes these are (`tests/kernels.rs` holds their sizes against
+        // SAFETY: the kernel's one argument is the struct whose bytes these are (`tests/kernels.rs` launches all, and the emulation refuses other sizes than
         // the kernels'), which CUDA copies now; the addresses in it are the caller's to answer for.
         unsafe {
             result::launch_kernel(function, (x, y, z), (launch.threads(), 1, 1), 0, self.stream.cu_stream(), &mut args)

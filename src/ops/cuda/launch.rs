@@ -108,14 +108,6 @@ impl Cost {
     }
 }
 
-impl std::ops::Add for Cost {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { bytes: self.bytes + other.bytes, operations: self.operations + other.operations }
-    }
-}
-
 /// One launch: a kernel, its grid and its argument. The size of its blocks is the kernel's own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
