@@ -25,6 +25,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The result of a command could not be written to stdout; a closed pipe is no news to whoever closed it. -> exit code 1.
+    #[error("the result could not be written to stdout: {0}")]
+    Output(std::io::Error),
     /// A tensor operation failed: a bug of ours or a device fault. -> exit code 1, HTTP 500.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),

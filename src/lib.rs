@@ -4,6 +4,7 @@
 //! pure functions that all of them know. See `docs/architecture.md`.
 
 pub mod cli;
+pub mod console;
 pub mod diffusion;
 pub mod engine;
 pub mod error;

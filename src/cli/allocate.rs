@@ -1,5 +1,6 @@
 //! `accordion allocate`: choose the subnets of a ranked model.
 
+use crate::console::print;
 use crate::nets::Model;
 use crate::supernet::allocation::Wanted;
 use crate::supernet::{Order, ranking};
@@ -31,7 +32,7 @@ impl Args {
         let model = model.with_subnets(self.wanted.target.as_str(), rows)?;
         model.write_subnets(&self.model)?;
         for subnet in model.subnets() {
-            println!("{}: {} parameters, {} MACs", subnet.name, subnet.parameters, subnet.macs);
+            print(format_args!("{}: {} parameters, {} MACs", subnet.name, subnet.parameters, subnet.macs))?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::table::{Align, Table};
 use crate::Result;
+use crate::console::print;
 use crate::evaluation::loss::denoising_losses;
 use crate::files::read_toml;
 use crate::nets::{Model, Runner, Threads};
@@ -48,7 +49,6 @@ impl Args {
                 format!("{loss:.4}"),
             ]);
         }
-        print!("{table}");
-        Ok(())
+        print(table)
     }
 }

@@ -1,5 +1,6 @@
 //! `accordion hash-key`: the line of an API key for the server's config.
 
+use crate::console::print;
 use crate::server::KeyHash;
 use crate::{Error, Result};
 use std::io::Read;
@@ -24,7 +25,6 @@ impl Args {
         if key.len() < SHORT {
             tracing::warn!("a key of fewer than {SHORT} characters can be guessed from its hash");
         }
-        println!("{}", KeyHash::of(key).line());
-        Ok(())
+        print(KeyHash::of(key).line())
     }
 }

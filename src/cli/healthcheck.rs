@@ -1,6 +1,7 @@
 //! `accordion healthcheck`: a probe for images that have no other HTTP client.
 
 use crate::cli::serve;
+use crate::console::print;
 use crate::loadtest::client::{Call, Client};
 use crate::{Error, Result};
 use axum::http::StatusCode;
@@ -34,7 +35,8 @@ impl Args {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| unready(error.to_string()))?;
         runtime.block_on(ask(address)).map_err(unready)?;
-        println!("{address}: ready");
+        // The answer is the exit code.
+        let _ = print(format_args!("{address}: ready"));
         Ok(())
     }
 }

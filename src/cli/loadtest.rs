@@ -2,6 +2,7 @@
 
 use crate::cli::serve::Settings;
 use crate::cli::table::{Align, Table};
+use crate::console::print;
 use crate::files::write_whole;
 use crate::loadtest::{Arrivals, Contestant, Deadline, Experiment, Overhead, Process, Report, Row, client, plan, plot};
 use crate::nets::model::FULL;
@@ -92,7 +93,7 @@ impl Args {
         if self.overhead {
             let plan = plan(&self.fixed_plan, FULL)?;
             let overhead = Overhead::measure(&config, &plan, self.capacity_seconds)?;
-            print!("{}", overhead_table(&overhead));
+            print(overhead_table(&overhead))?;
             return print_json(self.json, &overhead);
         }
         if let Some(dir) = &self.plot {
@@ -122,11 +123,11 @@ impl Args {
             let Row { policy, load, attainment, void, .. } = row;
             tracing::info!(policy, load, attainment, void, "measured");
         })?;
-        print!("{}", head(&report));
-        print!("{}", rows_table(&report.rows));
         if let Some(dir) = &self.plot {
             write_plots(dir, &report)?;
         }
+        print(head(&report))?;
+        print(rows_table(&report.rows))?;
         print_json(self.json, &report)?;
         let void = report.rows.iter().filter(|row| row.void).count();
         if void > 0 && !self.allow_late {
@@ -144,7 +145,7 @@ impl Args {
 
 fn print_json(wanted: bool, value: &impl Serialize) -> Result<()> {
     if wanted {
-        println!("{}", serde_json::to_string(value).map_err(|error| Error::input("--json", error))?);
+        print(serde_json::to_string(value).map_err(|error| Error::input("--json", error))?)?;
     }
     Ok(())
 }

@@ -19,11 +19,14 @@ mod serve;
 mod table;
 mod tensors;
 mod train;
+mod variables;
 
+use crate::console;
 use crate::nets::Threads;
 use crate::server::LogFormat;
 use crate::{Error, Result};
 use clap::Parser;
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -111,21 +114,39 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
 /// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault, or the asked server's) or 2 (the
 /// input's).
 pub fn main() -> ExitCode {
-    let command = Command::parse();
+    console::note_panics();
+    let code = match variables::parse::<Command>() {
+        Ok(command) => finished(started(command)),
+        Err(asked) if !asked.use_stderr() => finished(console::print(asked.render().ansi())),
+        Err(refusal) => {
+            console::note(refusal.render().ansi());
+            ExitCode::from(2)
+        }
+    };
+    console::flush();
+    code
+}
+
+/// Starts the log and runs the subcommand.
+fn started(command: Command) -> Result<()> {
     match command {
         // The server's config says how it logs.
         Command::Serve(_) => {}
-        Command::Loadtest(_) => logs::start_without_requests(),
-        _ => logs::start(LogFormat::Text),
+        Command::Loadtest(_) => logs::start_without_requests()?,
+        _ => logs::start(LogFormat::Text)?,
     }
-    match command.run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            match error {
-                Error::Input { .. } | Error::Io { .. } => ExitCode::from(2),
-                Error::Tensor(_) | Error::Denoiser(_) | Error::Unready { .. } => ExitCode::FAILURE,
-            }
-        }
+    command.run()
+}
+
+fn finished(outcome: Result<()>) -> ExitCode {
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    match &error {
+        // Whoever closed the pipe knows.
+        Error::Output(problem) if problem.kind() == ErrorKind::BrokenPipe => {}
+        _ => console::note(format_args!("error: {error}")),
+    }
+    match error {
+        Error::Input { .. } | Error::Io { .. } => ExitCode::from(2),
+        Error::Output(_) | Error::Tensor(_) | Error::Denoiser(_) | Error::Unready { .. } => ExitCode::FAILURE,
     }
 }

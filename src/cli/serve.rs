@@ -1,6 +1,7 @@
 //! `accordion serve`: the HTTP server.
 
-use crate::cli::logs;
+use crate::cli::{logs, variables};
+use crate::console::print;
 use crate::nets::{Placement, Threads};
 use crate::ops::cuda::Element;
 use crate::server::{AppState, Host, LogFormat, ServeConfig, answer_agents, open, process_registry, serve, signalled};
@@ -33,7 +34,7 @@ pub struct Args {
     #[arg(long, env = "ACCORDION_LOG_FORMAT")]
     log_format: Option<LogFormat>,
     /// Hashes of the accepted API keys with commas between them, in place of the config's.
-    #[arg(long, env = "ACCORDION_KEY_HASHES", hide_env_values = true)]
+    #[arg(long, env = variables::KEYS, hide_env_values = true)]
     key_hashes: Option<Unseen>,
 }
 
@@ -61,9 +62,10 @@ pub(super) struct Settings {
     /// Threads that denoise, in place of the config's; 0 is one for each core.
     #[arg(long, env = "ACCORDION_THREADS", value_parser = clap::value_parser!(u16).range(..=Threads::MOST as i64))]
     threads: Option<u16>,
-    /// Bind each of them but the first to a core of its own, whatever the config says.
-    #[arg(long, env = "ACCORDION_PIN")]
-    pin: bool,
+    /// Whether each of them but the first is bound to a core of its own, in place of the config's.
+    #[arg(long, env = "ACCORDION_PIN", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new())]
+    pin: Option<bool>,
 }
 
 impl Settings {
@@ -78,7 +80,7 @@ impl Settings {
         config.max_batch = self.max_batch.unwrap_or(config.max_batch);
         config.queue_images = self.queue_images.unwrap_or(config.queue_images);
         config.threads = self.threads.map_or(config.threads, usize::from);
-        config.pin |= self.pin;
+        config.pin = self.pin.unwrap_or(config.pin);
         Ok((config, path))
     }
 }
@@ -112,14 +114,14 @@ impl Args {
     pub fn run(self) -> Result<()> {
         let check_config = self.check_config;
         let (config, path) = self.config()?;
-        logs::start(config.log_format);
+        logs::start(config.log_format)?;
+        variables::warn_of_unknown();
         let registry = process_registry().map_err(|problem| Error::input("metrics", problem))?;
         if check_config {
             let state = load(&config, path.as_deref(), registry)?;
             let (model, subnets) = (state.model(), state.subnets().len());
             let place = path.as_deref().map_or("the defaults".into(), Path::to_string_lossy);
-            println!("{place}: accepted, with model {model} of {subnets} subnets");
-            return Ok(());
+            return print(format_args!("{place}: accepted, with model {model} of {subnets} subnets"));
         }
         #[cfg(feature = "otlp")]
         let _collector = crate::server::Collector::from_env()?;
@@ -204,5 +206,30 @@ fn in_config(error: Error, path: Option<&Path>) -> Error {
     match path {
         Some(path) => error.in_file(path),
         None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn a_flag_outdoes_the_file_also_where_it_says_no() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "pin = true").unwrap();
+        let config = file.path().to_str().unwrap();
+        for (flag, pinned) in [(&[][..], true), (&["--pin"], true), (&["--pin=false"], false), (&["--pin=true"], true)]
+        {
+            let line =
+                Line::try_parse_from([&["serve", "--config", config], flag].concat()).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(line.settings.config().unwrap().0.pin, pinned, "{flag:?}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! `accordion train`: from a config to a supernet.
 
+use crate::console::{note, print};
 use crate::nets::Network;
 use crate::server::signalled;
 use crate::supernet::Subnet;
@@ -59,8 +60,8 @@ impl Args {
             stop: stop_on_signal()?,
         };
         match flow.run()? {
-            Outcome::Finished => eprintln!("done: {}", out.display()),
-            Outcome::Stopped => eprintln!("stopped; `--resume` continues from {}", out.display()),
+            Outcome::Finished => note(format_args!("done: {}", out.display())),
+            Outcome::Stopped => note(format_args!("stopped; `--resume` continues from {}", out.display())),
         }
         Ok(())
     }
@@ -111,6 +112,5 @@ fn bench(config: &Config, steps: usize) -> Result<()> {
         "batch": trainer.batch(),
         "threads": rayon::current_num_threads(),
     });
-    println!("{report}");
-    Ok(())
+    print(report)
 }

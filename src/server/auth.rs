@@ -80,9 +80,16 @@ impl KeyHashes {
         self.0.iter().fold(Choice::from(0), |found, KeyHash(known)| found | known.ct_eq(&asked)).into()
     }
 
+    /// Without a hash among `lines` somebody meant to lock the server and did not: that is refused.
     fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
         let hash = |(index, line): (usize, &str)| line.parse().map_err(|problem| format!("entry {index} {problem}"));
-        lines.into_iter().enumerate().map(hash).collect::<Result<_, _>>().map(Self)
+        let hashes: Vec<KeyHash> = lines.into_iter().enumerate().map(hash).collect::<Result<_, _>>()?;
+        if hashes.is_empty() {
+            return Err(
+                "holds no key: give a hash that `accordion hash-key` prints, or leave it out for an open server".into(),
+            );
+        }
+        Ok(Self(hashes))
     }
 }
 

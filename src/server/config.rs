@@ -245,13 +245,15 @@ mod tests {
             ["listen", "agent_listen", "model", "max_batch", "queue_images", "threads", "pin", "devices", "policy"]
                 .into_iter()
                 .chain(["quality", "within_ms", "min_quality"])
-                .chain(["log_format", "cors_origins", "key_hashes"])
+                .chain(["log_format", "cors_origins"])
                 .chain(["max_n", "max_pixels", "max_steps", "max_connections"])
                 .chain(["header_timeout_s", "body_timeout_s", "request_timeout_s", "write_timeout_s", "hang_timeout_s"])
                 .chain(["drain_grace_s", "drain_timeout_s"])
         {
             assert!(settings.lines().any(|line| line.starts_with(&format!("{field} = "))), "{field}");
         }
+        // It has no default that can be written down: an empty list is refused.
+        assert!(shipped.contains("\n## key_hashes = "));
     }
 
     #[test]
@@ -274,6 +276,7 @@ mod tests {
             ("cors_origins = [\"example.com\"]", ": cors_origins: `example.com` is not accepted: it must be \"*\" or"),
             ("cors_origins = [\"https://example.com/\"]", ": cors_origins: `https://example.com/` is not accepted"),
             ("[auth]\nkey_hashes = [\"sha256:12\"]", ": auth.key_hashes: entry 0 is not `sha256:` and 64"),
+            ("[auth]\nkey_hashes = []", ": auth.key_hashes: holds no key: give a hash"),
             ("[auth]\nkeys = []", ": auth.keys: unknown field"),
             ("[limits]\nmax_n = -1", ": limits.max_n: "),
             ("[limits]\nmax_n = 300", ": limits.max_n: 300 is more than queue_images = 256"),

@@ -1,5 +1,6 @@
 //! Progress of long work: a bar on a terminal, a plain line now and then elsewhere.
 
+use crate::console::note;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ impl Progress {
             bar.set_position(done);
             bar.set_message(message.to_string());
         } else if done >= self.total || self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
-            eprintln!("{}: {done}/{} {message}", self.name, self.total);
+            note(format_args!("{}: {done}/{} {message}", self.name, self.total));
             self.last_line = Some(Instant::now());
         }
     }

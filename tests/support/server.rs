@@ -204,7 +204,7 @@ pub const JSON: &str = "content-type: application/json\r\n";
 
 /// Polls until `holds`.
 #[track_caller]
-pub fn until(what: &str, holds: impl Fn() -> bool) {
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
         assert!(started.elapsed() < DEADLINE, "{what} did not happen");

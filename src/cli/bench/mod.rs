@@ -6,6 +6,7 @@ mod plot;
 mod report;
 
 use super::device::Device;
+use crate::console::print;
 use crate::evaluation::latency::{self, Pace, Setting};
 use crate::evaluation::subject::Subject;
 use crate::evaluation::switching::switching;
@@ -105,14 +106,13 @@ impl Args {
             switching,
             layers,
         };
-        print!("{report}");
         if let Some(path) = &self.json {
             write_json(path, &report)?;
         }
         if let Some(path) = &self.plot {
             write_whole(path, plot::svg(&report)?.as_bytes())?;
         }
-        Ok(())
+        print(report)
     }
 
     /// The steps as launches, timed where there is a GPU.
@@ -131,8 +131,10 @@ impl Args {
         let (precision, pace) = (self.device.precision, Pace::thorough(self.seconds));
         let subject = subject.as_mut().map(|subject| &mut **subject as &mut dyn Subject);
         let report = launches::Report::new(model, precision, &settings, subject, pace)?;
-        print!("{report}");
-        self.json.as_ref().map_or(Ok(()), |path| write_json(path, &report))
+        if let Some(path) = &self.json {
+            write_json(path, &report)?;
+        }
+        print(report)
     }
 
     /// What to measure, each combination once: by threads, then by subnet from narrow to wide, then by batch. `all` is a

@@ -5,6 +5,7 @@ mod report;
 
 use super::device::Device;
 use crate::Result;
+use crate::console::print;
 use crate::evaluation::profile::{PROFILE, Profile};
 use crate::evaluation::survey::{self, Effort};
 use crate::files::{check_writable, write_whole};
@@ -64,11 +65,11 @@ impl Args {
         let mut shown = Shown::default();
         let survey = Profile::measure(&mut *subject, model.card.noise, &effort, &mut |now| shown.at(&now))?;
         shown.finish();
-        print!("{}", Summary(&survey.profile));
         if let Some(path) = &self.plot {
             write_whole(path, plot::svg(&model.card.name, &survey)?.as_bytes())?;
         }
-        survey.profile.write(&out)
+        survey.profile.write(&out)?;
+        print(Summary(&survey.profile))
     }
 
     fn batches(&self) -> BTreeSet<usize> {

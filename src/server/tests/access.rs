@@ -78,7 +78,9 @@ fn a_hash_is_the_standard_one_and_reads_back_from_its_line() {
     assert_eq!(line.to_uppercase().replace("SHA", "sha").parse(), Ok(KeyHash::of("abc")));
     let listed: KeyHashes = format!(" {line},\n{line}, ").parse().unwrap();
     assert_eq!(listed.0.len(), 2);
-    assert!("".parse::<KeyHashes>().unwrap().is_empty());
+    for nothing in ["", " ", ",", "\n,"] {
+        assert!(nothing.parse::<KeyHashes>().unwrap_err().starts_with("holds no key"), "{nothing:?}");
+    }
 }
 
 #[test]
