@@ -12,10 +12,11 @@
 //!   deadlines, up to the batch at which a sample is cheapest, or less where the leader has no time for that. An image
 //!   that would begin at another width takes the leader's instead where that costs no more in its company.
 
-use super::{exact_seconds, fill, ran, rows, work};
+use super::{fill, ran, rows, work};
 use crate::diffusion::plan::Plan;
-use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
+use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn};
 use crate::routing::demand::Demand;
+use crate::routing::ladder::{Cost, Menu};
 use crate::routing::runs::{Order, Run, Running, Runs};
 use crate::routing::{Ladder, Rung, StepTimes};
 use std::sync::Arc;
@@ -48,26 +49,79 @@ pub struct Elastic {
     owed: f64,
 }
 
-/// How much is squeezed out of requests to make deadlines hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Squeeze {
-    /// Waiting images run on this rung at most.
+/// What is left of a request, as deadlines see it.
+struct Rest<'a> {
+    menu: &'a Menu,
+    /// Samples that an image adds to a call.
+    image: usize,
+    /// From now to its deadline, in seconds.
+    due: f64,
+    /// Samples of its images that have not begun.
     waiting: usize,
-    /// Running images are re-planned to this rung, where that is less than they have left.
-    running: Option<usize>,
+    /// Samples of its images that run.
+    running: usize,
+    /// What they ask of the device together.
+    cost: Cost,
 }
 
-/// Work of a request.
-#[derive(Clone, Copy, Debug)]
-struct Burden {
-    /// Samples that its images add to calls.
+/// The work that has been taken, by what a cap does to it.
+struct Backlog {
+    /// Time that no cap changes, in efficient batches, as it was measured: of running images and exact plans.
+    fixed: f64,
+    /// Samples that wait: all, and those of requests that accept no rung below, or none above each.
     rows: usize,
-    /// Time in efficient batches, as it was measured.
-    seconds: f64,
-    /// Calls that come one after the other.
-    calls: usize,
-    /// The widest subnet.
-    subnet: usize,
+    floors: Vec<usize>,
+    tops: Vec<usize>,
+}
+
+impl<'a> Rest<'a> {
+    /// Of a request of which so many images have not begun, and none runs.
+    fn waiting(now: Duration, ask: &Ask, menu: &'a Menu, images: u32) -> Self {
+        let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
+        Self { menu, image: ask.rows, due, waiting: ask.rows * images as usize, running: 0, cost: Cost::default() }
+    }
+}
+
+impl Backlog {
+    fn new(runs: &Runs, rungs: usize) -> Self {
+        let mut backlog = Self { fixed: 0.0, rows: 0, floors: vec![0; rungs], tops: vec![0; rungs] };
+        for run in runs.iter() {
+            let left: f64 = run.running.iter().map(|running| running.left).sum();
+            backlog.fixed += left * run.ask.rows as f64;
+            let waiting = run.ask.rows * run.waiting() as usize;
+            match run.menu {
+                Menu::Exact(_, cost) => backlog.fixed += cost.seconds * waiting as f64,
+                Menu::Rungs { floor, top } => {
+                    backlog.rows += waiting;
+                    backlog.floors[floor] += waiting;
+                    backlog.tops[top] += waiting;
+                }
+            }
+        }
+        backlog
+    }
+
+    /// An image with so many samples no longer waits, but runs by a plan that takes `seconds`.
+    fn begin(&mut self, menu: &Menu, rows: usize, seconds: f64) {
+        if let Menu::Rungs { floor, top } = *menu {
+            self.rows -= rows;
+            self.floors[floor] -= rows;
+            self.tops[top] -= rows;
+            self.fixed += seconds * rows as f64;
+        }
+    }
+
+    /// The time of all of it if nothing begins above rung `cap`.
+    fn seconds(&self, ladder: &Ladder, cap: usize) -> f64 {
+        let of = |counts: &[usize], rungs: &[Rung]| -> (usize, f64) {
+            let bound = counts.iter().zip(rungs).filter(|&(&rows, _)| rows > 0);
+            bound.fold((0, 0.0), |(all, seconds), (&rows, rung)| (all + rows, seconds + rows as f64 * rung.cost.seconds))
+        };
+        let rungs = ladder.rungs();
+        let (above, higher) = of(&self.floors[cap + 1..], &rungs[cap + 1..]);
+        let (below, lower) = of(&self.tops[..cap], &rungs[..cap]);
+        self.fixed + higher + lower + (self.rows - above - below) as f64 * rungs[cap].cost.seconds
+    }
 }
 
 impl Elastic {
@@ -85,48 +139,14 @@ impl Elastic {
         }
     }
 
-    /// The lowest and the highest rung that a request accepts; `None` for an exact plan.
-    fn range(&self, wish: &Wish) -> Option<(usize, usize)> {
-        match wish {
-            Wish::Exact(_) => None,
-            Wish::Quality { floor, target } => {
-                let floor = self.ladder.at_least(*floor);
-                Some((floor, self.ladder.at_least(*target).max(floor)))
-            }
-        }
-    }
-
-    /// The rung of a waiting image under a cap; `None` for an exact plan.
-    fn rung(&self, wish: &Wish, cap: usize) -> Option<usize> {
-        self.range(wish).map(|(floor, top)| cap.clamp(floor, top))
-    }
-
-    fn plan(&self, wish: &Wish, cap: usize) -> Arc<Plan> {
-        match (wish, self.rung(wish, cap)) {
-            (Wish::Exact(plan), _) => plan.clone(),
-            (_, rung) => self.ladder.rungs()[rung.unwrap_or(0)].plan.clone(),
-        }
-    }
-
-    /// Time of an image that waits, in efficient batches, and its denoiser calls.
-    fn waiting(&self, wish: &Wish, cap: usize) -> (f64, usize) {
-        match (wish, self.rung(wish, cap)) {
-            (Wish::Exact(plan), _) => (exact_seconds(plan, &self.times), plan.evaluations()),
-            (_, rung) => {
-                let rung = &self.ladder.rungs()[rung.unwrap_or(0)];
-                (rung.seconds, rung.evaluations())
-            }
-        }
-    }
-
     /// Time of what is left of a running image and its calls, where it may be re-planned down to `rung`.
-    fn left(&self, wish: &Wish, running: &Running, rung: Option<usize>) -> (f64, usize) {
+    fn left(&self, menu: &Menu, running: &Running, rung: Option<usize>) -> (f64, usize) {
         let as_it_is = (running.left, running.calls);
-        let Some(rung) = rung.and_then(|cap| self.rung(wish, cap)) else { return as_it_is };
+        let Some(rung) = rung.and_then(|cap| menu.rung(cap)) else { return as_it_is };
         let (step, _) = running.plan.position(running.done);
         let share = (running.plan.steps - step) as f64 / running.plan.steps as f64;
-        let target = &self.ladder.rungs()[rung];
-        let evaluations = target.evaluations() as f64;
+        let target = &self.ladder.rungs()[rung].cost;
+        let evaluations = target.calls as f64;
         let calls = (share * evaluations).round().max(1.0);
         let seconds = target.seconds * calls / evaluations;
         // In the middle of a step the second half comes first.
@@ -134,63 +154,59 @@ impl Elastic {
         if seconds + half.0 < as_it_is.0 { (seconds + half.0, calls as usize + half.1) } else { as_it_is }
     }
 
-    /// What `images` of a request that have not begun will ask of the device.
-    fn burden(&self, ask: &Ask, images: u32, cap: usize) -> Burden {
-        let (seconds, calls) = self.waiting(&ask.wish, cap);
-        let rows = ask.rows as f64 * f64::from(images);
-        Burden { rows: rows as usize, seconds: seconds * rows, calls, subnet: self.subnet(&ask.wish, cap) }
-    }
-
-    /// What is left of a request.
-    fn left_of(&self, run: &Run, squeeze: Squeeze) -> Burden {
-        let none = Burden { rows: 0, seconds: 0.0, calls: 0, subnet: 0 };
-        let mut burden = if run.waiting() == 0 { none } else { self.burden(&run.ask, run.waiting(), squeeze.waiting) };
-        for running in &run.running {
-            let (seconds, calls) = self.left(&run.ask.wish, running, squeeze.running);
-            burden.rows += run.ask.rows;
-            burden.seconds += seconds * run.ask.rows as f64;
-            burden.calls = burden.calls.max(calls);
-            burden.subnet = burden.subnet.max(running.subnet);
+    /// What is left of a request whose running images may be re-planned down to rung `running`.
+    fn rest<'a>(&self, now: Duration, run: &'a Run, running: Option<usize>) -> Rest<'a> {
+        let mut rest = Rest::waiting(now, &run.ask, &run.menu, run.waiting());
+        for image in &run.running {
+            let (seconds, calls) = self.left(&run.menu, image, running);
+            rest.running += run.ask.rows;
+            rest.cost.seconds += seconds * run.ask.rows as f64;
+            rest.cost.calls = rest.cost.calls.max(calls);
+            rest.cost.subnet = rest.cost.subnet.max(image.subnet);
         }
-        burden
+        rest
     }
 
-    /// The largest lateness of any deadline, in seconds (negative: how much time is to spare), if work is done in the
-    /// order of deadlines under `squeeze` and `extra` is taken too.
-    fn lateness(&self, now: Duration, squeeze: Squeeze, extra: Option<&Ask>, safety: f64) -> f64 {
+    /// What is left of all requests, `extra` among them, in the order of their deadlines.
+    fn agenda<'a>(&'a self, now: Duration, running: Option<usize>, extra: Option<(&Ask, &'a Menu)>) -> Vec<Rest<'a>> {
+        let mut agenda = Vec::with_capacity(self.runs.len() + 1);
+        agenda.extend(self.runs.iter().map(|run| self.rest(now, run, running)));
+        if let Some((ask, menu)) = extra {
+            agenda.insert(self.runs.place(ask), Rest::waiting(now, ask, menu, ask.images));
+        }
+        agenda
+    }
+
+    /// How late each request of the agenda is, in seconds (negative: how much time is to spare), if work is done in this
+    /// order and images that wait run on rung `cap` at most.
+    fn lateness(&self, now: Duration, agenda: &[Rest], cap: usize, safety: f64) -> impl Iterator<Item = f64> {
         let scale = safety * self.times.scale();
         let begun = self.busy_until.saturating_sub(now).as_secs_f64();
-        let (mut seconds, mut rows, mut worst) = (0.0, 0, f64::NEG_INFINITY);
-        let mut add = |ask: &Ask, burden: Burden| {
-            seconds += burden.seconds;
-            rows += burden.rows;
+        let (mut seconds, mut rows) = (0.0, 0);
+        agenda.iter().map(move |rest| {
+            let Cost { mut calls, mut subnet, .. } = rest.cost;
+            if rest.waiting > 0 {
+                let cost = self.ladder.cost(rest.menu, cap);
+                seconds += cost.seconds * rest.waiting as f64;
+                (calls, subnet) = (calls.max(cost.calls), subnet.max(cost.subnet));
+            }
+            seconds += rest.cost.seconds;
+            rows += rest.waiting + rest.running;
             // Its calls come one after the other, each with what is as urgent; others join only where there is time.
-            let batch = self.times.efficient_batch(burden.subnet).min(rows).max(ask.rows.min(self.max_batch));
-            let alone = burden.calls as f64 * self.times.measured(burden.subnet, batch);
-            let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
-            worst = f64::max(worst, begun + scale * f64::max(seconds, alone) - due);
-        };
-        let place = extra.map(|ask| self.runs.place(ask));
-        let runs = self.runs.iter().map(Some).chain([None]).enumerate();
-        for (index, run) in runs {
-            if let Some(ask) = extra.filter(|_| place == Some(index)) {
-                add(ask, self.burden(ask, ask.images, squeeze.waiting));
-            }
-            if let Some(run) = run {
-                add(&run.ask, self.left_of(run, squeeze));
-            }
-        }
-        worst
+            let batch = self.times.efficient_batch(subnet).min(rows).max(rest.image.min(self.max_batch));
+            let alone = calls as f64 * self.times.measured(subnet, batch);
+            begun + scale * f64::max(seconds, alone) - rest.due
+        })
     }
 
-    /// The widest subnet of a waiting image's plan.
-    fn subnet(&self, wish: &Wish, cap: usize) -> usize {
-        match (wish, self.rung(wish, cap)) {
-            (Wish::Exact(plan), _) => {
-                plan.widths.iter().filter_map(|run| self.times.subnet(&run.subnet)).max().unwrap_or(0)
-            }
-            (_, rung) => self.ladder.rungs()[rung.unwrap_or(0)].widest(),
-        }
+    /// The largest lateness of any request of the agenda.
+    fn worst(&self, now: Duration, agenda: &[Rest], cap: usize, safety: f64) -> f64 {
+        self.lateness(now, agenda, cap, safety).fold(f64::NEG_INFINITY, f64::max)
+    }
+
+    /// Whether all deadlines hold.
+    fn holds(&self, now: Duration, agenda: &[Rest], cap: usize) -> bool {
+        self.lateness(now, agenda, cap, PLANNING_SAFETY).all(|late| late <= 0.0)
     }
 
     /// The highest rung for which `holds`, which holds below any rung for which it holds; `None` if it never does.
@@ -204,19 +220,19 @@ impl Elastic {
     }
 
     /// The highest rung at which all deadlines hold; `None` where they do not hold even with the fastest plans.
-    fn urgent_cap(&self, now: Duration, extra: Option<&Ask>) -> Option<usize> {
-        let squeeze = |cap| Squeeze { waiting: cap, running: None };
-        self.highest(|cap| self.lateness(now, squeeze(cap), extra, PLANNING_SAFETY) <= 0.0)
+    fn urgent_cap(&self, now: Duration, extra: Option<(&Ask, &Menu)>) -> Option<usize> {
+        let agenda = self.agenda(now, None, extra);
+        self.highest(|cap| self.holds(now, &agenda, cap))
     }
 
     /// The rung at which the work that waits and the work that will arrive is done within the horizon, and how much of
     /// the way to the next one there would be time for, from 0 to 1.
-    fn fair_cap(&self) -> (usize, f64) {
+    fn fair_cap(&self, backlog: &Backlog) -> (usize, f64) {
         let Some(within) = self.demand.within() else { return (self.ladder.top(), 0.0) };
         let horizon = (HORIZON * within).min(MAX_HORIZON_S) / self.times.scale();
         let total = |cap: usize| {
-            let arrives = horizon * self.demand.at(cap, |rung| self.ladder.rungs()[rung].seconds);
-            work(&self.runs, |wish| self.waiting(wish, cap).0) + arrives
+            let arrives = horizon * self.demand.at(cap, |rung| self.ladder.rungs()[rung].cost.seconds);
+            backlog.seconds(&self.ladder, cap) + arrives
         };
         let time = UTILISATION * horizon;
         // The lowest rung need not be sustainable: there is no other.
@@ -229,8 +245,8 @@ impl Elastic {
     }
 
     /// The rung under which the next image of a request begins.
-    fn next_cap(&mut self, now: Duration, urgent: usize, ask: &Ask) -> usize {
-        let (fair, rest) = self.fair_cap();
+    fn next_cap(&mut self, now: Duration, urgent: usize, backlog: &Backlog, place: usize) -> usize {
+        let (fair, rest) = self.fair_cap(backlog);
         self.owed += rest;
         let fair = if self.owed >= 1.0 && fair < self.ladder.top() {
             self.owed -= 1.0;
@@ -243,10 +259,10 @@ impl Elastic {
             return fair;
         }
         // All cannot have the next rung, but perhaps this one can.
-        let rungs = self.ladder.rungs();
+        let (rungs, ask) = (self.ladder.rungs(), &self.runs[place].ask);
         let scale = PLANNING_SAFETY * self.times.scale();
-        let more = scale * (rungs[urgent + 1].seconds - rungs[urgent].seconds) * ask.rows as f64;
-        let late = self.lateness(now, Squeeze { waiting: urgent, running: None }, None, PLANNING_SAFETY);
+        let more = scale * (rungs[urgent + 1].cost.seconds - rungs[urgent].cost.seconds) * ask.rows as f64;
+        let late = self.worst(now, &self.agenda(now, None, None), urgent, PLANNING_SAFETY);
         let calls = rungs[urgent + 1].calls.iter();
         let own: f64 = calls.map(|&(subnet, count)| count as f64 * self.times.measured(subnet, ask.rows)).sum();
         let due = ask.deadline.saturating_sub(now).as_secs_f64();
@@ -254,22 +270,22 @@ impl Elastic {
     }
 
     /// Time of a request on an idle machine with the fastest plans that it accepts, as it was measured.
-    fn idle(&self, ask: &Ask) -> f64 {
-        let (seconds, calls) = self.waiting(&ask.wish, 0);
-        let alone = calls as f64 * self.times.measured(self.subnet(&ask.wish, 0), ask.rows);
+    fn idle(&self, ask: &Ask, menu: &Menu) -> f64 {
+        let Cost { seconds, calls, subnet } = self.ladder.cost(menu, 0);
+        let alone = calls as f64 * self.times.measured(subnet, ask.rows);
         alone.max(seconds * ask.rows as f64 * f64::from(ask.images))
     }
 
     /// Shortens running images until deadlines hold, or as far as their clients accept.
     fn squeeze(&mut self, now: Duration) -> Vec<(Member, Arc<Plan>)> {
-        let with = |rung| Squeeze { waiting: 0, running: Some(rung) };
-        let rung = self.highest(|rung| self.lateness(now, with(rung), None, PLANNING_SAFETY) <= 0.0).unwrap_or(0);
+        let holds = |rung| self.holds(now, &self.agenda(now, Some(rung), None), 0);
+        let rung = self.highest(holds).unwrap_or(0);
         let mut changes = Vec::new();
         for run in self.runs.iter() {
             for running in &run.running {
                 let Some(step) = running.boundary() else { continue };
-                let Some(target) = self.rung(&run.ask.wish, rung) else { continue };
-                if self.left(&run.ask.wish, running, Some(rung)).0 >= running.left {
+                let Some(target) = run.menu.rung(rung) else { continue };
+                if self.left(&run.menu, running, Some(rung)).0 >= running.left {
                     continue;
                 }
                 let rest = self.ladder.rest(target, &running.plan, step);
@@ -296,12 +312,12 @@ impl Elastic {
 
     /// The plan by which an image under `cap` joins calls of `subnet` that have so many rows: its own if that begins
     /// there, or else a better one that does and takes no longer in their company than its own would apart.
-    fn joining(&self, wish: &Wish, cap: usize, subnet: usize, rows: usize) -> Option<Arc<Plan>> {
-        let own = self.plan(wish, cap);
+    fn joining(&self, menu: &Menu, cap: usize, subnet: usize, rows: usize) -> Option<Arc<Plan>> {
+        let own = self.ladder.plan(menu, cap);
         if self.times.subnet(own.subnet_at(0)) == Some(subnet) {
-            return Some(own);
+            return Some(own.clone());
         }
-        let (floor, top) = self.range(wish)?;
+        let Menu::Rungs { floor, top } = *menu else { return None };
         let (rungs, low) = (self.ladder.rungs(), cap.clamp(floor, top));
         // What one more sample adds to the calls of a subnet, given how many are there.
         let more = |subnet: usize, rows: usize| {
@@ -321,35 +337,53 @@ impl Elastic {
         let better = rungs.get(low + 1..=top).unwrap_or_default();
         better.iter().find(together).map(|rung| rung.plan.clone())
     }
-}
 
-impl Policy for Elastic {
-    fn quote(&self, ask: &Ask) -> Result<Planned, Refusal> {
-        let takes = self.times.scale() * self.idle(ask);
+    /// What a request that arrives now is promised, or why it is not taken.
+    fn offer(&self, ask: &Ask, menu: &Menu) -> Result<Planned, Refusal> {
+        let takes = self.times.scale() * self.idle(ask, menu);
         if takes > ask.within().as_secs_f64() {
             let takes = Duration::from_secs_f64(takes);
-            return Err(Refusal::Infeasible { fastest: self.plan(&ask.wish, 0), takes });
+            return Err(Refusal::Infeasible { fastest: self.ladder.plan(menu, 0).clone(), takes });
         }
-        let fastest = Squeeze { waiting: 0, running: Some(0) };
-        let late = self.lateness(ask.arrived, fastest, Some(ask), ADMISSION_SAFETY);
+        let squeezed = self.agenda(ask.arrived, Some(0), Some((ask, menu)));
+        let late = self.worst(ask.arrived, &squeezed, 0, ADMISSION_SAFETY);
         if late > 0.0 && !self.runs.is_empty() {
             let retry_after = Duration::from_secs_f64(late).min(MAX_RETRY);
             return Err(Refusal::Overloaded { retry_after });
         }
-        let cap = self.urgent_cap(ask.arrived, Some(ask)).unwrap_or(0).min(self.fair_cap().0);
-        let plan = self.plan(&ask.wish, cap);
+        let urgent = self.urgent_cap(ask.arrived, Some((ask, menu))).unwrap_or(0);
+        let plan = self.ladder.plan(menu, urgent.min(self.fair_cap(&self.backlog()).0)).clone();
         Ok(Planned { quality: self.ladder.quality(&plan), plan })
+    }
+
+    fn backlog(&self) -> Backlog {
+        Backlog::new(&self.runs, self.ladder.rungs().len())
+    }
+
+    /// Begins the next image of the request at `place` with `plan`.
+    fn begin(&mut self, place: usize, plan: Arc<Plan>, backlog: &mut Backlog) -> (Member, Arc<Plan>) {
+        let member = self.runs.begin(place, plan.clone(), &self.times);
+        let run = &self.runs[place];
+        backlog.begin(&run.menu, run.ask.rows, run.running.last().map_or(0.0, |image| image.left));
+        (member, plan)
+    }
+}
+
+impl Policy for Elastic {
+    fn quote(&self, ask: &Ask) -> Result<Planned, Refusal> {
+        self.offer(ask, &self.ladder.menu(&ask.wish, &self.times))
     }
 
     fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
         // Before the demand knows of it: what a request gets depends on the others and on its own budget alone.
-        let planned = self.quote(&ask);
+        let menu = self.ladder.menu(&ask.wish, &self.times);
+        let planned = self.offer(&ask, &menu);
         let (within, rows) = (ask.within(), ask.rows as f64 * f64::from(ask.images));
-        match self.range(&ask.wish) {
-            Some((_, top)) => self.demand.ask(ask.arrived, within, top, rows),
-            None => self.demand.ask_exact(ask.arrived, within, rows * self.waiting(&ask.wish, 0).0),
+        match menu {
+            Menu::Rungs { top, .. } => self.demand.ask(ask.arrived, within, top, rows),
+            Menu::Exact(_, cost) => self.demand.ask_exact(ask.arrived, within, rows * cost.seconds),
         }
-        planned.inspect(|_| self.runs.insert(ask))
+        planned.inspect(|_| self.runs.insert(ask, menu))
     }
 
     fn next(&mut self, now: Duration) -> Option<Turn> {
@@ -358,13 +392,13 @@ impl Policy for Elastic {
             plans = self.squeeze(now);
             0
         });
+        let mut backlog = self.backlog();
         // The most urgent request leads; its next image begins where none of it runs.
         let leader = self.runs.iter().next()?;
         if leader.running.is_empty() {
-            let ask = leader.ask.clone();
-            let cap = self.next_cap(now, urgent, &ask);
-            let plan = self.plan(&ask.wish, cap);
-            plans.push((self.runs.begin(0, plan.clone(), &self.times), plan));
+            let cap = self.next_cap(now, urgent, &backlog, 0);
+            let plan = self.ladder.plan(&self.runs[0].menu, cap).clone();
+            plans.push(self.begin(0, plan, &mut backlog));
         }
         let leader = self.runs.iter().next()?;
         let first = leader.running.first()?;
@@ -372,18 +406,17 @@ impl Policy for Elastic {
         // Others begin while there is room beside those that run already.
         let mut members = fill(&self.runs, subnet, batch);
         while let Some(place) = self.runs.iter().position(|run| run.waiting() > 0) {
-            let run = self.runs.iter().nth(place)?;
-            let (ask, company) = (run.ask.clone(), rows(&self.runs, &members));
-            if company + ask.rows > batch {
+            let company = rows(&self.runs, &members);
+            if company + self.runs[place].ask.rows > batch {
                 break;
             }
             let owed = self.owed;
-            let cap = self.next_cap(now, urgent, &ask);
-            let Some(plan) = self.joining(&ask.wish, cap, subnet, company) else {
+            let cap = self.next_cap(now, urgent, &backlog, place);
+            let Some(plan) = self.joining(&self.runs[place].menu, cap, subnet, company) else {
                 self.owed = owed;
                 break;
             };
-            plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
+            plans.push(self.begin(place, plan, &mut backlog));
             members = fill(&self.runs, subnet, batch);
         }
         let takes = self.times.call(subnet, rows(&self.runs, &members));
@@ -401,8 +434,8 @@ impl Policy for Elastic {
     }
 
     fn work(&self) -> Duration {
-        let image = |wish: &Wish| self.waiting(wish, 0).0;
-        Duration::from_secs_f64(self.times.scale() * work(&self.runs, image))
+        let seconds = work(&self.runs, |menu| self.ladder.cost(menu, 0).seconds);
+        Duration::from_secs_f64(self.times.scale() * seconds)
     }
 }
 
@@ -419,9 +452,9 @@ mod tests {
             let plans = [("dpmpp2m-4@0.250", 0.8), ("dpmpp2m-8@full", 0.96)];
             let ladder = Ladder::new(plans.map(|(plan, quality)| (plan.parse().unwrap(), quality)), &times).unwrap();
             let policy = Elastic::new(ladder, times, 8);
-            let plan = |target| policy.joining(&Wish::Quality { floor: 0.0, target }, 0, 2, 2);
-            assert_eq!(plan(0.8), None, "it may have no better one");
-            plan(1.0).map(|plan| plan.to_string())
+            let plan = |top| policy.joining(&Menu::Rungs { floor: 0, top }, 0, 2, 2);
+            assert_eq!(plan(0), None, "it may have no better one");
+            plan(1).map(|plan| plan.to_string())
         };
         // Eight more samples in calls that run anyway, or four calls of its own of 4 ms together.
         assert_eq!(joins(7.0).as_deref(), Some("dpmpp2m-8@full"), "0.43 ms more a call");
