@@ -8,9 +8,13 @@
 //!   grows ever more slowly with time: a second taken from a good image and given to a poor one is a gain. Where the
 //!   time lies between two rungs, images take turns on them.
 //! - **Running images are re-planned** only if deadlines do not hold otherwise: then what is left of them is shortened.
-//! - **The most urgent image leads**; its call is filled up with others at the same subnet, in the order of their
-//!   deadlines, up to the batch at which a sample is cheapest, or less where the leader has no time for that. An image
-//!   that would begin at another width takes the leader's instead where that costs no more in its company.
+//! - **Requests take turns**: a call is led by the one that has waited longest for what it asks, that is, whose time since
+//!   its arrival is the largest multiple of what it takes on an idle machine. So a short request does not wait for the end
+//!   of a long one, and a long one, whose turn comes nearer with all the time that it waits, does not starve. Where the
+//!   deadlines have no call to spare, the most urgent one leads.
+//! - **A call is filled up** with images at the leader's subnet, in the same order, up to the batch at which a sample is
+//!   cheapest, or less where the leader has no time for that. An image that would begin at another width takes the
+//!   leader's instead where that costs no more in its company.
 
 use super::{fill, ran, rows, work};
 use crate::diffusion::plan::Plan;
@@ -32,6 +36,8 @@ const HORIZON: f64 = 1.0;
 const MAX_HORIZON_S: f64 = 2.0;
 /// How much of the horizon is given out. Above 1 some work always waits, so that the device never does.
 const UTILISATION: f64 = 1.2;
+/// An exact plan cannot degrade: others leave it the time to be done in so many times what it takes on an idle machine.
+const PACE: f64 = 4.0;
 /// Retry-After at most.
 const MAX_RETRY: Duration = Duration::from_secs(300);
 
@@ -66,7 +72,8 @@ struct Rest<'a> {
 
 /// The work that has been taken, by what a cap does to it.
 struct Backlog {
-    /// Time that no cap changes, in efficient batches, as it was measured: of running images and exact plans.
+    /// Time that no cap changes, in efficient batches, as it was measured: of running images and, as far as others leave
+    /// them time, exact plans.
     fixed: f64,
     /// Samples that wait: all, and those of requests that accept no rung below, or none above each.
     rows: usize,
@@ -83,15 +90,19 @@ impl<'a> Rest<'a> {
 }
 
 impl Backlog {
-    fn new(runs: &Runs, rungs: usize) -> Self {
+    /// Of these requests, on a ladder of so many rungs; `share` says how much of an exact plan's work counts.
+    fn new(runs: &Runs, rungs: usize, share: impl Fn(&Ask, Cost) -> f64) -> Self {
         let mut backlog = Self { fixed: 0.0, rows: 0, floors: vec![0; rungs], tops: vec![0; rungs] };
         for run in runs.iter() {
             let left: f64 = run.running.iter().map(|running| running.left).sum();
-            backlog.fixed += left * run.ask.rows as f64;
+            let left = left * run.ask.rows as f64;
             let waiting = run.ask.rows * run.waiting() as usize;
             match run.menu {
-                Menu::Exact(_, cost) => backlog.fixed += cost.seconds * waiting as f64,
+                Menu::Exact(_, cost) => {
+                    backlog.fixed += share(&run.ask, cost) * (left + cost.seconds * waiting as f64);
+                }
                 Menu::Rungs { floor, top } => {
+                    backlog.fixed += left;
                     backlog.rows += waiting;
                     backlog.floors[floor] += waiting;
                     backlog.tops[top] += waiting;
@@ -115,7 +126,8 @@ impl Backlog {
     fn seconds(&self, ladder: &Ladder, cap: usize) -> f64 {
         let of = |counts: &[usize], rungs: &[Rung]| -> (usize, f64) {
             let bound = counts.iter().zip(rungs).filter(|&(&rows, _)| rows > 0);
-            bound.fold((0, 0.0), |(all, seconds), (&rows, rung)| (all + rows, seconds + rows as f64 * rung.cost.seconds))
+            bound
+                .fold((0, 0.0), |(all, seconds), (&rows, rung)| (all + rows, seconds + rows as f64 * rung.cost.seconds))
         };
         let rungs = ladder.rungs();
         let (above, higher) = of(&self.floors[cap + 1..], &rungs[cap + 1..]);
@@ -220,16 +232,25 @@ impl Elastic {
     }
 
     /// The highest rung at which all deadlines hold; `None` where they do not hold even with the fastest plans.
-    fn urgent_cap(&self, now: Duration, extra: Option<(&Ask, &Menu)>) -> Option<usize> {
-        let agenda = self.agenda(now, None, extra);
-        self.highest(|cap| self.holds(now, &agenda, cap))
+    fn urgent_cap(&self, now: Duration, agenda: &[Rest]) -> Option<usize> {
+        self.highest(|cap| self.holds(now, agenda, cap))
+    }
+
+    /// The horizon in which work shall be done, in seconds as they were measured; `None` before the first request.
+    fn horizon(&self) -> Option<f64> {
+        Some((HORIZON * self.demand.within()?).min(MAX_HORIZON_S) / self.times.scale())
+    }
+
+    /// How much of an exact plan's work falls into the horizon, if it goes on at its pace.
+    fn share(&self, ask: &Ask, cost: Cost) -> f64 {
+        let paced = PACE * self.idle(ask, cost);
+        self.horizon().filter(|&horizon| horizon < paced).map_or(1.0, |horizon| horizon / paced)
     }
 
     /// The rung at which the work that waits and the work that will arrive is done within the horizon, and how much of
     /// the way to the next one there would be time for, from 0 to 1.
     fn fair_cap(&self, backlog: &Backlog) -> (usize, f64) {
-        let Some(within) = self.demand.within() else { return (self.ladder.top(), 0.0) };
-        let horizon = (HORIZON * within).min(MAX_HORIZON_S) / self.times.scale();
+        let Some(horizon) = self.horizon() else { return (self.ladder.top(), 0.0) };
         let total = |cap: usize| {
             let arrives = horizon * self.demand.at(cap, |rung| self.ladder.rungs()[rung].cost.seconds);
             backlog.seconds(&self.ladder, cap) + arrives
@@ -269,11 +290,31 @@ impl Elastic {
         if late + more <= 0.0 && scale * own <= due { urgent + 1 } else { urgent }
     }
 
-    /// Time of a request on an idle machine with the fastest plans that it accepts, as it was measured.
-    fn idle(&self, ask: &Ask, menu: &Menu) -> f64 {
-        let Cost { seconds, calls, subnet } = self.ladder.cost(menu, 0);
-        let alone = calls as f64 * self.times.measured(subnet, ask.rows);
-        alone.max(seconds * ask.rows as f64 * f64::from(ask.images))
+    /// Time of a request on an idle machine where each image has this cost, in seconds as they were measured.
+    fn idle(&self, ask: &Ask, cost: Cost) -> f64 {
+        let alone = cost.calls as f64 * self.times.measured(cost.subnet, ask.rows);
+        alone.max(cost.seconds * ask.rows as f64 * f64::from(ask.images))
+    }
+
+    /// How long a request is here, as a multiple of the time that the best it accepts takes on an idle machine, or that it
+    /// has if that is less.
+    fn stretch(&self, now: Duration, run: &Run) -> f64 {
+        let best = self.idle(&run.ask, self.ladder.cost(&run.menu, self.ladder.top()));
+        let here = now.saturating_sub(run.ask.arrived).as_secs_f64();
+        here / best.min(run.ask.within().as_secs_f64())
+    }
+
+    /// The places of the requests in the order in which they are served: the most stretched first if all deadlines hold
+    /// under the cap `urgent` and would after any other call too, else the most urgent.
+    fn turns(&self, now: Duration, agenda: &[Rest], urgent: Option<usize>) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.runs.len()).collect();
+        let longest = (0..self.times.subnets().len()).map(|subnet| self.times.call(subnet, self.max_batch));
+        let longest = PLANNING_SAFETY * longest.fold(0.0, f64::max);
+        if urgent.is_some_and(|cap| self.worst(now, agenda, cap, PLANNING_SAFETY) + longest <= 0.0) {
+            let stretches: Vec<f64> = self.runs.iter().map(|run| self.stretch(now, run)).collect();
+            places.sort_by(|&a, &b| stretches[b].total_cmp(&stretches[a]));
+        }
+        places
     }
 
     /// Shortens running images until deadlines hold, or as far as their clients accept.
@@ -340,7 +381,7 @@ impl Elastic {
 
     /// What a request that arrives now is promised, or why it is not taken.
     fn offer(&self, ask: &Ask, menu: &Menu) -> Result<Planned, Refusal> {
-        let takes = self.times.scale() * self.idle(ask, menu);
+        let takes = self.times.scale() * self.idle(ask, self.ladder.cost(menu, 0));
         if takes > ask.within().as_secs_f64() {
             let takes = Duration::from_secs_f64(takes);
             return Err(Refusal::Infeasible { fastest: self.ladder.plan(menu, 0).clone(), takes });
@@ -351,13 +392,14 @@ impl Elastic {
             let retry_after = Duration::from_secs_f64(late).min(MAX_RETRY);
             return Err(Refusal::Overloaded { retry_after });
         }
-        let urgent = self.urgent_cap(ask.arrived, Some((ask, menu))).unwrap_or(0);
+        let agenda = self.agenda(ask.arrived, None, Some((ask, menu)));
+        let urgent = self.urgent_cap(ask.arrived, &agenda).unwrap_or(0);
         let plan = self.ladder.plan(menu, urgent.min(self.fair_cap(&self.backlog()).0)).clone();
         Ok(Planned { quality: self.ladder.quality(&plan), plan })
     }
 
     fn backlog(&self) -> Backlog {
-        Backlog::new(&self.runs, self.ladder.rungs().len())
+        Backlog::new(&self.runs, self.ladder.rungs().len(), |ask, cost| self.share(ask, cost))
     }
 
     /// Begins the next image of the request at `place` with `plan`.
@@ -381,31 +423,33 @@ impl Policy for Elastic {
         let (within, rows) = (ask.within(), ask.rows as f64 * f64::from(ask.images));
         match menu {
             Menu::Rungs { top, .. } => self.demand.ask(ask.arrived, within, top, rows),
-            Menu::Exact(_, cost) => self.demand.ask_exact(ask.arrived, within, rows * cost.seconds),
+            Menu::Exact(_, cost) => {
+                self.demand.ask_exact(ask.arrived, within, self.share(&ask, cost) * rows * cost.seconds);
+            }
         }
         planned.inspect(|_| self.runs.insert(ask, menu))
     }
 
     fn next(&mut self, now: Duration) -> Option<Turn> {
-        let mut plans = Vec::new();
-        let urgent = self.urgent_cap(now, None).unwrap_or_else(|| {
-            plans = self.squeeze(now);
-            0
-        });
-        let mut backlog = self.backlog();
-        // The most urgent request leads; its next image begins where none of it runs.
-        let leader = self.runs.iter().next()?;
-        if leader.running.is_empty() {
-            let cap = self.next_cap(now, urgent, &backlog, 0);
-            let plan = self.ladder.plan(&self.runs[0].menu, cap).clone();
-            plans.push(self.begin(0, plan, &mut backlog));
+        let agenda = self.agenda(now, None, None);
+        let urgent = self.urgent_cap(now, &agenda);
+        let turns = self.turns(now, &agenda, urgent);
+        let mut plans = if urgent.is_none() { self.squeeze(now) } else { Vec::new() };
+        let (urgent, mut backlog) = (urgent.unwrap_or(0), self.backlog());
+        // The first in turn leads; its next image begins where none of it runs.
+        let &first = turns.first()?;
+        if self.runs[first].running.is_empty() {
+            let cap = self.next_cap(now, urgent, &backlog, first);
+            let plan = self.ladder.plan(&self.runs[first].menu, cap).clone();
+            plans.push(self.begin(first, plan, &mut backlog));
         }
-        let leader = self.runs.iter().next()?;
-        let first = leader.running.first()?;
-        let (subnet, batch) = (first.subnet, self.batch(now, leader, first));
+        let leader = &self.runs[first];
+        let image = leader.running.first()?;
+        let (subnet, batch) = (image.subnet, self.batch(now, leader, image));
         // Others begin while there is room beside those that run already.
-        let mut members = fill(&self.runs, subnet, batch);
-        while let Some(place) = self.runs.iter().position(|run| run.waiting() > 0) {
+        let fill = |runs: &Runs| fill(turns.iter().map(|&place| &runs[place]), subnet, batch);
+        let mut members = fill(&self.runs);
+        while let Some(&place) = turns.iter().find(|&&place| self.runs[place].waiting() > 0) {
             let company = rows(&self.runs, &members);
             if company + self.runs[place].ask.rows > batch {
                 break;
@@ -417,7 +461,7 @@ impl Policy for Elastic {
                 break;
             };
             plans.push(self.begin(place, plan, &mut backlog));
-            members = fill(&self.runs, subnet, batch);
+            members = fill(&self.runs);
         }
         let takes = self.times.call(subnet, rows(&self.runs, &members));
         self.busy_until = now + Duration::from_secs_f64(takes);
@@ -442,6 +486,9 @@ impl Policy for Elastic {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::policy::Wish;
+    use crate::routing::ladder::tests::{ladder, times};
+    use proptest::prelude::*;
 
     #[test]
     fn where_company_is_cheap_an_image_takes_the_width_that_runs() {
@@ -459,5 +506,130 @@ mod tests {
         // Eight more samples in calls that run anyway, or four calls of its own of 4 ms together.
         assert_eq!(joins(7.0).as_deref(), Some("dpmpp2m-8@full"), "0.43 ms more a call");
         assert_eq!(joins(8.0), None, "0.57 ms more a call");
+    }
+
+    /// What the policy computes from what it keeps beside each request, computed from what the requests asked.
+    mod plain {
+        use super::super::*;
+        use crate::engine::policy::Wish;
+        use crate::routing::ladder;
+
+        /// The seconds, calls and widest subnet of an image that waits.
+        fn waiting(policy: &Elastic, wish: &Wish, cap: usize) -> (f64, usize, usize) {
+            let (ladder, times) = (&policy.ladder, &policy.times);
+            let plan = match wish {
+                Wish::Exact(plan) => plan,
+                Wish::Quality { floor, target } => {
+                    let floor = ladder.at_least(*floor);
+                    &ladder.rungs()[cap.clamp(floor, ladder.at_least(*target).max(floor))].plan
+                }
+            };
+            let calls = ladder::calls(plan, 0, times).unwrap();
+            let widest = calls.iter().map(|&(subnet, _)| subnet).max().unwrap();
+            (ladder::seconds(&calls, times), plan.evaluations(), widest)
+        }
+
+        pub fn lateness(policy: &Elastic, now: Duration, cap: usize, extra: &Ask, safety: f64) -> f64 {
+            let mut all: Vec<(&Ask, &[Running], u32)> =
+                policy.runs.iter().map(|run| (&run.ask, &run.running[..], run.waiting())).collect();
+            all.push((extra, &[], extra.images));
+            all.sort_by_key(|(ask, ..)| (ask.deadline, ask.id));
+            let begun = policy.busy_until.saturating_sub(now).as_secs_f64();
+            let (mut before, mut rows, mut worst) = (0.0, 0, f64::NEG_INFINITY);
+            for (ask, running, images) in all {
+                let fresh = (images > 0).then(|| waiting(policy, &ask.wish, cap));
+                let (mut calls, mut subnet) = fresh.map_or((0, 0), |(_, calls, subnet)| (calls, subnet));
+                before += fresh.map_or(0.0, |(seconds, ..)| seconds * (ask.rows * images as usize) as f64);
+                for image in running {
+                    before += image.left * ask.rows as f64;
+                    (calls, subnet) = (calls.max(image.calls), subnet.max(image.subnet));
+                }
+                rows += ask.rows * (images as usize + running.len());
+                let batch = policy.times.efficient_batch(subnet).min(rows).max(ask.rows.min(policy.max_batch));
+                let alone = calls as f64 * policy.times.measured(subnet, batch);
+                let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
+                worst = worst.max(begun + safety * policy.times.scale() * before.max(alone) - due);
+            }
+            worst
+        }
+
+        pub fn backlog(policy: &Elastic, cap: usize) -> f64 {
+            let of = |run: &Run| {
+                let running: f64 = run.running.iter().map(|image| image.left).sum();
+                let (seconds, calls, subnet) = waiting(policy, &run.ask.wish, cap);
+                let share = match run.ask.wish {
+                    Wish::Exact(_) => policy.share(&run.ask, Cost { seconds, calls, subnet }),
+                    Wish::Quality { .. } => 1.0,
+                };
+                share * (running + f64::from(run.waiting()) * seconds) * run.ask.rows as f64
+            };
+            policy.runs.iter().map(of).sum()
+        }
+    }
+
+    type Asked = (f64, f64, u32, usize, Option<(f64, f64)>);
+
+    /// A request for an exact plan, or for qualities between a floor and a target.
+    fn ask(id: RequestId, now: f64, (_, within, images, rows, qualities): &Asked) -> Ask {
+        let wish = match *qualities {
+            None => Wish::Exact(Arc::new("heun-3@0.250*1,full*2".parse().unwrap())),
+            Some((floor, target)) => Wish::Quality { floor, target },
+        };
+        let (arrived, deadline) = (Duration::from_secs_f64(now), Duration::from_secs_f64(now + within));
+        Ask { id, arrived, deadline, images: *images, rows: *rows, wish }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_beside_requests_gives_the_same_decisions_as_what_they_asked(
+            asked in prop::collection::vec(
+                (0.0f64..0.1, 0.05f64..3.0, 1u32..5, 1usize..3, prop::option::of((0.0f64..1.0, 0.0f64..1.0))), 2..20),
+            turns in 0usize..30,
+        ) {
+            let mut policy = Elastic::new(ladder(), times(), 8);
+            let mut now = 0.0;
+            let (extra, taken) = asked.split_last().unwrap();
+            for (id, asked) in taken.iter().enumerate() {
+                now += asked.0;
+                let _ = policy.admit(ask(id as RequestId, now, asked));
+            }
+            for _ in 0..turns {
+                let Some(turn) = policy.next(Duration::from_secs_f64(now)) else { break };
+                let took = times().measured(turn.subnet, super::rows(&policy.runs, &turn.members));
+                now += took;
+                policy.ran(&turn, Duration::from_secs_f64(took), Duration::from_secs_f64(now));
+            }
+            let (extra, now) = (ask(1000, now, extra), Duration::from_secs_f64(now));
+            let menu = policy.ladder.menu(&extra.wish, &policy.times);
+            let agenda = policy.agenda(now, None, Some((&extra, &menu)));
+            let top = policy.ladder.top();
+            for cap in 0..=top {
+                let (ours, plain) = (policy.worst(now, &agenda, cap, 1.2), plain::lateness(&policy, now, cap, &extra, 1.2));
+                prop_assert!((ours - plain).abs() < 1e-9, "{cap}: {ours} {plain}");
+                let (ours, plain) = (policy.backlog().seconds(&policy.ladder, cap), plain::backlog(&policy, cap));
+                prop_assert!((ours - plain).abs() < 1e-9, "{cap}: {ours} {plain}");
+            }
+            let urgent = policy.highest(|cap| plain::lateness(&policy, now, cap, &extra, PLANNING_SAFETY) <= 0.0);
+            prop_assert_eq!(policy.urgent_cap(now, &agenda), urgent);
+        }
+
+        #[test]
+        fn work_that_begins_is_work_as_before(
+            asked in prop::collection::vec(
+                (0.0f64..0.1, 1.0f64..30.0, 1u32..5, 1usize..3, prop::option::of((0.0f64..1.0, 0.0f64..1.0))), 1..20),
+            cap in 0usize..5,
+        ) {
+            let mut policy = Elastic::new(ladder(), times(), 8);
+            (0..).zip(&asked).for_each(|(id, asked)| drop(policy.admit(ask(id, 0.0, asked))));
+            let mut backlog = policy.backlog();
+            while let Some(place) = policy.runs.iter().position(|run| run.waiting() > 0) {
+                let plan = policy.ladder.plan(&policy.runs[place].menu, cap).clone();
+                policy.begin(place, plan, &mut backlog);
+                for cap in 0..5 {
+                    let anew = policy.backlog().seconds(&policy.ladder, cap);
+                    prop_assert!((backlog.seconds(&policy.ladder, cap) - anew).abs() < 1e-9);
+                }
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Runs one plan, but where a request names its own; batches by step, in the order of arrival; refuses nothing and knows
-/// no deadlines.
+/// no deadlines. A short request waits for long ones before it, as it does in such a server.
 #[derive(Clone, Debug)]
 pub struct Fixed {
     plan: Arc<Plan>,
@@ -68,7 +68,7 @@ impl Policy for Fixed {
             plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
         }
         let subnet = self.runs.iter().flat_map(|run| &run.running).next()?.subnet;
-        Some(Turn { subnet, members: fill(&self.runs, subnet, self.max_batch), plans })
+        Some(Turn { subnet, members: fill(self.runs.iter(), subnet, self.max_batch), plans })
     }
 
     fn ran(&mut self, turn: &Turn, took: Duration, now: Duration) {

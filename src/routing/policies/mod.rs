@@ -87,11 +87,11 @@ impl From<PolicyChoice> for String {
     }
 }
 
-/// The running images whose next call is of `subnet`, in order, as many as `rows` samples allow and at least one.
-fn fill(runs: &Runs, subnet: usize, rows: usize) -> Vec<Member> {
+/// The running images of `runs` whose next call is of `subnet`, in order, as many as `rows` samples allow and at least one.
+fn fill<'a>(runs: impl Iterator<Item = &'a Run>, subnet: usize, rows: usize) -> Vec<Member> {
     let mut used = 0;
     let mut members = Vec::new();
-    for run in runs.iter() {
+    for run in runs {
         for running in run.running.iter().filter(|running| running.subnet == subnet) {
             used += run.ask.rows;
             if used > rows && !members.is_empty() {

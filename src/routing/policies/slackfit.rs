@@ -15,7 +15,8 @@ const BUCKETS: f64 = 64.0;
 /// of latency that is closest to it from below, and with it a plan and a batch, which runs to its end.
 ///
 /// The paper says no more of the choice within a bucket: here it is the larger batch, then the better plan. It refuses
-/// nothing; where no pair fits the slack, the fastest plan runs on as many requests as there are.
+/// nothing; where no pair fits the slack, the fastest plan runs on as many requests as there are. Exact plans are not of
+/// the paper: each image of one is a batch of its own, in the same order.
 #[derive(Clone, Debug)]
 pub struct SlackFit {
     ladder: Ladder,
