@@ -184,6 +184,8 @@ where
     S: AsRef<str> + Ord + std::fmt::Display,
     V: View,
 {
+    // Of an empty map and no tensors the crate would make a header that is no JSON.
+    let metadata = metadata.filter(|metadata| !metadata.is_empty());
     let mut bytes = safetensors::serialize(tensors, metadata)
         .map_err(|error| Error::input(path.display(), format!("cannot be written: {error}")))?;
     sort_header(&mut bytes);

@@ -292,14 +292,18 @@ fn a_single_image_does_not_wait_for_the_many_of_a_request_with_the_same_budget()
 }
 
 #[test]
-fn a_long_exact_request_does_not_spoil_the_images_of_others() {
+fn a_long_request_that_cannot_be_degraded_does_not_spoil_the_images_of_others() {
     let images = poisson(0.4 * CAPACITY, 60.0, 2.0, 6);
     let alone = score(&simulate(&mut elastic(), &machine(), &images));
-    let mut arrivals = vec![exact(0.0, 200, "heun-18@full")];
-    arrivals.extend(images);
-    let ended = simulate(&mut elastic(), &machine(), &arrivals);
-    let beside = score(&ended[1..]);
-    assert!(beside.0 >= 0.999 && beside.1 > alone.1 - 0.02, "{beside:?} {alone:?}");
+    let exact = exact(0.0, 200, "heun-18@full");
+    let best = Arrival { wish: Wish::Quality { floor: 1.0, target: 1.0 }, ..exact.clone() };
+    for long in [exact, best] {
+        let arrivals: Vec<Arrival> = [long].into_iter().chain(images.clone()).collect();
+        let ended = simulate(&mut elastic(), &machine(), &arrivals);
+        let beside = score(&ended[1..]);
+        assert!(beside.0 >= 0.999 && beside.1 > alone.1 - 0.02, "{beside:?} {alone:?}");
+        assert!(ended[0].took < 4.0 * 200.0 * 0.140, "{}", ended[0].took);
+    }
 }
 
 #[test]

@@ -36,7 +36,8 @@ const HORIZON: f64 = 1.0;
 const MAX_HORIZON_S: f64 = 2.0;
 /// How much of the horizon is given out. Above 1 some work always waits, so that the device never does.
 const UTILISATION: f64 = 1.2;
-/// An exact plan cannot degrade: others leave it the time to be done in so many times what it takes on an idle machine.
+/// Where a request asks for more than can be degraded, others leave it the time to be done in so many times what it takes
+/// on an idle machine.
 const PACE: f64 = 4.0;
 /// Retry-After at most.
 const MAX_RETRY: Duration = Duration::from_secs(300);
@@ -70,15 +71,14 @@ struct Rest<'a> {
     cost: Cost,
 }
 
-/// The work that has been taken, by what a cap does to it.
+/// The work that others have to leave time for, by what a cap does to it.
 struct Backlog {
-    /// Time that no cap changes, in efficient batches, as it was measured: of running images and, as far as others leave
-    /// them time, exact plans.
+    /// Time that no cap changes, in efficient batches, as it was measured: of running images and exact plans.
     fixed: f64,
     /// Samples that wait: all, and those of requests that accept no rung below, or none above each.
-    rows: usize,
-    floors: Vec<usize>,
-    tops: Vec<usize>,
+    rows: f64,
+    floors: Vec<f64>,
+    tops: Vec<f64>,
 }
 
 impl<'a> Rest<'a> {
@@ -90,49 +90,33 @@ impl<'a> Rest<'a> {
 }
 
 impl Backlog {
-    /// Of these requests, on a ladder of so many rungs; `share` says how much of an exact plan's work counts.
-    fn new(runs: &Runs, rungs: usize, share: impl Fn(&Ask, Cost) -> f64) -> Self {
-        let mut backlog = Self { fixed: 0.0, rows: 0, floors: vec![0; rungs], tops: vec![0; rungs] };
-        for run in runs.iter() {
-            let left: f64 = run.running.iter().map(|running| running.left).sum();
-            let left = left * run.ask.rows as f64;
-            let waiting = run.ask.rows * run.waiting() as usize;
-            match run.menu {
-                Menu::Exact(_, cost) => {
-                    backlog.fixed += share(&run.ask, cost) * (left + cost.seconds * waiting as f64);
-                }
-                Menu::Rungs { floor, top } => {
-                    backlog.fixed += left;
-                    backlog.rows += waiting;
-                    backlog.floors[floor] += waiting;
-                    backlog.tops[top] += waiting;
-                }
-            }
-        }
-        backlog
+    /// Nothing yet, on a ladder of so many rungs.
+    fn new(rungs: usize) -> Self {
+        Self { fixed: 0.0, rows: 0.0, floors: vec![0.0; rungs], tops: vec![0.0; rungs] }
     }
 
-    /// An image with so many samples no longer waits, but runs by a plan that takes `seconds`.
-    fn begin(&mut self, menu: &Menu, rows: usize, seconds: f64) {
-        if let Menu::Rungs { floor, top } = *menu {
-            self.rows -= rows;
-            self.floors[floor] -= rows;
-            self.tops[top] -= rows;
-            self.fixed += seconds * rows as f64;
+    /// So many more samples wait, or fewer where `rows` is negative.
+    fn wait(&mut self, menu: &Menu, rows: f64) {
+        match *menu {
+            Menu::Exact(_, cost) => self.fixed += rows * cost.seconds,
+            Menu::Rungs { floor, top } => {
+                self.rows += rows;
+                self.floors[floor] += rows;
+                self.tops[top] += rows;
+            }
         }
     }
 
     /// The time of all of it if nothing begins above rung `cap`.
     fn seconds(&self, ladder: &Ladder, cap: usize) -> f64 {
-        let of = |counts: &[usize], rungs: &[Rung]| -> (usize, f64) {
-            let bound = counts.iter().zip(rungs).filter(|&(&rows, _)| rows > 0);
-            bound
-                .fold((0, 0.0), |(all, seconds), (&rows, rung)| (all + rows, seconds + rows as f64 * rung.cost.seconds))
+        let of = |counts: &[f64], rungs: &[Rung]| {
+            let bound = counts.iter().zip(rungs).filter(|&(&rows, _)| rows > 0.0);
+            bound.fold((0.0, 0.0), |(all, seconds), (rows, rung)| (all + rows, seconds + rows * rung.cost.seconds))
         };
         let rungs = ladder.rungs();
         let (above, higher) = of(&self.floors[cap + 1..], &rungs[cap + 1..]);
         let (below, lower) = of(&self.tops[..cap], &rungs[..cap]);
-        self.fixed + higher + lower + (self.rows - above - below) as f64 * rungs[cap].cost.seconds
+        self.fixed + higher + lower + (self.rows - above - below) * rungs[cap].cost.seconds
     }
 }
 
@@ -223,7 +207,12 @@ impl Elastic {
 
     /// The highest rung for which `holds`, which holds below any rung for which it holds; `None` if it never does.
     fn highest(&self, holds: impl Fn(usize) -> bool) -> Option<usize> {
-        let (mut low, mut high) = (0, self.ladder.rungs().len());
+        // Most of the time nobody is in a hurry.
+        let top = self.ladder.top();
+        if holds(top) {
+            return Some(top);
+        }
+        let (mut low, mut high) = (0, top);
         while low < high {
             let middle = (low + high) / 2;
             if holds(middle) { low = middle + 1 } else { high = middle }
@@ -241,9 +230,10 @@ impl Elastic {
         Some((HORIZON * self.demand.within()?).min(MAX_HORIZON_S) / self.times.scale())
     }
 
-    /// How much of an exact plan's work falls into the horizon, if it goes on at its pace.
-    fn share(&self, ask: &Ask, cost: Cost) -> f64 {
-        let paced = PACE * self.idle(ask, cost);
+    /// How much of a request's work falls into the horizon: all of it, but where even the fastest plans that it accepts
+    /// take longer at its pace.
+    fn share(&self, ask: &Ask, menu: &Menu) -> f64 {
+        let paced = PACE * self.idle(ask, self.ladder.cost(menu, 0));
         self.horizon().filter(|&horizon| horizon < paced).map_or(1.0, |horizon| horizon / paced)
     }
 
@@ -310,7 +300,8 @@ impl Elastic {
         let mut places: Vec<usize> = (0..self.runs.len()).collect();
         let longest = (0..self.times.subnets().len()).map(|subnet| self.times.call(subnet, self.max_batch));
         let longest = PLANNING_SAFETY * longest.fold(0.0, f64::max);
-        if urgent.is_some_and(|cap| self.worst(now, agenda, cap, PLANNING_SAFETY) + longest <= 0.0) {
+        let spares_one = |cap| self.lateness(now, agenda, cap, PLANNING_SAFETY).all(|late| late + longest <= 0.0);
+        if urgent.is_some_and(spares_one) {
             let stretches: Vec<f64> = self.runs.iter().map(|run| self.stretch(now, run)).collect();
             places.sort_by(|&a, &b| stretches[b].total_cmp(&stretches[a]));
         }
@@ -398,15 +389,24 @@ impl Elastic {
         Ok(Planned { quality: self.ladder.quality(&plan), plan })
     }
 
+    /// What has been taken, each request with its share.
     fn backlog(&self) -> Backlog {
-        Backlog::new(&self.runs, self.ladder.rungs().len(), |ask, cost| self.share(ask, cost))
+        let mut backlog = Backlog::new(self.ladder.rungs().len());
+        for run in self.runs.iter() {
+            let rows = self.share(&run.ask, &run.menu) * run.ask.rows as f64;
+            backlog.fixed += rows * run.running.iter().map(|image| image.left).sum::<f64>();
+            backlog.wait(&run.menu, rows * f64::from(run.waiting()));
+        }
+        backlog
     }
 
     /// Begins the next image of the request at `place` with `plan`.
     fn begin(&mut self, place: usize, plan: Arc<Plan>, backlog: &mut Backlog) -> (Member, Arc<Plan>) {
         let member = self.runs.begin(place, plan.clone(), &self.times);
         let run = &self.runs[place];
-        backlog.begin(&run.menu, run.ask.rows, run.running.last().map_or(0.0, |image| image.left));
+        let rows = self.share(&run.ask, &run.menu) * run.ask.rows as f64;
+        backlog.wait(&run.menu, -rows);
+        backlog.fixed += rows * run.running.last().map_or(0.0, |image| image.left);
         (member, plan)
     }
 }
@@ -424,7 +424,7 @@ impl Policy for Elastic {
         match menu {
             Menu::Rungs { top, .. } => self.demand.ask(ask.arrived, within, top, rows),
             Menu::Exact(_, cost) => {
-                self.demand.ask_exact(ask.arrived, within, self.share(&ask, cost) * rows * cost.seconds);
+                self.demand.ask_exact(ask.arrived, within, self.share(&ask, &menu) * rows * cost.seconds);
             }
         }
         planned.inspect(|_| self.runs.insert(ask, menu))
@@ -556,12 +556,11 @@ mod tests {
         pub fn backlog(policy: &Elastic, cap: usize) -> f64 {
             let of = |run: &Run| {
                 let running: f64 = run.running.iter().map(|image| image.left).sum();
-                let (seconds, calls, subnet) = waiting(policy, &run.ask.wish, cap);
-                let share = match run.ask.wish {
-                    Wish::Exact(_) => policy.share(&run.ask, Cost { seconds, calls, subnet }),
-                    Wish::Quality { .. } => 1.0,
-                };
-                share * (running + f64::from(run.waiting()) * seconds) * run.ask.rows as f64
+                let waits = f64::from(run.waiting()) * waiting(policy, &run.ask.wish, cap).0;
+                let (seconds, calls, subnet) = waiting(policy, &run.ask.wish, 0);
+                let all = seconds * (run.ask.rows * run.ask.images as usize) as f64;
+                let idle = all.max(calls as f64 * policy.times.measured(subnet, run.ask.rows));
+                (policy.horizon().unwrap() / (PACE * idle)).min(1.0) * (running + waits) * run.ask.rows as f64
             };
             policy.runs.iter().map(of).sum()
         }
