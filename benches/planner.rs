@@ -3,14 +3,14 @@
 #![allow(missing_docs, reason = "criterion makes functions of its own")]
 
 use accordion::engine::policy::{Ask, Policy, Wish};
-use accordion::routing::{Ladder, PolicyChoice, StepTimes};
+use accordion::routing::{Elastic, Ladder, StepTimes};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::time::Duration;
 
 const MAX_BATCH: usize = 16;
 
 /// A frontier of 24 plans on seven subnets.
-fn policy() -> Box<dyn Policy> {
+fn policy() -> Elastic {
     let names = ["0.250", "0.375", "0.500", "0.625", "0.750", "0.875", "full"];
     let row = |(index, name): (usize, &&str)| {
         let ms = 0.6 + 0.1 * index as f64;
@@ -21,7 +21,7 @@ fn policy() -> Box<dyn Policy> {
         let text = format!("dpmpp2m-{}@{}", index + 2, names[index * names.len() / 24]);
         (text.parse().expect("a plan"), 0.5 + index as f64 / 50.0)
     };
-    PolicyChoice::Elastic.build(Ladder::new((0..24).map(plan), &times).expect("a ladder"), times, MAX_BATCH)
+    Elastic::new(Ladder::new((0..24).map(plan), &times).expect("a ladder"), times, MAX_BATCH)
 }
 
 fn ask(id: u64, now: Duration) -> Ask {
@@ -30,27 +30,32 @@ fn ask(id: u64, now: Duration) -> Ask {
     Ask { id, arrived: now, deadline: now + Duration::from_secs(20), images: 1, rows: 1, wish }
 }
 
-/// So many requests taken, the first ones running.
-fn loaded(requests: u64) -> Box<dyn Policy> {
+/// So many requests taken, of which none runs.
+fn taken(requests: u64) -> Elastic {
     let mut policy = policy();
     for id in 0..requests {
-        policy.admit(ask(id, Duration::from_millis(id))).expect("room for all");
+        policy.admit(ask(id, Duration::from_millis(id % 1000))).expect("room for all");
     }
-    policy.next(Duration::from_secs(1));
     policy
 }
 
+/// `quote` is an arrival's decision, `begin` that of a call whose images all begin, `next` that of a call whose images
+/// all run already.
 fn decisions(criterion: &mut Criterion) {
     let now = Duration::from_secs(1);
     let mut group = criterion.benchmark_group("planner");
-    for requests in [1, 16, 64, 256] {
+    for requests in [1, 16, 64, 256, 4096] {
+        let idle = taken(requests);
+        let mut busy = idle.clone();
+        busy.next(now);
         group.bench_function(BenchmarkId::new("quote", requests), |bencher| {
-            let policy = loaded(requests);
-            bencher.iter(|| policy.quote(&ask(u64::MAX, now)));
+            bencher.iter(|| busy.quote(&ask(u64::MAX, now)));
         });
-        group.bench_function(BenchmarkId::new("next", requests), |bencher| {
-            bencher.iter_batched_ref(|| loaded(requests), |policy| policy.next(now), BatchSize::LargeInput);
-        });
+        for (name, policy) in [("begin", idle), ("next", busy.clone())] {
+            group.bench_function(BenchmarkId::new(name, requests), |bencher| {
+                bencher.iter_batched_ref(|| policy.clone(), |policy| policy.next(now), BatchSize::SmallInput);
+            });
+        }
     }
     group.finish();
 }

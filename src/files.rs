@@ -1,11 +1,17 @@
 //! Files and directories that appear whole or not at all.
 
 use crate::{Error, Result};
+use safetensors::tensor::TensorView;
 use safetensors::{SafeTensorError, SafeTensors, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+
+/// Names less alike than this, from 0 to 1, are of no help to who looks for one.
+const ALIKE: f64 = 0.6;
+/// How many tensors that do not belong to a file are named.
+const SURPLUS_NAMED: usize = 10;
 
 /// Writes a file by way of a temporary one beside it, so that a reader never sees half of it.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -39,7 +45,9 @@ fn partial(path: &Path) -> PathBuf {
 
 /// Reads a TOML file; the error names the file, the line and the field.
 pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    refuse_foreign(path, &bytes, "a TOML file")?;
+    let text = String::from_utf8(bytes).map_err(|_| Error::input(path.display(), "is not a text in UTF-8"))?;
     let refused = |error: toml::de::Error, field: &str| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
         Error::input(format!("{}, line {line}{field}", path.display()), error.message())
@@ -65,12 +73,81 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_whole(path, text.as_bytes())
 }
 
+/// What these bytes are, and what to do about it, where they are known to be something else than was wanted.
+fn foreign(bytes: &[u8]) -> Option<&'static str> {
+    const LFS: &[u8] = b"version https://git-lfs";
+    const HTML: [&[u8]; 2] = [b"<!doctype", b"<html"];
+    let text = bytes.trim_ascii_start();
+    let begins = |start: &[u8]| text.get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start));
+    Some(match bytes {
+        _ if bytes.starts_with(LFS) => "is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
+        _ if HTML.into_iter().any(begins) => "is an HTML page: download the file itself, not the page that shows it",
+        [b'P', b'K', 3, 4, ..] => {
+            "is a zip archive, as `torch.save` writes it: load it in PyTorch and save its tensors"
+        }
+        [0x80, 2..=5, ..] => "is a Python pickle: load it in Python and save its tensors",
+        [0x1f, 0x8b, ..] => "is compressed with gzip: unpack it",
+        [b'G', b'G', b'U', b'F', ..] => "is a GGUF file",
+        [0x89, b'H', b'D', b'F', ..] => "is an HDF5 file",
+        _ => return None,
+    })
+}
+
+/// Refuses a file of another kind than the `wanted` one, if its bytes say what it is.
+pub fn refuse_foreign(path: &Path, bytes: &[u8], wanted: &str) -> Result<()> {
+    let problem = foreign(bytes).map(|problem| Error::input(path.display(), format!("{problem}; {wanted} is wanted")));
+    problem.map_or(Ok(()), Err)
+}
+
 /// The tensors in the bytes of the file `path`.
 ///
 /// # Errors
 /// If they are not a whole safetensors file.
 pub fn parse_tensors<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
-    SafeTensors::deserialize(bytes).map_err(|error| damaged(path, &error))
+    SafeTensors::deserialize(bytes).map_err(|error| damaged(path, bytes, &error))
+}
+
+/// The tensor of this name.
+///
+/// # Errors
+/// One sentence that names what the file has instead: the names most like it.
+pub fn tensor<'a>(path: &Path, file: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>> {
+    file.tensor(name).map_err(|_| Error::field(path, name, format!("tensor is missing: {}", instead(file, name))))
+}
+
+/// What a file has that lacks the tensor `name`.
+fn instead(file: &SafeTensors, name: &str) -> String {
+    let likeness = |other: &str| strsim::normalized_levenshtein(name, other);
+    let mut names: Vec<(f64, &str)> = file.names().into_iter().map(|other| (likeness(other), other)).collect();
+    names.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    let nearest = names.iter().take(3).map(|(_, other)| *other).collect::<Vec<_>>().join(", ");
+    match names.first() {
+        None => "the file has no tensors".to_owned(),
+        Some((best, _)) if *best < ALIKE => {
+            format!(
+                "none of the {} tensors of the file has a name like it, so it may be of another architecture (it \
+                     has {nearest})",
+                names.len()
+            )
+        }
+        Some(_) => format!("of the {} tensors of the file, the nearest are {nearest}", names.len()),
+    }
+}
+
+/// Refuses tensors of a file that are not `known`, naming the first ones; `what` says to what they do not belong.
+pub fn refuse_surplus(path: &Path, file: &SafeTensors, known: impl Fn(&str) -> bool, what: &str) -> Result<()> {
+    let mut surplus: Vec<&str> = file.names().into_iter().filter(|name| !known(name)).collect();
+    surplus.sort_unstable();
+    let named = surplus.iter().take(SURPLUS_NAMED).copied().collect::<Vec<_>>().join(", ");
+    match (surplus.len(), surplus.len().saturating_sub(SURPLUS_NAMED)) {
+        (0, _) => Ok(()),
+        (1, _) => Err(Error::field(path, &named, format!("tensor does not belong to {what}"))),
+        (count, 0) => Err(Error::input(path.display(), format!("{count} tensors do not belong to {what}: {named}"))),
+        (count, more) => {
+            let problem = format!("{count} tensors do not belong to {what}: {named} and {more} more");
+            Err(Error::input(path.display(), problem))
+        }
+    }
 }
 
 /// The metadata in the bytes of the file `path`; empty where it has none.
@@ -78,15 +155,26 @@ pub fn parse_tensors<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>
 /// # Errors
 /// As [`parse_tensors`].
 pub fn parse_metadata(path: &Path, bytes: &[u8]) -> Result<HashMap<String, String>> {
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| damaged(path, &error))?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| damaged(path, bytes, &error))?;
     Ok(header.metadata().clone().unwrap_or_default())
 }
 
-fn damaged(path: &Path, error: &SafeTensorError) -> Error {
-    Error::input(path.display(), format!("is not a whole safetensors file ({error})"))
+fn damaged(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
+    if let Err(foreign) = refuse_foreign(path, bytes, "a safetensors file") {
+        return foreign;
+    }
+    let why = match error {
+        _ if bytes.is_empty() => "it is empty".to_owned(),
+        SafeTensorError::HeaderTooSmall | SafeTensorError::InvalidHeaderLength => "its header is cut off".to_owned(),
+        SafeTensorError::MetadataIncompleteBuffer => {
+            format!("its {} bytes are more or fewer than its header says, as of a copy that was cut off", bytes.len())
+        }
+        error => error.to_string(),
+    };
+    Error::input(path.display(), format!("is not a whole safetensors file: {why}"))
 }
 
-/// Writes a safetensors file whole or not at all.
+/// Writes a safetensors file whole or not at all; the same tensors and metadata give the same bytes.
 pub fn write_tensors<S, V>(
     path: &Path,
     tensors: impl IntoIterator<Item = (S, V)>,
@@ -96,9 +184,24 @@ where
     S: AsRef<str> + Ord + std::fmt::Display,
     V: View,
 {
-    let bytes = safetensors::serialize(tensors, metadata)
+    // Of an empty map and no tensors the crate would make a header that is no JSON.
+    let metadata = metadata.filter(|metadata| !metadata.is_empty());
+    let mut bytes = safetensors::serialize(tensors, metadata)
         .map_err(|error| Error::input(path.display(), format!("cannot be written: {error}")))?;
+    sort_header(&mut bytes);
     write_whole(path, &bytes)
+}
+
+/// Puts the keys of a safetensors file's header in order: the crate writes metadata in that of a hash, another one in each
+/// process. The header is a length in 8 bytes and JSON, padded with spaces.
+fn sort_header(bytes: &mut [u8]) {
+    let (length, rest) = bytes.split_first_chunk_mut::<8>().expect("a header has a length");
+    let header = &mut rest[..u64::from_le_bytes(*length) as usize];
+    let mut json: serde_json::Value = serde_json::from_slice(header).expect("a header is JSON");
+    json.sort_all_objects();
+    let sorted = json.to_string();
+    header[..sorted.len()].copy_from_slice(sorted.as_bytes());
+    header[sorted.len()..].fill(b' ');
 }
 
 /// Refuses an `--out` that holds something: for before the work, so that it is not in vain.
@@ -167,6 +270,93 @@ mod tests {
             assert!(message.starts_with(&format!("{}{says}", file.path().display())), "{message}");
             assert!(!message.contains('\n'), "{message}");
         }
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_refused_with_what_it_is_and_what_to_do() {
+        let html = b"\n<!DOCTYPE html><html><head>";
+        let cases: [(&[u8], &str); 8] = [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
+            (html, "is an HTML page: download the file itself"),
+            (b"PK\x03\x04archive/data.pkl", "is a zip archive, as `torch.save` writes it"),
+            (b"\x80\x02}q\x00", "is a Python pickle"),
+            (b"\x1f\x8b\x08", "is compressed with gzip: unpack it"),
+            (b"", "is not a whole safetensors file: it is empty"),
+            (b"\x10\0\0", "is not a whole safetensors file: its header is cut off"),
+            (b"\x10\0\0\0\0\0\0\0{\"a\"", "is not a whole safetensors file: its header is cut off"),
+        ];
+        for (bytes, says) in cases {
+            let message = parse_tensors(Path::new("w"), bytes).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("w: {says}")), "{message}");
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), html).unwrap();
+        let message = read_toml::<toml::Table>(file.path()).unwrap_err().to_string();
+        assert!(message.ends_with("not the page that shows it; a TOML file is wanted"), "{message}");
+        std::fs::write(file.path(), b"\xff\xfe").unwrap();
+        let message = read_toml::<toml::Table>(file.path()).unwrap_err().to_string();
+        assert!(message.ends_with("is not a text in UTF-8"), "{message}");
+    }
+
+    /// A file with tensors of these names, and metadata.
+    fn written(path: &Path, names: &[&str], metadata: &[(&str, &str)]) -> Vec<u8> {
+        let zero = candle_core::Tensor::zeros(3, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        let metadata = metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        write_tensors(path, names.iter().map(|name| (*name, zero.clone())), Some(metadata)).unwrap();
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn the_same_tensors_and_metadata_give_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        // Of eight keys, one order in 40,320.
+        let metadata = ["h", "d", "é", "a \"b\"\n", "c", "\u{7f}", "f", "/"].map(|key| (key, "of it"));
+        let first = written(&path, &["b", "a"], &metadata);
+        for _ in 0..3 {
+            assert_eq!(written(&path, &["b", "a"], &metadata), first);
+        }
+        let read = parse_metadata(&path, &first).unwrap();
+        assert!(read.len() == 8 && metadata.iter().all(|(key, value)| read[*key] == *value), "{read:?}");
+        assert_eq!(parse_tensors(&path, &first).unwrap().tensor("b").unwrap().shape(), [3]);
+        let cut = parse_tensors(&path, &first[..first.len() - 1]).unwrap_err().to_string();
+        assert!(cut.contains("bytes are more or fewer than its header says"), "{cut}");
+    }
+
+    #[test]
+    fn a_missing_tensor_is_refused_with_the_names_most_like_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let missing = |names: &[&str], name: &str| {
+            let bytes = written(&path, names, &[]);
+            let file = parse_tensors(&path, &bytes).unwrap();
+            tensor(&path, &file, name).unwrap_err().to_string()
+        };
+        let names = ["enc.block0.conv0.weight", "enc.block0.conv1.weight", "dec.norm.bias", "enc.block0.conv0.bias"];
+        let message = missing(&names, "enc.block0.conv2.weight");
+        let nearest = "enc.block0.conv0.weight, enc.block0.conv1.weight, enc.block0.conv0.bias";
+        let says = format!(": tensor is missing: of the 4 tensors of the file, the nearest are {nearest}");
+        assert!(message.ends_with(&says), "{message}");
+        let message = missing(&["blocks.0.attn.qkv.weight"], "map_noise");
+        assert!(message.contains("another architecture (it has blocks.0.attn.qkv.weight)"), "{message}");
+        assert!(missing(&[], "x").ends_with("x: tensor is missing: the file has no tensors"));
+    }
+
+    #[test]
+    fn tensors_that_do_not_belong_are_named_up_to_ten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let refusal = |count: usize| {
+            let names: Vec<String> = (0..count).map(|index| format!("t{index:02}")).collect();
+            let bytes = written(&path, &names.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+            let file = parse_tensors(&path, &bytes).unwrap();
+            refuse_surplus(&path, &file, |name| name == "t00", "the network").map_err(|error| error.to_string())
+        };
+        assert_eq!(refusal(1), Ok(()));
+        assert!(refusal(2).unwrap_err().ends_with("file: t01: tensor does not belong to the network"));
+        assert!(refusal(3).unwrap_err().ends_with("file: 2 tensors do not belong to the network: t01, t02"));
+        let many = refusal(13).unwrap_err();
+        assert!(many.contains("12 tensors") && many.ends_with("t09, t10 and 2 more"), "{many}");
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Workplace {
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Everything in the directory, with its content.
+    /// Everything in the directory by its path in it, with its content.
     fn content(&self) -> HashMap<PathBuf, Vec<u8>> {
         let mut content = HashMap::new();
         let mut left = vec![self.0.path().to_path_buf()];
@@ -43,7 +43,8 @@ impl Workplace {
                 if path.is_dir() {
                     left.push(path.clone());
                 }
-                content.insert(path.clone(), std::fs::read(&path).unwrap_or_default());
+                let place = path.strip_prefix(self.0.path()).unwrap().to_owned();
+                content.insert(place, std::fs::read(&path).unwrap_or_default());
             }
         }
         content
@@ -150,6 +151,53 @@ fn a_public_checkpoint_becomes_a_subnet_that_computes_what_the_reference_does() 
     work.succeeds(&["import", "--arch", "song-unet", "--config", config, "--weights", weights, "--out", "back"]);
     work.forward("back", "full", "back.safetensors");
     work.assert_denoised("back.safetensors", "denoised_subnet_0.500");
+}
+
+#[test]
+fn the_same_commands_give_the_same_bytes() {
+    let [first, second] = [(); 2].map(|()| {
+        let work = Workplace::new();
+        work.import();
+        work.rank();
+        work.allocate();
+        let extract = ["extract", "--model", "ranked", "--subnet", "0.500", "--out"];
+        work.succeeds(&[&extract[..], &["half"]].concat());
+        work.succeeds(&[&extract[..], &["torch", "--format", "torch-names"]].concat());
+        work.forward("half", "full", "denoised.safetensors");
+        work.content()
+    });
+    let mut files: Vec<_> = first.keys().collect();
+    files.sort();
+    assert!(files.iter().any(|file| file.ends_with("importance.safetensors")), "{files:?}");
+    files.retain(|file| first[*file] != second[*file]);
+    assert!(files.is_empty() && first.len() == second.len(), "{files:?}");
+}
+
+#[test]
+fn a_file_with_a_network_under_both_names_is_imported_only_by_a_prefix() {
+    let work = Workplace::new();
+    let (config, weights) = (fixture(&format!("{NAME}.json")), fixture(&format!("{NAME}.weights.safetensors")));
+    let average = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+    let mut both = average.clone();
+    both.extend(
+        average.iter().map(|(name, tensor)| (name.strip_prefix("model.").unwrap().to_owned(), (tensor * 2.0).unwrap())),
+    );
+    work.save("both", &both);
+    let import = ["import", "--arch", "song-unet", "--config", &config, "--weights", "both", "--out"];
+    let name = "enc.16x16_block0.conv0.weight";
+    work.refuses(
+        &[&import[..], &["new"]].concat(),
+        &["both: ", "is ambiguous: the file has model.", "say which with --prefix model. or --prefix ''"],
+    );
+    for (prefix, out, times) in [("model.", "wrapped", 1.0), ("", "bare", 2.0)] {
+        work.succeeds(&[&import[..], &[out, "--prefix", prefix]].concat());
+        let sum = |tensor: &Tensor| tensor.sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let imported = sum(&work.tensors(&format!("{out}/supernet.safetensors"))[name]);
+        let wanted = times * sum(&average[&format!("model.{name}")]);
+        assert!((imported - wanted).abs() < 1e-3 * wanted.abs(), "{prefix}: {imported} {wanted}");
+    }
+    let missing = [&import[..], &["new", "--prefix", "ema."]].concat();
+    work.refuses(&missing, &["both: ema.", "tensor is missing: of the ", "the nearest are "]);
 }
 
 #[test]

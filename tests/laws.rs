@@ -73,7 +73,7 @@ proptest! {
                 public_config::write_song_unet(&extracted.card.backbone, &extracted.network, &json).unwrap();
                 let (backbone, preconditioning) = public_config::read_song_unet(&json).unwrap();
                 let network = Network::new(&backbone, preconditioning).unwrap();
-                let params = public::read(network.spec(), &weights).unwrap();
+                let params = public::read(network.spec(), &weights, None).unwrap();
                 let card = Card::new("public".into(), backbone, preconditioning, vec![]);
                 let public = Model::unallocated(card, Supernet::original(network.spec(), params)).unwrap();
                 let error = relative_error(&denoise(&public, 0, &x, &sigma, &classes), &want);

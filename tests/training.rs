@@ -616,9 +616,9 @@ fn a_damaged_state_is_refused_and_left_as_it_is() {
     let path = workspace.path("out/state.safetensors");
     let whole = std::fs::read(&path).unwrap();
     for (damaged, parts) in [
-        (&whole[..whole.len() - 1], "not a whole training state"),
+        (&whole[..whole.len() - 1], "not a whole safetensors file"),
         (&whole[..4], "not a whole"),
-        (&b"nonsense"[..], "not a whole training state"),
+        (&b"nonsense"[..], "not a whole safetensors file"),
     ] {
         std::fs::write(&path, damaged).unwrap();
         assert_refused(&workspace.train("out", &["--resume"]), &[text(&path), parts]);

@@ -21,6 +21,9 @@ pub struct Args {
     /// Weights under the public names.
     #[arg(long, env = "ACCORDION_WEIGHTS")]
     weights: PathBuf,
+    /// What stands before every name in the weights; without it `model.` or nothing. For a file with two networks.
+    #[arg(long, env = "ACCORDION_PREFIX")]
+    prefix: Option<String>,
     /// The model directory to make.
     #[arg(long, env = "ACCORDION_OUT")]
     out: PathBuf,
@@ -50,7 +53,7 @@ impl Args {
             let problem = format!("{} names for a network of {} classes", self.classes.len(), network.classes());
             return Err(Error::input("--classes", problem));
         }
-        let params = public::read(network.spec(), &self.weights)?;
+        let params = public::read(network.spec(), &self.weights, self.prefix.as_deref())?;
         let directory = || self.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = self.name.clone().unwrap_or_else(directory);
         let card = Card::new(name, backbone, preconditioning, self.classes);

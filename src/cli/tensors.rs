@@ -1,6 +1,6 @@
 //! Files of tensors that a user hands in: public layout, checked, without what is not asked for.
 
-use crate::files::parse_tensors;
+use crate::files::{parse_tensors, tensor};
 use crate::nets::{ImageShape, Network};
 use crate::supernet::checkpoint::read_f32;
 use crate::{Error, Result};
@@ -84,7 +84,7 @@ impl TensorFile {
     /// The tensor of this name as f32; `check` says what shape is wanted, if it is another.
     fn tensor(&self, name: &str, check: impl FnOnce(&[usize]) -> std::result::Result<(), String>) -> Result<Tensor> {
         let file = self.parse()?;
-        let view = file.tensor(name).map_err(|_| Error::field(&self.path, name, "tensor is missing"))?;
+        let view = tensor(&self.path, &file, name)?;
         check(view.shape())
             .map_err(|wanted| Error::field(&self.path, name, format!("shape {:?} is not {wanted}", view.shape())))?;
         read_f32(&self.path, name, &view)

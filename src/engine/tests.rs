@@ -5,9 +5,10 @@ use super::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish
 use super::{Engine, EngineError, EngineLimits, Finished, Fleet, Job, Ticket};
 use crate::diffusion::schedule::SigmaRange;
 use crate::nets::{Denoiser, HostSampler};
-use crate::routing::Fixed;
+use crate::routing::{Elastic, Fixed, Ladder, StepTimes};
+use crate::supernet::Subnet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 mod slots;
 
@@ -119,6 +120,31 @@ fn a_batch_never_exceeds_its_limit_and_the_older_request_finishes_first() {
     let calls = gate.calls();
     assert_eq!(rows(&calls), [2, 2, 2, 2]);
     assert_eq!(calls[2].class, [Some(1), Some(0)]);
+}
+
+#[test]
+fn a_short_exact_request_takes_its_turn_beside_a_long_one() {
+    let (denoiser, gate) = Gaussian::conditional();
+    let row = |(subnet, ms): (&Subnet, f64)| (subnet.name.clone(), vec![(1, ms / 1e3), (8, 6.0 * ms / 1e3)]);
+    let times = StepTimes::new(denoiser.subnets().iter().zip([1.0, 2.0, 4.0]).map(row), 8);
+    let ladder = Ladder::new([("heun-18@full".parse().unwrap(), 1.0)], &times).unwrap();
+    let policy = Box::new(Elastic::new(ladder, times, 8));
+    let limits = EngineLimits { queue_images: 32 };
+    let engine = Engine::start(Box::new(HostSampler::new(denoiser)), RANGE, limits, policy).unwrap();
+    gate.close();
+    let begun = Instant::now();
+    let long = engine.submit(Job { images: 16, ..job("heun-18@full", 1) }).unwrap();
+    gate.wait_for_calls(1);
+    let short = engine.submit(job("euler-2@0.250", 2)).unwrap();
+    let came = Instant::now();
+    // It asks for less than a hundredth of what the long one does, and has waited for more than that share of its time.
+    while came.elapsed() * 100 < begun.elapsed() {
+        std::thread::yield_now();
+    }
+    gate.open();
+    assert_eq!((images(short).len(), images(long).len()), (1, 16));
+    let subnets: Vec<usize> = gate.calls().iter().map(|call| call.subnet).collect();
+    assert_eq!(subnets[..4], [2, 0, 0, 2]);
 }
 
 #[test]

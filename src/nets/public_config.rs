@@ -3,7 +3,7 @@
 use super::network::{Backbone, Network};
 use super::song_unet;
 use crate::diffusion::preconditioning::Preconditioning;
-use crate::files::write_whole;
+use crate::files::{refuse_foreign, write_whole};
 use crate::supernet::groups;
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -17,6 +17,7 @@ use std::path::Path;
 /// One sentence with the file and the field that is missing or does not fit.
 pub fn read_song_unet(path: &Path) -> Result<(Backbone, Preconditioning)> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    refuse_foreign(path, &bytes, "a JSON file")?;
     let mut json: BTreeMap<String, Value> = serde_json::from_slice(&bytes)
         .map_err(|error| Error::input(path.display(), format!("is not a JSON object ({error})")))?;
     let config = json.remove("config").ok_or_else(|| Error::field(path, "config", "is missing"))?;

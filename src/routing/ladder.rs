@@ -1,12 +1,63 @@
 //! The frontier as a ladder: plans in ascending order of time and quality.
 
 use crate::diffusion::plan::{Plan, WidthRun};
+use crate::engine::policy::Wish;
 use crate::routing::StepTimes;
 use crate::{Error, Result};
 use std::sync::Arc;
 
 /// Qualities closer than this are the same: a profile has four decimals.
 const EPSILON: f64 = 1e-6;
+
+/// What an image of a plan asks of the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Time as a share of efficient batches, in seconds as they were measured.
+    pub seconds: f64,
+    /// Denoiser calls, one after the other.
+    pub calls: usize,
+    /// The widest subnet.
+    pub subnet: usize,
+}
+
+impl Cost {
+    fn new(calls: &[(usize, usize)], times: &StepTimes) -> Self {
+        let widest = calls.iter().map(|&(subnet, _)| subnet).max();
+        let count = calls.iter().map(|&(_, count)| count).sum();
+        Self { seconds: seconds(calls, times), calls: count, subnet: widest.unwrap_or(0) }
+    }
+}
+
+/// The plans that the images of a request may run by. Looked up once, when it is taken: a policy asks too often to look
+/// for the rungs of its qualities, or count the steps of its plan, each time.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Menu {
+    /// This one, and what it costs.
+    Exact(Arc<Plan>, Cost),
+    /// Those of the rungs from `floor` to `top`.
+    Rungs {
+        /// The lowest rung.
+        floor: usize,
+        /// The highest rung.
+        top: usize,
+    },
+}
+
+impl Menu {
+    /// This plan alone.
+    pub fn exact(plan: Arc<Plan>, times: &StepTimes) -> Self {
+        let cost = calls(&plan, 0, times).map_or(Cost::default(), |calls| Cost::new(&calls, times));
+        Self::Exact(plan, cost)
+    }
+
+    /// The rung of an image under a cap; `None` for an exact plan.
+    pub fn rung(&self, cap: usize) -> Option<usize> {
+        match *self {
+            Self::Exact(..) => None,
+            Self::Rungs { floor, top } => Some(cap.clamp(floor, top)),
+        }
+    }
+}
 
 /// One plan of the frontier.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,22 +68,10 @@ pub struct Rung {
     pub quality: f64,
     /// Its evaluations by subnet.
     pub calls: Vec<(usize, usize)>,
-    /// Time of an image as a share of efficient batches, in seconds as they were measured.
-    pub seconds: f64,
+    /// What an image of it costs.
+    pub cost: Cost,
     /// Time of an image alone, in seconds as they were measured.
     pub alone: f64,
-}
-
-impl Rung {
-    /// The plan's evaluations: a policy asks too often to count its steps each time.
-    pub fn evaluations(&self) -> usize {
-        self.calls.iter().map(|&(_, count)| count).sum()
-    }
-
-    /// The widest subnet that it uses.
-    pub fn widest(&self) -> usize {
-        self.calls.iter().map(|&(subnet, _)| subnet).max().unwrap_or(0)
-    }
 }
 
 /// Plans of which none is beaten on both time and quality, the fastest first. Never empty.
@@ -49,12 +88,12 @@ impl Ladder {
     pub fn new(plans: impl IntoIterator<Item = (Plan, f64)>, times: &StepTimes) -> Result<Self> {
         let rung = |(plan, quality): (Plan, f64)| {
             let calls = calls(&plan, 0, times)?;
-            let seconds = seconds(&calls, times);
+            let cost = Cost::new(&calls, times);
             let alone = calls.iter().map(|&(subnet, count)| count as f64 * times.measured(subnet, 1)).sum();
-            Ok(Rung { plan: Arc::new(plan), quality, calls, seconds, alone })
+            Ok(Rung { plan: Arc::new(plan), quality, calls, cost, alone })
         };
         let mut all = plans.into_iter().map(rung).collect::<Result<Vec<_>>>()?;
-        all.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(b.quality.total_cmp(&a.quality)));
+        all.sort_by(|a, b| a.cost.seconds.total_cmp(&b.cost.seconds).then(b.quality.total_cmp(&a.quality)));
         let mut rungs: Vec<Rung> = Vec::new();
         for rung in all {
             if rungs.last().is_none_or(|last| rung.quality > last.quality + EPSILON) {
@@ -87,6 +126,33 @@ impl Ladder {
         self.rungs.partition_point(|rung| rung.quality + EPSILON < quality).min(self.top())
     }
 
+    /// What the images of a request may run by.
+    pub fn menu(&self, wish: &Wish, times: &StepTimes) -> Menu {
+        match wish {
+            Wish::Exact(plan) => Menu::exact(plan.clone(), times),
+            Wish::Quality { floor, target } => {
+                let floor = self.at_least(*floor);
+                Menu::Rungs { floor, top: self.at_least(*target).max(floor) }
+            }
+        }
+    }
+
+    /// The plan of an image under a cap.
+    pub fn plan<'a>(&'a self, menu: &'a Menu, cap: usize) -> &'a Arc<Plan> {
+        match menu {
+            Menu::Exact(plan, _) => plan,
+            Menu::Rungs { floor, top } => &self.rungs[cap.clamp(*floor, *top)].plan,
+        }
+    }
+
+    /// What an image costs under a cap.
+    pub fn cost(&self, menu: &Menu, cap: usize) -> Cost {
+        match menu {
+            Menu::Exact(_, cost) => *cost,
+            Menu::Rungs { floor, top } => self.rungs[cap.clamp(*floor, *top)].cost,
+        }
+    }
+
     /// The quality of `plan` where it was measured: for plans of the frontier.
     pub fn quality(&self, plan: &Plan) -> Option<f64> {
         self.rungs.iter().find(|rung| *rung.plan == *plan).map(|rung| rung.quality)
@@ -97,7 +163,7 @@ impl Ladder {
     pub fn estimate(&self, plan: &Plan, times: &StepTimes) -> Option<f64> {
         self.quality(plan).or_else(|| {
             let seconds = seconds(&calls(plan, 0, times).ok()?, times);
-            let below = self.rungs.partition_point(|rung| rung.seconds <= seconds * (1.0 + EPSILON));
+            let below = self.rungs.partition_point(|rung| rung.cost.seconds <= seconds * (1.0 + EPSILON));
             Some(self.rungs[below.saturating_sub(1)].quality)
         })
     }
@@ -105,7 +171,7 @@ impl Ladder {
     /// What is left of rung `index` for a plan that has done `done` of its steps: the same share of the rung's
     /// evaluations as is left of the plan's, on the rung's subnets.
     pub fn rest(&self, index: usize, plan: &Plan, done: usize) -> Vec<WidthRun> {
-        let (rung, evaluations) = (&self.rungs[index].plan, self.rungs[index].evaluations());
+        let (rung, evaluations) = (&self.rungs[index].plan, self.rungs[index].cost.calls);
         let left = (plan.steps - done) as f64 / plan.steps as f64;
         let per_step = plan.evaluations_at(0).max(1) as f64;
         let steps = (left * evaluations as f64 / per_step).round().max(1.0) as usize;
@@ -171,7 +237,7 @@ pub(crate) mod tests {
     #[test]
     fn a_rung_knows_its_calls_and_its_times() {
         let ladder = ladder();
-        let times: Vec<f64> = ladder.rungs().iter().map(|rung| (rung.seconds * 1e6).round() / 1e3).collect();
+        let times: Vec<f64> = ladder.rungs().iter().map(|rung| (rung.cost.seconds * 1e6).round() / 1e3).collect();
         assert_eq!(times, [2.0, 4.0, 12.0, 32.0, 140.0]);
         assert_eq!(ladder.best().calls, [(2, 35)]);
     }
@@ -223,7 +289,7 @@ pub(crate) mod tests {
             let plans: Vec<(Plan, f64)> =
                 rows.iter().map(|&(steps, subnet, quality)| (plan(steps, subnet).parse().unwrap(), quality)).collect();
             let ladder = Ladder::new(plans.clone(), &times()).unwrap();
-            let ascending = |pair: &[Rung]| pair[0].seconds < pair[1].seconds && pair[0].quality < pair[1].quality;
+            let ascending = |pair: &[Rung]| pair[0].cost.seconds < pair[1].cost.seconds && pair[0].quality < pair[1].quality;
             prop_assert!(ladder.rungs().windows(2).all(ascending));
             let best = plans.iter().map(|(_, quality)| *quality).fold(0.0, f64::max);
             prop_assert!(ladder.best().quality >= best - EPSILON);

@@ -3,7 +3,7 @@
 use crate::diffusion::plan::Plan;
 use crate::engine::policy::{Ask, Member, RequestId, Turn};
 use crate::routing::StepTimes;
-use crate::routing::ladder;
+use crate::routing::ladder::{self, Menu};
 use std::sync::Arc;
 
 /// In which order requests are served.
@@ -66,6 +66,8 @@ impl Running {
 pub struct Run {
     /// What was asked.
     pub ask: Ask,
+    /// What its images may run by.
+    pub menu: Menu,
     /// Its images that run, in the order of their indices.
     pub running: Vec<Running>,
     /// How many of its images have begun; the others wait.
@@ -97,6 +99,11 @@ impl Runs {
         self.runs.iter()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.runs.len()
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
@@ -111,10 +118,10 @@ impl Runs {
         self.runs.partition_point(|run| key(&run.ask) < key(ask))
     }
 
-    /// Takes a request.
-    pub fn insert(&mut self, ask: Ask) {
+    /// Takes a request, whose images run by `menu`.
+    pub fn insert(&mut self, ask: Ask, menu: Menu) {
         let place = self.place(&ask);
-        self.runs.insert(place, Run { ask, running: Vec::new(), begun: 0 });
+        self.runs.insert(place, Run { ask, menu, running: Vec::new(), begun: 0 });
     }
 
     /// Forgets a request.
@@ -155,5 +162,14 @@ impl Runs {
                 self.runs.remove(place);
             }
         }
+    }
+}
+
+impl std::ops::Index<usize> for Runs {
+    type Output = Run;
+
+    /// The request at `place` in the order.
+    fn index(&self, place: usize) -> &Run {
+        &self.runs[place]
     }
 }

@@ -251,6 +251,61 @@ fn small_jobs_are_not_stuck_behind_large_ones_and_large_ones_do_not_starve() {
     assert!(slowest < 0.4, "{slowest}");
 }
 
+/// An exact request at `at`, with so long a time as a server gives one.
+fn exact(at: f64, images: u32, plan: &str) -> Arrival {
+    Arrival { at, within: 300.0, images, wish: Wish::Exact(Arc::new(plan.parse().unwrap())) }
+}
+
+#[test]
+fn a_short_exact_request_beside_a_long_one_is_done_in_a_few_times_its_idle_time() {
+    for (plan, idle) in [("dpmpp2m-6@0.500", 0.012), ("dpmpp2m-8@full", 0.032), ("heun-18@full", 0.140)] {
+        let mut arrivals = vec![exact(0.0, 16, "heun-18@full")];
+        arrivals.extend((1..10).map(|i| exact(0.2 * f64::from(i), 1, plan)));
+        let ended = simulate(&mut elastic(), &machine(), &arrivals);
+        let slowest = ended[1..].iter().map(|ended| ended.took).fold(0.0, f64::max);
+        assert!(slowest < 3.0 * idle, "{plan}: {slowest}");
+        assert!(ended[0].took < 1.1 * (16.0 * 0.140 + 9.0 * idle), "nothing is lost by it: {}", ended[0].took);
+    }
+}
+
+#[test]
+fn neither_short_exact_requests_nor_a_long_one_among_them_starve() {
+    // Four fifths of the machine: one fifth is left for the long one.
+    let mut arrivals = vec![exact(0.0, 16, "heun-18@full")];
+    arrivals.extend((0..1500).map(|i| exact(0.015 * f64::from(i), 1, "dpmpp2m-6@0.500")));
+    let ended = simulate(&mut elastic(), &machine(), &arrivals);
+    let long = ended[0].took / (16.0 * 0.140);
+    assert!(long < 1.1 * 5.0, "{long}");
+    let slowest = ended[1..].iter().map(|ended| ended.took / 0.012).fold(0.0, f64::max);
+    assert!(slowest < long + 2.0, "nobody waits longer for what it asks than another: {slowest} {long}");
+}
+
+#[test]
+fn a_single_image_does_not_wait_for_the_many_of_a_request_with_the_same_budget() {
+    for wish in [any_quality(), Wish::Quality { floor: 1.0, target: 1.0 }] {
+        let mut arrivals = vec![Arrival { at: 0.0, within: 60.0, images: 64, wish: wish.clone() }];
+        arrivals.extend((1..5).map(|i| Arrival { at: f64::from(i), within: 60.0, images: 1, wish: wish.clone() }));
+        let ended = simulate(&mut elastic(), &machine(), &arrivals);
+        let slowest = ended[1..].iter().map(|ended| ended.took).fold(0.0, f64::max);
+        assert!(slowest < 3.0 * 0.140, "{slowest}");
+    }
+}
+
+#[test]
+fn a_long_request_that_cannot_be_degraded_does_not_spoil_the_images_of_others() {
+    let images = poisson(0.4 * CAPACITY, 60.0, 2.0, 6);
+    let alone = score(&simulate(&mut elastic(), &machine(), &images));
+    let exact = exact(0.0, 200, "heun-18@full");
+    let best = Arrival { wish: Wish::Quality { floor: 1.0, target: 1.0 }, ..exact.clone() };
+    for long in [exact, best] {
+        let arrivals: Vec<Arrival> = [long].into_iter().chain(images.clone()).collect();
+        let ended = simulate(&mut elastic(), &machine(), &arrivals);
+        let beside = score(&ended[1..]);
+        assert!(beside.0 >= 0.999 && beside.1 > alone.1 - 0.02, "{beside:?} {alone:?}");
+        assert!(ended[0].took < 4.0 * 200.0 * 0.140, "{}", ended[0].took);
+    }
+}
+
 #[test]
 fn under_overload_plans_become_faster_long_before_a_long_deadline_is_near() {
     let arrivals = poisson(3.0 * CAPACITY, 120.0, 60.0, 4);
@@ -356,6 +411,22 @@ proptest! {
         let arrivals: Vec<Arrival> = arrivals.into_iter().map(|(gap, within, images, floor)| {
             at += gap;
             Arrival { at, within, images, wish: Wish::Quality { floor, target: 1.0 } }
+        }).collect();
+        let ended = simulate(&mut elastic(), &Machine { noise: 0.0, ..machine() }, &arrivals);
+        for (arrival, ended) in arrivals.iter().zip(&ended) {
+            prop_assert!(ended.refused || ended.in_time, "{arrival:?} {ended:?}");
+        }
+    }
+
+    #[test]
+    fn deadlines_hold_beside_exact_requests_and_these_are_done_in_their_time_too(
+        arrivals in prop::collection::vec((0.0f64..0.1, 0.01f64..1.0, 1u32..5, 0.0f64..1.0, any::<bool>()), 1..40),
+    ) {
+        let mut at = 0.0;
+        let arrivals: Vec<Arrival> = arrivals.into_iter().map(|(gap, within, images, floor, is_exact)| {
+            at += gap;
+            let budget = Arrival { at, within, images, wish: Wish::Quality { floor, target: 1.0 } };
+            if is_exact { Arrival { within: 4.0, ..exact(at, 4 * images, "heun-3@0.250*1,full*2") } } else { budget }
         }).collect();
         let ended = simulate(&mut elastic(), &Machine { noise: 0.0, ..machine() }, &arrivals);
         for (arrival, ended) in arrivals.iter().zip(&ended) {

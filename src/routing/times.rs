@@ -21,6 +21,9 @@ pub struct StepTimes {
     subnets: Vec<String>,
     /// By subnet: (batch, seconds), ascending in batch.
     measured: Vec<Vec<(usize, f64)>>,
+    /// By subnet: the time of a call of so many samples, up to the largest batch: a policy asks too often to interpolate
+    /// each time.
+    calls: Vec<Vec<f64>>,
     efficient: Vec<usize>,
     /// The machine's slowness now, over that of the measurement.
     scale: f64,
@@ -38,7 +41,9 @@ impl StepTimes {
             assert!(!row.is_empty(), "a subnet without a measured time");
             row.sort_by_key(|&(batch, _)| batch);
         }
-        let mut times = Self { subnets, measured, efficient: Vec::new(), scale: 1.0, updated: Duration::ZERO };
+        let calls = measured.iter().map(|points| (0..=max_batch).map(|rows| interpolated(points, rows)).collect());
+        let calls = calls.collect();
+        let mut times = Self { subnets, measured, calls, efficient: Vec::new(), scale: 1.0, updated: Duration::ZERO };
         times.efficient = (0..times.subnets.len()).map(|subnet| times.most_efficient(subnet, max_batch)).collect();
         times
     }
@@ -55,18 +60,8 @@ impl StepTimes {
 
     /// The time of a call of `rows` samples as it was measured.
     pub fn measured(&self, subnet: usize, rows: usize) -> f64 {
-        let points = &self.measured[subnet];
-        let after = points.partition_point(|&(batch, _)| batch < rows).min(points.len() - 1);
-        let (high, low) = (points[after], points[after.saturating_sub(1)]);
-        match (high.0 == low.0, rows < high.0 && after == 0) {
-            // One point, or before the first: a smaller batch takes no less that anybody knows; a larger one its share.
-            (true, true) => high.1,
-            (true, false) => high.1 * rows as f64 / high.0 as f64,
-            (false, _) => {
-                let slope = (high.1 - low.1) / (high.0 - low.0) as f64;
-                (high.1 + slope * (rows as f64 - high.0 as f64)).max(0.5 * low.1)
-            }
-        }
+        let known = self.calls[subnet].get(rows).copied();
+        known.unwrap_or_else(|| interpolated(&self.measured[subnet], rows))
     }
 
     /// The time of a call of `rows` samples now.
@@ -107,6 +102,21 @@ impl StepTimes {
         };
         let best = candidates().map(row).fold(f64::INFINITY, f64::min);
         candidates().filter(|&batch| row(batch) * WORTHWHILE <= best).min().unwrap_or(1)
+    }
+}
+
+/// The time of a call of `rows` samples by measured `(batch, seconds)`, ascending in batch.
+fn interpolated(points: &[(usize, f64)], rows: usize) -> f64 {
+    let after = points.partition_point(|&(batch, _)| batch < rows).min(points.len() - 1);
+    let (high, low) = (points[after], points[after.saturating_sub(1)]);
+    match (high.0 == low.0, rows < high.0 && after == 0) {
+        // One point, or before the first: a smaller batch takes no less that anybody knows; a larger one its share.
+        (true, true) => high.1,
+        (true, false) => high.1 * rows as f64 / high.0 as f64,
+        (false, _) => {
+            let slope = (high.1 - low.1) / (high.0 - low.0) as f64;
+            (high.1 + slope * (rows as f64 - high.0 as f64)).max(0.5 * low.1)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The supernet's weights in memory and on disk.
 
-use crate::files::{parse_metadata, parse_tensors, write_tensors};
+use crate::files::{parse_metadata, parse_tensors, refuse_surplus, tensor, write_tensors};
 use crate::supernet::{Pipe, Spec};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -120,7 +120,7 @@ impl Supernet {
             spec.pipes.iter().map(|pipe| read_permutation(path, &metadata, pipe)).collect::<Result<_>>()?;
         let mut params = Vec::with_capacity(spec.params.len());
         for param in &spec.params {
-            let view = file.tensor(&param.name).map_err(|_| Error::field(path, &param.name, "tensor is missing"))?;
+            let view = tensor(path, &file, &param.name)?;
             if view.shape() != param.shape {
                 let problem = format!("shape {:?} is not {:?}", view.shape(), param.shape);
                 return Err(Error::field(path, &param.name, problem));
@@ -128,9 +128,7 @@ impl Supernet {
             params.push(read_f32(path, &param.name, &view)?);
         }
         let known: std::collections::HashSet<&str> = spec.params.iter().map(|param| param.name.as_str()).collect();
-        if let Some(foreign) = file.names().into_iter().find(|name| !known.contains(name)) {
-            return Err(Error::field(path, foreign, "tensor does not belong to the network of model.toml"));
-        }
+        refuse_surplus(path, &file, |name| known.contains(name), "the network of model.toml")?;
         Ok(Self { params, order, permutations })
     }
 }

@@ -4,7 +4,7 @@
 //! takes, best first; equal channels keep their order.
 
 use crate::diffusion::noise::Stream;
-use crate::files::{parse_tensors, write_tensors};
+use crate::files::{parse_tensors, tensor, write_tensors};
 use crate::supernet::checkpoint::{Order, Supernet, read_f32};
 use crate::supernet::groups;
 use crate::supernet::spec::{Pipe, Role, Spec};
@@ -139,7 +139,7 @@ pub fn read(spec: &Spec, path: &Path) -> Result<Vec<Vec<f64>>> {
     let file = parse_tensors(path, &bytes)?;
     let of_pipe = |pipe: &Pipe| {
         let name = tensor_name(pipe);
-        let view = file.tensor(&name).map_err(|_| Error::field(path, &name, "tensor is missing"))?;
+        let view = tensor(path, &file, &name)?;
         if view.shape() != [pipe.width] {
             return Err(Error::field(path, &name, format!("shape {:?} is not [{}]", view.shape(), pipe.width)));
         }

@@ -1,11 +1,10 @@
 //! The state of a run on disk: everything that the next step depends on, so that resuming continues to the bit.
 
 use super::optimizer::Slot;
-use crate::files::write_tensors;
+use crate::files::{parse_metadata, parse_tensors, tensor, write_tensors};
 use crate::supernet::{Order, Spec, Supernet};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -110,10 +109,7 @@ impl State {
     /// One sentence with the file and the tensor or field that does not fit.
     pub fn read(spec: &Spec, path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let damaged = |error| Error::input(path.display(), format!("is not a whole training state ({error})"));
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-        let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
+        let (file, metadata) = (parse_tensors(path, &bytes)?, parse_metadata(path, &bytes)?);
         fn field<T: serde::de::DeserializeOwned>(
             path: &Path,
             metadata: &HashMap<String, String>,
@@ -127,7 +123,7 @@ impl State {
             return Err(Error::field(path, "permutations", "do not fit the network of the config"));
         }
         let words = |name: String, shape: &[usize], dtype: Dtype| {
-            let view = file.tensor(&name).map_err(|_| Error::field(path, &name, "tensor is missing"))?;
+            let view = tensor(path, &file, &name)?;
             if view.shape() != shape || view.dtype() != dtype {
                 let problem = format!("{:?} {:?} is not {dtype:?} {shape:?}", view.dtype(), view.shape());
                 return Err(Error::field(path, &name, problem));

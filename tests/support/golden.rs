@@ -35,7 +35,7 @@ pub fn golden(name: &str) -> Golden {
         _ => Preconditioning::Edm { sigma_data: 0.5 },
     };
     let network = Network::new(&backbone, preconditioning).unwrap();
-    let params = public::read(network.spec(), &fixture(format!("{name}.weights.safetensors"))).unwrap();
+    let params = public::read(network.spec(), &fixture(format!("{name}.weights.safetensors")), None).unwrap();
     let supernet = Supernet::original(network.spec(), params);
     let card = Card::new(name.into(), backbone, preconditioning, vec![]);
     let expected =

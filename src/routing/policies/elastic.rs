@@ -8,14 +8,19 @@
 //!   grows ever more slowly with time: a second taken from a good image and given to a poor one is a gain. Where the
 //!   time lies between two rungs, images take turns on them.
 //! - **Running images are re-planned** only if deadlines do not hold otherwise: then what is left of them is shortened.
-//! - **The most urgent image leads**; its call is filled up with others at the same subnet, in the order of their
-//!   deadlines, up to the batch at which a sample is cheapest, or less where the leader has no time for that. An image
-//!   that would begin at another width takes the leader's instead where that costs no more in its company.
+//! - **Requests take turns**: a call is led by the one that has waited longest for what it asks, that is, whose time since
+//!   its arrival is the largest multiple of what it takes on an idle machine. So a short request does not wait for the end
+//!   of a long one, and a long one, whose turn comes nearer with all the time that it waits, does not starve. Where the
+//!   deadlines have no call to spare, the most urgent one leads.
+//! - **A call is filled up** with images at the leader's subnet, in the same order, up to the batch at which a sample is
+//!   cheapest, or less where the leader has no time for that. An image that would begin at another width takes the
+//!   leader's instead where that costs no more in its company.
 
-use super::{exact_seconds, fill, ran, rows, work};
+use super::{fill, ran, rows, work};
 use crate::diffusion::plan::Plan;
-use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
+use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn};
 use crate::routing::demand::Demand;
+use crate::routing::ladder::{Cost, Menu};
 use crate::routing::runs::{Order, Run, Running, Runs};
 use crate::routing::{Ladder, Rung, StepTimes};
 use std::sync::Arc;
@@ -31,6 +36,9 @@ const HORIZON: f64 = 1.0;
 const MAX_HORIZON_S: f64 = 2.0;
 /// How much of the horizon is given out. Above 1 some work always waits, so that the device never does.
 const UTILISATION: f64 = 1.2;
+/// Where a request asks for more than can be degraded, others leave it the time to be done in so many times what it takes
+/// on an idle machine.
+const PACE: f64 = 4.0;
 /// Retry-After at most.
 const MAX_RETRY: Duration = Duration::from_secs(300);
 
@@ -48,26 +56,68 @@ pub struct Elastic {
     owed: f64,
 }
 
-/// How much is squeezed out of requests to make deadlines hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Squeeze {
-    /// Waiting images run on this rung at most.
+/// What is left of a request, as deadlines see it.
+struct Rest<'a> {
+    menu: &'a Menu,
+    /// Samples that an image adds to a call.
+    image: usize,
+    /// From now to its deadline, in seconds.
+    due: f64,
+    /// Samples of its images that have not begun.
     waiting: usize,
-    /// Running images are re-planned to this rung, where that is less than they have left.
-    running: Option<usize>,
+    /// Samples of its images that run.
+    running: usize,
+    /// What they ask of the device together.
+    cost: Cost,
 }
 
-/// Work of a request.
-#[derive(Clone, Copy, Debug)]
-struct Burden {
-    /// Samples that its images add to calls.
-    rows: usize,
-    /// Time in efficient batches, as it was measured.
-    seconds: f64,
-    /// Calls that come one after the other.
-    calls: usize,
-    /// The widest subnet.
-    subnet: usize,
+/// The work that others have to leave time for, by what a cap does to it.
+struct Backlog {
+    /// Time that no cap changes, in efficient batches, as it was measured: of running images and exact plans.
+    fixed: f64,
+    /// Samples that wait: all, and those of requests that accept no rung below, or none above each.
+    rows: f64,
+    floors: Vec<f64>,
+    tops: Vec<f64>,
+}
+
+impl<'a> Rest<'a> {
+    /// Of a request of which so many images have not begun, and none runs.
+    fn waiting(now: Duration, ask: &Ask, menu: &'a Menu, images: u32) -> Self {
+        let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
+        Self { menu, image: ask.rows, due, waiting: ask.rows * images as usize, running: 0, cost: Cost::default() }
+    }
+}
+
+impl Backlog {
+    /// Nothing yet, on a ladder of so many rungs.
+    fn new(rungs: usize) -> Self {
+        Self { fixed: 0.0, rows: 0.0, floors: vec![0.0; rungs], tops: vec![0.0; rungs] }
+    }
+
+    /// So many more samples wait, or fewer where `rows` is negative.
+    fn wait(&mut self, menu: &Menu, rows: f64) {
+        match *menu {
+            Menu::Exact(_, cost) => self.fixed += rows * cost.seconds,
+            Menu::Rungs { floor, top } => {
+                self.rows += rows;
+                self.floors[floor] += rows;
+                self.tops[top] += rows;
+            }
+        }
+    }
+
+    /// The time of all of it if nothing begins above rung `cap`.
+    fn seconds(&self, ladder: &Ladder, cap: usize) -> f64 {
+        let of = |counts: &[f64], rungs: &[Rung]| {
+            let bound = counts.iter().zip(rungs).filter(|&(&rows, _)| rows > 0.0);
+            bound.fold((0.0, 0.0), |(all, seconds), (rows, rung)| (all + rows, seconds + rows * rung.cost.seconds))
+        };
+        let rungs = ladder.rungs();
+        let (above, higher) = of(&self.floors[cap + 1..], &rungs[cap + 1..]);
+        let (below, lower) = of(&self.tops[..cap], &rungs[..cap]);
+        self.fixed + higher + lower + (self.rows - above - below) * rungs[cap].cost.seconds
+    }
 }
 
 impl Elastic {
@@ -85,48 +135,14 @@ impl Elastic {
         }
     }
 
-    /// The lowest and the highest rung that a request accepts; `None` for an exact plan.
-    fn range(&self, wish: &Wish) -> Option<(usize, usize)> {
-        match wish {
-            Wish::Exact(_) => None,
-            Wish::Quality { floor, target } => {
-                let floor = self.ladder.at_least(*floor);
-                Some((floor, self.ladder.at_least(*target).max(floor)))
-            }
-        }
-    }
-
-    /// The rung of a waiting image under a cap; `None` for an exact plan.
-    fn rung(&self, wish: &Wish, cap: usize) -> Option<usize> {
-        self.range(wish).map(|(floor, top)| cap.clamp(floor, top))
-    }
-
-    fn plan(&self, wish: &Wish, cap: usize) -> Arc<Plan> {
-        match (wish, self.rung(wish, cap)) {
-            (Wish::Exact(plan), _) => plan.clone(),
-            (_, rung) => self.ladder.rungs()[rung.unwrap_or(0)].plan.clone(),
-        }
-    }
-
-    /// Time of an image that waits, in efficient batches, and its denoiser calls.
-    fn waiting(&self, wish: &Wish, cap: usize) -> (f64, usize) {
-        match (wish, self.rung(wish, cap)) {
-            (Wish::Exact(plan), _) => (exact_seconds(plan, &self.times), plan.evaluations()),
-            (_, rung) => {
-                let rung = &self.ladder.rungs()[rung.unwrap_or(0)];
-                (rung.seconds, rung.evaluations())
-            }
-        }
-    }
-
     /// Time of what is left of a running image and its calls, where it may be re-planned down to `rung`.
-    fn left(&self, wish: &Wish, running: &Running, rung: Option<usize>) -> (f64, usize) {
+    fn left(&self, menu: &Menu, running: &Running, rung: Option<usize>) -> (f64, usize) {
         let as_it_is = (running.left, running.calls);
-        let Some(rung) = rung.and_then(|cap| self.rung(wish, cap)) else { return as_it_is };
+        let Some(rung) = rung.and_then(|cap| menu.rung(cap)) else { return as_it_is };
         let (step, _) = running.plan.position(running.done);
         let share = (running.plan.steps - step) as f64 / running.plan.steps as f64;
-        let target = &self.ladder.rungs()[rung];
-        let evaluations = target.evaluations() as f64;
+        let target = &self.ladder.rungs()[rung].cost;
+        let evaluations = target.calls as f64;
         let calls = (share * evaluations).round().max(1.0);
         let seconds = target.seconds * calls / evaluations;
         // In the middle of a step the second half comes first.
@@ -134,68 +150,69 @@ impl Elastic {
         if seconds + half.0 < as_it_is.0 { (seconds + half.0, calls as usize + half.1) } else { as_it_is }
     }
 
-    /// What `images` of a request that have not begun will ask of the device.
-    fn burden(&self, ask: &Ask, images: u32, cap: usize) -> Burden {
-        let (seconds, calls) = self.waiting(&ask.wish, cap);
-        let rows = ask.rows as f64 * f64::from(images);
-        Burden { rows: rows as usize, seconds: seconds * rows, calls, subnet: self.subnet(&ask.wish, cap) }
-    }
-
-    /// What is left of a request.
-    fn left_of(&self, run: &Run, squeeze: Squeeze) -> Burden {
-        let none = Burden { rows: 0, seconds: 0.0, calls: 0, subnet: 0 };
-        let mut burden = if run.waiting() == 0 { none } else { self.burden(&run.ask, run.waiting(), squeeze.waiting) };
-        for running in &run.running {
-            let (seconds, calls) = self.left(&run.ask.wish, running, squeeze.running);
-            burden.rows += run.ask.rows;
-            burden.seconds += seconds * run.ask.rows as f64;
-            burden.calls = burden.calls.max(calls);
-            burden.subnet = burden.subnet.max(running.subnet);
+    /// What is left of a request whose running images may be re-planned down to rung `running`.
+    fn rest<'a>(&self, now: Duration, run: &'a Run, running: Option<usize>) -> Rest<'a> {
+        let mut rest = Rest::waiting(now, &run.ask, &run.menu, run.waiting());
+        for image in &run.running {
+            let (seconds, calls) = self.left(&run.menu, image, running);
+            rest.running += run.ask.rows;
+            rest.cost.seconds += seconds * run.ask.rows as f64;
+            rest.cost.calls = rest.cost.calls.max(calls);
+            rest.cost.subnet = rest.cost.subnet.max(image.subnet);
         }
-        burden
+        rest
     }
 
-    /// The largest lateness of any deadline, in seconds (negative: how much time is to spare), if work is done in the
-    /// order of deadlines under `squeeze` and `extra` is taken too.
-    fn lateness(&self, now: Duration, squeeze: Squeeze, extra: Option<&Ask>, safety: f64) -> f64 {
+    /// What is left of all requests, `extra` among them, in the order of their deadlines.
+    fn agenda<'a>(&'a self, now: Duration, running: Option<usize>, extra: Option<(&Ask, &'a Menu)>) -> Vec<Rest<'a>> {
+        let mut agenda = Vec::with_capacity(self.runs.len() + 1);
+        agenda.extend(self.runs.iter().map(|run| self.rest(now, run, running)));
+        if let Some((ask, menu)) = extra {
+            agenda.insert(self.runs.place(ask), Rest::waiting(now, ask, menu, ask.images));
+        }
+        agenda
+    }
+
+    /// How late each request of the agenda is, in seconds (negative: how much time is to spare), if work is done in this
+    /// order and images that wait run on rung `cap` at most.
+    fn lateness(&self, now: Duration, agenda: &[Rest], cap: usize, safety: f64) -> impl Iterator<Item = f64> {
         let scale = safety * self.times.scale();
         let begun = self.busy_until.saturating_sub(now).as_secs_f64();
-        let (mut seconds, mut rows, mut worst) = (0.0, 0, f64::NEG_INFINITY);
-        let mut add = |ask: &Ask, burden: Burden| {
-            seconds += burden.seconds;
-            rows += burden.rows;
+        let (mut seconds, mut rows) = (0.0, 0);
+        agenda.iter().map(move |rest| {
+            let Cost { mut calls, mut subnet, .. } = rest.cost;
+            if rest.waiting > 0 {
+                let cost = self.ladder.cost(rest.menu, cap);
+                seconds += cost.seconds * rest.waiting as f64;
+                (calls, subnet) = (calls.max(cost.calls), subnet.max(cost.subnet));
+            }
+            seconds += rest.cost.seconds;
+            rows += rest.waiting + rest.running;
             // Its calls come one after the other, each with what is as urgent; others join only where there is time.
-            let batch = self.times.efficient_batch(burden.subnet).min(rows).max(ask.rows.min(self.max_batch));
-            let alone = burden.calls as f64 * self.times.measured(burden.subnet, batch);
-            let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
-            worst = f64::max(worst, begun + scale * f64::max(seconds, alone) - due);
-        };
-        let place = extra.map(|ask| self.runs.place(ask));
-        let runs = self.runs.iter().map(Some).chain([None]).enumerate();
-        for (index, run) in runs {
-            if let Some(ask) = extra.filter(|_| place == Some(index)) {
-                add(ask, self.burden(ask, ask.images, squeeze.waiting));
-            }
-            if let Some(run) = run {
-                add(&run.ask, self.left_of(run, squeeze));
-            }
-        }
-        worst
+            let batch = self.times.efficient_batch(subnet).min(rows).max(rest.image.min(self.max_batch));
+            let alone = calls as f64 * self.times.measured(subnet, batch);
+            begun + scale * f64::max(seconds, alone) - rest.due
+        })
     }
 
-    /// The widest subnet of a waiting image's plan.
-    fn subnet(&self, wish: &Wish, cap: usize) -> usize {
-        match (wish, self.rung(wish, cap)) {
-            (Wish::Exact(plan), _) => {
-                plan.widths.iter().filter_map(|run| self.times.subnet(&run.subnet)).max().unwrap_or(0)
-            }
-            (_, rung) => self.ladder.rungs()[rung.unwrap_or(0)].widest(),
-        }
+    /// The largest lateness of any request of the agenda.
+    fn worst(&self, now: Duration, agenda: &[Rest], cap: usize, safety: f64) -> f64 {
+        self.lateness(now, agenda, cap, safety).fold(f64::NEG_INFINITY, f64::max)
+    }
+
+    /// Whether all deadlines hold.
+    fn holds(&self, now: Duration, agenda: &[Rest], cap: usize) -> bool {
+        self.lateness(now, agenda, cap, PLANNING_SAFETY).all(|late| late <= 0.0)
     }
 
     /// The highest rung for which `holds`, which holds below any rung for which it holds; `None` if it never does.
     fn highest(&self, holds: impl Fn(usize) -> bool) -> Option<usize> {
-        let (mut low, mut high) = (0, self.ladder.rungs().len());
+        // Most of the time nobody is in a hurry.
+        let top = self.ladder.top();
+        if holds(top) {
+            return Some(top);
+        }
+        let (mut low, mut high) = (0, top);
         while low < high {
             let middle = (low + high) / 2;
             if holds(middle) { low = middle + 1 } else { high = middle }
@@ -204,19 +221,29 @@ impl Elastic {
     }
 
     /// The highest rung at which all deadlines hold; `None` where they do not hold even with the fastest plans.
-    fn urgent_cap(&self, now: Duration, extra: Option<&Ask>) -> Option<usize> {
-        let squeeze = |cap| Squeeze { waiting: cap, running: None };
-        self.highest(|cap| self.lateness(now, squeeze(cap), extra, PLANNING_SAFETY) <= 0.0)
+    fn urgent_cap(&self, now: Duration, agenda: &[Rest]) -> Option<usize> {
+        self.highest(|cap| self.holds(now, agenda, cap))
+    }
+
+    /// The horizon in which work shall be done, in seconds as they were measured; `None` before the first request.
+    fn horizon(&self) -> Option<f64> {
+        Some((HORIZON * self.demand.within()?).min(MAX_HORIZON_S) / self.times.scale())
+    }
+
+    /// How much of a request's work falls into the horizon: all of it, but where even the fastest plans that it accepts
+    /// take longer at its pace.
+    fn share(&self, ask: &Ask, menu: &Menu) -> f64 {
+        let paced = PACE * self.idle(ask, self.ladder.cost(menu, 0));
+        self.horizon().filter(|&horizon| horizon < paced).map_or(1.0, |horizon| horizon / paced)
     }
 
     /// The rung at which the work that waits and the work that will arrive is done within the horizon, and how much of
     /// the way to the next one there would be time for, from 0 to 1.
-    fn fair_cap(&self) -> (usize, f64) {
-        let Some(within) = self.demand.within() else { return (self.ladder.top(), 0.0) };
-        let horizon = (HORIZON * within).min(MAX_HORIZON_S) / self.times.scale();
+    fn fair_cap(&self, backlog: &Backlog) -> (usize, f64) {
+        let Some(horizon) = self.horizon() else { return (self.ladder.top(), 0.0) };
         let total = |cap: usize| {
-            let arrives = horizon * self.demand.at(cap, |rung| self.ladder.rungs()[rung].seconds);
-            work(&self.runs, |wish| self.waiting(wish, cap).0) + arrives
+            let arrives = horizon * self.demand.at(cap, |rung| self.ladder.rungs()[rung].cost.seconds);
+            backlog.seconds(&self.ladder, cap) + arrives
         };
         let time = UTILISATION * horizon;
         // The lowest rung need not be sustainable: there is no other.
@@ -229,8 +256,8 @@ impl Elastic {
     }
 
     /// The rung under which the next image of a request begins.
-    fn next_cap(&mut self, now: Duration, urgent: usize, ask: &Ask) -> usize {
-        let (fair, rest) = self.fair_cap();
+    fn next_cap(&mut self, now: Duration, urgent: usize, backlog: &Backlog, place: usize) -> usize {
+        let (fair, rest) = self.fair_cap(backlog);
         self.owed += rest;
         let fair = if self.owed >= 1.0 && fair < self.ladder.top() {
             self.owed -= 1.0;
@@ -243,33 +270,54 @@ impl Elastic {
             return fair;
         }
         // All cannot have the next rung, but perhaps this one can.
-        let rungs = self.ladder.rungs();
+        let (rungs, ask) = (self.ladder.rungs(), &self.runs[place].ask);
         let scale = PLANNING_SAFETY * self.times.scale();
-        let more = scale * (rungs[urgent + 1].seconds - rungs[urgent].seconds) * ask.rows as f64;
-        let late = self.lateness(now, Squeeze { waiting: urgent, running: None }, None, PLANNING_SAFETY);
+        let more = scale * (rungs[urgent + 1].cost.seconds - rungs[urgent].cost.seconds) * ask.rows as f64;
+        let late = self.worst(now, &self.agenda(now, None, None), urgent, PLANNING_SAFETY);
         let calls = rungs[urgent + 1].calls.iter();
         let own: f64 = calls.map(|&(subnet, count)| count as f64 * self.times.measured(subnet, ask.rows)).sum();
         let due = ask.deadline.saturating_sub(now).as_secs_f64();
         if late + more <= 0.0 && scale * own <= due { urgent + 1 } else { urgent }
     }
 
-    /// Time of a request on an idle machine with the fastest plans that it accepts, as it was measured.
-    fn idle(&self, ask: &Ask) -> f64 {
-        let (seconds, calls) = self.waiting(&ask.wish, 0);
-        let alone = calls as f64 * self.times.measured(self.subnet(&ask.wish, 0), ask.rows);
-        alone.max(seconds * ask.rows as f64 * f64::from(ask.images))
+    /// Time of a request on an idle machine where each image has this cost, in seconds as they were measured.
+    fn idle(&self, ask: &Ask, cost: Cost) -> f64 {
+        let alone = cost.calls as f64 * self.times.measured(cost.subnet, ask.rows);
+        alone.max(cost.seconds * ask.rows as f64 * f64::from(ask.images))
+    }
+
+    /// How long a request is here, as a multiple of the time that the best it accepts takes on an idle machine, or that it
+    /// has if that is less.
+    fn stretch(&self, now: Duration, run: &Run) -> f64 {
+        let best = self.idle(&run.ask, self.ladder.cost(&run.menu, self.ladder.top()));
+        let here = now.saturating_sub(run.ask.arrived).as_secs_f64();
+        here / best.min(run.ask.within().as_secs_f64())
+    }
+
+    /// The places of the requests in the order in which they are served: the most stretched first if all deadlines hold
+    /// under the cap `urgent` and would after any other call too, else the most urgent.
+    fn turns(&self, now: Duration, agenda: &[Rest], urgent: Option<usize>) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.runs.len()).collect();
+        let longest = (0..self.times.subnets().len()).map(|subnet| self.times.call(subnet, self.max_batch));
+        let longest = PLANNING_SAFETY * longest.fold(0.0, f64::max);
+        let spares_one = |cap| self.lateness(now, agenda, cap, PLANNING_SAFETY).all(|late| late + longest <= 0.0);
+        if urgent.is_some_and(spares_one) {
+            let stretches: Vec<f64> = self.runs.iter().map(|run| self.stretch(now, run)).collect();
+            places.sort_by(|&a, &b| stretches[b].total_cmp(&stretches[a]));
+        }
+        places
     }
 
     /// Shortens running images until deadlines hold, or as far as their clients accept.
     fn squeeze(&mut self, now: Duration) -> Vec<(Member, Arc<Plan>)> {
-        let with = |rung| Squeeze { waiting: 0, running: Some(rung) };
-        let rung = self.highest(|rung| self.lateness(now, with(rung), None, PLANNING_SAFETY) <= 0.0).unwrap_or(0);
+        let holds = |rung| self.holds(now, &self.agenda(now, Some(rung), None), 0);
+        let rung = self.highest(holds).unwrap_or(0);
         let mut changes = Vec::new();
         for run in self.runs.iter() {
             for running in &run.running {
                 let Some(step) = running.boundary() else { continue };
-                let Some(target) = self.rung(&run.ask.wish, rung) else { continue };
-                if self.left(&run.ask.wish, running, Some(rung)).0 >= running.left {
+                let Some(target) = run.menu.rung(rung) else { continue };
+                if self.left(&run.menu, running, Some(rung)).0 >= running.left {
                     continue;
                 }
                 let rest = self.ladder.rest(target, &running.plan, step);
@@ -296,12 +344,12 @@ impl Elastic {
 
     /// The plan by which an image under `cap` joins calls of `subnet` that have so many rows: its own if that begins
     /// there, or else a better one that does and takes no longer in their company than its own would apart.
-    fn joining(&self, wish: &Wish, cap: usize, subnet: usize, rows: usize) -> Option<Arc<Plan>> {
-        let own = self.plan(wish, cap);
+    fn joining(&self, menu: &Menu, cap: usize, subnet: usize, rows: usize) -> Option<Arc<Plan>> {
+        let own = self.ladder.plan(menu, cap);
         if self.times.subnet(own.subnet_at(0)) == Some(subnet) {
-            return Some(own);
+            return Some(own.clone());
         }
-        let (floor, top) = self.range(wish)?;
+        let Menu::Rungs { floor, top } = *menu else { return None };
         let (rungs, low) = (self.ladder.rungs(), cap.clamp(floor, top));
         // What one more sample adds to the calls of a subnet, given how many are there.
         let more = |subnet: usize, rows: usize| {
@@ -321,70 +369,99 @@ impl Elastic {
         let better = rungs.get(low + 1..=top).unwrap_or_default();
         better.iter().find(together).map(|rung| rung.plan.clone())
     }
-}
 
-impl Policy for Elastic {
-    fn quote(&self, ask: &Ask) -> Result<Planned, Refusal> {
-        let takes = self.times.scale() * self.idle(ask);
+    /// What a request that arrives now is promised, or why it is not taken.
+    fn offer(&self, ask: &Ask, menu: &Menu) -> Result<Planned, Refusal> {
+        let takes = self.times.scale() * self.idle(ask, self.ladder.cost(menu, 0));
         if takes > ask.within().as_secs_f64() {
             let takes = Duration::from_secs_f64(takes);
-            return Err(Refusal::Infeasible { fastest: self.plan(&ask.wish, 0), takes });
+            return Err(Refusal::Infeasible { fastest: self.ladder.plan(menu, 0).clone(), takes });
         }
-        let fastest = Squeeze { waiting: 0, running: Some(0) };
-        let late = self.lateness(ask.arrived, fastest, Some(ask), ADMISSION_SAFETY);
+        let squeezed = self.agenda(ask.arrived, Some(0), Some((ask, menu)));
+        let late = self.worst(ask.arrived, &squeezed, 0, ADMISSION_SAFETY);
         if late > 0.0 && !self.runs.is_empty() {
             let retry_after = Duration::from_secs_f64(late).min(MAX_RETRY);
             return Err(Refusal::Overloaded { retry_after });
         }
-        let cap = self.urgent_cap(ask.arrived, Some(ask)).unwrap_or(0).min(self.fair_cap().0);
-        let plan = self.plan(&ask.wish, cap);
+        let agenda = self.agenda(ask.arrived, None, Some((ask, menu)));
+        let urgent = self.urgent_cap(ask.arrived, &agenda).unwrap_or(0);
+        let plan = self.ladder.plan(menu, urgent.min(self.fair_cap(&self.backlog()).0)).clone();
         Ok(Planned { quality: self.ladder.quality(&plan), plan })
+    }
+
+    /// What has been taken, each request with its share.
+    fn backlog(&self) -> Backlog {
+        let mut backlog = Backlog::new(self.ladder.rungs().len());
+        for run in self.runs.iter() {
+            let rows = self.share(&run.ask, &run.menu) * run.ask.rows as f64;
+            backlog.fixed += rows * run.running.iter().map(|image| image.left).sum::<f64>();
+            backlog.wait(&run.menu, rows * f64::from(run.waiting()));
+        }
+        backlog
+    }
+
+    /// Begins the next image of the request at `place` with `plan`.
+    fn begin(&mut self, place: usize, plan: Arc<Plan>, backlog: &mut Backlog) -> (Member, Arc<Plan>) {
+        let member = self.runs.begin(place, plan.clone(), &self.times);
+        let run = &self.runs[place];
+        let rows = self.share(&run.ask, &run.menu) * run.ask.rows as f64;
+        backlog.wait(&run.menu, -rows);
+        backlog.fixed += rows * run.running.last().map_or(0.0, |image| image.left);
+        (member, plan)
+    }
+}
+
+impl Policy for Elastic {
+    fn quote(&self, ask: &Ask) -> Result<Planned, Refusal> {
+        self.offer(ask, &self.ladder.menu(&ask.wish, &self.times))
     }
 
     fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
         // Before the demand knows of it: what a request gets depends on the others and on its own budget alone.
-        let planned = self.quote(&ask);
+        let menu = self.ladder.menu(&ask.wish, &self.times);
+        let planned = self.offer(&ask, &menu);
         let (within, rows) = (ask.within(), ask.rows as f64 * f64::from(ask.images));
-        match self.range(&ask.wish) {
-            Some((_, top)) => self.demand.ask(ask.arrived, within, top, rows),
-            None => self.demand.ask_exact(ask.arrived, within, rows * self.waiting(&ask.wish, 0).0),
+        match menu {
+            Menu::Rungs { top, .. } => self.demand.ask(ask.arrived, within, top, rows),
+            Menu::Exact(_, cost) => {
+                self.demand.ask_exact(ask.arrived, within, self.share(&ask, &menu) * rows * cost.seconds);
+            }
         }
-        planned.inspect(|_| self.runs.insert(ask))
+        planned.inspect(|_| self.runs.insert(ask, menu))
     }
 
     fn next(&mut self, now: Duration) -> Option<Turn> {
-        let mut plans = Vec::new();
-        let urgent = self.urgent_cap(now, None).unwrap_or_else(|| {
-            plans = self.squeeze(now);
-            0
-        });
-        // The most urgent request leads; its next image begins where none of it runs.
-        let leader = self.runs.iter().next()?;
-        if leader.running.is_empty() {
-            let ask = leader.ask.clone();
-            let cap = self.next_cap(now, urgent, &ask);
-            let plan = self.plan(&ask.wish, cap);
-            plans.push((self.runs.begin(0, plan.clone(), &self.times), plan));
+        let agenda = self.agenda(now, None, None);
+        let urgent = self.urgent_cap(now, &agenda);
+        let turns = self.turns(now, &agenda, urgent);
+        let mut plans = if urgent.is_none() { self.squeeze(now) } else { Vec::new() };
+        let (urgent, mut backlog) = (urgent.unwrap_or(0), self.backlog());
+        // The first in turn leads; its next image begins where none of it runs.
+        let &first = turns.first()?;
+        if self.runs[first].running.is_empty() {
+            let cap = self.next_cap(now, urgent, &backlog, first);
+            let plan = self.ladder.plan(&self.runs[first].menu, cap).clone();
+            plans.push(self.begin(first, plan, &mut backlog));
         }
-        let leader = self.runs.iter().next()?;
-        let first = leader.running.first()?;
-        let (subnet, batch) = (first.subnet, self.batch(now, leader, first));
+        let leader = &self.runs[first];
+        let image = leader.running.first()?;
+        let (subnet, batch) = (image.subnet, self.batch(now, leader, image));
         // Others begin while there is room beside those that run already.
-        let mut members = fill(&self.runs, subnet, batch);
-        while let Some(place) = self.runs.iter().position(|run| run.waiting() > 0) {
-            let run = self.runs.iter().nth(place)?;
-            let (ask, company) = (run.ask.clone(), rows(&self.runs, &members));
-            if company + ask.rows > batch {
+        let fill = |runs: &Runs| fill(turns.iter().map(|&place| &runs[place]), subnet, batch);
+        let mut members = fill(&self.runs);
+        while let Some(&place) = turns.iter().find(|&&place| self.runs[place].waiting() > 0) {
+            let company = rows(&self.runs, &members);
+            if company + self.runs[place].ask.rows > batch {
                 break;
             }
             let owed = self.owed;
-            let cap = self.next_cap(now, urgent, &ask);
-            let Some(plan) = self.joining(&ask.wish, cap, subnet, company) else {
+            let cap = self.next_cap(now, urgent, &backlog, place);
+            let Some(plan) = self.joining(&self.runs[place].menu, cap, subnet, company) else {
                 self.owed = owed;
                 break;
             };
-            plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
-            members = fill(&self.runs, subnet, batch);
+            plans.push(self.begin(place, plan, &mut backlog));
+            members = fill(&self.runs);
         }
         let takes = self.times.call(subnet, rows(&self.runs, &members));
         self.busy_until = now + Duration::from_secs_f64(takes);
@@ -401,14 +478,17 @@ impl Policy for Elastic {
     }
 
     fn work(&self) -> Duration {
-        let image = |wish: &Wish| self.waiting(wish, 0).0;
-        Duration::from_secs_f64(self.times.scale() * work(&self.runs, image))
+        let seconds = work(&self.runs, |menu| self.ladder.cost(menu, 0).seconds);
+        Duration::from_secs_f64(self.times.scale() * seconds)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::policy::Wish;
+    use crate::routing::ladder::tests::{ladder, times};
+    use proptest::prelude::*;
 
     #[test]
     fn where_company_is_cheap_an_image_takes_the_width_that_runs() {
@@ -419,12 +499,136 @@ mod tests {
             let plans = [("dpmpp2m-4@0.250", 0.8), ("dpmpp2m-8@full", 0.96)];
             let ladder = Ladder::new(plans.map(|(plan, quality)| (plan.parse().unwrap(), quality)), &times).unwrap();
             let policy = Elastic::new(ladder, times, 8);
-            let plan = |target| policy.joining(&Wish::Quality { floor: 0.0, target }, 0, 2, 2);
-            assert_eq!(plan(0.8), None, "it may have no better one");
-            plan(1.0).map(|plan| plan.to_string())
+            let plan = |top| policy.joining(&Menu::Rungs { floor: 0, top }, 0, 2, 2);
+            assert_eq!(plan(0), None, "it may have no better one");
+            plan(1).map(|plan| plan.to_string())
         };
         // Eight more samples in calls that run anyway, or four calls of its own of 4 ms together.
         assert_eq!(joins(7.0).as_deref(), Some("dpmpp2m-8@full"), "0.43 ms more a call");
         assert_eq!(joins(8.0), None, "0.57 ms more a call");
+    }
+
+    /// What the policy computes from what it keeps beside each request, computed from what the requests asked.
+    mod plain {
+        use super::super::*;
+        use crate::engine::policy::Wish;
+        use crate::routing::ladder;
+
+        /// The seconds, calls and widest subnet of an image that waits.
+        fn waiting(policy: &Elastic, wish: &Wish, cap: usize) -> (f64, usize, usize) {
+            let (ladder, times) = (&policy.ladder, &policy.times);
+            let plan = match wish {
+                Wish::Exact(plan) => plan,
+                Wish::Quality { floor, target } => {
+                    let floor = ladder.at_least(*floor);
+                    &ladder.rungs()[cap.clamp(floor, ladder.at_least(*target).max(floor))].plan
+                }
+            };
+            let calls = ladder::calls(plan, 0, times).unwrap();
+            let widest = calls.iter().map(|&(subnet, _)| subnet).max().unwrap();
+            (ladder::seconds(&calls, times), plan.evaluations(), widest)
+        }
+
+        pub fn lateness(policy: &Elastic, now: Duration, cap: usize, extra: &Ask, safety: f64) -> f64 {
+            let mut all: Vec<(&Ask, &[Running], u32)> =
+                policy.runs.iter().map(|run| (&run.ask, &run.running[..], run.waiting())).collect();
+            all.push((extra, &[], extra.images));
+            all.sort_by_key(|(ask, ..)| (ask.deadline, ask.id));
+            let begun = policy.busy_until.saturating_sub(now).as_secs_f64();
+            let (mut before, mut rows, mut worst) = (0.0, 0, f64::NEG_INFINITY);
+            for (ask, running, images) in all {
+                let fresh = (images > 0).then(|| waiting(policy, &ask.wish, cap));
+                let (mut calls, mut subnet) = fresh.map_or((0, 0), |(_, calls, subnet)| (calls, subnet));
+                before += fresh.map_or(0.0, |(seconds, ..)| seconds * (ask.rows * images as usize) as f64);
+                for image in running {
+                    before += image.left * ask.rows as f64;
+                    (calls, subnet) = (calls.max(image.calls), subnet.max(image.subnet));
+                }
+                rows += ask.rows * (images as usize + running.len());
+                let batch = policy.times.efficient_batch(subnet).min(rows).max(ask.rows.min(policy.max_batch));
+                let alone = calls as f64 * policy.times.measured(subnet, batch);
+                let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
+                worst = worst.max(begun + safety * policy.times.scale() * before.max(alone) - due);
+            }
+            worst
+        }
+
+        pub fn backlog(policy: &Elastic, cap: usize) -> f64 {
+            let of = |run: &Run| {
+                let running: f64 = run.running.iter().map(|image| image.left).sum();
+                let waits = f64::from(run.waiting()) * waiting(policy, &run.ask.wish, cap).0;
+                let (seconds, calls, subnet) = waiting(policy, &run.ask.wish, 0);
+                let all = seconds * (run.ask.rows * run.ask.images as usize) as f64;
+                let idle = all.max(calls as f64 * policy.times.measured(subnet, run.ask.rows));
+                (policy.horizon().unwrap() / (PACE * idle)).min(1.0) * (running + waits) * run.ask.rows as f64
+            };
+            policy.runs.iter().map(of).sum()
+        }
+    }
+
+    type Asked = (f64, f64, u32, usize, Option<(f64, f64)>);
+
+    /// A request for an exact plan, or for qualities between a floor and a target.
+    fn ask(id: RequestId, now: f64, (_, within, images, rows, qualities): &Asked) -> Ask {
+        let wish = match *qualities {
+            None => Wish::Exact(Arc::new("heun-3@0.250*1,full*2".parse().unwrap())),
+            Some((floor, target)) => Wish::Quality { floor, target },
+        };
+        let (arrived, deadline) = (Duration::from_secs_f64(now), Duration::from_secs_f64(now + within));
+        Ask { id, arrived, deadline, images: *images, rows: *rows, wish }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_beside_requests_gives_the_same_decisions_as_what_they_asked(
+            asked in prop::collection::vec(
+                (0.0f64..0.1, 0.05f64..3.0, 1u32..5, 1usize..3, prop::option::of((0.0f64..1.0, 0.0f64..1.0))), 2..20),
+            turns in 0usize..30,
+        ) {
+            let mut policy = Elastic::new(ladder(), times(), 8);
+            let mut now = 0.0;
+            let (extra, taken) = asked.split_last().unwrap();
+            for (id, asked) in taken.iter().enumerate() {
+                now += asked.0;
+                let _ = policy.admit(ask(id as RequestId, now, asked));
+            }
+            for _ in 0..turns {
+                let Some(turn) = policy.next(Duration::from_secs_f64(now)) else { break };
+                let took = times().measured(turn.subnet, super::rows(&policy.runs, &turn.members));
+                now += took;
+                policy.ran(&turn, Duration::from_secs_f64(took), Duration::from_secs_f64(now));
+            }
+            let (extra, now) = (ask(1000, now, extra), Duration::from_secs_f64(now));
+            let menu = policy.ladder.menu(&extra.wish, &policy.times);
+            let agenda = policy.agenda(now, None, Some((&extra, &menu)));
+            let top = policy.ladder.top();
+            for cap in 0..=top {
+                let (ours, plain) = (policy.worst(now, &agenda, cap, 1.2), plain::lateness(&policy, now, cap, &extra, 1.2));
+                prop_assert!((ours - plain).abs() < 1e-9, "{cap}: {ours} {plain}");
+                let (ours, plain) = (policy.backlog().seconds(&policy.ladder, cap), plain::backlog(&policy, cap));
+                prop_assert!((ours - plain).abs() < 1e-9, "{cap}: {ours} {plain}");
+            }
+            let urgent = policy.highest(|cap| plain::lateness(&policy, now, cap, &extra, PLANNING_SAFETY) <= 0.0);
+            prop_assert_eq!(policy.urgent_cap(now, &agenda), urgent);
+        }
+
+        #[test]
+        fn work_that_begins_is_work_as_before(
+            asked in prop::collection::vec(
+                (0.0f64..0.1, 1.0f64..30.0, 1u32..5, 1usize..3, prop::option::of((0.0f64..1.0, 0.0f64..1.0))), 1..20),
+            cap in 0usize..5,
+        ) {
+            let mut policy = Elastic::new(ladder(), times(), 8);
+            (0..).zip(&asked).for_each(|(id, asked)| drop(policy.admit(ask(id, 0.0, asked))));
+            let mut backlog = policy.backlog();
+            while let Some(place) = policy.runs.iter().position(|run| run.waiting() > 0) {
+                let plan = policy.ladder.plan(&policy.runs[place].menu, cap).clone();
+                policy.begin(place, plan, &mut backlog);
+                for cap in 0..5 {
+                    let anew = policy.backlog().seconds(&policy.ladder, cap);
+                    prop_assert!((backlog.seconds(&policy.ladder, cap) - anew).abs() < 1e-9);
+                }
+            }
+        }
     }
 }

@@ -1,16 +1,17 @@
 //! One plan for every request, first come first served: what a server of one network does.
 
-use super::{exact_seconds, fill, ran, work};
+use super::{fill, ran, work};
 use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::policy::{Ask, Planned, Policy, Refusal, RequestId, Turn, Wish};
 use crate::routing::StepTimes;
+use crate::routing::ladder::Menu;
 use crate::routing::runs::{Order, Runs};
 use crate::supernet::Subnet;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Runs one plan, but where a request names its own; batches by step, in the order of arrival; refuses nothing and knows
-/// no deadlines.
+/// no deadlines. A short request waits for long ones before it, as it does in such a server.
 #[derive(Clone, Debug)]
 pub struct Fixed {
     plan: Arc<Plan>,
@@ -51,7 +52,8 @@ impl Policy for Fixed {
 
     fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
         let planned = self.quote(&ask)?;
-        self.runs.insert(ask);
+        let menu = Menu::exact(planned.plan.clone(), &self.times);
+        self.runs.insert(ask, menu);
         Ok(planned)
     }
 
@@ -66,7 +68,7 @@ impl Policy for Fixed {
             plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
         }
         let subnet = self.runs.iter().flat_map(|run| &run.running).next()?.subnet;
-        Some(Turn { subnet, members: fill(&self.runs, subnet, self.max_batch), plans })
+        Some(Turn { subnet, members: fill(self.runs.iter(), subnet, self.max_batch), plans })
     }
 
     fn ran(&mut self, turn: &Turn, took: Duration, now: Duration) {
@@ -78,7 +80,10 @@ impl Policy for Fixed {
     }
 
     fn work(&self) -> Duration {
-        let image = |wish: &Wish| exact_seconds(&self.plan(wish), &self.times);
+        let image = |menu: &Menu| match menu {
+            Menu::Exact(_, cost) => cost.seconds,
+            Menu::Rungs { .. } => unreachable!("every request has its plan"),
+        };
         Duration::from_secs_f64(self.times.scale() * work(&self.runs, image))
     }
 }

@@ -9,9 +9,10 @@ pub use fixed::Fixed;
 pub use slackfit::SlackFit;
 
 use crate::diffusion::plan::Plan;
-use crate::engine::policy::{Member, Policy, Turn, Wish};
+use crate::engine::policy::{Member, Policy, Turn};
+use crate::routing::ladder::Menu;
 use crate::routing::runs::{Run, Runs};
-use crate::routing::{Ladder, StepTimes, ladder};
+use crate::routing::{Ladder, StepTimes};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -86,11 +87,11 @@ impl From<PolicyChoice> for String {
     }
 }
 
-/// The running images whose next call is of `subnet`, in order, as many as `rows` samples allow and at least one.
-fn fill(runs: &Runs, subnet: usize, rows: usize) -> Vec<Member> {
+/// The running images of `runs` whose next call is of `subnet`, in order, as many as `rows` samples allow and at least one.
+fn fill<'a>(runs: impl Iterator<Item = &'a Run>, subnet: usize, rows: usize) -> Vec<Member> {
     let mut used = 0;
     let mut members = Vec::new();
-    for run in runs.iter() {
+    for run in runs {
         for running in run.running.iter().filter(|running| running.subnet == subnet) {
             used += run.ask.rows;
             if used > rows && !members.is_empty() {
@@ -115,15 +116,11 @@ fn ran(runs: &mut Runs, times: &mut StepTimes, turn: &Turn, took: Duration, now:
 }
 
 /// Time of the taken work in efficient batches, in seconds as it was measured, where an image that waits takes `image`.
-fn work(runs: &Runs, image: impl Fn(&Wish) -> f64) -> f64 {
+fn work(runs: &Runs, image: impl Fn(&Menu) -> f64) -> f64 {
     let of = |run: &Run| {
         let running: f64 = run.running.iter().map(|running| running.left).sum();
-        run.ask.rows as f64 * (running + f64::from(run.waiting()) * image(&run.ask.wish))
+        let waiting = if run.waiting() == 0 { 0.0 } else { f64::from(run.waiting()) * image(&run.menu) };
+        run.ask.rows as f64 * (running + waiting)
     };
     runs.iter().map(of).sum()
-}
-
-/// The time of an exact plan's image in efficient batches, in seconds as it was measured.
-fn exact_seconds(plan: &Plan, times: &StepTimes) -> f64 {
-    ladder::calls(plan, 0, times).map_or(0.0, |calls| ladder::seconds(&calls, times))
 }

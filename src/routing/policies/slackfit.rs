@@ -1,8 +1,9 @@
 //! SlackFit (SuperServe, NSDI'25), with the plans of the frontier for its subnets: the policy that ours is measured
 //! against.
 
-use super::{exact_seconds, ran, work};
+use super::{ran, work};
 use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
+use crate::routing::ladder::Menu;
 use crate::routing::runs::{Order, Runs};
 use crate::routing::{Ladder, StepTimes};
 use std::time::Duration;
@@ -14,7 +15,8 @@ const BUCKETS: f64 = 64.0;
 /// of latency that is closest to it from below, and with it a plan and a batch, which runs to its end.
 ///
 /// The paper says no more of the choice within a bucket: here it is the larger batch, then the better plan. It refuses
-/// nothing; where no pair fits the slack, the fastest plan runs on as many requests as there are.
+/// nothing; where no pair fits the slack, the fastest plan runs on as many requests as there are. Exact plans are not of
+/// the paper: each image of one is a batch of its own, in the same order.
 #[derive(Clone, Debug)]
 pub struct SlackFit {
     ladder: Ladder,
@@ -89,7 +91,11 @@ impl Policy for SlackFit {
 
     fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
         let planned = self.quote(&ask)?;
-        self.runs.insert(ask);
+        let menu = match &ask.wish {
+            Wish::Exact(plan) => Menu::exact(plan.clone(), &self.times),
+            Wish::Quality { .. } => Menu::Rungs { floor: 0, top: self.ladder.top() },
+        };
+        self.runs.insert(ask, menu);
         Ok(planned)
     }
 
@@ -114,10 +120,6 @@ impl Policy for SlackFit {
     }
 
     fn work(&self) -> Duration {
-        let image = |wish: &Wish| match wish {
-            Wish::Exact(plan) => exact_seconds(plan, &self.times),
-            Wish::Quality { .. } => self.ladder.rungs()[0].seconds,
-        };
-        Duration::from_secs_f64(self.times.scale() * work(&self.runs, image))
+        Duration::from_secs_f64(self.times.scale() * work(&self.runs, |menu| self.ladder.cost(menu, 0).seconds))
     }
 }
