@@ -277,7 +277,10 @@ mod tests {
             ("agent_listen = \"here\"", ": agent_listen: `here` is no address and port"),
             ("log_format = \"xml\"", ": log_format: unknown variant `xml`, expected `text` or `json`"),
             ("cors_origins = [\"example.com\"]", ": cors_origins: `example.com` is not accepted: it must be \"*\" or"),
-            ("cors_origins = [\"https://example.com/app\"]", ": cors_origins: `https://example.com/app` is not accepted"),
+            (
+                "cors_origins = [\"https://example.com/app\"]",
+                ": cors_origins: `https://example.com/app` is not accepted",
+            ),
             ("cors_origins = [\"https://*.example.com\"]", ": cors_origins: `https://*.example.com` is not accepted"),
             ("[auth]\nkey_hashes = [\"sha256:12\"]", ": auth.key_hashes: entry 0 is not `sha256:` and 64"),
             ("[auth]\nkeys = []", ": auth.keys: unknown field"),

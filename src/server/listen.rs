@@ -3,6 +3,7 @@
 use crate::engine::{EngineError, Fleet};
 use crate::server::head_timer::HeadTimer;
 use crate::server::linger::{Lingering, UnderWay};
+use crate::server::process::ignores;
 use crate::server::write_timeout::WriteTimeout;
 use crate::server::{AppState, Host, Limits};
 use crate::{Error, Result};
@@ -108,24 +109,20 @@ impl From<mpsc::Receiver<()>> for Signals {
     }
 }
 
-/// SIGTERM and SIGINT, from here on.
+/// SIGTERM, SIGINT and SIGHUP, from here on. A hangup that whoever started the process has it ignore, as `nohup` does,
+/// stays ignored: otherwise work would end with the terminal that it was started to outlive.
 ///
 /// # Errors
 /// When the system refuses to register the handlers.
 pub fn signalled() -> io::Result<Signals> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (send, signals) = mpsc::channel(2);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if send.send(()).await.is_err() {
-                return;
-            }
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        if kind == SignalKind::hangup() && ignores(kind) {
+            continue;
         }
-    });
+        let (mut arriving, send) = (signal(kind)?, send.clone());
+        tokio::spawn(async move { while arriving.recv().await.is_some() && send.send(()).await.is_ok() {} });
+    }
     Ok(Signals(signals))
 }
 

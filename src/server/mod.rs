@@ -50,6 +50,6 @@ pub use load::Load;
 pub use open::open;
 #[cfg(feature = "otlp")]
 pub use otlp::Collector;
-pub use process::registry as process_registry;
+pub use process::{raise_descriptors, registry as process_registry};
 pub use router::router;
 pub use state::{AppState, Measured};

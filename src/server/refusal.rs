@@ -31,7 +31,8 @@ fn host_problem<B>(request: &axum::http::Request<B>) -> Option<String> {
     match (hosts.next(), hosts.count()) {
         (None, _) => (request.version() >= Version::HTTP_11).then(|| "there is no Host header".to_owned()),
         (Some(host), 0) => {
-            let is_host = host.is_empty() || !host.as_bytes().contains(&b'@') && Authority::try_from(host.as_bytes()).is_ok();
+            let is_host =
+                host.is_empty() || !host.as_bytes().contains(&b'@') && Authority::try_from(host.as_bytes()).is_ok();
             (!is_host).then(|| format!("{host:?} is not a host"))
         }
         (Some(_), more) => Some(format!("there are {} Host headers", more + 1)),
