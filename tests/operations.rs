@@ -92,7 +92,7 @@ fn too_few_descriptors_are_raised_or_else_said() {
     server.address("ready");
     drop(server);
 
-    let mut server = Running::start(&mut limits("ulimit -Hn 1000 && ulimit -Sn 256"));
+    let mut server = Running::start(&mut limits("ulimit -Sn 256 && ulimit -Hn 1000"));
     let address = server.address("ready");
     assert!(!server.log.contains("descriptors"), "{}", server.log);
     assert!(ask(address, "GET /metrics", "", "").1.contains("\nprocess_max_fds 1000\n"));
