@@ -21,7 +21,7 @@ fn probes_are_answered_while_the_model_loads() {
     let mut server = Running::start(place.command().env("ACCORDION_LOG", "debug"));
     let address = server.address("listening");
     assert!(ask(address, "GET /livez", "", "").0.starts_with("HTTP/1.1 200"));
-    for request in ["GET /readyz", "POST /generate"] {
+    for request in ["GET /readyz", "GET /health", "POST /generate"] {
         let (head, body) = ask(address, request, JSON, "{}");
         assert!(head.starts_with("HTTP/1.1 503") && head.contains("retry-after: 5"), "{head}");
         assert!(body.contains("\"code\":\"starting\""), "{body}");
@@ -56,6 +56,46 @@ fn sigterm_fails_readiness_first_and_a_second_one_ends_at_once() {
     server.terminate();
     let (status, log) = server.ended();
     assert!(status.success() && !log.contains("draining"), "{log}");
+}
+
+#[test]
+fn a_hangup_drains_as_sigterm_does() {
+    let place = Workspace::new("[limits]\ndrain_grace_s = 3600");
+    // Whatever the tests were started with.
+    let mut server = Running::start(&mut place.command_under("env", &["--default-signal=HUP"]));
+    let address = server.address("ready");
+    server.signal("-HUP");
+    server.logs("leaving");
+    assert!(ask(address, "GET /readyz", "", "").1.contains("draining"));
+    server.signal("-HUP");
+    let (status, log) = server.ended();
+    assert!(status.success(), "{log}");
+}
+
+#[test]
+fn a_server_that_is_to_outlive_its_terminal_does() {
+    const HANGUP: u64 = 1;
+    let place = Workspace::new("");
+    let mut server = Running::start(&mut place.command_under("env", &["--ignore-signal=HUP"]));
+    server.address("ready");
+    let mask = |name: &str| u64::from_str_radix(&server.status(name), 16).unwrap();
+    assert_eq!((mask("SigIgn") & HANGUP, mask("SigCgt") & HANGUP), (HANGUP, 0));
+}
+
+#[test]
+fn too_few_descriptors_are_raised_or_else_said() {
+    let place = Workspace::new("[limits]\nmax_connections = 300");
+    let limits = |ulimit: &str| place.command_under("sh", &["-c", &format!("{ulimit} && exec \"$@\""), "sh"]);
+    let mut server = Running::start(&mut limits("ulimit -n 256"));
+    let warning = server.logs("the limit of file descriptors is below what limits.max_connections needs");
+    assert!(warning.contains("limit=256 needed=396 max_connections=300"), "{warning}");
+    server.address("ready");
+    drop(server);
+
+    let mut server = Running::start(&mut limits("ulimit -Sn 256 && ulimit -Hn 1000"));
+    let address = server.address("ready");
+    assert!(!server.log.contains("descriptors"), "{}", server.log);
+    assert!(ask(address, "GET /metrics", "", "").1.contains("\nprocess_max_fds 1000\n"));
 }
 
 #[test]

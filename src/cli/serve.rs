@@ -4,7 +4,9 @@ use crate::cli::{logs, variables};
 use crate::console::print;
 use crate::nets::{Placement, Threads};
 use crate::ops::cuda::Element;
-use crate::server::{AppState, Host, LogFormat, ServeConfig, answer_agents, open, process_registry, serve, signalled};
+use crate::server::{
+    AppState, Host, LogFormat, ServeConfig, answer_agents, open, process_registry, raise_descriptors, serve, signalled,
+};
 use crate::{Error, Result};
 use prometheus::Registry;
 use std::net::SocketAddr;
@@ -110,7 +112,7 @@ impl From<String> for Unseen {
 }
 
 impl Args {
-    /// Runs the subcommand until SIGTERM or SIGINT.
+    /// Runs the subcommand until SIGTERM, SIGINT or SIGHUP.
     pub fn run(self) -> Result<()> {
         let check_config = self.check_config;
         let (config, path) = self.config()?;
@@ -146,6 +148,7 @@ impl Args {
 /// Listens at once, loads the model meanwhile, and serves it.
 async fn run(config: ServeConfig, path: Option<PathBuf>, registry: Registry) -> Result<()> {
     let host = Host::new(&config, registry.clone()).map_err(|error| in_config(error, path.as_deref()))?;
+    raise_descriptors(config.limits.max_connections);
     let (listener, address) = bind(config.listen).await?;
     tracing::debug!(%address, "listening");
     if let Some(agent) = config.agent_listen {

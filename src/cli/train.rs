@@ -67,7 +67,7 @@ impl Args {
     }
 }
 
-/// A flag that SIGINT and SIGTERM raise, from now on.
+/// A flag that SIGINT, SIGTERM and SIGHUP raise, from now on.
 ///
 /// # Errors
 /// When the system gives no thread or refuses to register the handlers.

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 /// Far more balancers than ask one server at once.
-const MAX_CONNECTIONS: usize = 16;
+pub(super) const MAX_CONNECTIONS: usize = 16;
 /// An answer fits a packet; whoever does not take it in this time has gone.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// What `agent-send` may say: it is read and ignored.

@@ -1,6 +1,7 @@
 //! Optional API keys. The server knows only their hashes, and neither ever reaches a log or a `Debug` output.
 
 use crate::server::ApiError;
+use crate::server::probes::is_probe;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -12,8 +13,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use subtle::{Choice, ConstantTimeEq};
 
-/// What needs no key: probes and scrapes come from machines, and the document and the page say nothing of a model.
-const OPEN: [&str; 5] = ["/livez", "/readyz", "/metrics", "/openapi.json", "/"];
+/// What needs no key, beside the probes: the document and the page say nothing of a model.
+const OPEN: [&str; 2] = ["/openapi.json", "/"];
 /// The files of the page.
 const OPEN_FOLDER: &str = "/playground/";
 const PREFIX: &str = "sha256:";
@@ -125,7 +126,7 @@ pub(super) async fn require_key(State(keys): State<Arc<KeyHashes>>, mut request:
         value.set_sensitive(true);
     }
     let path = request.uri().path();
-    if keys.is_empty() || OPEN.contains(&path) || path.starts_with(OPEN_FOLDER) {
+    if keys.is_empty() || is_probe(path) || OPEN.contains(&path) || path.starts_with(OPEN_FOLDER) {
         return next.run(request).await;
     }
     match bearer(request.headers()) {

@@ -76,9 +76,11 @@ pub struct Limits {
     pub max_pixels: usize,
     /// Solver steps of one image.
     pub max_steps: usize,
-    /// Connections at once; more wait to be accepted.
+    /// Connections at once; beyond it probes are answered, and everything else gets 503.
     pub max_connections: usize,
-    /// Seconds for a request's head to arrive.
+    /// Seconds that a connection may wait for a request, its first or the next.
+    pub idle_timeout_s: u64,
+    /// Seconds for a request's head to arrive, from its first byte.
     pub header_timeout_s: u64,
     /// Seconds for a request's body to arrive.
     pub body_timeout_s: u64,
@@ -123,6 +125,7 @@ impl Default for Limits {
             max_pixels: 1 << 24,
             max_steps: 250,
             max_connections: 1024,
+            idle_timeout_s: 75,
             header_timeout_s: 30,
             body_timeout_s: 30,
             request_timeout_s: 300,
@@ -166,6 +169,7 @@ impl ServeConfig {
             ("limits.max_pixels", limits.max_pixels),
             ("limits.max_steps", limits.max_steps),
             ("limits.max_connections", limits.max_connections),
+            ("limits.idle_timeout_s", seconds(limits.idle_timeout_s)),
             ("limits.header_timeout_s", seconds(limits.header_timeout_s)),
             ("limits.body_timeout_s", seconds(limits.body_timeout_s)),
             ("limits.request_timeout_s", seconds(limits.request_timeout_s)),
@@ -247,7 +251,8 @@ mod tests {
                 .chain(["quality", "within_ms", "min_quality"])
                 .chain(["log_format", "cors_origins"])
                 .chain(["max_n", "max_pixels", "max_steps", "max_connections"])
-                .chain(["header_timeout_s", "body_timeout_s", "request_timeout_s", "write_timeout_s", "hang_timeout_s"])
+                .chain(["idle_timeout_s", "header_timeout_s", "body_timeout_s", "request_timeout_s"])
+                .chain(["write_timeout_s", "hang_timeout_s"])
                 .chain(["drain_grace_s", "drain_timeout_s"])
         {
             assert!(settings.lines().any(|line| line.starts_with(&format!("{field} = "))), "{field}");
@@ -274,7 +279,11 @@ mod tests {
             ("agent_listen = \"here\"", ": agent_listen: `here` is no address and port"),
             ("log_format = \"xml\"", ": log_format: unknown variant `xml`, expected `text` or `json`"),
             ("cors_origins = [\"example.com\"]", ": cors_origins: `example.com` is not accepted: it must be \"*\" or"),
-            ("cors_origins = [\"https://example.com/\"]", ": cors_origins: `https://example.com/` is not accepted"),
+            (
+                "cors_origins = [\"https://example.com/app\"]",
+                ": cors_origins: `https://example.com/app` is not accepted",
+            ),
+            ("cors_origins = [\"https://*.example.com\"]", ": cors_origins: `https://*.example.com` is not accepted"),
             ("[auth]\nkey_hashes = [\"sha256:12\"]", ": auth.key_hashes: entry 0 is not `sha256:` and 64"),
             ("[auth]\nkey_hashes = []", ": auth.key_hashes: holds no key: give a hash"),
             ("[auth]\nkeys = []", ": auth.keys: unknown field"),

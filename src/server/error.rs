@@ -10,6 +10,8 @@ use utoipa::{IntoResponses, ToSchema};
 
 /// Models load in seconds.
 const RETRY_WHEN_STARTING_S: u64 = 5;
+/// Other connections end at any time.
+const RETRY_WHEN_FULL_S: u64 = 1;
 
 /// Why a request got no image. The body is an [`ErrorBody`]; codes are stable.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +79,9 @@ pub enum ApiError {
         /// Those that we do.
         accepted: &'static [&'static str],
     },
+    /// `invalid_host`: HTTP/1.1 without a Host, with several, or with one that is no host. -> 400
+    #[error("{0}: a request needs exactly one, such as `Host: example.com:8080`")]
+    InvalidHost(String),
     /// `unauthorized`: no key came along. -> 401
     #[error("an API key is needed: send `Authorization: Bearer <key>`")]
     NoKey,
@@ -130,6 +135,9 @@ pub enum ApiError {
     /// `draining`: the server is shutting down. -> 503
     #[error("the server is shutting down")]
     Draining,
+    /// `too_many_connections`: all places are taken, and this connection is for probes. -> 503 with Retry-After
+    #[error("the server has no place for another connection: ask again")]
+    Full,
     /// `timeout`: the images were not ready in time. -> 504
     #[error("the images were not ready within {0} s")]
     Timeout(u64),
@@ -175,8 +183,8 @@ pub(super) enum Failures<'a> {
     /// A bug or a broken device.
     #[response(status = 500)]
     Failed(ErrorBody<'a>),
-    /// The server is starting or shutting down.
-    #[response(status = 503, headers(("retry-after" = u64, description = "Seconds until a model should be loaded.")))]
+    /// The server is starting or shutting down, or has no place for another connection.
+    #[response(status = 503, headers(("retry-after" = u64, description = "Seconds until it should be back.")))]
     Away(ErrorBody<'a>),
 }
 
@@ -247,6 +255,7 @@ impl ApiError {
             Self::InvalidJson(_) => bad("invalid_json"),
             Self::WrongType { .. } => bad("wrong_type"),
             Self::UnknownField { .. } => bad("unknown_field"),
+            Self::InvalidHost(_) => bad("invalid_host"),
             Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::NoClass(_) => bad("unknown_class"),
             Self::AmbiguousPrompt(_) => bad("ambiguous_prompt"),
@@ -262,6 +271,7 @@ impl ApiError {
             Self::Stalled(_) => (StatusCode::INTERNAL_SERVER_ERROR, "engine_stalled"),
             Self::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
             Self::Draining | Self::Engine(EngineError::Draining) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+            Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "too_many_connections"),
             Self::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
         }
     }
@@ -319,6 +329,9 @@ impl IntoResponse for ApiError {
             }
             Self::Starting => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_WHEN_STARTING_S));
+            }
+            Self::Full => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_WHEN_FULL_S));
             }
             // RFC 6750, section 3: the error is named only where a key was given.
             Self::NoKey => {

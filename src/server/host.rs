@@ -2,13 +2,19 @@
 
 use crate::server::guards::Guards;
 use crate::server::playground::{file, page};
+use crate::server::probes::{probe, well};
+use crate::server::refusal::Refusal;
 use crate::server::router::{guarded, router};
-use crate::server::{ApiError, AppState, Limits, ServeConfig};
+use crate::server::{ApiError, AppState, Limits, ServeConfig, rest};
 use crate::{Error, Result};
 use axum::Router;
+use axum::http::Request;
+use axum::response::Response;
 use axum::routing::get;
+use hyper::body::Incoming;
 use prometheus::Registry;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// The server from its first connection to its last. Until [`Self::ready`] it answers probes and refuses the rest.
 #[derive(Debug)]
@@ -46,7 +52,15 @@ impl Host {
         self.loaded.get().map(|loaded| &loaded.state)
     }
 
-    /// What answers a request that comes now.
+    /// Answers a request; `is_spare` says that its connection is beyond `limits.max_connections`.
+    pub(super) async fn answer(&self, mut request: Request<Incoming>, is_spare: bool) -> Response {
+        if let Some(refusal) = Refusal::of(&request, is_spare) {
+            request.extensions_mut().insert(refusal);
+        }
+        rest::answer(self.router(), request, Duration::from_secs(self.limits.body_timeout_s)).await
+    }
+
+    /// What answers a request that comes now: a connection outlives the loading of the model.
     pub(super) fn router(&self) -> Router {
         self.loaded.get().map_or(&self.starting, |loaded| &loaded.router).clone()
     }
@@ -58,7 +72,7 @@ fn starting(registry: Registry) -> Router {
         // The page waits for the model as its visitors do.
         .route("/", get(page))
         .route("/playground/{file}", get(file))
-        .route("/livez", get(async || "ok"))
+        .route("/livez", probe(async || well()))
         .route("/metrics", get(metrics))
         .fallback(async || ApiError::Starting)
 }

@@ -1,5 +1,6 @@
 //! Who a request is: its id and its place in a trace, in the log and in the answer.
 
+use crate::server::probes::is_probe;
 use crate::server::spans::Span;
 use crate::server::trace_context::{TRACEPARENT, TraceContext};
 use axum::extract::Request;
@@ -81,7 +82,7 @@ impl Line {
         let plan = plan.unwrap_or("-");
         match status.map(|status| status.as_u16()) {
             // Probes and scrapes come every few seconds and say nothing new.
-            Some(status @ 200..300) if matches!(path, "/livez" | "/readyz" | "/metrics") => {
+            Some(status @ 200..300) if is_probe(path) => {
                 tracing::debug!(%method, path, status, ms, plan, "answered");
             }
             Some(status) => tracing::info!(%method, path, status, ms, plan, "answered"),

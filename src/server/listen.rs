@@ -1,25 +1,32 @@
 //! Connections: accept, serve, drain.
 
 use crate::engine::{EngineError, Fleet};
+use crate::server::head_timer::HeadTimer;
+use crate::server::linger::{Lingering, UnderWay};
+use crate::server::process::ignores;
 use crate::server::write_timeout::WriteTimeout;
 use crate::server::{AppState, Host, Limits};
 use crate::{Error, Result};
-use axum::http::Request;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tower::ServiceExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// After a failed accept (out of file descriptors, mostly): long enough for one to come free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections beyond `limits.max_connections`, for one request each: a balancer has to hear that a server is well also
+/// when it is full, and everybody else that it is full.
+pub(super) const SPARE_CONNECTIONS: usize = 16;
+/// For a head on one of them, whether it has begun or not: there are few.
+const SPARE_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves until the first of `signals`, then stops in three phases: readiness fails, but for `limits.drain_grace_s`
 /// requests are still served; then nothing new is accepted, and idle connections are closed; what was accepted is
@@ -102,49 +109,60 @@ impl From<mpsc::Receiver<()>> for Signals {
     }
 }
 
-/// SIGTERM and SIGINT, from here on.
+/// SIGTERM, SIGINT and SIGHUP, from here on. A hangup that whoever started the process has it ignore, as `nohup` does,
+/// stays ignored: otherwise work would end with the terminal that it was started to outlive.
 ///
 /// # Errors
 /// When the system refuses to register the handlers.
 pub fn signalled() -> io::Result<Signals> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (send, signals) = mpsc::channel(2);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if send.send(()).await.is_err() {
-                return;
-            }
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        if kind == SignalKind::hangup() && ignores(kind) {
+            continue;
         }
-    });
+        let (mut arriving, send) = (signal(kind)?, send.clone());
+        tokio::spawn(async move { while arriving.recv().await.is_some() && send.send(()).await.is_ok() {} });
+    }
     Ok(Signals(signals))
 }
 
 /// Accepts and spawns connections for ever. Dropping it closes the listener.
 async fn accept(listener: TcpListener, host: &Arc<Host>, connections: &GracefulShutdown) {
-    let seconds = Duration::from_secs;
-    let Limits { max_connections, header_timeout_s, write_timeout_s, .. } = host.limits;
-    let places = Arc::new(Semaphore::new(max_connections));
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(seconds(header_timeout_s));
+    let places = Arc::new(Semaphore::new(host.limits.max_connections));
+    let spares = Arc::new(Semaphore::new(SPARE_CONNECTIONS));
     loop {
-        // The semaphore is never closed, so it always gives a place in the end.
-        let place = places.clone().acquire_owned().await.ok();
-        let stream = WriteTimeout::new(next_stream(&listener).await, seconds(write_timeout_s));
-        // Asked anew at each request: a connection outlives the loading of the model.
-        let host = host.clone();
-        let answer = service_fn(move |request: Request<Incoming>| host.router().oneshot(request));
-        let connection = connections.watch(builder.serve_connection(TokioIo::new(stream), answer));
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection broke");
-            }
-            drop(place);
-        });
+        // The semaphores are never closed. Whether there is a place is asked when somebody has come for it.
+        let Ok(spare) = spares.clone().acquire_owned().await else { return };
+        let stream = next_stream(&listener).await;
+        let place = match places.clone().try_acquire_owned() {
+            Ok(permit) => Place { permit, is_spare: false },
+            Err(_) => Place { permit: spare, is_spare: true },
+        };
+        tokio::spawn(converse(stream, place, host.clone(), connections.watcher()));
     }
+}
+
+/// What a connection holds as long as it lasts.
+struct Place {
+    permit: OwnedSemaphorePermit,
+    is_spare: bool,
+}
+
+/// Answers on one connection until it ends.
+async fn converse(stream: TcpStream, place: Place, host: Arc<Host>, watcher: Watcher) {
+    let Place { permit, is_spare } = place;
+    let Limits { header_timeout_s, idle_timeout_s, write_timeout_s, .. } = host.limits;
+    let [head, idle, write] = [header_timeout_s, idle_timeout_s, write_timeout_s].map(Duration::from_secs);
+    let (head, idle) = if is_spare { (SPARE_HEAD_TIMEOUT, SPARE_HEAD_TIMEOUT) } else { (head, idle) };
+    let request = UnderWay::default();
+    let stream = Lingering::new(WriteTimeout::new(stream, write), request.clone());
+    let mut builder = http1::Builder::new();
+    builder.timer(HeadTimer { limit: head, request }).header_read_timeout(idle).keep_alive(!is_spare);
+    let answer = service_fn(async |request| Ok::<_, Infallible>(host.answer(request, is_spare).await));
+    if let Err(error) = watcher.watch(builder.serve_connection(TokioIo::new(stream), answer)).await {
+        tracing::debug!(%error, "a connection broke");
+    }
+    drop(permit);
 }
 
 pub(super) async fn next_stream(listener: &TcpListener) -> TcpStream {

@@ -27,6 +27,7 @@ use utoipa::OpenApi;
         models::subnets,
         probes::livez,
         probes::readyz,
+        probes::health,
         probes::metrics,
         openapi,
         playground::page,

@@ -1,12 +1,31 @@
-//! `/livez`, `/readyz` and `/metrics`.
+//! `/livez`, `/readyz`, `/health` and `/metrics`.
 
 use crate::server::error::Failures;
 use crate::server::{ApiError, AppState};
 use axum::extract::State;
+use axum::handler::Handler;
 use axum::http::header;
 use axum::response::IntoResponse;
+use axum::routing::{MethodFilter, MethodRouter, on};
 use prometheus::{Registry, TextEncoder};
 use std::sync::Arc;
+
+/// What machines ask every few seconds: without a key, beside the log, and also when all connections are taken.
+pub(super) fn is_probe(path: &str) -> bool {
+    ["/livez", "/readyz", "/health", "/metrics"].contains(&path)
+}
+
+/// What a probe answers when all is well. `Allow` is for those that ask with OPTIONS.
+pub(super) type Well = ([(header::HeaderName, &'static str); 1], &'static str);
+
+pub(super) fn well() -> Well {
+    ([(header::ALLOW, "GET,HEAD,OPTIONS")], "ok")
+}
+
+/// The methods of a probe: HAProxy asks with OPTIONS where it is told no other, and means what others mean by GET.
+pub(super) fn probe<H: Handler<T, S>, T: 'static, S: Clone + Send + Sync + 'static>(handler: H) -> MethodRouter<S> {
+    on(MethodFilter::GET.or(MethodFilter::OPTIONS), handler)
+}
 
 /// Say whether a restart is needed.
 ///
@@ -17,8 +36,8 @@ use std::sync::Arc;
     tag = "operations",
     responses((status = 200, description = "`ok`", body = String, content_type = "text/plain"), Failures)
 )]
-pub(super) async fn livez(State(state): State<Arc<AppState>>) -> Result<&'static str, ApiError> {
-    state.health().map(|()| "ok")
+pub(super) async fn livez(State(state): State<Arc<AppState>>) -> Result<Well, ApiError> {
+    state.health().map(|()| well())
 }
 
 /// Say whether requests are welcome.
@@ -30,11 +49,24 @@ pub(super) async fn livez(State(state): State<Arc<AppState>>) -> Result<&'static
     tag = "operations",
     responses((status = 200, description = "`ok`", body = String, content_type = "text/plain"), Failures)
 )]
-pub(super) async fn readyz(state: State<Arc<AppState>>) -> Result<&'static str, ApiError> {
+pub(super) async fn readyz(state: State<Arc<AppState>>) -> Result<Well, ApiError> {
     if state.is_leaving() {
         return Err(ApiError::Draining);
     }
     livez(state).await
+}
+
+/// Say the same as `/readyz`.
+///
+/// For clients that know only this name.
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "operations",
+    responses((status = 200, description = "`ok`", body = String, content_type = "text/plain"), Failures)
+)]
+pub(super) async fn health(state: State<Arc<AppState>>) -> Result<Well, ApiError> {
+    readyz(state).await
 }
 
 /// Report metrics for Prometheus.

@@ -1,8 +1,12 @@
-//! The process: its metrics, and its share of the machine.
+//! The process: its metrics, its share of the machine, and what the system lets it do.
 
+use crate::server::agent;
+use crate::server::listen::SPARE_CONNECTIONS;
 use prometheus::{IntGauge, Opts, Registry};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tokio::signal::unix::SignalKind;
 use tokio::time::Instant;
 
 /// Ticks of `/proc/*/stat` in a second: part of Linux's interface, whatever the kernel's own clock.
@@ -26,6 +30,36 @@ pub fn registry() -> prometheus::Result<Registry> {
     build.set(1);
     registry.register(Box::new(build))?;
     Ok(registry)
+}
+
+/// Descriptors beside those of connections: listeners, the runtime's, the model's files while it loads, a GPU's.
+const OTHER_DESCRIPTORS: usize = 64;
+
+/// Raises the limit of open descriptors as far as it may be raised, and warns where that is too little for so many
+/// connections: at the limit the server accepts nobody until somebody leaves.
+pub fn raise_descriptors(max_connections: usize) {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Without the right to it, the limit stays what it is.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let needed = (max_connections + SPARE_CONNECTIONS + agent::MAX_CONNECTIONS + OTHER_DESCRIPTORS) as u64;
+    if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
+        tracing::warn!(
+            limit,
+            needed,
+            max_connections,
+            "the limit of file descriptors is below what limits.max_connections needs: raise the one or lower the other"
+        );
+    }
+}
+
+/// Whether whoever started the process has it ignore this signal.
+pub(super) fn ignores(signal: SignalKind) -> bool {
+    let mask = |status: String| {
+        let digits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?.trim();
+        u64::from_str_radix(digits, 16).ok()
+    };
+    let mask = std::fs::read_to_string("/proc/self/status").ok().and_then(mask).unwrap_or_default();
+    mask >> (signal.as_raw_value() - 1) & 1 == 1
 }
 
 /// Shares of the machine, from 0 to 1; 0 where the system does not say.

@@ -10,17 +10,18 @@ use crate::server::openai::images;
 use crate::server::openapi::openapi;
 use crate::server::orca::report_load;
 use crate::server::playground::{file, page};
-use crate::server::probes::{livez, metrics, readyz};
+use crate::server::probes::{health, livez, metrics, probe, readyz};
+use crate::server::refusal::refuse;
 use crate::server::{ApiError, AppState};
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::http::{Method, Uri};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use std::any::Any;
 use std::sync::Arc;
-use tower::util::option_layer;
+use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
 /// The whole HTTP surface of a loaded model.
@@ -36,11 +37,12 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/openapi.json", get(openapi))
         .route("/", get(page))
         .route("/playground/{file}", get(file))
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
+        .route("/livez", probe(livez))
+        .route("/readyz", probe(readyz))
+        .route("/health", probe(health))
         .route("/metrics", get(metrics))
-        .fallback(async |uri: Uri| ApiError::NotFound(uri.path().to_owned()))
-        .method_not_allowed_fallback(async |method: Method| ApiError::MethodNotAllowed(method.to_string()))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(other_method)
         .with_state(state.clone())
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
     guarded(routes.layer(from_fn_with_state(state, report_load)), &guards)
@@ -48,12 +50,46 @@ pub fn router(state: Arc<AppState>) -> Router {
 
 /// Puts around routes what every request passes through, whether a model is loaded or not.
 pub(super) fn guarded(routes: Router, guards: &Guards) -> Router {
-    routes
+    let locked = routes
         .layer(CatchPanicLayer::custom(answer_panic))
         .layer(from_fn_with_state(guards.keys.clone(), require_key))
-        // Outside the keys: a browser's preflight carries none, and a page may read why it was refused.
-        .layer(option_layer(guards.cors.clone()))
-        .layer(from_fn(identify))
+        .layer(from_fn(refuse));
+    let shared = match &guards.cors {
+        None => locked,
+        Some(cors) => {
+            let plain = locked.clone();
+            // Outside the keys: a browser's preflight carries none, and a page may read why it was refused.
+            locked.layer(cors.clone()).layer(from_fn_with_state(plain, past_cors))
+        }
+    };
+    shared.layer(from_fn(identify))
+}
+
+/// The layer of CORS takes every OPTIONS for a browser's preflight; one that is none, such as a balancer's check, has to
+/// reach its route.
+async fn past_cors(State(plain): State<Router>, request: Request, next: Next) -> Response {
+    let is_preflight = request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    if request.method() != Method::OPTIONS || is_preflight {
+        return next.run(request).await;
+    }
+    let Ok(response) = plain.oneshot(request).await;
+    response
+}
+
+/// What is at no path. `OPTIONS *` asks whether there is a server at all.
+async fn nowhere(method: Method, uri: Uri) -> Result<StatusCode, ApiError> {
+    match (method, uri.path()) {
+        (Method::OPTIONS, "*") => Ok(StatusCode::NO_CONTENT),
+        (_, path) => Err(ApiError::NotFound(path.to_owned())),
+    }
+}
+
+/// What is at a path, but not with this method. The answer gets an `Allow`, which is what OPTIONS asks for.
+async fn other_method(method: Method) -> Result<StatusCode, ApiError> {
+    match method {
+        Method::OPTIONS => Ok(StatusCode::NO_CONTENT),
+        other => Err(ApiError::MethodNotAllowed(other.to_string())),
+    }
 }
 
 fn answer_panic(payload: Box<dyn Any + Send>) -> Response {

@@ -96,6 +96,20 @@ impl Workspace {
         self.serve_command("127.0.0.1:0")
     }
 
+    /// As [`Self::command`], run by another program, which becomes it.
+    pub fn command_under(&self, program: &str, args: &[&str]) -> Command {
+        let served = self.command();
+        let mut command = Command::new(program);
+        command.args(args).arg(served.get_program()).args(served.get_args());
+        for (name, value) in served.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+    }
+
     /// Serves on a free port.
     pub fn serve(&self) -> Server {
         self.serve_with(&[])
@@ -166,7 +180,20 @@ impl Running {
     }
 
     pub fn terminate(&self) {
-        assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+        self.signal("-TERM");
+    }
+
+    /// Sends a signal, such as `-HUP`.
+    pub fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// What Linux says of the process under a name of `/proc/*/status`.
+    #[track_caller]
+    pub fn status(&self, name: &str) -> String {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
     }
 
     /// Waits for the end of the process; its status and all of its log.

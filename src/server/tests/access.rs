@@ -42,7 +42,7 @@ async fn images_and_lists_need_one_of_the_keys_once_there_are_any() {
 #[tokio::test]
 async fn probes_and_scrapes_need_no_key() {
     let server = locked();
-    for path in ["/livez", "/readyz", "/metrics"] {
+    for path in ["/livez", "/readyz", "/health", "/metrics"] {
         assert_eq!(server.get(path).await.status, StatusCode::OK, "{path}");
     }
     // A path that does not exist says nothing to a stranger, not even that.
@@ -115,14 +115,16 @@ async fn pages_of_other_origins_are_let_in_only_where_the_config_says_so() {
     const ALLOWED: &str = "access-control-allow-origin";
     let closed = Server::new(&ServeConfig::default());
     let reply = from_origin(&closed, "https://a.example").await;
-    assert_eq!((reply.status, reply.headers.get(ALLOWED)), (StatusCode::METHOD_NOT_ALLOWED, None));
+    assert_eq!((reply.status, reply.headers.get(ALLOWED)), (StatusCode::NO_CONTENT, None));
 
     let some =
-        Server::new(&toml::from_str(r#"cors_origins = ["https://a.example", "http://localhost:3000"]"#).unwrap());
+        Server::new(&toml::from_str(r#"cors_origins = ["HTTPS://A.example:443/", "http://localhost:3000"]"#).unwrap());
     let reply = from_origin(&some, "https://a.example").await;
     assert_eq!((reply.status, reply.header(ALLOWED)), (StatusCode::OK, "https://a.example"));
     assert_eq!(reply.header("access-control-allow-headers"), "authorization,content-type");
-    assert_eq!(from_origin(&some, "https://b.example").await.headers.get(ALLOWED), None);
+    for stranger in ["https://b.example", "http://a.example", "https://a.example:8443", "null"] {
+        assert_eq!(from_origin(&some, stranger).await.headers.get(ALLOWED), None, "{stranger}");
+    }
 
     // A browser asks without the key, and its page may read that the key was wrong.
     let hash = KeyHash::of(KEY).line();

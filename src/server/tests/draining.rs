@@ -106,6 +106,7 @@ async fn a_server_that_is_stopped_while_it_loads_ends_at_once() {
 
 #[tokio::test]
 async fn sigterm_and_sigint_end_the_serving() {
+    // SIGHUP depends on how the tests were started: tests/operations.rs starts a process either way.
     for signal in ["-TERM", "-INT"] {
         // Once registered, the handlers outlive their future: the signal cannot end the other tests.
         let mut signals = signalled().unwrap();

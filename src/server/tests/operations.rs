@@ -5,14 +5,60 @@ use std::time::Duration;
 #[tokio::test]
 async fn probes_say_ok_and_readiness_alone_fails_while_draining() {
     let server = Server::new(&ServeConfig::default());
-    for probe in ["/livez", "/readyz"] {
+    for probe in ["/livez", "/readyz", "/health"] {
         assert_eq!((server.get(probe).await.status, server.get(probe).await.text().as_str()), (StatusCode::OK, "ok"));
     }
     server.state.drain();
     assert_eq!(server.get("/livez").await.status, StatusCode::OK);
-    for reply in [server.get("/readyz").await, server.generate("", "{}").await] {
+    for reply in [server.get("/readyz").await, server.get("/health").await, server.generate("", "{}").await] {
         assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "draining"));
     }
+}
+
+/// A request without a body.
+async fn ask(server: &Server, method: &Method, path: &str) -> Reply {
+    server.send(Request::builder().method(method).uri(path).body(Body::empty()).unwrap()).await
+}
+
+#[tokio::test]
+async fn a_probe_tells_the_same_to_every_method_that_balancers_use() {
+    // With origins, OPTIONS is the browsers' too.
+    for config in ["", "cors_origins = ['https://a.example']", "cors_origins = ['*']"] {
+        let server = Server::new(&toml::from_str(config).unwrap());
+        for method in [Method::GET, Method::HEAD, Method::OPTIONS] {
+            for path in ["/livez", "/readyz", "/health"] {
+                let reply = ask(&server, &method, path).await;
+                assert_eq!(
+                    (reply.status, reply.header("allow")),
+                    (StatusCode::OK, "GET,HEAD,OPTIONS"),
+                    "{method} {path}"
+                );
+            }
+        }
+        server.state.drain();
+        for method in [Method::GET, Method::HEAD, Method::OPTIONS] {
+            for path in ["/readyz", "/health"] {
+                assert_eq!(
+                    ask(&server, &method, path).await.status,
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "{method} {path}"
+                );
+            }
+            assert_eq!(ask(&server, &method, "/livez").await.status, StatusCode::OK, "{method}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn options_say_which_methods_a_path_has() {
+    let server = Server::new(&ServeConfig::default());
+    for (path, allowed) in [("/generate", "POST"), ("/v1/models", "GET,HEAD"), ("/", "GET,HEAD")] {
+        let reply = ask(&server, &Method::OPTIONS, path).await;
+        assert_eq!((reply.status, reply.header("allow")), (StatusCode::NO_CONTENT, allowed), "{path}");
+    }
+    // The server as a whole.
+    assert_eq!(ask(&server, &Method::OPTIONS, "*").await.status, StatusCode::NO_CONTENT);
+    assert_eq!(ask(&server, &Method::OPTIONS, "/nowhere").await.status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
@@ -55,7 +101,7 @@ async fn before_the_model_is_loaded_only_liveness_and_metrics_are_there() {
     let get = async |path: &str| ask(Request::get(path).body(Body::empty()).unwrap()).await;
     assert_eq!(get("/livez").await.text(), "ok");
     assert!(get("/metrics").await.text().contains("accordion_build_info{"));
-    for reply in [get("/readyz").await, get("/subnets").await, ask(generate("", "{}")).await] {
+    for reply in [get("/readyz").await, get("/health").await, get("/subnets").await, ask(generate("", "{}")).await] {
         assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "starting"));
         assert_eq!(reply.header("retry-after"), "5");
         assert_eq!(reply.header("x-request-id").len(), 36);

@@ -34,6 +34,7 @@ async fn every_documented_route_is_there() {
         "GET /subnets",
         "GET /livez",
         "GET /readyz",
+        "GET /health",
         "GET /metrics",
         "GET /openapi.json",
         "GET /",
