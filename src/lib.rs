@@ -9,6 +9,7 @@ pub mod engine;
 pub mod error;
 pub mod evaluation;
 pub mod files;
+mod labels;
 pub mod loadtest;
 pub mod nets;
 pub mod ops;

@@ -4,7 +4,7 @@ use crate::diffusion::plan::Solver;
 use crate::engine::image::Format;
 use crate::server::AppState;
 use crate::server::draw::{GUIDANCE, most_images};
-use crate::server::openai::{prompt, size_of, wire};
+use crate::server::openai::{size_of, wire};
 use serde_json::{Map, Value, json};
 
 /// Writes this server's bounds into the document of the types.
@@ -53,7 +53,8 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
 
     let body = schema(document, "ImagesBody");
     if !classes.is_empty() {
-        bound(body, "prompt", json!({ "pattern": prompt::pattern(classes) }));
+        // No regular expression says which prompts name a class: spellings are compared after Unicode's normalisation.
+        bound(body, "prompt", json!({ "examples": classes }));
     }
     bound(body, "model", one_of(&[&state.model]));
     bound(body, "n", json!({ "minimum": 1, "maximum": wire::MAX_N.min(most), "default": 1 }));
@@ -93,8 +94,16 @@ fn min_quality(state: &AppState) -> Value {
 
 /// A regular expression of these texts.
 fn quoted<'a>(texts: impl Iterator<Item = &'a str>) -> String {
-    let quoted: Vec<String> = texts.map(|text| text.chars().map(prompt::quote).collect()).collect();
+    let quoted: Vec<String> = texts.map(|text| text.chars().map(quote).collect()).collect();
     quoted.join("|")
+}
+
+/// A character as a regular expression.
+fn quote(c: char) -> String {
+    match c {
+        '\\' | '^' | '$' | '.' | '*' | '+' | '?' | '(' | ')' | '[' | ']' | '{' | '}' | '|' | '/' => format!("\\{c}"),
+        _ => c.to_string(),
+    }
 }
 
 /// A regular expression of the whole numbers from 1 to `most`, without leading zeros.
