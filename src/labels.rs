@@ -50,9 +50,25 @@ fn separator(c: char) -> Option<char> {
         '\u{2014}' | '\u{2015}' | '\u{2e3a}' | '\u{2e3b}' => Some(' '),
         c if c.is_whitespace() => Some(' '),
         // The other characters of Unicode's property Dash, the hyphen bullet and the underscore.
-        '-' | '_' | '\u{58a}' | '\u{5be}' | '\u{1400}' | '\u{1806}' | '\u{2010}'..='\u{2013}' | '\u{2043}'
-        | '\u{2053}' | '\u{2212}' | '\u{2e17}' | '\u{2e1a}' | '\u{2e40}' | '\u{2e5d}' | '\u{301c}' | '\u{3030}'
-        | '\u{30a0}' | '\u{10d6e}' | '\u{10ead}' => Some('-'),
+        '-'
+        | '_'
+        | '\u{58a}'
+        | '\u{5be}'
+        | '\u{1400}'
+        | '\u{1806}'
+        | '\u{2010}'..='\u{2013}'
+        | '\u{2043}'
+        | '\u{2053}'
+        | '\u{2212}'
+        | '\u{2e17}'
+        | '\u{2e1a}'
+        | '\u{2e40}'
+        | '\u{2e5d}'
+        | '\u{301c}'
+        | '\u{3030}'
+        | '\u{30a0}'
+        | '\u{10d6e}'
+        | '\u{10ead}' => Some('-'),
         _ => None,
     }
 }

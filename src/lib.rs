@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod diffusion;
+mod digits;
 pub mod engine;
 pub mod error;
 pub mod evaluation;

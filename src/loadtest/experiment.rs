@@ -1,5 +1,6 @@
 //! The order of a load test: what the machine can do, then every load under every policy.
 
+use crate::digits::seconds;
 use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::quality::{METRIC, REFERENCE, Start};
 use crate::loadtest::client::{Call, Client};
@@ -176,7 +177,7 @@ impl Experiment {
 
     /// Images a second of the widest fixed plan in a saturated server.
     async fn capacity(&self, address: SocketAddr, starts: &[Start]) -> Result<f64> {
-        tracing::info!(seconds = self.capacity_window.as_secs_f64(), "measuring the capacity");
+        tracing::info!(seconds = seconds(self.capacity_window), "measuring the capacity");
         let clients = 2 * self.config.max_batch;
         let client = Arc::new(Client::connect(address, clients).await?);
         let calls: Arc<[Call]> = calls(starts, &exact(&plan(&self.fixed_plan, FULL)?)).into();

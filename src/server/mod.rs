@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod generate;
 mod guards;
+mod handover;
 mod host;
 mod identity;
 mod kept;

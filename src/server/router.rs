@@ -14,7 +14,7 @@ use crate::server::probes::{livez, metrics, readyz};
 use crate::server::{ApiError, AppState};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{Method, Uri};
+use axum::http::{HeaderValue, Method, Uri, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -22,6 +22,7 @@ use std::any::Any;
 use std::sync::Arc;
 use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
 
 /// The whole HTTP surface of a loaded model.
 pub fn router(state: Arc<AppState>) -> Router {
@@ -53,6 +54,8 @@ pub(super) fn guarded(routes: Router, guards: &Guards) -> Router {
         .layer(from_fn_with_state(guards.keys.clone(), require_key))
         // Outside the keys: a browser's preflight carries none, and a page may read why it was refused.
         .layer(option_layer(guards.cors.clone()))
+        // What is answered is of this moment: also that nothing is kept under an id.
+        .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .layer(from_fn(identify))
 }
 
