@@ -220,7 +220,24 @@ mod tests {
 
     #[test]
     fn a_misspelt_format_is_refused_with_the_accepted_ones() {
-        assert_eq!("webp".parse::<Format>().unwrap(), Format::Webp);
-        assert!("jpg".parse::<Format>().unwrap_err().contains("png, webp and jpeg"));
+        for text in ["gif", "", "jp", " png", "png "] {
+            let message = text.parse::<Format>().unwrap_err();
+            assert!(message.contains("accepted are png, webp and jpeg (or jpg)"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_format_is_known_by_its_name_or_its_ending_in_any_case() {
+        for (text, format) in [
+            ("png", Format::Png),
+            ("PNG", Format::Png),
+            ("WebP", Format::Webp),
+            ("jpeg", Format::Jpeg),
+            ("jpg", Format::Jpeg),
+            ("JPG", Format::Jpeg),
+        ] {
+            assert_eq!(text.parse(), Ok(format), "{text}");
+        }
+        assert!(Format::ALL.iter().all(|format| format.as_str().parse() == Ok(*format)));
     }
 }

@@ -26,9 +26,9 @@ const EVENTS: usize = 64;
 
 /// Draw an image, or a grid of `n`.
 ///
-/// Where `Accept` names `text/event-stream`, and weighs it no less than any image, the answer is a stream of server-sent events: `planned` {plan, seed}, then for each
-/// step `step` {image, step, of, plan} and `preview` {image, step, url}, at last `image` {plan, planned, quality, seed,
-/// media_type, b64_json, timings} or `error` {code, message}.
+/// Where `Accept` names `text/event-stream`, and weighs it no less than any image, the answer is a stream of server-sent
+/// events: `planned` {plan, seed}, then for each step `step` {image, step, of, plan} and `preview` {image, step, url}, at
+/// last `image` {plan, planned, quality, seed, media_type, b64_json, timings} or `error` {code, message}.
 #[utoipa::path(
     post,
     path = "/generate",

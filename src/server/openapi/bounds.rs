@@ -56,6 +56,10 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
         }
     }
 
+    if let Some(class) = classes.first() {
+        let content = &mut document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"];
+        content["application/json"]["example"]["prompt"] = format!("a photo of a {class}").into();
+    }
     let body = schema(document, "ImagesBody");
     if !classes.is_empty() {
         // No regular expression says which prompts name a class: spellings are compared after Unicode's normalisation.
