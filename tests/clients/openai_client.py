@@ -47,10 +47,10 @@ def main(url):
 
     # Who says nothing may read either field (LangChain reads `url` alone); who asks for one gets that one.
     assert one.url == f"data:image/png;base64,{one.b64_json}", one.url
-    url, b64 = (
+    link, b64 = (
         draw(quality="low", response_format=field, extra_body={"seed": "7"}).data[0] for field in ("url", "b64_json")
     )
-    assert (url.url, url.b64_json) == (one.url, None) and (b64.url, b64.b64_json) == (None, one.b64_json), (url, b64)
+    assert (link.url, link.b64_json) == (one.url, None) and (b64.url, b64.b64_json) == (None, one.b64_json), (link, b64)
 
     raw = client.images.with_raw_response.generate(prompt=CLASS, quality="high")
     assert raw.headers["x-accordion-plan"] == "heun-18@full" and int(raw.headers["x-seed"]) >= 0, raw.headers
