@@ -6,10 +6,12 @@
 pub mod cli;
 pub mod console;
 pub mod diffusion;
+mod digits;
 pub mod engine;
 pub mod error;
 pub mod evaluation;
 pub mod files;
+mod labels;
 pub mod loadtest;
 pub mod nets;
 pub mod ops;

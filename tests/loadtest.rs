@@ -144,25 +144,56 @@ impl Drop for Server {
     }
 }
 
+impl Server {
+    /// A server of `workspace`'s model and its URL.
+    fn start(workspace: &Workspace) -> (Self, String) {
+        let model = workspace.path("model");
+        let serve = ["serve", "--model", text(&model), "--listen", "127.0.0.1:0", "--threads", "1"];
+        let mut command = accordion(&serve);
+        let mut server = Self(command.current_dir(workspace.dir.path()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut log = BufReader::new(server.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let address = log.find_map(|line| {
+            line.split_once("ready address=").map(|(_, rest)| rest.split_whitespace().next().unwrap().to_owned())
+        });
+        // A full pipe would stop the server.
+        std::thread::spawn(move || log.for_each(drop));
+        (server, format!("http://{}", address.expect("the server says when it is ready")))
+    }
+}
+
 #[test]
 fn a_server_that_runs_already_is_tested_as_it_is() {
     let workspace = Workspace::new();
-    let model = workspace.path("model");
-    let serve = ["serve", "--model", text(&model), "--listen", "127.0.0.1:0", "--threads", "1"];
-    let mut command = accordion(&serve);
-    let mut server = Server(command.current_dir(workspace.dir.path()).stderr(Stdio::piped()).spawn().unwrap());
-    let mut log = BufReader::new(server.0.stderr.take().unwrap()).lines().map_while(Result::ok);
-    let address = log.find_map(|line| {
-        line.split_once("ready address=").map(|(_, rest)| rest.split_whitespace().next().unwrap().to_owned())
-    });
-    // A full pipe would stop the server.
-    std::thread::spawn(move || log.for_each(drop));
-    let url = format!("http://{}", address.expect("the server says when it is ready"));
+    let (_server, url) = Server::start(&workspace);
     let (report, _) = workspace.report(&["--url", &url, "--loads", "0.05"]);
     let rows = report["rows"].as_array().unwrap();
     assert_eq!((rows.len(), &rows[0]["policy"]), (1, &"server".into()));
     assert_adds_up(&rows[0]);
     assert!(report["machine"]["server_threads"].is_null() && report["settings"]["max_batch"].is_null());
+}
+
+#[test]
+fn rows_that_were_measured_are_printed_also_if_the_server_ends_before_the_test() {
+    let workspace = Workspace::new();
+    let (server, url) = Server::start(&workspace);
+    let args = ["loadtest", "--url", &url, "--loads", "0.05", "--capacity-seconds", "2", "--images", "4"];
+    let more = ["--seconds", "1", "--warmup", "0.2", "--deadline-ms", "200", "--allow-late", "--json"];
+    let mut command = accordion(&[&args[..], &more].concat());
+    let mut test = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(test.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let measured = log.find(|line| line.contains("measured")).expect("a row");
+    // Two seconds are left of the closing check.
+    drop(server);
+    let said: Vec<String> = log.collect();
+    let output = test.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{measured} {said:?}");
+    assert!(said.last().unwrap().starts_with("error: "), "{said:?}");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("(not measured after the runs)"), "{stdout}");
+    assert_eq!(stdout.lines().filter(|line| line.starts_with("server ")).count(), 1, "{stdout}");
+    let report: Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+    assert!(report["capacity_after_per_s"].is_null(), "{report}");
+    assert_adds_up(&report["rows"][0]);
 }
 
 #[test]

@@ -183,6 +183,58 @@ fn a_key_opens_the_server_and_no_log_shows_it() {
     assert!(!log.contains(KEY) && !log.contains(digits), "{log}");
 }
 
+/// Sends a request for events and goes away when the first step was told.
+fn leave_midway(address: SocketAddr, query: &str, id: &str) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let body = r#"{"n":16}"#;
+    let headers = format!("accept: text/event-stream\r\nx-request-id: {id}\r\n{JSON}");
+    let length = body.len();
+    write!(stream, "POST /generate{query} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n{headers}\r\n{body}")
+        .unwrap();
+    let mut told = Vec::new();
+    while !String::from_utf8_lossy(&told).contains("event: step") {
+        let mut some = [0; 1024];
+        let read = stream.read(&mut some).unwrap();
+        assert!(read > 0, "{}", String::from_utf8_lossy(&told));
+        told.extend(&some[..read]);
+    }
+}
+
+#[test]
+fn a_request_is_logged_when_it_ends_with_its_plan_and_whether_its_client_stayed() {
+    let place = Workspace::new("");
+    let mut server = Running::start(place.command().args(["--log-format", "json"]));
+    server.logs("\"message\":\"ready\"");
+    let last =
+        |server: &Running| -> serde_json::Value { serde_json::from_str(server.log.lines().last().unwrap()).unwrap() };
+    let address = last(&server)["address"].as_str().unwrap().parse().unwrap();
+    let long = "exact:heun-250@full";
+    let headers = |id: &str| format!("accept: text/event-stream\r\nx-request-id: {id}\r\n{JSON}");
+    let (head, events) = ask(address, "POST /generate?budget=fast", &headers("stays"), "{}");
+    assert!(head.starts_with("HTTP/1.1 200") && events.contains("event: image"), "{head}");
+    leave_midway(address, &format!("?budget={long}"), "leaves");
+    leave_midway(address, &format!("?budget={long}&keep=true"), "is-kept");
+    // The last one ends when its images are there.
+    for (id, message, plan) in [
+        ("stays", "answered", "dpmpp2m-4@0.250"),
+        ("leaves", "the client went away", long.strip_prefix("exact:").unwrap()),
+        ("is-kept", "the client went away: its images are kept", long.strip_prefix("exact:").unwrap()),
+    ] {
+        server.logs(&format!("\"id\":\"{id}\""));
+        let line = last(&server);
+        assert_eq!((&line["message"], &line["status"], &line["plan"]), (&message.into(), &200.into(), &plan.into()));
+        let ms = line["ms"].as_f64().unwrap();
+        assert_eq!(ms.to_string(), format!("{:.1}", ms).trim_end_matches(".0"), "{line}");
+    }
+    let (head, _) = ask(address, "GET /generate/is-kept", "", "");
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("content-type: image/png"), "{head}");
+    let (page, counted) = (ask(address, "GET /metrics", "", "").1, "accordion_request_seconds_count");
+    assert!(
+        page.contains(&format!("{counted}{{budget=\"fast\"}} 1"))
+            && !page.contains(&format!("{counted}{{budget=\"exact\""))
+    );
+}
+
 #[test]
 fn a_key_given_in_place_of_its_hash_is_refused_and_not_shown() {
     let place = Workspace::new("");

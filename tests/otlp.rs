@@ -50,9 +50,15 @@ fn a_collector_gets_the_span_whose_id_the_answer_names() {
     let holds = |part: &[u8]| body.windows(part.len()).any(|window| window == part);
     let bytes =
         |hex: &str| (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..][..2], 16).unwrap()).collect::<Vec<_>>();
-    for part in
-        [&bytes(trace)[..], &bytes(span), &bytes("b7ad6b7169203331"), b"POST /generate", b"http.route", b"accordion"]
-    {
+    for part in [
+        &bytes(trace)[..],
+        &bytes(span),
+        &bytes("b7ad6b7169203331"),
+        b"POST /generate",
+        b"http.route",
+        b"accordion.plan",
+        b"dpmpp2m-6@0.500",
+    ] {
         assert!(holds(part), "{part:?} is not in {}", String::from_utf8_lossy(&body));
     }
     let (status, log) = server.ended();

@@ -476,6 +476,10 @@ fn generate_draws_what_the_server_draws() {
     let served = server.generate("?budget=exact:heun-5@0.500", r#"{"class":"top","seed":7,"n":4}"#).image();
     let args = ["--class", "top", "--seed", "7", "--n", "4", "--steps", "5", "--subnet", "0.5"];
     assert_eq!(workspace.generated("grid.png", &args), served);
+    // Endings in capitals, and a class as somebody else spells it, mean the same.
+    let args = ["--class", " ＴＯＰ", "--seed", "7", "--n", "4", "--steps", "5", "--subnet", "0.5"];
+    assert_eq!(workspace.generated("grid.PNG", &args), served);
+    assert_eq!(workspace.generated("grid.JPG", &args), workspace.generated("grid.jpeg", &args));
     assert_eq!(decoded(&served, ImageFormat::Png).dimensions(), (2 * SIDE + 2, 2 * SIDE + 2));
 }
 

@@ -44,7 +44,7 @@ pub struct Args {
     guidance: f64,
     #[command(flatten)]
     device: Device,
-    /// Image file; its ending chooses among png, webp and jpeg.
+    /// Image file; its ending chooses among png, webp and jpeg (or jpg).
     #[arg(long)]
     out: PathBuf,
 }
@@ -53,9 +53,8 @@ impl Args {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
         let ending = self.out.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        let format: Format = if ending == "jpg" { "jpeg" } else { ending }
-            .parse()
-            .map_err(|_| Error::input("--out", format!("ending `{ending}` is none of png, webp, jpeg")))?;
+        let unknown = |_| Error::input("--out", format!("ending `{ending}` is none of png, webp, jpeg, jpg"));
+        let format: Format = ending.parse().map_err(unknown)?;
         if !(0.0..=20.0).contains(&self.guidance) {
             return Err(Error::input("--guidance", "must lie between 0 and 20"));
         }

@@ -3,6 +3,7 @@
 use crate::cli::serve::Settings;
 use crate::cli::table::{Align, Table};
 use crate::console::print;
+use crate::digits::to_decimals;
 use crate::files::write_whole;
 use crate::loadtest::{Arrivals, Contestant, Deadline, Experiment, Overhead, Process, Report, Row, client, plan, plot};
 use crate::nets::model::FULL;
@@ -119,16 +120,17 @@ impl Args {
             capacity_window: self.capacity_seconds,
             save_schedule: self.save_schedule,
         };
-        let report = experiment.run(|row| {
-            let Row { policy, load, attainment, void, .. } = row;
-            tracing::info!(policy, load, attainment, void, "measured");
+        let (report, ended) = experiment.run(|row| {
+            let (load, attainment) = (to_decimals(row.load, 3), to_decimals(row.attainment, 4));
+            tracing::info!(policy = row.policy, load, attainment, void = row.void, "measured");
         })?;
-        if let Some(dir) = &self.plot {
-            write_plots(dir, &report)?;
-        }
+        // What was measured is said and kept, whatever comes of the end.
+        let plotted = self.plot.as_deref().map_or(Ok(()), |dir| write_plots(dir, &report));
         print(head(&report))?;
         print(rows_table(&report.rows))?;
         print_json(self.json, &report)?;
+        plotted?;
+        ended?;
         let void = report.rows.iter().filter(|row| row.void).count();
         if void > 0 && !self.allow_late {
             let of = report.rows.len();
@@ -157,10 +159,11 @@ fn write_plots(dir: &Path, report: &Report) -> Result<()> {
 
 fn head(report: &Report) -> String {
     let Report { machine, model, settings, unloaded_ms, deadline_ms, quality, .. } = report;
-    let (before, after) = (report.capacity_per_s, report.capacity_after_per_s);
+    let after = report.capacity_after_per_s.map_or_else(|| "not measured".to_owned(), |after| format!("{after:.2}"));
+    let before = report.capacity_per_s;
     format!(
         "{model} on {}, cores {}, generator: {}\n\
-         {}@full: {before:.2} images/s saturated ({after:.2} after the runs), {unloaded_ms:.1} ms alone; deadline {deadline_ms:.0} ms\n\
+         {}@full: {before:.2} images/s saturated ({after} after the runs), {unloaded_ms:.1} ms alone; deadline {deadline_ms:.0} ms\n\
          {} arrivals, seed {}, {} s after {} s of warm-up; quality: {} over {} images of {}\n\n",
         machine.cpu,
         machine.cores,

@@ -11,6 +11,9 @@ const GRID_COLOUR: u8 = 255;
 /// JPEG's quality, of 100: no visible loss on small images.
 const JPEG_QUALITY: u8 = 95;
 
+/// JPEG's other name.
+pub const JPG: &str = "jpg";
+
 /// A file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -43,16 +46,24 @@ impl Format {
             Self::Jpeg => "image/jpeg",
         }
     }
+
+    /// A file in base 64 as a URL that holds it.
+    pub fn data_url(self, base64: &str) -> String {
+        format!("data:{};base64,{base64}", self.media_type())
+    }
 }
 
 impl FromStr for Format {
     type Err = String;
 
+    /// The name or the usual ending of files, in any mixture of capitals and small letters.
+    ///
     /// # Errors
     /// One sentence that lists the accepted names.
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = Self::ALL.into_iter().find(|format| format.as_str() == text);
-        known.ok_or_else(|| format!("format `{text}` is unknown: accepted are png, webp and jpeg"))
+        let known = Self::ALL.into_iter().find(|format| format.as_str().eq_ignore_ascii_case(text));
+        let known = known.or_else(|| text.eq_ignore_ascii_case(JPG).then_some(Self::Jpeg));
+        known.ok_or_else(|| format!("format `{text}` is unknown: accepted are png, webp and jpeg (or jpg)"))
     }
 }
 
@@ -209,7 +220,24 @@ mod tests {
 
     #[test]
     fn a_misspelt_format_is_refused_with_the_accepted_ones() {
-        assert_eq!("webp".parse::<Format>().unwrap(), Format::Webp);
-        assert!("jpg".parse::<Format>().unwrap_err().contains("png, webp and jpeg"));
+        for text in ["gif", "", "jp", " png", "png "] {
+            let message = text.parse::<Format>().unwrap_err();
+            assert!(message.contains("accepted are png, webp and jpeg (or jpg)"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_format_is_known_by_its_name_or_its_ending_in_any_case() {
+        for (text, format) in [
+            ("png", Format::Png),
+            ("PNG", Format::Png),
+            ("WebP", Format::Webp),
+            ("jpeg", Format::Jpeg),
+            ("jpg", Format::Jpeg),
+            ("JPG", Format::Jpeg),
+        ] {
+            assert_eq!(text.parse(), Ok(format), "{text}");
+        }
+        assert!(Format::ALL.iter().all(|format| format.as_str().parse() == Ok(*format)));
     }
 }

@@ -1,5 +1,6 @@
 //! The order of a load test: what the machine can do, then every load under every policy.
 
+use crate::digits::seconds;
 use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::quality::{METRIC, REFERENCE, Start};
 use crate::loadtest::client::{Call, Client};
@@ -98,11 +99,12 @@ struct Load {
 }
 
 impl Experiment {
-    /// Runs it. `progress` hears of every row as it is measured.
+    /// Runs it. `progress` hears of every row as it is measured. The report is of all rows that were: where the test could
+    /// not go on after some of them, the second value says why.
     ///
     /// # Errors
     /// One sentence for a setting that cannot be, a server that does not open, or a baseline that cannot be measured.
-    pub fn run(&self, mut progress: impl FnMut(&Row)) -> Result<Report> {
+    pub fn run(&self, mut progress: impl FnMut(&Row)) -> Result<(Report, Result<()>)> {
         let only = |loads: &[f64]| loads.len() == 1;
         if self.save_schedule.is_some() && !matches!(&self.arrivals, Arrivals::Drawn { loads, .. } if only(loads)) {
             let problem = "needs exactly one of --loads: every load has its own schedule";
@@ -118,20 +120,42 @@ impl Experiment {
         let loads = self.loads(baseline.capacity)?;
         let contestants = self.contestants(&baseline.model)?;
         let mut rows = Vec::new();
+        let ended = self.rows(&runtime, &contestants, &loads, deadline, &baseline, |row| {
+            progress(&row);
+            rows.push(row);
+        });
+        let capacity =
+            || self.with_server(&widest, |address| runtime.block_on(self.capacity(address, &baseline.starts)));
+        let (after, ended) = match ended.and_then(|()| capacity()) {
+            Ok(after) => (Some(after), Ok(())),
+            Err(error) if rows.is_empty() => return Err(error),
+            Err(error) => (None, Err(error)),
+        };
+        Ok((self.report(&baseline, after, deadline, &loads, rows), ended))
+    }
+
+    /// Measures every contestant under every load.
+    fn rows(
+        &self,
+        runtime: &Runtime,
+        contestants: &[Contestant],
+        loads: &[Load],
+        deadline: Duration,
+        baseline: &Baseline,
+        mut measured: impl FnMut(Row),
+    ) -> Result<()> {
         for (turn, load) in loads.iter().enumerate() {
             // All of them under a load within minutes, each load beginning with another: what else the machine does
             // hits them alike.
             for index in 0..contestants.len() {
                 let contestant = &contestants[(index + turn) % contestants.len()];
                 let row = self.with_server(contestant, |address| {
-                    runtime.block_on(self.measure(contestant, load, deadline, address, &baseline))
+                    runtime.block_on(self.measure(contestant, load, deadline, address, baseline))
                 })?;
-                progress(&row);
-                rows.push(row);
+                measured(row);
             }
         }
-        let after = self.with_server(&widest, |address| runtime.block_on(self.capacity(address, &baseline.starts)))?;
-        Ok(self.report(&baseline, after, deadline, &loads, rows))
+        Ok(())
     }
 
     /// Starts the server of `contestant`, where none runs already, for as long as `work` takes. A fresh one for each
@@ -176,7 +200,7 @@ impl Experiment {
 
     /// Images a second of the widest fixed plan in a saturated server.
     async fn capacity(&self, address: SocketAddr, starts: &[Start]) -> Result<f64> {
-        tracing::info!(seconds = self.capacity_window.as_secs_f64(), "measuring the capacity");
+        tracing::info!(seconds = seconds(self.capacity_window), "measuring the capacity");
         let clients = 2 * self.config.max_batch;
         let client = Arc::new(Client::connect(address, clients).await?);
         let calls: Arc<[Call]> = calls(starts, &exact(&plan(&self.fixed_plan, FULL)?)).into();
@@ -243,7 +267,14 @@ impl Experiment {
         self.policies.iter().map(|name| Contestant::named(name, &self.fixed_plan, model)).collect()
     }
 
-    fn report(&self, baseline: &Baseline, after: f64, deadline: Duration, loads: &[Load], rows: Vec<Row>) -> Report {
+    fn report(
+        &self,
+        baseline: &Baseline,
+        after: Option<f64>,
+        deadline: Duration,
+        loads: &[Load],
+        rows: Vec<Row>,
+    ) -> Report {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let ours = self.url.is_none();
         Report {

@@ -23,8 +23,8 @@ pub struct Report {
     pub settings: Settings,
     /// Images a second of the widest subnet's fixed plan in a saturated server: load 1.
     pub capacity_per_s: f64,
-    /// The same after all runs: how much the machine itself changed meanwhile.
-    pub capacity_after_per_s: f64,
+    /// The same after all runs: how much the machine itself changed meanwhile. `None` where the test ended before.
+    pub capacity_after_per_s: Option<f64>,
     /// Median latency of that plan in an idle server.
     pub unloaded_ms: f64,
     /// A later answer is a miss.
@@ -396,7 +396,7 @@ pub(super) mod tests {
             model: "tiny".to_owned(),
             settings,
             capacity_per_s: 20.0,
-            capacity_after_per_s: 19.0,
+            capacity_after_per_s: Some(19.0),
             unloaded_ms: 25.0,
             deadline_ms: 100.0,
             quality: Scale { metric: METRIC, reference: REFERENCE, images: 2, unrelated: 4.0 },

@@ -5,6 +5,7 @@ use super::network::{Backbone, Network};
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;
 use crate::files::{read_toml, write_toml};
+use crate::labels;
 use crate::supernet::{Order, Subnet, Supernet, Widths, ranking, subnet_name, widths_of};
 use crate::{Error, Result};
 use candle_core::DType;
@@ -217,14 +218,12 @@ impl Model {
         })
     }
 
-    /// The index of the class of this name or number.
+    /// The index of the class of this name, in any spelling that reads the same, or of this number.
     ///
     /// # Errors
     /// One sentence that lists the names.
     pub fn class(&self, name: &str) -> Result<usize> {
-        let by_name = self.card.classes.iter().position(|class| class == name);
-        let by_number = || name.parse().ok().filter(|&class: &usize| class < self.network.classes());
-        by_name.or_else(by_number).ok_or_else(|| {
+        labels::find(&self.card.classes, name).ok_or_else(|| {
             let accepted = match self.network.classes() {
                 0 => "the model is unconditional".to_string(),
                 _ => format!("it takes {}", self.card.classes.join(", ")),

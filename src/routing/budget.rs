@@ -47,11 +47,9 @@ impl FromStr for Budget {
     /// [`RoutingError::UnknownBudget`] for an unknown word, [`RoutingError::InvalidPlan`] for a plan that does not parse,
     /// [`RoutingError::InvalidDeadline`] for a time out of range.
     fn from_str(text: &str) -> Result<Self, RoutingError> {
-        match text {
-            "fast" => return Ok(Self::Fast),
-            "balanced" => return Ok(Self::Balanced),
-            "best" => return Ok(Self::Best),
-            _ => {}
+        let named = [Self::Fast, Self::Balanced, Self::Best].into_iter();
+        if let Some(named) = named.into_iter().find(|budget| text.eq_ignore_ascii_case(budget.as_str())) {
+            return Ok(named);
         }
         if let Some(plan) = text.strip_prefix("exact:") {
             return plan.parse().map(Self::Exact).map_err(|e| RoutingError::InvalidPlan(format!("{e}")));
@@ -109,6 +107,7 @@ mod tests {
     fn a_named_budget_parses_to_itself() {
         for name in ["fast", "balanced", "best"] {
             assert_eq!(name.parse::<Budget>().unwrap().as_str(), name);
+            assert_eq!(name.to_uppercase().parse::<Budget>().unwrap().as_str(), name);
         }
     }
 
@@ -131,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_misspelt_budget_is_refused_with_the_accepted_ones() {
-        for text in ["fsat", "", "Fast", "250", "ms", "s", "-1s", "1e3ms", "infs", "exact", "1.ms", ".5s", "٣s"] {
+        for text in ["fsat", "", " fast", "250", "ms", "s", "-1s", "1e3ms", "infs", "exact", "1.ms", ".5s", "٣s"] {
             let message = text.parse::<Budget>().unwrap_err().to_string();
             assert!(message.contains("fast, balanced, best, a time such as 250ms and exact:<plan>"), "{message}");
         }

@@ -3,6 +3,7 @@
 use crate::diffusion::plan::Plan;
 use crate::engine::image::{Raster, grid_shape};
 use crate::engine::{Finished, Job, Step, Ticket};
+use crate::labels;
 use crate::routing::{Budget, MinQuality, Resolved};
 use crate::server::metrics::{Observation, Timings};
 use crate::server::wire::ClassChoice;
@@ -153,7 +154,7 @@ fn class_index(classes: &[String], choice: ClassChoice) -> Result<usize, ApiErro
     }
     let (found, asked) = match choice {
         ClassChoice::Index(index) => (usize::try_from(index).ok().filter(|&i| i < classes.len()), index.to_string()),
-        ClassChoice::Name(name) => (classes.iter().position(|class| *class == name), name),
+        ClassChoice::Name(name) => (labels::find(classes, &name), name),
     };
     found.ok_or_else(|| ApiError::UnknownClass { asked, accepted: classes.to_vec() })
 }

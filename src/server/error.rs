@@ -112,7 +112,7 @@ pub enum ApiError {
     #[error("{0} is not accepted here")]
     MethodNotAllowed(String),
     /// `not_acceptable`: `Accept` allows none of our formats. -> 406
-    #[error("Accept allows none of image/png, image/webp and image/jpeg")]
+    #[error("Accept allows none of image/png, image/webp and image/jpeg, nor names text/event-stream")]
     NotAcceptable,
     /// `body_timeout`: the body came too slowly. -> 408
     #[error("the body did not arrive within {0} s")]
@@ -123,6 +123,9 @@ pub enum ApiError {
     /// `unsupported_media_type`. -> 415
     #[error("the content type must be application/json")]
     UnsupportedMediaType,
+    /// `unsupported_content_encoding`: the body is compressed. -> 415 with Accept-Encoding
+    #[error("the body is encoded as `{0}`: accepted is identity, the body as it stands, without `content-encoding`")]
+    EncodedBody(String),
     /// `internal`: a bug of ours. -> 500
     #[error("internal error: {0}")]
     Internal(String),
@@ -162,8 +165,8 @@ pub(super) enum Refusals<'a> {
     /// The body is too large.
     #[response(status = 413)]
     BodyTooLarge(ErrorBody<'a>),
-    /// The content type is not `application/json`.
-    #[response(status = 415)]
+    /// The content type is not `application/json`, or the body is compressed.
+    #[response(status = 415, headers(("accept-encoding" = String, description = "Where it is compressed: what is accepted.")))]
     NotJson(ErrorBody<'a>),
     /// `infeasible`: no plan meets the budget, even on an idle machine.
     #[response(status = 422)]
@@ -267,6 +270,7 @@ impl ApiError {
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::EncodedBody(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
             Self::Stalled(_) => (StatusCode::INTERNAL_SERVER_ERROR, "engine_stalled"),
             Self::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
@@ -278,6 +282,14 @@ impl ApiError {
 }
 
 impl ApiError {
+    /// Writes into the log what is no fault of the client's.
+    pub(super) fn log(&self) {
+        let (status, code) = self.contract();
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(code, error = %self, "a request failed");
+        }
+    }
+
     /// The field or query parameter that is to blame, if it is one.
     fn param(&self) -> Option<&str> {
         match self {
@@ -311,9 +323,7 @@ fn kind(status: StatusCode) -> &'static str {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.contract();
-        if status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!(code, error = %self, "a request failed");
-        }
+        self.log();
         let fastest = match &self {
             Self::Engine(EngineError::Infeasible { fastest, takes }) => {
                 Some(Fastest { plan: fastest.to_string(), ms: takes.as_secs_f64() * 1e3 })
@@ -332,6 +342,10 @@ impl IntoResponse for ApiError {
             }
             Self::Full => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_WHEN_FULL_S));
+            }
+            // RFC 9110, 15.5.16: so that a client can tell it from a wrong media type.
+            Self::EncodedBody(_) => {
+                headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             }
             // RFC 6750, section 3: the error is named only where a key was given.
             Self::NoKey => {

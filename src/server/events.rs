@@ -1,52 +1,84 @@
 //! `POST /generate` with `Accept: text/event-stream`: steps and previews while the images are drawn, the images last.
 
+use crate::digits::to_decimals;
 use crate::engine::Step;
 use crate::engine::image::{Format, Raster};
 use crate::server::draw::{Drawn, Taken};
+use crate::server::generate::file_of;
+use crate::server::handover::Waits;
+use crate::server::kept::{File, Keeper, Parcel};
 use crate::server::metrics::{Observation, Timings};
 use crate::server::{ApiError, AppState};
+use axum::http::{HeaderName, header};
 use axum::response::sse::{Event, KeepAlive};
-use axum::response::{IntoResponse, Sse};
+use axum::response::{IntoResponse, Response, Sse};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 /// Events that a client may be behind. Beyond it the sender waits, and steps are left out.
 const BEHIND: usize = 16;
 
-/// The events of an order. When the client goes away the order is dropped, which cancels its work.
+/// The events of an order. When the client goes away the order is dropped, which cancels its work, unless its images are
+/// to be kept.
 pub(super) fn stream(
     state: Arc<AppState>,
     taken: Taken,
     format: Format,
     steps: mpsc::Receiver<Step>,
     observation: Observation,
-) -> impl IntoResponse {
+    keeper: Option<Keeper>,
+) -> Response {
     let (told, events) = mpsc::channel(BEHIND);
-    tokio::spawn(async move {
-        let mut observation = observation;
+    let draw = async move {
+        let is_kept = keeper.is_some();
         tokio::select! {
             // The client has gone: what is in the other branch is dropped, the ticket with it.
-            () = told.closed() => {}
-            () = tell(&state, taken, format, steps, &told, &mut observation) => {}
+            () = told.closed(), if !is_kept => {}
+            () = tell(&state, taken, format, steps, &told, observation, keeper) => {}
         }
-    });
-    Sse::new(Events(events)).keep_alive(KeepAlive::default())
+    };
+    tokio::spawn(draw.in_current_span());
+    // A proxy that buffers an answer would deliver all events at its end.
+    let at_once = [(HeaderName::from_static("x-accel-buffering"), "no"), (header::CACHE_CONTROL, "no-store")];
+    let events = Events { told: events, parcel: None };
+    (at_once, Sse::new(events).keep_alive(KeepAlive::default())).into_response()
+}
+
+/// An event, and with the last one the images that are in it.
+struct Told {
+    event: Event,
+    parcel: Option<Parcel>,
 }
 
 /// The body of the answer.
-struct Events(mpsc::Receiver<Event>);
+struct Events {
+    told: mpsc::Receiver<Told>,
+    parcel: Option<Parcel>,
+}
 
 impl futures_core::Stream for Events {
     type Item = Result<Event, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(context).map(|event| event.map(Ok))
+        match ready!(self.told.poll_recv(context)) {
+            Some(Told { event, parcel }) => {
+                self.parcel = parcel;
+                Poll::Ready(Some(Ok(event)))
+            }
+            None => {
+                if let Some(parcel) = self.parcel.take() {
+                    parcel.handed_over();
+                }
+                Poll::Ready(None)
+            }
+        }
     }
 }
 
@@ -55,21 +87,26 @@ async fn tell(
     taken: Taken,
     format: Format,
     mut steps: mpsc::Receiver<Step>,
-    told: &mpsc::Sender<Event>,
-    observation: &mut Observation,
+    told: &mpsc::Sender<Told>,
+    mut observation: Observation,
+    keeper: Option<Keeper>,
 ) {
-    // Sending fails only when the client has gone, which ends all of this.
-    let send = async |event| drop(told.send(event).await);
+    // Sending fails only when the client has gone.
+    let send = async |event, parcel| drop(told.send(Told { event, parcel }).await);
     let planned = json!({ "plan": taken.planned.to_string(), "seed": taken.seed });
-    send(event("planned", &planned)).await;
+    send(event("planned", &planned), None).await;
     let drawn = {
-        let mut drawn = std::pin::pin!(taken.drawn(state, observation));
+        let mut drawn = std::pin::pin!(taken.drawn(state, &mut observation));
         loop {
             tokio::select! {
                 biased;
                 Some(step) = steps.recv() => {
+                    // Nobody looks at the previews of what is only kept.
+                    if told.is_closed() {
+                        continue;
+                    }
                     for event in progress(state, step).await {
-                        send(event).await;
+                        send(event, None).await;
                     }
                 }
                 drawn = &mut drawn => break drawn,
@@ -77,15 +114,21 @@ async fn tell(
         }
     };
     let last = match drawn {
-        Ok(drawn) => images(state, drawn, format, observation).await,
+        Ok(drawn) => images(state, drawn, format, &mut observation).await,
         Err(error) => Err(error),
     };
-    let last = last.unwrap_or_else(|error| {
-        observation.fail(&error);
-        let (_, code) = error.contract();
-        event("error", &json!({ "code": code, "message": error.to_string() }))
-    });
-    send(last).await;
+    match last {
+        Ok((event, file)) => {
+            let keep = keeper.map(|keeper| (keeper, file));
+            send(event, Some(Parcel::new(observation, keep))).await;
+        }
+        Err(error) => {
+            observation.fail(&error);
+            error.log();
+            let (_, code) = error.contract();
+            send(event("error", &json!({ "code": code, "message": error.to_string() })), None).await;
+        }
+    }
 }
 
 fn event(name: &str, data: &serde_json::Value) -> Event {
@@ -101,7 +144,7 @@ async fn progress(state: &AppState, step: Step) -> Vec<Event> {
     let preview = move || Raster { shape, bytes: estimate }.encode(Format::Png);
     // Away from the threads that serve connections. A preview that fails is left out: the images will say why.
     if let Ok(Ok(file)) = tokio::task::spawn_blocking(preview).await {
-        let url = format!("data:{};base64,{}", Format::Png.media_type(), STANDARD.encode(file));
+        let url = Format::Png.data_url(&STANDARD.encode(file));
         events.push(event("preview", &json!({ "image": image, "step": step, "url": url })));
     }
     events
@@ -112,14 +155,10 @@ async fn images(
     drawn: Drawn,
     format: Format,
     observation: &mut Observation,
-) -> Result<Event, ApiError> {
-    let shape = state.fleet.any().image();
-    let file = move |raster: &Raster| raster.encode(format);
-    let (files, timings) = drawn.encode(state, file, |images| vec![Raster::grid(shape, images)]).await?;
-    observation.succeed(&timings, &drawn, format);
-    let Timings { queue, denoise, encode } = timings;
-    let ms = |took: std::time::Duration| took.as_secs_f64() * 1e3;
-    Ok(event(
+) -> Result<(Event, File), ApiError> {
+    let (file, Timings { queue, denoise, encode }) = file_of(state, &drawn, format, observation).await?;
+    let ms = |took: std::time::Duration| to_decimals(took.as_secs_f64() * 1e3, 3);
+    let event = event(
         "image",
         &json!({
             "plan": drawn.served(),
@@ -127,8 +166,9 @@ async fn images(
             "quality": drawn.quality,
             "seed": drawn.seed,
             "media_type": format.media_type(),
-            "b64_json": STANDARD.encode(&files[0]),
+            "b64_json": STANDARD.encode(&file.bytes),
             "timings": { "queue_ms": ms(queue), "denoise_ms": ms(denoise), "encode_ms": ms(encode) },
         }),
-    ))
+    );
+    Ok((event, file))
 }

@@ -1,11 +1,13 @@
 //! `POST /generate`: wire type -> order -> engine -> encoded bytes.
 
+use crate::engine::Step;
 use crate::engine::image::{Format, Raster};
 use crate::server::draw::{Drawn, Order, Taken, take};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
-use crate::server::kept::File;
+use crate::server::handover::hand_over;
+use crate::server::kept::{File, Keeper, Parcel};
 use crate::server::metrics::{Observation, Timings};
-use crate::server::negotiate::{accepted_format, require_json, wants_events};
+use crate::server::negotiate::{Shape, accepted_shape, require_json};
 use crate::server::wire::{GenerateBody, GenerateQuery};
 use crate::server::{ApiError, AppState, events};
 use axum::body::Bytes;
@@ -15,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
 
 /// The largest body: hundreds of times what the fields need.
 pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
@@ -23,9 +26,9 @@ const EVENTS: usize = 64;
 
 /// Draw an image, or a grid of `n`.
 ///
-/// With `Accept: text/event-stream` the answer is a stream of server-sent events: `planned` {plan, seed}, then for each
-/// step `step` {image, step, of, plan} and `preview` {image, step, url}, at last `image` {plan, planned, quality, seed,
-/// media_type, b64_json, timings} or `error` {code, message}.
+/// Where `Accept` names `text/event-stream`, and weighs it no less than any image, the answer is a stream of server-sent
+/// events: `planned` {plan, seed}, then for each step `step` {image, step, of, plan} and `preview` {image, step, url}, at
+/// last `image` {plan, planned, quality, seed, media_type, b64_json, timings} or `error` {code, message}.
 #[utoipa::path(
     post,
     path = "/generate",
@@ -55,13 +58,15 @@ const EVENTS: usize = 64;
     )
 )]
 pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
-    let mut observation = state.metrics.observe();
-    match answer(&state, request, &mut observation).await {
-        Ok(Answer::Whole(file)) => Ok(file.into_response()),
-        Ok(Answer::Stream { taken, format, steps }) => {
-            Ok(events::stream(state.clone(), taken, format, steps, observation).into_response())
+    let mut observation = state.metrics.observe(&request);
+    match accept(&state, request, &mut observation).await {
+        Ok(Accepted { taken, format, steps: Some(steps), keeper }) => {
+            Ok(events::stream(state, taken, format, steps, observation, keeper))
         }
-        Ok(Answer::Kept { taken, format, id }) => keep(state, taken, format, id, observation).await,
+        Ok(Accepted { taken, format, steps: None, keeper: None }) => {
+            whole(&state, taken, format, observation, None).await
+        }
+        Ok(Accepted { taken, format, steps: None, keeper }) => outlive(state, taken, format, observation, keeper).await,
         Err(error) => {
             observation.fail(&error);
             Err(error)
@@ -69,23 +74,17 @@ pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Reques
     }
 }
 
-enum Answer {
-    Whole(File),
-    /// Steps are told as they are made; the images come last.
-    Stream {
-        taken: Taken,
-        format: Format,
-        steps: mpsc::Receiver<crate::engine::Step>,
-    },
-    /// The images are drawn whether the client waits for them or not.
-    Kept {
-        taken: Taken,
-        format: Format,
-        id: String,
-    },
+/// A request that the engine draws for.
+struct Accepted {
+    taken: Taken,
+    format: Format,
+    /// Where steps are heard of, if the client wants to know.
+    steps: Option<mpsc::Receiver<Step>>,
+    /// Who keeps the images, which are then drawn whether the client waits for them or not.
+    keeper: Option<Keeper>,
 }
 
-async fn answer(state: &AppState, request: Request, observation: &mut Observation) -> Result<Answer, ApiError> {
+async fn accept(state: &AppState, request: Request, observation: &mut Observation) -> Result<Accepted, ApiError> {
     let arrived = Instant::now();
     if state.is_draining() {
         return Err(ApiError::Draining);
@@ -98,40 +97,59 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
     let headers = request.headers().clone();
     let body = GenerateBody::parse(&read_body(state, request).await?)?;
     let GenerateBody { class, seed, n, guidance, format } = body;
-    let streams = wants_events(&headers);
-    let format = match format {
-        Some(name) => name.parse().map_err(ApiError::UnknownFormat)?,
-        None if streams => Format::Png,
-        None => accepted_format(&headers)?,
+    let format = format.map(|name| name.parse().map_err(ApiError::UnknownFormat)).transpose()?;
+    let (events, accepted) = match accepted_shape(&headers) {
+        Shape::Events(accepted) => (true, Some(accepted)),
+        Shape::File(accepted) => (false, accepted),
     };
+    let format = format.or(accepted).ok_or(ApiError::NotAcceptable)?;
     let order = Order { arrived, budget, min_quality, class, seed, n, guidance };
-    if streams {
-        let (told, steps) = mpsc::channel(EVENTS);
-        let taken = take(state, order, Some(told), observation)?;
-        return Ok(Answer::Stream { taken, format, steps });
-    }
-    let taken = take(state, order, None, observation)?;
-    if keep.unwrap_or(false) {
+    let (told, steps) = events.then(|| mpsc::channel(EVENTS)).unzip();
+    let taken = take(state, order, told, observation)?;
+    let keeper = keep.unwrap_or(false).then(|| {
         let id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
-        return Ok(Answer::Kept { taken, format, id });
-    }
-    Ok(Answer::Whole(whole(state, taken, format, observation).await?))
+        Keeper { kept: state.kept.clone(), id }
+    });
+    Ok(Accepted { taken, format, steps, keeper })
 }
 
-/// Waits for the images and answers with one file: an image, or a grid of several.
+/// Waits for the images and answers with one file.
 async fn whole(
     state: &AppState,
     taken: Taken,
     format: Format,
+    mut observation: Observation,
+    keeper: Option<Keeper>,
+) -> Result<Response, ApiError> {
+    let drawn = async {
+        let drawn = taken.drawn(state, &mut observation).await?;
+        file_of(state, &drawn, format, &mut observation).await
+    };
+    match drawn.await {
+        Ok((file, _)) => {
+            let keep = keeper.map(|keeper| (keeper, file.clone()));
+            Ok(hand_over(file.into_response(), Parcel::new(observation, keep)))
+        }
+        Err(error) => {
+            observation.fail(&error);
+            Err(error)
+        }
+    }
+}
+
+/// Images as one file: one alone, or a grid of several.
+pub(super) async fn file_of(
+    state: &AppState,
+    drawn: &Drawn,
+    format: Format,
     observation: &mut Observation,
-) -> Result<File, ApiError> {
-    let drawn = taken.drawn(state, observation).await?;
+) -> Result<(File, Timings), ApiError> {
     let shape = state.fleet.any().image();
     let file = move |raster: &Raster| raster.encode(format);
     let (mut files, timings) = drawn.encode(state, file, |images| vec![Raster::grid(shape, images)]).await?;
-    observation.succeed(&timings, &drawn, format);
-    let bytes = files.pop().unwrap_or_default();
-    Ok(File { media_type: format.media_type(), headers: headers(&drawn, &timings), bytes })
+    observation.succeed(&timings, drawn, format);
+    let bytes = files.pop().unwrap_or_default().into();
+    Ok((File { media_type: format.media_type(), headers: headers(drawn, &timings), bytes }, timings))
 }
 
 /// What is said about the images beside them.
@@ -149,26 +167,24 @@ pub(super) fn headers(drawn: &Drawn, timings: &Timings) -> Vec<(header::HeaderNa
     headers
 }
 
-/// As [`whole`], in a task that outlives the client: what it cannot deliver it keeps.
-async fn keep(
+/// As [`whole`], in a task that outlives the client.
+async fn outlive(
     state: Arc<AppState>,
     taken: Taken,
     format: Format,
-    id: String,
-    mut observation: Observation,
+    observation: Observation,
+    keeper: Option<Keeper>,
 ) -> Result<Response, ApiError> {
     let (deliver, delivered) = oneshot::channel();
-    tokio::spawn(async move {
-        let answer = whole(&state, taken, format, &mut observation).await;
-        if let Err(error) = &answer {
-            observation.fail(error);
+    let draw = async move {
+        let answer = whole(&state, taken, format, observation, keeper).await;
+        // An answer without a client is dropped, which keeps its images.
+        if let Err(Err(error)) = deliver.send(answer) {
+            error.log();
         }
-        if let Err(Ok(file)) = deliver.send(answer) {
-            state.kept.put(id, file, Instant::now());
-        }
-    });
-    let file = delivered.await.map_err(|_| ApiError::Internal("the task that draws has ended".to_owned()))??;
-    Ok(file.into_response())
+    };
+    tokio::spawn(draw.in_current_span());
+    delivered.await.map_err(|_| ApiError::Internal("the task that draws has ended".to_owned()))?
 }
 
 fn query(request: &Request) -> Result<GenerateQuery, ApiError> {

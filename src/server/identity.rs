@@ -1,5 +1,7 @@
 //! Who a request is: its id and its place in a trace, in the log and in the answer.
 
+use crate::digits;
+use crate::server::handover::{Waits, hand_over};
 use crate::server::probes::is_probe;
 use crate::server::spans::Span;
 use crate::server::trace_context::{TRACEPARENT, TraceContext};
@@ -7,6 +9,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tracing::Instrument;
 
@@ -14,7 +17,7 @@ const REQUEST_ID: &str = "x-request-id";
 /// Longer ids would be a way to fill the log.
 const MAX_ID_CHARS: usize = 128;
 
-/// Names the request, writes its line in the log, and puts both names into the answer.
+/// Names the request, puts both names into the answer, and writes its line in the log when all has ended.
 pub(super) async fn identify(mut request: Request, next: Next) -> Response {
     let id = given_id(request.headers()).unwrap_or_else(made_id);
     let span = Span::start(&request, TraceContext::of(request.headers()));
@@ -28,13 +31,24 @@ pub(super) async fn identify(mut request: Request, next: Next) -> Response {
     let named = tracing::error_span!("request", id, trace = format!("{:032x}", context.trace));
     // Without the query, where somebody may have put a key.
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let line = Line { method, path, start: Instant::now(), span, named: named.clone(), written: false };
+    let line = Line {
+        method,
+        path,
+        start: Instant::now(),
+        span,
+        named: named.clone(),
+        status: None,
+        plan: None,
+        end: End::Left,
+    };
+    let record = Record(Arc::new(Mutex::new(line)));
+    request.extensions_mut().insert(record.clone());
     let mut response = next.run(request).instrument(named).await;
-    line.answered(&response);
+    record.line().status = Some(response.status());
     for (name, value) in names {
         response.headers_mut().insert(name, value);
     }
-    response
+    hand_over(response, record)
 }
 
 /// The client's id, if it is at most 128 visible ASCII characters.
@@ -57,7 +71,48 @@ pub(super) fn random() -> u64 {
     getrandom::u64().unwrap_or_default()
 }
 
-/// The log's line of one request, written also when its client goes away before the answer.
+/// What is noted of a request: its line in the log and its span, which end when nobody who has to do with it is left.
+#[derive(Clone)]
+pub(super) struct Record(Arc<Mutex<Line>>);
+
+impl Record {
+    /// The record of a request that was identified.
+    pub fn of(request: &Request) -> Option<Self> {
+        request.extensions().get().cloned()
+    }
+
+    /// The plan that the images run by, as far as it is known.
+    pub fn plan(&self, plan: String) {
+        self.line().plan = Some(plan);
+    }
+
+    /// The images wait for the client to ask for them.
+    pub fn kept(&self) {
+        self.line().end = End::Kept;
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waits for Record {
+    fn handed_over(self) {
+        self.line().end = End::HandedOver;
+    }
+}
+
+/// What became of an answer.
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    /// The client went away before it had all of it.
+    Left,
+    /// The same, and its images are kept.
+    Kept,
+    HandedOver,
+}
+
+/// The log's line of one request, written when it is dropped.
 struct Line {
     method: Method,
     path: String,
@@ -65,36 +120,29 @@ struct Line {
     /// Ends, and is exported, with the line.
     span: Span,
     named: tracing::Span,
-    written: bool,
-}
-
-impl Line {
-    fn answered(mut self, response: &Response) {
-        self.span.answered(response.status());
-        let plan = response.headers().get("x-accordion-plan").and_then(|plan| plan.to_str().ok());
-        self.write(Some(response.status()), plan);
-        self.written = true;
-    }
-
-    fn write(&self, status: Option<StatusCode>, plan: Option<&str>) {
-        let _named = self.named.enter();
-        let (method, path, ms) = (&self.method, self.path.as_str(), self.start.elapsed().as_secs_f64() * 1e3);
-        let plan = plan.unwrap_or("-");
-        match status.map(|status| status.as_u16()) {
-            // Probes and scrapes come every few seconds and say nothing new.
-            Some(status @ 200..300) if is_probe(path) => {
-                tracing::debug!(%method, path, status, ms, plan, "answered");
-            }
-            Some(status) => tracing::info!(%method, path, status, ms, plan, "answered"),
-            None => tracing::info!(%method, path, ms, "the client went away"),
-        }
-    }
+    /// `None` until the answer's head.
+    status: Option<StatusCode>,
+    plan: Option<String>,
+    end: End,
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
-        if !self.written {
-            self.write(None, None);
+        let Self { method, path, start, span, named, status, plan, end } = self;
+        span.ended(*status, plan.as_deref(), *end == End::HandedOver);
+        let _named = named.enter();
+        let (ms, status, plan) = (digits::ms(start.elapsed()), status.map(|status| status.as_u16()), plan.as_deref());
+        let plan = plan.unwrap_or("-");
+        match (*end, status) {
+            // Probes and scrapes come every few seconds and say nothing new.
+            (End::HandedOver, Some(200..300)) if is_probe(path) => {
+                tracing::debug!(%method, path, status, ms, plan, "answered");
+            }
+            (End::HandedOver, _) => tracing::info!(%method, path, status, ms, plan, "answered"),
+            (End::Kept, _) => {
+                tracing::info!(%method, path, status, ms, plan, "the client went away: its images are kept")
+            }
+            (End::Left, _) => tracing::info!(%method, path, status, ms, plan, "the client went away"),
         }
     }
 }

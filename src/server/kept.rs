@@ -1,8 +1,11 @@
 //! Answers to `keep=true` whose clients went away: kept for a while under the request's id, given out once.
 
 use crate::server::error::{ErrorBody, Failures, Locked};
+use crate::server::handover::{Waits, hand_over};
+use crate::server::metrics::Observation;
 use crate::server::negotiate::text_of;
 use crate::server::{ApiError, AppState};
+use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderName, header};
@@ -21,12 +24,49 @@ const BYTES: usize = 64 << 20;
 pub(super) struct File {
     pub media_type: &'static str,
     pub headers: Vec<(HeaderName, String)>,
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
 }
 
 impl IntoResponse for File {
     fn into_response(self) -> Response {
         ([(header::CONTENT_TYPE, self.media_type)], AppendHeaders(self.headers), self.bytes).into_response()
+    }
+}
+
+/// Images on the way to their client.
+pub(super) struct Parcel {
+    /// `None` where they are fetched.
+    observation: Option<Observation>,
+    /// Where they go if it goes away before it has them, if anywhere.
+    keep: Option<(Keeper, File)>,
+}
+
+/// Keeps a file under the id of its request.
+#[derive(Clone, Debug)]
+pub(super) struct Keeper {
+    pub kept: Arc<Kept>,
+    pub id: String,
+}
+
+impl Parcel {
+    pub fn new(observation: Observation, keep: Option<(Keeper, File)>) -> Self {
+        Self { observation: Some(observation), keep }
+    }
+}
+
+impl Waits for Parcel {
+    fn handed_over(mut self) {
+        self.keep = None;
+        self.observation.iter_mut().for_each(Observation::handed_over);
+    }
+}
+
+impl Drop for Parcel {
+    fn drop(&mut self) {
+        if let Some((Keeper { kept, id }, file)) = self.keep.take() {
+            kept.put(id, file, Instant::now());
+            self.observation.iter_mut().for_each(Observation::kept);
+        }
     }
 }
 
@@ -56,7 +96,7 @@ impl Kept {
 
 /// Fetch the images of a request with `keep=true` whose client went away.
 ///
-/// They are given out once, under the request's `x-request-id`, and kept for ten minutes.
+/// They are given out once, wholly, as a file also where a stream of events was asked for, under the request's `x-request-id`, and kept for ten minutes.
 #[utoipa::path(
     get,
     path = "/generate/{id}",
@@ -76,9 +116,11 @@ impl Kept {
 pub(super) async fn kept(
     State(state): State<Arc<AppState>>,
     id: Result<Path<String>, PathRejection>,
-) -> Result<File, ApiError> {
+) -> Result<Response, ApiError> {
     let id = text_of(id);
-    state.kept.take(&id, Instant::now()).ok_or(ApiError::NotKept(id))
+    let Some(file) = state.kept.take(&id, Instant::now()) else { return Err(ApiError::NotKept(id)) };
+    let keep = Some((Keeper { kept: state.kept.clone(), id }, file.clone()));
+    Ok(hand_over(file.into_response(), Parcel { observation: None, keep }))
 }
 
 #[cfg(test)]
@@ -86,7 +128,7 @@ mod tests {
     use super::*;
 
     fn file(bytes: usize) -> File {
-        File { media_type: "image/png", headers: vec![], bytes: vec![7; bytes] }
+        File { media_type: "image/png", headers: vec![], bytes: vec![7; bytes].into() }
     }
 
     #[test]

@@ -7,7 +7,9 @@ use crate::routing::{Budget, Budgets};
 use crate::server::ApiError;
 use crate::server::deficit::Deficit;
 use crate::server::draw::Drawn;
+use crate::server::identity::Record;
 use crate::supernet::bytes_as_copies;
+use axum::extract::Request;
 use axum::http::StatusCode;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{LabelPair, MetricFamily};
@@ -16,11 +18,13 @@ use prometheus::{
     Result, TextEncoder,
 };
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// 1 ms to 2 minutes; the deadlines of the named budgets come in between.
-const BUCKETS_S: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+/// Edges of a histogram from a time to ten times of it: each is 1.097 times the one before. Whatever the latencies are, a
+/// quantile that is read between two edges is therefore within 10 % of the true one.
+const EDGES_A_DECADE: i32 = 25;
+/// The shortest time that is told so well.
+const SHORTEST_S_LOG10: i32 = -3;
 
 /// How a request for images ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +39,10 @@ enum Outcome {
     Draining,
     Timeout,
     Failed,
-    /// The client went away before the answer.
+    /// The client went away before it had all of the answer.
     Cancelled,
+    /// The same, and its images wait to be fetched.
+    Kept,
 }
 
 impl Outcome {
@@ -62,6 +68,7 @@ impl Outcome {
             Self::Timeout => "timeout",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
+            Self::Kept => "kept",
         }
     }
 }
@@ -72,6 +79,7 @@ pub(super) struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     images: IntCounterVec,
+    request: HistogramVec,
     queue: HistogramVec,
     denoise: HistogramVec,
     encode: HistogramVec,
@@ -81,13 +89,14 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Puts the server's and the engines' metrics into `registry`.
+    /// Puts the server's and the engines' metrics into `registry`. No request is to take longer than `longest`.
     ///
     /// # Errors
     /// If it already holds metrics of these names.
-    pub fn register(registry: Registry, fleet: &Arc<Fleet>, budgets: &Budgets) -> Result<Self> {
+    pub fn register(registry: Registry, fleet: &Arc<Fleet>, budgets: &Budgets, longest: Duration) -> Result<Self> {
+        // The share of requests in time can be read exactly.
         let deadlines = budgets.named().map(|(_, budget)| budget.within_ms as f64 / 1e3);
-        let mut edges = [&BUCKETS_S[..], &deadlines].concat();
+        let mut edges = [&edges_to(longest.as_secs_f64())[..], &deadlines].concat();
         edges.sort_by(f64::total_cmp);
         edges.dedup();
         let seconds = |name: &str, help: &str| {
@@ -100,8 +109,12 @@ impl Metrics {
                 &["budget", "subnet", "outcome"],
             )?,
             images: IntCounterVec::new(
-                Opts::new("accordion_images_total", "Images served."),
+                Opts::new("accordion_images_total", "Images drawn and encoded."),
                 &["budget", "subnet", "format"],
+            )?,
+            request: seconds(
+                "accordion_request_seconds",
+                "Time from the arrival of a request that got its images to the last byte handed to the connection.",
             )?,
             queue: seconds("accordion_queue_seconds", "Time from a request's arrival to its first step.")?,
             denoise: seconds("accordion_denoise_seconds", "Time from a request's first step to its last.")?,
@@ -121,7 +134,7 @@ impl Metrics {
         metrics.registry.register(Box::new(metrics.images.clone()))?;
         metrics.registry.register(Box::new(metrics.asked.clone()))?;
         metrics.registry.register(Box::new(metrics.served.clone()))?;
-        for histogram in [&metrics.queue, &metrics.denoise, &metrics.encode] {
+        for histogram in [&metrics.request, &metrics.queue, &metrics.denoise, &metrics.encode] {
             metrics.registry.register(Box::new(histogram.clone()))?;
         }
         metrics.registry.register(Box::new(EngineCollector::new(fleet.clone(), deficit)?))?;
@@ -137,8 +150,16 @@ impl Metrics {
     }
 
     /// Watches one request until it is dropped.
-    pub fn observe(self: &Arc<Self>) -> Observation {
-        Observation { metrics: self.clone(), budget: "none", subnet: None, outcome: Outcome::Cancelled }
+    pub fn observe(self: &Arc<Self>, request: &Request) -> Observation {
+        Observation {
+            metrics: self.clone(),
+            arrived: Instant::now(),
+            record: Record::of(request),
+            budget: "none",
+            subnet: None,
+            outcome: Outcome::Cancelled,
+            drawn: Outcome::Ok,
+        }
     }
 
     /// Counts what was served against what an idle machine would have.
@@ -155,12 +176,26 @@ impl Metrics {
     }
 }
 
+/// Edges from 1 ms to `longest_s`, the first below and the last above, of four digits.
+fn edges_to(longest_s: f64) -> Vec<f64> {
+    let edge = |step: i32| 10f64.powf(f64::from(step) / f64::from(EDGES_A_DECADE));
+    let first = SHORTEST_S_LOG10 * EDGES_A_DECADE - 1;
+    let below = (first..).map(edge).take_while(|&edge| edge < longest_s).count() as i32;
+    let digits = |edge: f64| format!("{edge:.3e}").parse().unwrap_or(edge);
+    (first..=first + below).map(edge).map(digits).collect()
+}
+
 /// Counts one request when it is dropped, also when its client went away.
 pub(super) struct Observation {
     metrics: Arc<Metrics>,
+    arrived: Instant,
+    /// Ends with it.
+    record: Option<Record>,
     budget: &'static str,
     subnet: Option<String>,
     outcome: Outcome,
+    /// What the outcome is once the images are handed over.
+    drawn: Outcome,
 }
 
 impl Observation {
@@ -175,14 +210,23 @@ impl Observation {
             _ => "mixed".to_owned(),
         };
         self.subnet = Some(subnet);
+        self.say(|record| record.plan(plan.to_string()));
+    }
+
+    fn say(&self, what: impl FnOnce(&Record)) {
+        if let Some(record) = &self.record {
+            what(record);
+        }
     }
 
     pub fn fail(&mut self, error: &ApiError) {
         self.outcome = Outcome::of(error);
     }
 
+    /// The images are drawn and encoded: they may be handed over.
     pub fn succeed(&mut self, timings: &Timings, drawn: &Drawn, format: Format) {
-        self.outcome = if drawn.late { Outcome::Late } else { Outcome::Ok };
+        self.drawn = if drawn.late { Outcome::Late } else { Outcome::Ok };
+        self.say(|record| record.plan(drawn.served()));
         let images = drawn.finished.images.len() as u64;
         self.metrics.images.with_label_values(&[self.budget, self.subnet(), format.as_str()]).inc_by(images);
         let metrics = &self.metrics;
@@ -191,6 +235,18 @@ impl Observation {
         {
             histogram.with_label_values(&[self.budget]).observe(took.as_secs_f64());
         }
+    }
+
+    /// The client has them.
+    pub fn handed_over(&mut self) {
+        self.outcome = self.drawn;
+        self.metrics.request.with_label_values(&[self.budget]).observe(self.arrived.elapsed().as_secs_f64());
+    }
+
+    /// The client has gone, and they are kept for it.
+    pub fn kept(&mut self) {
+        self.outcome = Outcome::Kept;
+        self.say(Record::kept);
     }
 
     fn subnet(&self) -> &str {
@@ -357,4 +413,67 @@ fn read(fleet: &Fleet, deficit: &Deficit) -> Result<Vec<Box<dyn Collector>>> {
         Box::new(busy),
         Box::new(below),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus::Histogram;
+
+    const TIMEOUT_S: f64 = 300.0;
+
+    /// What Prometheus' `histogram_quantile` reads from a histogram of these latencies.
+    fn read_quantile(latencies: &[f64], q: f64) -> f64 {
+        let histogram = Histogram::with_opts(HistogramOpts::new("x", "x").buckets(edges_to(TIMEOUT_S))).unwrap();
+        latencies.iter().for_each(|&latency| histogram.observe(latency));
+        let family = histogram.collect();
+        let buckets = family[0].get_metric()[0].get_histogram().get_bucket().to_vec();
+        let rank = q * latencies.len() as f64;
+        let index = buckets.iter().position(|bucket| bucket.cumulative_count() as f64 >= rank).unwrap();
+        let below = index.checked_sub(1).map(|index| &buckets[index]);
+        let (start, before) = below.map_or((0.0, 0), |bucket| (bucket.upper_bound(), bucket.cumulative_count()));
+        let (end, count) = (buckets[index].upper_bound(), buckets[index].cumulative_count() - before);
+        start + (end - start) * (rank - before as f64) / count as f64
+    }
+
+    /// The least latency that a share of `q` of all does not exceed.
+    fn true_quantile(latencies: &[f64], q: f64) -> f64 {
+        let mut sorted = latencies.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        sorted[((q * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len()) - 1]
+    }
+
+    #[test]
+    fn a_quantile_read_from_the_edges_is_within_a_tenth_of_the_true_one() {
+        let steps = 4000;
+        // From 1 ms to the time-out, and just beside every edge.
+        let spread = (0..=steps).map(|step| 1e-3 * (TIMEOUT_S / 1e-3).powf(f64::from(step) / f64::from(steps)));
+        let beside = edges_to(TIMEOUT_S).into_iter().flat_map(|edge| [edge, edge * (1.0 + 1e-9), edge * (1.0 - 1e-9)]);
+        let latencies = spread.chain(beside).filter(|latency| (1e-3..=TIMEOUT_S).contains(latency));
+        for latency in latencies {
+            // One latency for all; a few stragglers above a fast rest; a tail that grows.
+            let mixed = |slow: usize| [vec![1e-3; 100 - slow], vec![latency; slow]].concat();
+            let tail: Vec<f64> =
+                (1..=100).map(|rank| (latency * f64::from(rank) / 99.0).clamp(1e-3, TIMEOUT_S)).collect();
+            for latencies in [mixed(100), mixed(2), mixed(1), tail] {
+                for q in [0.5, 0.95, 0.99] {
+                    let (read, is) = (read_quantile(&latencies, q), true_quantile(&latencies, q));
+                    assert!((read / is - 1.0).abs() <= 0.1, "{latency} s, {q}: {read} is read for {is}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn edges_reach_the_time_out_and_have_few_digits() {
+        let edges = edges_to(TIMEOUT_S);
+        assert!(
+            edges[0] < 1e-3
+                && edges[1] == 1e-3
+                && edges[edges.len() - 2] < TIMEOUT_S
+                && edges[edges.len() - 1] >= TIMEOUT_S
+        );
+        assert!(edges.windows(2).all(|pair| (1.09..1.1).contains(&(pair[1] / pair[0]))), "{edges:?}");
+        assert!(edges.iter().all(|edge| edge.to_string().trim_start_matches(['0', '.']).len() <= 5), "{edges:?}");
+    }
 }

@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod generate;
 mod guards;
+mod handover;
 mod head_timer;
 mod host;
 mod identity;

@@ -1,5 +1,6 @@
 //! From a config to a whole server: model, profile, engines.
 
+use crate::digits::seconds;
 use crate::engine::{Engine, Fleet};
 use crate::evaluation::profile::{PROFILE, Profile};
 use crate::evaluation::subject::{self, Subject};
@@ -48,11 +49,15 @@ fn profile(config: &ServeConfig, model: &Model, subject: &mut dyn Subject) -> Re
     let path = config.model.join(PROFILE);
     let (effort, start) = (Effort::Quick { max_batch: config.max_batch }, Instant::now());
     let file = path.display().to_string();
-    let seconds = || (start.elapsed().as_secs_f64() * 10.0).round() / 10.0;
     if !path.exists() {
         let survey = Profile::measure(subject, model.card.noise, &effort, &mut |_| {})?;
         let plans = survey.profile.frontier.len();
-        tracing::warn!(file, plans, seconds = seconds(), "no profile: measured a rough one; run `accordion profile`");
+        tracing::warn!(
+            file,
+            plans,
+            seconds = seconds(start.elapsed()),
+            "no profile: measured a rough one; run `accordion profile`"
+        );
         return Ok(survey.profile);
     }
     let profile = Profile::open(&path)?;
@@ -63,7 +68,7 @@ fn profile(config: &ServeConfig, model: &Model, subject: &mut dyn Subject) -> Re
     let profile = profile.measured_here(subject, &effort, &mut |_| {})?;
     tracing::warn!(
         file,
-        seconds = seconds(),
+        seconds = seconds(start.elapsed()),
         "a profile of another machine: measured the times here; run `accordion profile`"
     );
     Ok(profile)

@@ -8,6 +8,8 @@ use crate::nets::ImageShape;
 use crate::server::draw::{Order, most_images, take};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
 use crate::server::generate::{headers, read_body};
+use crate::server::handover::hand_over;
+use crate::server::kept::Parcel;
 use crate::server::metrics::Observation;
 use crate::server::negotiate::require_json;
 use crate::server::wire::{ClassChoice, parse};
@@ -15,13 +17,11 @@ use crate::server::{ApiError, AppState};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{AppendHeaders, IntoResponse, Response};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use wire::{
     BACKGROUNDS, BEST_COMPRESSION, FORMATS, ImageEntry, ImagesAnswer, ImagesBody, MAX_N, MODERATIONS, QUALITIES,
-    RESPONSE_FORMAT, Usage,
+    RESPONSE_FORMATS, Usage,
 };
 
 /// Draw images in the shape of the OpenAI API.
@@ -45,12 +45,14 @@ use wire::{
     )
 )]
 pub(super) async fn images(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
-    let mut observation = state.metrics.observe();
-    let answer = answer(&state, request, &mut observation).await;
-    if let Err(error) = &answer {
-        observation.fail(error);
+    let mut observation = state.metrics.observe(&request);
+    match answer(&state, request, &mut observation).await {
+        Ok(answer) => Ok(hand_over(answer, Parcel::new(observation, None))),
+        Err(error) => {
+            observation.fail(&error);
+            Err(error)
+        }
     }
-    answer
 }
 
 async fn answer(state: &AppState, request: Request, observation: &mut Observation) -> Result<Response, ApiError> {
@@ -63,6 +65,8 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
     let (budget, quality) = chosen("quality", body.quality.as_deref(), &QUALITIES)?;
     observation.set_budget(&budget);
     let (format, jpeg_quality) = checked(state, &body)?;
+    let carrier = body.response_format.as_deref();
+    let carrier = carrier.map(|asked| chosen("response_format", Some(asked), &RESPONSE_FORMATS)).transpose()?;
     let classes = state.fleet.any().classes();
     let class = match classes.is_empty() {
         true => None,
@@ -81,7 +85,7 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
     observation.succeed(&timings, &drawn, format);
     let answer = ImagesAnswer {
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        data: files.iter().map(|file| ImageEntry { b64_json: STANDARD.encode(file) }).collect(),
+        data: files.iter().map(|file| ImageEntry::new(format, file, carrier)).collect(),
         background: "opaque",
         output_format: format.as_str(),
         quality,
@@ -100,10 +104,6 @@ fn checked(state: &AppState, body: &ImagesBody) -> Result<(Format, u8), ApiError
     }
     let size = size_of(state.fleet.any().image());
     chosen("size", body.size.as_deref(), &[("auto", ()), (&size, ())])?;
-    if let Some(value) = body.response_format.as_deref().filter(|&format| format != RESPONSE_FORMAT) {
-        let accepted = format!("{RESPONSE_FORMAT}: the server keeps no files to link to");
-        return Err(ApiError::OutOfRange { field: "response_format", value: format!("`{value}`"), accepted });
-    }
     chosen("background", body.background.as_deref(), &BACKGROUNDS)?;
     chosen("moderation", body.moderation.as_deref(), &MODERATIONS)?;
     if body.stream == Some(true) {
@@ -130,10 +130,10 @@ pub(super) fn size_of(shape: ImageShape) -> String {
     format!("{}x{}", shape.width, shape.height)
 }
 
-/// What a field's value means; the first of `accepted` when nothing is said.
+/// What a field's value means, whatever its case; the first of `accepted` when nothing is said.
 fn chosen<T: Clone>(field: &'static str, asked: Option<&str>, accepted: &[(&str, T)]) -> Result<T, ApiError> {
     let Some(asked) = asked else { return Ok(accepted[0].1.clone()) };
-    let found = accepted.iter().find(|(name, _)| *name == asked).map(|(_, meaning)| meaning.clone());
+    let found = accepted.iter().find(|(name, _)| name.eq_ignore_ascii_case(asked)).map(|(_, meaning)| meaning.clone());
     found.ok_or_else(|| {
         let names: Vec<&str> = accepted.iter().map(|&(name, _)| name).collect();
         ApiError::OutOfRange { field, value: format!("`{asked}`"), accepted: format!("one of {}", names.join(", ")) }

@@ -1,5 +1,6 @@
 //! ORCA (gRFC A51, `xds.data.orca.v3.OrcaLoadReport`): the load in the answer, for a balancer that asks in the request.
 
+use crate::server::handover::{Waits, hand_over};
 use crate::server::process::Usage;
 use crate::server::{AppState, Load};
 use axum::extract::{Request, State};
@@ -36,16 +37,22 @@ pub(super) async fn report_load(State(state): State<Arc<AppState>>, request: Req
     // Images are all that is posted.
     let is_work = request.method() == Method::POST;
     let mut response = next.run(request).await;
-    if is_work {
-        state.meter.count();
-    }
     if let Some(format) = format {
         let report = Report { load: state.load(), usage: state.usage.read() };
         if let Ok(value) = HeaderValue::try_from(report.header(format)) {
             response.headers_mut().insert(ANSWER, value);
         }
     }
-    response
+    if is_work { hand_over(response, Answered(state)) } else { response }
+}
+
+/// Counts an answer of images when all of it has been handed over.
+struct Answered(Arc<AppState>);
+
+impl Waits for Answered {
+    fn handed_over(self) {
+        self.0.meter.count();
+    }
 }
 
 struct Report {

@@ -75,11 +75,17 @@ impl Exported {
         })
     }
 
-    pub fn answered(&mut self, status: StatusCode) {
-        self.0.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
-        if status.is_server_error() {
+    pub fn ended(&mut self, status: Option<StatusCode>, plan: Option<&str>, stayed: bool) {
+        if let Some(status) = status {
+            self.0.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
+        }
+        if status.is_some_and(|status| status.is_server_error()) {
             self.0.set_status(Status::error(""));
         }
+        if let Some(plan) = plan {
+            self.0.set_attribute(KeyValue::new("accordion.plan", plan.to_owned()));
+        }
+        self.0.set_attribute(KeyValue::new("accordion.client_stayed", stayed));
     }
 }
 

@@ -15,7 +15,7 @@ use crate::server::refusal::refuse;
 use crate::server::{ApiError, AppState};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,6 +23,7 @@ use std::any::Any;
 use std::sync::Arc;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
 
 /// The whole HTTP surface of a loaded model.
 pub fn router(state: Arc<AppState>) -> Router {
@@ -62,7 +63,10 @@ pub(super) fn guarded(routes: Router, guards: &Guards) -> Router {
             locked.layer(cors.clone()).layer(from_fn_with_state(plain, past_cors))
         }
     };
-    shared.layer(from_fn(identify))
+    shared
+        // What is answered is of this moment: also that nothing is kept under an id.
+        .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
+        .layer(from_fn(identify))
 }
 
 /// The layer of CORS takes every OPTIONS for a browser's preflight; one that is none, such as a balancer's check, has to

@@ -33,10 +33,11 @@ impl Span {
         self.context
     }
 
-    pub fn answered(&mut self, status: StatusCode) {
+    /// What is known at its end: the answer's status, the plan of its images, and whether the client stayed for all of it.
+    pub fn ended(&mut self, status: Option<StatusCode>, plan: Option<&str>, stayed: bool) {
         #[cfg(feature = "otlp")]
-        self.exported.answered(status);
+        self.exported.ended(status, plan, stayed);
         #[cfg(not(feature = "otlp"))]
-        let _ = status;
+        let _ = (status, plan, stayed);
     }
 }

@@ -31,7 +31,7 @@ pub struct AppState {
     pub(super) limits: Limits,
     pub(super) metrics: Arc<Metrics>,
     pub(super) answering: Answering,
-    pub(super) kept: Kept,
+    pub(super) kept: Arc<Kept>,
     pub(super) guards: Guards,
     pub(super) meter: LoadMeter,
     pub(super) usage: UsageMeter,
@@ -89,7 +89,8 @@ impl AppState {
         config.check().map_err(|(field, problem)| Error::input(field, problem))?;
         let subnets: Vec<String> = fleet.any().subnets().iter().map(|subnet| subnet.name.clone()).collect();
         let fleet = Arc::new(fleet);
-        let metrics = Metrics::register(registry, &fleet, &config.budgets);
+        let longest = Duration::from_secs(config.limits.request_timeout_s);
+        let metrics = Metrics::register(registry, &fleet, &config.budgets, longest);
         let metrics = metrics.map_err(|problem| Error::input("metrics", problem))?;
         Ok(Arc::new(Self {
             model: model.into(),
@@ -102,7 +103,7 @@ impl AppState {
             limits: config.limits.clone(),
             metrics: Arc::new(metrics),
             answering: Answering::default(),
-            kept: Kept::default(),
+            kept: Arc::default(),
             guards: Guards::new(config),
             meter: LoadMeter::new(),
             usage: UsageMeter::new(),

@@ -4,6 +4,7 @@ use crate::server::ApiError;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
+use serde_json::{Number, Value};
 use utoipa::{IntoParams, ToSchema};
 
 /// The query of `POST /generate`.
@@ -17,7 +18,8 @@ pub(super) struct GenerateQuery {
     /// The quality below which a refusal is preferred: a share of the best, or a plan of the frontier. An exact plan takes
     /// none.
     pub min_quality: Option<String>,
-    /// Whether the images are drawn also if the client goes away.
+    /// Whether the images are drawn also if the client goes away; `GET /generate/{id}` fetches them then.
+    #[serde(default, deserialize_with = "truth")]
     pub keep: Option<bool>,
 }
 
@@ -25,17 +27,17 @@ pub(super) struct GenerateQuery {
 #[derive(Debug, Default, PartialEq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GenerateBody {
-    /// A class by its name or its index. Absent: the unconditional call.
+    /// A class by its name, in any spelling that reads the same, or by its index. Absent: the unconditional call.
     pub class: Option<ClassChoice>,
-    /// Absent: drawn at random.
-    #[serde(default, deserialize_with = "whole")]
+    /// The same seed draws the same images; a decimal text is its number. Absent, or -1: drawn at random.
+    #[serde(default, deserialize_with = "seed")]
     pub seed: Option<u64>,
     /// Images; several come as one grid.
     #[serde(default, deserialize_with = "whole")]
     pub n: Option<u32>,
     /// Classifier-free guidance towards the class; 1 is off.
     pub guidance: Option<f64>,
-    /// The file format. Absent: the one that `Accept` likes best.
+    /// The file format, in capitals too. Absent: the one that `Accept` likes best.
     pub format: Option<String>,
 }
 
@@ -52,14 +54,52 @@ pub(super) enum ClassChoice {
 /// # Errors
 /// What serde says of a number that is not whole, or that `T` does not hold.
 pub(super) fn whole<'de, T: DeserializeOwned, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    let Some(mut number) = Option::<serde_json::Number>::deserialize(from)? else { return Ok(None) };
+    let Some(number) = Option::<Number>::deserialize(from)? else { return Ok(None) };
+    T::deserialize(integral(number)).map(Some).map_err(D::Error::custom)
+}
+
+fn integral(number: Number) -> Number {
     // Beyond 2^53 a double has lost digits that somebody wrote.
-    if let Some(float) = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() <= (1u64 << 53) as f64)
-        && number.is_f64()
-    {
-        number = (float as i64).into();
+    match number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() <= (1u64 << 53) as f64) {
+        Some(float) if number.is_f64() => (float as i64).into(),
+        _ => number,
     }
-    T::deserialize(number).map(Some).map_err(D::Error::custom)
+}
+
+/// Reads a seed as clients mean it: -1, which draws at random elsewhere, does so here, and a decimal text, which keeps
+/// large numbers whole on their way through JavaScript, is its number.
+///
+/// # Errors
+/// What is accepted.
+pub(super) fn seed<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let given = match Option::<Value>::deserialize(from)? {
+        None => return Ok(None),
+        Some(Value::Number(number)) => integral(number).to_string(),
+        Some(Value::String(text)) => text,
+        Some(_) => String::new(),
+    };
+    let is_number = given.bytes().all(|byte| byte.is_ascii_digit());
+    match given.parse().ok().filter(|_| is_number) {
+        None if given == RANDOM => Ok(None),
+        None => Err(D::Error::custom(format!(
+            "expected a whole number from 0 to {}, as a number or a decimal text, or -1 or null for a random one",
+            u64::MAX
+        ))),
+        seed => Ok(seed),
+    }
+}
+
+/// The seed that stands for a random one.
+pub(super) const RANDOM: &str = "-1";
+
+/// Reads a truth from a query, where it is text: Python writes `True`, C `1`.
+fn truth<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::Error> {
+    let text = String::deserialize(from)?;
+    let known = [("true", true), ("1", true), ("false", false), ("0", false)];
+    let found = known.into_iter().find(|(name, _)| text.eq_ignore_ascii_case(name));
+    found
+        .map(|(_, truth)| Some(truth))
+        .ok_or_else(|| D::Error::custom(format!("`{text}` is neither true (1) nor false (0)")))
 }
 
 fn whole_index<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
@@ -100,7 +140,7 @@ fn refusal(
         return ApiError::InvalidJson(problem.to_string());
     }
     // serde stops at the first unknown field: look again for all of them.
-    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(bytes).unwrap_or_default();
+    let fields: serde_json::Map<String, Value> = serde_json::from_slice(bytes).unwrap_or_default();
     let unknown: Vec<String> = fields.keys().filter(|key| !accepted.contains(&key.as_str())).cloned().collect();
     if !unknown.is_empty() {
         return ApiError::UnknownField { unknown, accepted };
@@ -128,7 +168,7 @@ mod tests {
         let body = GenerateBody::parse(text.as_bytes()).unwrap();
         assert_eq!(body.seed, Some(u64::MAX));
         assert_eq!((body.class, body.guidance), (Some(ClassChoice::Name("low".to_owned())), Some(2.0)));
-        let written: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).unwrap();
+        let written: serde_json::Map<String, Value> = serde_json::from_str(text).unwrap();
         assert!(written.len() == GenerateBody::FIELDS.len());
         assert!(GenerateBody::FIELDS.iter().all(|field| written.contains_key(*field)));
     }
@@ -146,13 +186,37 @@ mod tests {
     }
 
     #[test]
+    fn a_seed_is_what_clients_mean_by_it() {
+        for (seed, meant) in [
+            ("-1", None),
+            ("-1.0", None),
+            ("\"-1\"", None),
+            ("null", None),
+            ("0", Some(0)),
+            ("\"7\"", Some(7)),
+            ("\"007\"", Some(7)),
+            ("\"18446744073709551615\"", Some(u64::MAX)),
+        ] {
+            let body = GenerateBody::parse(format!("{{\"seed\":{seed}}}").as_bytes()).unwrap();
+            assert_eq!(body.seed, meant, "{seed}");
+        }
+    }
+
+    #[test]
     fn a_wrong_type_names_the_field() {
         for (body, field) in [
-            (r#"{"seed":-1}"#, "`seed`"),
-            (r#"{"seed":1.5}"#, "`seed`"),
-            (r#"{"seed":"7"}"#, "`seed`"),
-            (r#"{"seed":18446744073709551616}"#, "`seed`"),
-            (r#"{"seed":1e16}"#, "`seed`"),
+            (r#"{"seed":-2}"#, "`seed`: expected a whole number from 0 to 18446744073709551615, as a number or"),
+            (r#"{"seed":1.5}"#, "`seed`: expected a whole number"),
+            (r#"{"seed":18446744073709551616}"#, "`seed`: expected a whole number"),
+            (r#"{"seed":"18446744073709551616"}"#, "`seed`: expected a whole number"),
+            (r#"{"seed":1e16}"#, "`seed`: expected a whole number"),
+            (r#"{"seed":""}"#, "or -1 or null for a random one"),
+            (r#"{"seed":"+7"}"#, "`seed`: expected a whole number"),
+            (r#"{"seed":" 7"}"#, "`seed`: expected a whole number"),
+            (r#"{"seed":"7.0"}"#, "`seed`: expected a whole number"),
+            (r#"{"seed":"random"}"#, "`seed`: expected a whole number"),
+            (r#"{"seed":true}"#, "`seed`: expected a whole number"),
+            (r#"{"seed":[7]}"#, "`seed`: expected a whole number"),
             (r#"{"n":-1.0}"#, "`n`"),
             (r#"{"class":0.5}"#, "`class`"),
             (r#"{"n":4294967296}"#, "`n`"),

@@ -2,9 +2,19 @@
 
 import schemathesis
 
+CLASSES = ("top", "bottom")
+
 
 @schemathesis.hook
 def filter_query(context, query):
     """An exact plan takes no min_quality: a document cannot relate two parameters."""
     budget = (query or {}).get("budget")
     return not (isinstance(budget, str) and budget.startswith("exact:") and query.get("min_quality") is not None)
+
+
+@schemathesis.hook
+def map_body(context, body):
+    """A prompt names a class, which no regular expression can say: spellings are compared after Unicode's normalisation."""
+    if isinstance(body, dict) and isinstance(body.get("prompt"), str) and body["prompt"] not in CLASSES:
+        return {**body, "prompt": f"{body['prompt']} a photo of a {CLASSES[0]}"}
+    return body

@@ -45,6 +45,13 @@ def main(url):
     one = draw(quality="low", extra_body={"seed": 7}).data[0]
     assert one.b64_json == two.data[0].b64_json != two.data[1].b64_json
 
+    # Who says nothing may read either field (LangChain reads `url` alone); who asks for one gets that one.
+    assert one.url == f"data:image/png;base64,{one.b64_json}", one.url
+    link, b64 = (
+        draw(quality="low", response_format=field, extra_body={"seed": "7"}).data[0] for field in ("url", "b64_json")
+    )
+    assert (link.url, link.b64_json) == (one.url, None) and (b64.url, b64.b64_json) == (None, one.b64_json), (link, b64)
+
     raw = client.images.with_raw_response.generate(prompt=CLASS, quality="high")
     assert raw.headers["x-accordion-plan"] == "heun-18@full" and int(raw.headers["x-seed"]) >= 0, raw.headers
     assert len(raw.parse().data) == 1
@@ -63,7 +70,7 @@ def main(url):
     def bad(code, param, **fields):
         return refused(openai.BadRequestError, code, param, lambda: draw(**fields))
 
-    assert "keeps no files" in bad("out_of_range", "response_format", response_format="url")
+    assert "b64_json, url" in bad("out_of_range", "response_format", response_format="png")
     assert "auto, 8x8" in bad("out_of_range", "size", size="1024x1024")
     assert "opaque" in bad("out_of_range", "background", background="transparent")
     assert "1 to 10" in bad("out_of_range", "n", n=11)

@@ -1,8 +1,10 @@
 //! What clients of the OpenAI API send and get.
 
-use crate::engine::image::Format;
+use crate::engine::image::{Format, JPG};
 use crate::routing::Budget;
-use crate::server::wire::whole;
+use crate::server::wire::{seed, whole};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -17,11 +19,12 @@ pub(in crate::server) const QUALITIES: [(&str, (Budget, &str)); 6] = [
     ("standard", (Budget::Balanced, "medium")),
     ("hd", (Budget::Best, "high")),
 ];
-pub(in crate::server) const FORMATS: [(&str, Format); 3] =
-    [("png", Format::Png), ("webp", Format::Webp), ("jpeg", Format::Jpeg)];
+pub(in crate::server) const FORMATS: [(&str, Format); 4] =
+    [("png", Format::Png), ("webp", Format::Webp), ("jpeg", Format::Jpeg), (JPG, Format::Jpeg)];
 pub(in crate::server) const BACKGROUNDS: [(&str, ()); 2] = [("auto", ()), ("opaque", ())];
 pub(in crate::server) const MODERATIONS: [(&str, ()); 2] = [("auto", ()), ("low", ())];
-pub(in crate::server) const RESPONSE_FORMAT: &str = "b64_json";
+pub(in crate::server) const RESPONSE_FORMATS: [(&str, Carrier); 2] =
+    [("b64_json", Carrier::Base64), ("url", Carrier::Url)];
 /// The largest, and usual, `output_compression`.
 pub(in crate::server) const BEST_COMPRESSION: u8 = 100;
 
@@ -40,9 +43,10 @@ pub(in crate::server) struct ImagesBody {
     pub size: Option<String>,
     /// The budget: `low` is fast, `medium`, `standard` and `auto` are balanced, `high` and `hd` are best.
     pub quality: Option<String>,
-    /// The server keeps no files to link to: `b64_json` alone.
+    /// The field that carries an image: `b64_json` or `url`, a `data:` URL, since the server keeps no files to link to. Both
+    /// when nothing is said: clients that say nothing read the one or the other.
     pub response_format: Option<String>,
-    /// The images' file format; PNG when nothing is said.
+    /// The images' file format, in capitals too; PNG when nothing is said.
     pub output_format: Option<String>,
     /// The quality of JPEG, 100 when nothing is said. PNG and WebP are lossless and accept 100 alone.
     #[serde(default, deserialize_with = "whole")]
@@ -59,8 +63,9 @@ pub(in crate::server) struct ImagesBody {
     pub safety_identifier: Option<String>,
     /// Must be false.
     pub stream: Option<bool>,
-    /// An extension: the same seed draws the same images. Drawn at random when nothing is said.
-    #[serde(default, deserialize_with = "whole")]
+    /// An extension: the same seed draws the same images; a decimal text is its number. Drawn at random when nothing is
+    /// said, or -1.
+    #[serde(default, deserialize_with = "seed")]
     pub seed: Option<u64>,
 }
 
@@ -98,12 +103,33 @@ pub(in crate::server) struct ImagesAnswer {
     pub usage: Usage,
 }
 
+/// Which field carries an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::server) enum Carrier {
+    Base64,
+    Url,
+}
+
 /// One image.
 #[derive(Serialize, ToSchema)]
 pub(in crate::server) struct ImageEntry {
-    /// The file in base 64.
+    /// The file in base 64. Absent with `response_format` `url`.
     #[schema(content_encoding = "base64")]
-    pub b64_json: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub b64_json: Option<String>,
+    /// The file as a `data:` URL. Absent with `response_format` `b64_json`.
+    #[schema(example = "data:image/png;base64,iVBORw0KGgo=")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+impl ImageEntry {
+    /// A file, in the one field that is asked for or in both.
+    pub fn new(format: Format, file: &[u8], asked: Option<Carrier>) -> Self {
+        let base64 = STANDARD.encode(file);
+        let url = (asked != Some(Carrier::Base64)).then(|| format.data_url(&base64));
+        Self { b64_json: (asked != Some(Carrier::Url)).then_some(base64), url }
+    }
 }
 
 /// Tokens: nothing here has any.

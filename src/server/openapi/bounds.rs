@@ -4,14 +4,19 @@ use crate::diffusion::plan::Solver;
 use crate::engine::image::Format;
 use crate::server::AppState;
 use crate::server::draw::{GUIDANCE, most_images};
-use crate::server::openai::{prompt, size_of, wire};
+use crate::server::openai::{size_of, wire};
+use crate::server::wire::RANDOM;
 use serde_json::{Map, Value, json};
 
 /// Writes this server's bounds into the document of the types.
 pub(super) fn fill(document: &mut Value, state: &AppState) {
     let classes = state.fleet.any().classes();
     let most = most_images(state);
-    let seed = json!({ "minimum": 0, "maximum": u64::MAX });
+    let seed = json!({ "oneOf": [
+        { "type": "null" },
+        { "type": "integer", "minimum": -1, "maximum": u64::MAX },
+        { "type": "string", "pattern": format!("^({RANDOM}|0*(0|{}))$", up_to(u64::MAX)) },
+    ]});
 
     if !state.guards.keys.is_empty() {
         document["components"]["securitySchemes"]["key"] = json!({ "type": "http", "scheme": "bearer" });
@@ -37,7 +42,7 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
     bound(body, "seed", seed.clone());
     bound(body, "n", json!({ "minimum": 1, "maximum": most, "default": 1 }));
     bound(body, "guidance", json!({ "minimum": GUIDANCE.start(), "maximum": GUIDANCE.end(), "default": 1 }));
-    bound(body, "format", one_of(&Format::ALL.map(Format::as_str)));
+    bound(body, "format", one_of(&wire::FORMATS.map(|(name, _)| name)));
     // Guidance pulls towards a class: without one it is only accepted where it changes nothing.
     let without_class = json!({ "properties": { "class": { "type": "null" } } });
     let without_guidance = json!({ "properties": { "guidance": { "enum": [1, null] } } });
@@ -51,15 +56,20 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
         }
     }
 
+    if let Some(class) = classes.first() {
+        let content = &mut document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"];
+        content["application/json"]["example"]["prompt"] = format!("a photo of a {class}").into();
+    }
     let body = schema(document, "ImagesBody");
     if !classes.is_empty() {
-        bound(body, "prompt", json!({ "pattern": prompt::pattern(classes) }));
+        // No regular expression says which prompts name a class: spellings are compared after Unicode's normalisation.
+        bound(body, "prompt", json!({ "examples": classes }));
     }
     bound(body, "model", one_of(&[&state.model]));
     bound(body, "n", json!({ "minimum": 1, "maximum": wire::MAX_N.min(most), "default": 1 }));
     bound(body, "size", one_of(&["auto", &size_of(state.fleet.any().image())]));
     bound(body, "quality", one_of(&wire::QUALITIES.map(|(name, _)| name)));
-    bound(body, "response_format", one_of(&[wire::RESPONSE_FORMAT]));
+    bound(body, "response_format", one_of(&wire::RESPONSE_FORMATS.map(|(name, _)| name)));
     bound(body, "output_format", one_of(&wire::FORMATS.map(|(name, _)| name)));
     bound(body, "output_compression", json!({ "minimum": 0, "maximum": wire::BEST_COMPRESSION, "default": 100 }));
     bound(body, "background", one_of(&wire::BACKGROUNDS.map(|(name, ())| name)));
@@ -67,8 +77,10 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
     bound(body, "stream", json!({ "enum": [false, null] }));
     bound(body, "seed", seed);
     // Only JPEG is lossy.
+    let jpeg: Vec<&str> =
+        wire::FORMATS.iter().filter(|(_, format)| *format == Format::Jpeg).map(|(name, _)| *name).collect();
     body["if"] =
-        json!({ "not": { "properties": { "output_format": { "const": "jpeg" } }, "required": ["output_format"] } });
+        json!({ "not": { "properties": { "output_format": { "enum": jpeg } }, "required": ["output_format"] } });
     body["then"] = json!({ "properties": { "output_compression": { "enum": [wire::BEST_COMPRESSION, null] } } });
 }
 
@@ -77,7 +89,7 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
 fn budget(state: &AppState) -> Value {
     let solvers = Solver::ALL.map(Solver::as_str).join("|");
     let subnets = quoted(state.subnets.iter().map(String::as_str));
-    let steps = up_to(state.limits.max_steps);
+    let steps = up_to(state.limits.max_steps as u64);
     let deadline = "[1-9][0-9]{0,5}(\\.[0-9]{1,12})?ms|[1-9][0-9]{0,2}(\\.[0-9]{1,12})?s";
     let exact = format!("exact:({solvers})-({steps})@({subnets})(~logsnr)?");
     let pattern = format!("^(fast|balanced|best|{deadline}|{exact})$");
@@ -93,12 +105,20 @@ fn min_quality(state: &AppState) -> Value {
 
 /// A regular expression of these texts.
 fn quoted<'a>(texts: impl Iterator<Item = &'a str>) -> String {
-    let quoted: Vec<String> = texts.map(|text| text.chars().map(prompt::quote).collect()).collect();
+    let quoted: Vec<String> = texts.map(|text| text.chars().map(quote).collect()).collect();
     quoted.join("|")
 }
 
+/// A character as a regular expression.
+fn quote(c: char) -> String {
+    match c {
+        '\\' | '^' | '$' | '.' | '*' | '+' | '?' | '(' | ')' | '[' | ']' | '{' | '}' | '|' | '/' => format!("\\{c}"),
+        _ => c.to_string(),
+    }
+}
+
 /// A regular expression of the whole numbers from 1 to `most`, without leading zeros.
-fn up_to(most: usize) -> String {
+fn up_to(most: u64) -> String {
     let digits = most.to_string();
     let any = |count: usize| match count {
         0 => String::new(),

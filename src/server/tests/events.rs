@@ -91,6 +91,117 @@ async fn a_listener_that_goes_away_frees_the_engine() {
 }
 
 #[tokio::test]
+async fn events_pass_proxies_at_once_and_no_answer_is_stored() {
+    let server = Server::new(&ServeConfig::default());
+    let stream = server.send(listening("", "{}")).await;
+    assert_eq!((stream.header("x-accel-buffering"), stream.header("cache-control")), ("no", "no-store"));
+    for reply in [server.generate("", "{}").await, server.get("/generate/x").await, server.get("/readyz").await] {
+        assert_eq!(reply.header("cache-control"), "no-store");
+    }
+    assert_eq!(
+        server.get("/").await.header("cache-control"),
+        "no-cache",
+        "the page may be stored, and is asked for anew"
+    );
+}
+
+#[tokio::test]
+async fn a_listener_is_who_weighs_events_no_less_than_any_image() {
+    let server = Server::new(&ServeConfig::default());
+    for (accept, media_type) in [
+        ("text/event-stream;q=0, */*", "image/png"),
+        ("text/event-stream;q=0.5, image/webp;q=0.6", "image/webp"),
+        ("text/event-stream;q=0.5, image/webp;q=0.5", "text/event-stream"),
+        ("text/*", "application/json"),
+        ("text/event-stream;q=0", "application/json"),
+    ] {
+        let mut request = generate("?budget=fast", "{}");
+        request.headers_mut().insert("accept", accept.parse().unwrap());
+        let reply = server.send(request).await;
+        assert_eq!(reply.header("content-type"), media_type, "{accept}");
+        let refused = media_type == "application/json";
+        assert_eq!(reply.status == StatusCode::NOT_ACCEPTABLE, refused, "{accept}");
+    }
+}
+
+/// Asks for what is kept until it is there.
+async fn fetched(server: &Server, id: &str) -> Reply {
+    loop {
+        let reply = server.get(&format!("/generate/{id}")).await;
+        if reply.status == StatusCode::OK {
+            return reply;
+        }
+        assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::NOT_FOUND, "not_kept"));
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_kept_request_outlives_the_listener_of_its_events() {
+    let server = Server::new(&ServeConfig::default());
+    let mut request = listening("?budget=fast&keep=1", r#"{"seed":7,"format":"WEBP"}"#);
+    request.headers_mut().insert("x-request-id", "mine".parse().unwrap());
+    server.gate.close();
+    let mut body = server.router.clone().oneshot(request).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().unwrap().into_data().unwrap().starts_with(b"event: planned"));
+    while server.gate.calls().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    drop(body);
+    server.gate.open();
+    let kept = fetched(&server, "mine").await;
+    assert_eq!(kept.body, server.generate("?budget=fast", r#"{"seed":7,"format":"webp"}"#).await.body);
+    assert_eq!((kept.header("x-accordion-plan"), kept.header("content-type")), ("dpmpp2m-8@0.250", "image/webp"));
+    let page = server.get("/metrics").await.text();
+    assert!(page.contains(r#"accordion_requests_total{budget="fast",outcome="kept",subnet="0.250"} 1"#), "{page}");
+    assert!(page.contains(r#"accordion_request_seconds_count{budget="fast"} 1"#), "of the other alone: {page}");
+}
+
+#[tokio::test]
+async fn images_are_kept_also_from_a_client_that_goes_away_with_the_answer_under_way() {
+    let server = Server::new(&ServeConfig::default());
+    for (id, accept) in [("file", "*/*"), ("stream", "text/event-stream")] {
+        let mut request = generate("?budget=fast&keep=True", r#"{"seed":7}"#);
+        request.headers_mut().insert("x-request-id", id.parse().unwrap());
+        request.headers_mut().insert("accept", accept.parse().unwrap());
+        let mut body = server.router.clone().oneshot(request).await.unwrap().into_body();
+        if id == "stream" {
+            while !body.frame().await.unwrap().unwrap().into_data().unwrap().starts_with(b"event: image") {}
+        }
+        drop(body);
+        assert_eq!(fetched(&server, id).await.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn what_is_fetched_is_given_out_once_wholly() {
+    let server = Server::new(&ServeConfig::default());
+    let mut request = generate("?budget=fast&keep=true", r#"{"seed":7}"#);
+    request.headers_mut().insert("x-request-id", "mine".parse().unwrap());
+    drop(server.router.clone().oneshot(request).await.unwrap());
+    let ask = || server.router.clone().oneshot(Request::get("/generate/mine").body(Body::empty()).unwrap());
+    let broken_off = ask().await.unwrap();
+    assert_eq!(broken_off.status(), StatusCode::OK);
+    drop(broken_off);
+    assert_eq!(server.get("/generate/mine").await.status, StatusCode::OK);
+    assert_eq!(server.get("/generate/mine").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_stream_is_counted_when_it_ends_and_not_when_it_begins() {
+    let server = Server::new(&ServeConfig::default());
+    let mut body = server.router.clone().oneshot(listening("?budget=fast", "{}")).await.unwrap().into_body();
+    while !body.frame().await.unwrap().unwrap().into_data().unwrap().starts_with(b"event: image") {}
+    let counted = r#"accordion_requests_total{budget="fast",outcome="ok",subnet="0.250"} 1"#;
+    let timed = r#"accordion_request_seconds_count{budget="fast"} 1"#;
+    let page = server.get("/metrics").await.text();
+    assert!(!page.contains(counted) && !page.contains(timed), "{page}");
+    assert!(body.frame().await.is_none());
+    let page = server.get("/metrics").await.text();
+    assert!(page.contains(counted) && page.contains(timed), "{page}");
+}
+
+#[tokio::test]
 async fn a_kept_request_outlives_its_client_and_is_fetched_once_by_its_id() {
     let server = Server::new(&ServeConfig::default());
     let mut request = generate("?budget=fast&keep=true", r#"{"seed":7}"#);
@@ -103,14 +214,7 @@ async fn a_kept_request_outlives_its_client_and_is_fetched_once_by_its_id() {
     waiting.abort();
     assert!(waiting.await.unwrap_err().is_cancelled());
     server.gate.open();
-    let kept = loop {
-        let reply = server.get("/generate/mine").await;
-        if reply.status == StatusCode::OK {
-            break reply;
-        }
-        assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::NOT_FOUND, "not_kept"));
-        tokio::task::yield_now().await;
-    };
+    let kept = fetched(&server, "mine").await;
     assert_eq!(kept.body, server.generate("?budget=fast", r#"{"seed":7}"#).await.body);
     assert_eq!((kept.header("x-accordion-plan"), kept.header("content-type")), ("dpmpp2m-8@0.250", "image/png"));
     assert_eq!(server.get("/generate/mine").await.status, StatusCode::NOT_FOUND);

@@ -54,7 +54,7 @@ async fn every_budget_and_floor_names_the_plan_that_it_ran() {
 async fn a_class_can_be_named_or_counted_and_changes_the_image() {
     let server = Server::new(&ServeConfig::default());
     let mut images = HashSet::new();
-    for (name, index) in [("low", 0), ("high", 1)] {
+    for (name, index) in [("low", 0), ("high", 1), ("HIGH ", 1), ("ｌｏｗ", 0), ("1", 1)] {
         let named = server.generate("", &format!(r#"{{"class":"{name}","seed":1}}"#)).await;
         let counted = server.generate("", &format!(r#"{{"class":{index},"seed":1}}"#)).await;
         assert_eq!(named.body, counted.body);
@@ -98,7 +98,11 @@ async fn a_drawn_seed_is_returned_and_repeats_the_image() {
     let seed: u64 = first.header("x-seed").parse().unwrap();
     assert!(seed < 1 << 53);
     assert_eq!(server.generate("", &format!(r#"{{"seed":{seed}}}"#)).await.body, first.body);
-    let largest = server.generate("", r#"{"seed":18446744073709551615}"#).await;
+    for random in ["-1", "\"-1\""] {
+        let drawn = server.generate("", &format!(r#"{{"seed":{random}}}"#)).await;
+        assert!(drawn.header("x-seed").parse::<u64>().unwrap() < 1 << 53 && drawn.body != first.body, "{random}");
+    }
+    let largest = server.generate("", r#"{"seed":"18446744073709551615"}"#).await;
     assert_eq!(largest.header("x-seed"), "18446744073709551615");
 }
 
@@ -123,6 +127,8 @@ async fn the_format_is_the_fields_or_else_the_one_that_accept_likes() {
         (r#"{"seed":1,"format":"webp"}"#, "image/jpeg", ImageFormat::WebP),
         (r#"{"seed":1,"format":"png"}"#, "text/html", ImageFormat::Png),
         (r#"{"seed":1,"format":"jpeg"}"#, "", ImageFormat::Jpeg),
+        (r#"{"seed":1,"format":"JPG"}"#, "*/*", ImageFormat::Jpeg),
+        (r#"{"seed":1}"#, "image/png;q=0.2, image/webp;q=0.25, image/jpeg;q=0.1", ImageFormat::WebP),
     ] {
         let mut request = generate("", body);
         request.headers_mut().insert("accept", accept.parse().unwrap());

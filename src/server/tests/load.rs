@@ -2,6 +2,7 @@ use super::*;
 use crate::engine::gaussian::Fault;
 use crate::server::agent::line;
 use crate::server::answer_agents;
+use http_body_util::BodyExt;
 use std::time::Duration;
 
 async fn report(server: &Server, format: &str) -> Option<String> {
@@ -40,6 +41,21 @@ async fn the_load_is_that_of_the_last_interval() {
     assert!(load.utilization > 0.0 && load.utilization < 1.0, "{load:?}");
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(server.state.load().rps, 0.0);
+}
+
+#[tokio::test]
+async fn a_stream_is_answered_when_it_ends() {
+    let server = Server::new(&ServeConfig::default());
+    let mut request = generate("?budget=fast", "{}");
+    request.headers_mut().insert("accept", "text/event-stream".parse().unwrap());
+    let mut body = server.router.clone().oneshot(request).await.unwrap().into_body();
+    while !body.frame().await.unwrap().unwrap().into_data().unwrap().starts_with(b"event: image") {}
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert_eq!(server.state.load().rps, 0.0);
+    assert!(body.frame().await.is_none());
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(server.state.load().rps, 1.0);
 }
 
 #[tokio::test]

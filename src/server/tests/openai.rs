@@ -79,9 +79,32 @@ async fn every_field_of_the_api_that_we_take_is_accepted() {
         r#"{"prompt":"low","size":"auto","background":"auto","moderation":"auto","output_format":"webp"}"#,
         r#"{"prompt":"low","output_format":"png","output_compression":100}"#,
         r#"{"prompt":"low","output_format":"jpeg","output_compression":0}"#,
-        r#"{"prompt":"low","n":10}"#,
+        r#"{"prompt":"low","output_format":"JPG","output_compression":60,"quality":"HIGH","size":"3X4"}"#,
+        r#"{"prompt":"low","n":10,"seed":-1}"#,
     ] {
         assert_eq!(server.images(body).await.status, StatusCode::OK, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn an_image_comes_in_the_field_that_is_asked_for_and_in_both_when_nothing_is_said() {
+    let server = Server::new(&ServeConfig::default());
+    let webp = server.generate("", r#"{"class":"low","seed":7,"format":"webp"}"#).await.body;
+    for (asked, fields) in [
+        ("null", &["b64_json", "url"][..]),
+        (r#""b64_json""#, &["b64_json"]),
+        (r#""url""#, &["url"]),
+        (r#""URL""#, &["url"]),
+    ] {
+        let body = format!(r#"{{"prompt":"low","seed":"7","output_format":"webp","response_format":{asked}}}"#);
+        let json = server.images(&body).await.json();
+        let entry = json["data"][0].as_object().unwrap_or_else(|| panic!("{json}"));
+        assert_eq!(entry.keys().collect::<Vec<_>>(), fields, "{asked}");
+        for (field, text) in entry {
+            let text = text.as_str().unwrap();
+            let base64 = if field == "url" { text.strip_prefix("data:image/webp;base64,").unwrap() } else { text };
+            assert_eq!(BASE64.decode(base64).unwrap(), webp);
+        }
     }
 }
 
@@ -96,7 +119,8 @@ async fn a_bad_field_is_refused_by_name_in_the_api_s_shape() {
         (r#"{"prompt":"low","n":11}"#, "out_of_range", "n", "1 to 10"),
         (r#"{"prompt":"low","size":"1024x1024"}"#, "out_of_range", "size", "one of auto, 3x4"),
         (r#"{"prompt":"low","quality":"ultra"}"#, "out_of_range", "quality", "low, medium, high, standard, hd"),
-        (r#"{"prompt":"low","response_format":"url"}"#, "out_of_range", "response_format", "keeps no files"),
+        (r#"{"prompt":"low","response_format":"png"}"#, "out_of_range", "response_format", "one of b64_json, url"),
+        (r#"{"prompt":"low","seed":-2}"#, "wrong_type", "seed", "or -1 or null for a random one"),
         (r#"{"prompt":"low","output_format":"gif"}"#, "out_of_range", "output_format", "png, webp, jpeg"),
         (r#"{"prompt":"low","output_compression":50}"#, "out_of_range", "output_compression", "100 with png"),
         (

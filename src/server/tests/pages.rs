@@ -51,11 +51,21 @@ async fn the_document_says_the_bounds_of_this_server() {
     let document = document(&ServeConfig { limits, ..ServeConfig::default() }).await;
     let bodies = &document["components"]["schemas"];
     let body = &bodies["GenerateBody"]["properties"];
-    assert_eq!((&body["n"]["maximum"], &body["seed"]["maximum"]), (&json!(5), &json!(u64::MAX)));
+    let number = &body["seed"]["oneOf"][1];
+    assert_eq!(
+        (&body["n"]["maximum"], &number["minimum"], &number["maximum"]),
+        (&json!(5), &json!(-1), &json!(u64::MAX))
+    );
+    let text = body["seed"]["oneOf"][2]["pattern"].as_str().unwrap();
+    assert!(text.starts_with("^(-1|0*(0|[1-9]|[1-9][0-9]|") && text.ends_with("|18446744073709551615))$"), "{text}");
+    assert_eq!(body["format"]["enum"], json!(["png", "webp", "jpeg", "jpg", null]));
     assert_eq!(body["class"]["oneOf"][1]["enum"], json!(["low", "high"]));
     let body = &bodies["ImagesBody"]["properties"];
     assert_eq!((&body["n"]["maximum"], &body["size"]["enum"]), (&json!(5), &json!(["auto", "3x4", null])));
-    assert!(body["prompt"]["pattern"].as_str().unwrap().contains("[Hh][Ii][Gg][Hh]"));
+    assert_eq!((&body["prompt"]["examples"], &body["prompt"]["pattern"]), (&json!(["low", "high"]), &Value::Null));
+    let example = &document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"]["application/json"];
+    assert_eq!(example["example"]["prompt"], "a photo of a low");
+    assert_eq!(body["response_format"]["enum"], json!(["b64_json", "url", null]));
     let query = document["paths"]["/generate"]["post"]["parameters"].as_array().unwrap();
     let pattern = query.iter().find(|parameter| parameter["name"] == "budget").unwrap()["schema"]["pattern"].clone();
     assert!(pattern.as_str().unwrap().contains("-([1-9]|[1-2][0-9]|30)@(0\\.250|0\\.500|full)"), "{pattern}");

@@ -23,7 +23,8 @@ async fn every_bad_request_gets_400_with_its_code_and_what_is_accepted() {
         ("?min_quality=1.5", "{}", "invalid_min_quality", "a share of the best quality"),
         ("?min_quality=euler-3@full", "{}", "invalid_min_quality", "is not of the frontier"),
         ("?budget=exact:heun-4@full&min_quality=0.5", "{}", "contradiction", "leave out `min_quality`"),
-        ("?keep=maybe", "{}", "invalid_query", "keep"),
+        ("?keep=maybe", "{}", "invalid_query", "keep: `maybe` is neither true (1) nor false (0)"),
+        ("?keep=", "{}", "invalid_query", "keep: `` is neither"),
         ("?budget=", "{}", "unknown_budget", "accepted are fast"),
         ("?budget=exact:heun", "{}", "invalid_plan", "heun-18@full"),
         ("?budget=exact:heun-18@0.333", "{}", "unknown_subnet", "0.250, 0.500, full"),
@@ -42,7 +43,7 @@ async fn every_bad_request_gets_400_with_its_code_and_what_is_accepted() {
         ("", "", "empty_body", "JSON object"),
         ("", r#"{"seed":"#, "invalid_json", "EOF"),
         ("", "[]", "wrong_type", "the body"),
-        ("", r#"{"seed":"7"}"#, "wrong_type", "`seed`"),
+        ("", r#"{"seed":"seven"}"#, "wrong_type", "`seed`: expected a whole number from 0 to"),
         ("", r#"{"prompt":"a dog","size":1}"#, "unknown_field", "unknown fields prompt, size: accepted are class,"),
     ] {
         let reply = server.generate(query, body).await;
@@ -88,6 +89,23 @@ async fn a_body_that_is_no_json_by_its_type_gets_415_and_an_impossible_accept_40
     request.headers_mut().insert("accept", "text/html".parse().unwrap());
     let reply = server.send(request).await;
     assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::NOT_ACCEPTABLE, "not_acceptable"));
+}
+
+#[tokio::test]
+async fn a_compressed_body_gets_415_that_names_its_encoding_and_what_is_accepted() {
+    let server = Server::new(&ServeConfig::default());
+    for uri in ["/generate", "/v1/images/generations"] {
+        let mut request = post(uri, r#"{"prompt":"low"}"#);
+        request.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+        let reply = server.send(request).await;
+        assert_eq!((reply.status, reply.header("accept-encoding")), (StatusCode::UNSUPPORTED_MEDIA_TYPE, "identity"));
+        let (code, message) = reply.error();
+        assert_eq!(code, "unsupported_content_encoding", "{uri}");
+        assert!(message.contains("`gzip`") && message.contains("accepted is identity"), "{message}");
+    }
+    let mut plain = generate("", "{}");
+    plain.headers_mut().insert("content-encoding", "identity".parse().unwrap());
+    assert_eq!(server.send(plain).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
