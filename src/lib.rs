@@ -3,6 +3,7 @@
 //! Rooms, and who may call whom: `server -> routing -> engine -> nets -> ops`; `diffusion` and `supernet` are tables and
 //! pure functions that all of them know. See `docs/architecture.md`.
 
+pub mod classes;
 pub mod cli;
 pub mod diffusion;
 pub mod engine;
@@ -12,6 +13,7 @@ pub mod files;
 pub mod loadtest;
 pub mod nets;
 pub mod ops;
+pub mod picture;
 pub mod routing;
 pub mod server;
 pub mod supernet;

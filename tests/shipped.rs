@@ -24,8 +24,7 @@ fn model() -> Model {
 
 /// Fashion-MNIST's test images, from Debian's package `dataset-fashion-mnist`.
 fn heldout() -> Dataset {
-    let config: DataConfig = accordion::files::read_toml(&path("config/heldout-fashion-mnist.toml")).unwrap();
-    config.data.load().unwrap()
+    DataConfig::open(&path("config/heldout-fashion-mnist.toml")).unwrap().data.load().unwrap()
 }
 
 /// The network's values of an image.

@@ -183,7 +183,7 @@ fn training_lowers_the_loss_of_the_full_width_and_of_all_widths_under_every_rule
             subnets.drain(..subnets.len() - 1);
         }
         // From scratch, so that every width starts at the loss of a network that says nothing.
-        let state = State::begin(stage, &initial(network.spec(), 1).unwrap()).unwrap();
+        let state = State::begin(stage, &initial(network.spec(), 1).unwrap(), &dataset.classes).unwrap();
         let teacher = Some(&teacher.supernet);
         let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, teacher).unwrap();
         let (first, last) = first_and_last_loss(&mut trainer, 10);
@@ -248,7 +248,7 @@ fn a_step_of_the_smallest_subnet_keeps_all_other_channels_to_the_bit() {
     let config = workspace.config();
     let (network, dataset) = (network(&config), config.data.load().unwrap());
     let subnets = subnets(network.spec());
-    let state = State::begin(StageName::All, &generic(&network)).unwrap();
+    let state = State::begin(StageName::All, &generic(&network), &dataset.classes).unwrap();
     let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, None).unwrap();
     let (spec, smallest) = (network.spec(), widths_of(network.spec(), &subnets[0]).unwrap());
     // Steps until a wide one has filled the moments and the smallest has its turn.
@@ -355,7 +355,7 @@ fn the_gradient_of_a_step_equals_central_differences_of_the_loss_in_every_tensor
         let widths = widths_of(spec, subnet).unwrap();
         let objective =
             |supernet: &Supernet| loss(&network, &batch, &denoised(&network, supernet, &widths, &batch), &batch.x0);
-        let state = State::begin(StageName::Full, &supernet).unwrap();
+        let state = State::begin(StageName::Full, &supernet, &dataset.classes).unwrap();
         let only = std::slice::from_ref(subnet);
         let mut trainer = Trainer::new(&network, &config, &dataset, only, state, None).unwrap();
         let (reported, here) = (trainer.step().unwrap().losses[0].1, objective(&supernet));
@@ -382,7 +382,7 @@ fn the_gradient_of_a_distilled_step_is_that_of_all_its_subnets_and_their_teacher
         (Rule::Sandwich, Teacher::Full, &supernet),
     ] {
         (config.sampling.rule, config.sampling.teacher) = (rule, whom);
-        let state = State::begin(StageName::All, &supernet).unwrap();
+        let state = State::begin(StageName::All, &supernet, &dataset.classes).unwrap();
         let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, Some(&frozen)).unwrap();
         let trained: Vec<usize> = trainer.step().unwrap().losses.iter().map(|&(subnet, _)| subnet).collect();
         assert_eq!(trained, if rule == Rule::One { vec![0] } else { vec![3, 0] });
@@ -486,7 +486,7 @@ fn sigterm_stops_the_binary_with_a_state_that_continues_to_the_bit() {
     let (network, dataset) = (network(&config), config.data.load().unwrap());
     let stopped = State::read(network.spec(), &out.join("state.safetensors")).unwrap();
     assert!(stopped.position.seen > 0);
-    let state = State::begin(StageName::Full, &initial(network.spec(), config.seed).unwrap()).unwrap();
+    let state = State::begin(StageName::Full, &initial(network.spec(), config.seed).unwrap(), &dataset.classes).unwrap();
     let full = [Subnet::new(network.spec(), 1.0, &network.spec().full())];
     let mut trainer = Trainer::new(&network, &config, &dataset, &full, state, None).unwrap();
     while trainer.state.position.seen < stopped.position.seen {

@@ -108,8 +108,8 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be above 0 and at most 3600".to_owned())
 }
 
-/// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault, or the asked server's) or 2 (the
-/// input's).
+/// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault, the asked server's, or training
+/// that diverged) or 2 (the input's).
 pub fn main() -> ExitCode {
     let command = Command::parse();
     match command {
@@ -124,7 +124,9 @@ pub fn main() -> ExitCode {
             eprintln!("error: {error}");
             match error {
                 Error::Input { .. } | Error::Io { .. } => ExitCode::from(2),
-                Error::Tensor(_) | Error::Denoiser(_) | Error::Unready { .. } => ExitCode::FAILURE,
+                Error::Tensor(_) | Error::Denoiser(_) | Error::NotFinite { .. } | Error::Unready { .. } => {
+                    ExitCode::FAILURE
+                }
             }
         }
     }

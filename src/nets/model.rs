@@ -2,10 +2,11 @@
 
 use super::ImageShape;
 use super::network::{Backbone, Network};
+use crate::classes;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;
 use crate::files::{read_toml, write_toml};
-use crate::supernet::{Order, Subnet, Supernet, Widths, ranking, subnet_name, widths_of};
+use crate::supernet::{Order, Spec, Subnet, Supernet, Widths, ranking, subnet_name, widths_of};
 use crate::{Error, Result};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
@@ -89,7 +90,7 @@ impl Card {
     pub fn new(name: String, backbone: Backbone, preconditioning: Preconditioning, mut classes: Vec<String>) -> Self {
         if classes.is_empty() {
             let Backbone::SongUnet(net) = &backbone;
-            classes = (0..net.label_dim).map(|class| class.to_string()).collect();
+            classes = classes::numbers(net.label_dim);
         }
         Self {
             format: FORMAT,
@@ -102,6 +103,40 @@ impl Card {
             data: None,
             made: toml::Table::new(),
         }
+    }
+
+    /// Brings the class names into the form in which names are compared.
+    ///
+    /// # Errors
+    /// What is wrong with `classes`: an empty name, one that stands twice, or another number of them than the network has.
+    fn with_checked_classes(mut self, network: &Network) -> std::result::Result<Self, String> {
+        if self.classes.len() != network.classes() {
+            return Err(format!("{} names for a network of {} classes", self.classes.len(), network.classes()));
+        }
+        self.classes = classes::checked(&self.classes)?;
+        Ok(self)
+    }
+}
+
+impl SubnetTable {
+    /// Checks what the types cannot say. The error is a place and what is wrong with it.
+    fn check(&self, spec: &Spec) -> std::result::Result<(), (String, String)> {
+        if self.subnets.last().is_none_or(|last| last.name != FULL) {
+            return Err(("subnet".to_owned(), "the last subnet must be `full`".to_owned()));
+        }
+        for (index, subnet) in self.subnets.iter().enumerate() {
+            let refuse = |problem: String| (format!("subnet {}", subnet.name), problem);
+            let widths = widths_of(spec, subnet).map_err(refuse)?;
+            let counts = (spec.parameters(&widths), spec.macs(&widths));
+            if counts != (subnet.parameters, subnet.macs) {
+                let (parameters, macs) = counts;
+                return Err(refuse(format!("widths give {parameters} parameters and {macs} MACs, which the row denies")));
+            }
+            if self.subnets[..index].iter().any(|earlier| earlier.name == subnet.name) {
+                return Err(refuse("stands twice".to_owned()));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -144,10 +179,9 @@ impl Model {
     }
 
     fn assemble(card: Card, network: Network, supernet: Supernet, table: SubnetTable) -> Result<Self> {
-        let spec = network.spec();
-        for subnet in &table.subnets {
-            widths_of(spec, subnet).map_err(|problem| Error::input(&subnet.name, problem))?;
-        }
+        // What is refused here is never written: a directory that was would be refused when it is read.
+        let card = card.with_checked_classes(&network).map_err(|problem| Error::input("classes", problem))?;
+        table.check(network.spec()).map_err(|(place, problem)| Error::input(place, problem))?;
         Ok(Self { card, network, supernet, table })
     }
 
@@ -161,32 +195,14 @@ impl Model {
         check_format(&path, card.format)?;
         let network =
             Network::new(&card.backbone, card.preconditioning).map_err(|error| error.in_table(&path, "backbone."))?;
-        if card.classes.len() != network.classes() {
-            let problem = format!("{} names for a network of {} classes", card.classes.len(), network.classes());
-            return Err(Error::field(&path, "classes", problem));
-        }
+        let card = card.with_checked_classes(&network).map_err(|problem| Error::field(&path, "classes", problem))?;
         let spec = network.spec();
         let supernet = Supernet::read(spec, &dir.join(WEIGHTS))?;
         let path = dir.join(SUBNETS);
         let table: SubnetTable = read_toml(&path)?;
         check_format(&path, table.format)?;
-        if table.subnets.last().is_none_or(|last| last.name != FULL) {
-            return Err(Error::field(&path, "subnet", "the last subnet must be `full`"));
-        }
-        for (index, subnet) in table.subnets.iter().enumerate() {
-            let place = format!("subnet {}", subnet.name);
-            let widths = widths_of(spec, subnet).map_err(|problem| Error::field(&path, &place, problem))?;
-            let counts = (spec.parameters(&widths), spec.macs(&widths));
-            if counts != (subnet.parameters, subnet.macs) {
-                let problem =
-                    format!("widths give {} parameters and {} MACs, which the row denies", counts.0, counts.1);
-                return Err(Error::field(&path, &place, problem));
-            }
-            if table.subnets[..index].iter().any(|earlier| earlier.name == subnet.name) {
-                return Err(Error::field(&path, &place, "stands twice"));
-            }
-        }
-        Self::assemble(card, network, supernet, table)
+        table.check(spec).map_err(|(place, problem)| Error::field(&path, &place, problem))?;
+        Ok(Self { card, network, supernet, table })
     }
 
     /// Writes the directory, file by file, each whole or not at all; weights in `dtype`.
@@ -222,7 +238,8 @@ impl Model {
     /// # Errors
     /// One sentence that lists the names.
     pub fn class(&self, name: &str) -> Result<usize> {
-        let by_name = self.card.classes.iter().position(|class| class == name);
+        let canonical = classes::canonical(name);
+        let by_name = self.card.classes.iter().position(|class| *class == canonical);
         let by_number = || name.parse().ok().filter(|&class: &usize| class < self.network.classes());
         by_name.or_else(by_number).ok_or_else(|| {
             let accepted = match self.network.classes() {

@@ -3,7 +3,7 @@
 use super::data::Source;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::read_toml;
-use crate::nets::Network;
+use crate::nets::{Model, Network};
 use crate::nets::network::Backbone;
 use crate::supernet::Order;
 use crate::supernet::allocation::{self, Wanted};
@@ -82,11 +82,40 @@ impl Weights {
 /// What ranking and evaluation read of a training config: the rest is training's to check.
 #[derive(Clone, Debug, Deserialize)]
 pub struct DataConfig {
+    /// The file that it was read from, for messages.
+    #[serde(skip)]
+    path: PathBuf,
     /// The images.
     pub data: Source,
     /// Their noise levels.
     #[serde(default)]
     pub loss: Loss,
+}
+
+impl DataConfig {
+    /// Reads a config. Relative paths in it are taken from its own folder.
+    ///
+    /// # Errors
+    /// One sentence with the file and the field.
+    pub fn open(path: &Path) -> Result<Self> {
+        let Self { data, loss, .. } = read_toml(path)?;
+        Ok(Self { path: path.to_path_buf(), data: data.within(folder(path)), loss })
+    }
+
+    /// The images, labelled with the classes of `model`.
+    ///
+    /// # Errors
+    /// As [`Source::load`], and [`Error::Input`] if the images or the names of their classes are not the model's.
+    pub fn load_for(&self, model: &Model) -> Result<Dataset> {
+        let dataset = self.data.load()?.for_classes(&model.card.classes);
+        let fits = dataset.and_then(|dataset| dataset.check(model.image(), model.network.classes()).map(|()| dataset));
+        fits.map_err(|error| error.in_file(&self.path))
+    }
+}
+
+/// Where the relative paths of a config begin.
+fn folder(config: &Path) -> &Path {
+    config.parent().unwrap_or(Path::new(""))
 }
 
 /// EDM's training loss (Karras et al. 2022, section 5).
@@ -222,12 +251,13 @@ impl Default for Sampling {
 }
 
 impl Config {
-    /// Reads and checks a config.
+    /// Reads and checks a config. Relative paths in it are taken from its own folder.
     ///
     /// # Errors
     /// One sentence with the file and the field.
     pub fn load(path: &Path) -> Result<Self> {
-        let config = Self { path: path.to_path_buf(), ..read_toml(path)? };
+        let read: Self = read_toml(path)?;
+        let config = Self { path: path.to_path_buf(), data: read.data.within(folder(path)), ..read };
         config.check().map_err(|(field, problem)| Error::field(path, &field, problem))?;
         Ok(config)
     }

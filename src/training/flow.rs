@@ -75,14 +75,15 @@ impl Flow<'_> {
             let problem = format!("the run in {} is past the full width", self.out.display());
             return Err(Error::input("--widths full", problem));
         }
-        let dataset = self.config.data.load()?;
-        self.config.check_data(&dataset)?;
+        let dataset = self.dataset(&network, resumed.as_ref())?;
         let runs_full = self.only != Some(StageName::All) && self.init.is_none() && stage != Some(StageName::All);
         if runs_full {
             std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
             let state = match resumed.take() {
                 Some(state) => state,
-                None => State::begin(StageName::Full, &initial(network.spec(), self.config.seed)?)?,
+                None => {
+                    State::begin(StageName::Full, &initial(network.spec(), self.config.seed)?, &dataset.classes)?
+                }
             };
             let spec = network.spec();
             let full = [Subnet::new(spec, 1.0, &spec.full())];
@@ -107,7 +108,7 @@ impl Flow<'_> {
         // A state of the first stage is behind us: what it led to is ranked.
         let state = match resumed.filter(|state| state.position.stage == StageName::All) {
             Some(state) => state,
-            None => State::begin(StageName::All, &ranked.supernet)?,
+            None => State::begin(StageName::All, &ranked.supernet, &dataset.classes)?,
         };
         let teacher = Some(&ranked.supernet);
         let mut trainer = Trainer::new(&network, self.config, &dataset, ranked.subnets(), state, teacher)?;
@@ -120,6 +121,24 @@ impl Flow<'_> {
         let model = self.model(&dataset, supernet, made)?.with_subnets(&ranked.table.target, rows)?;
         model.write(self.out, self.config.dtype.dtype())?;
         Ok(Outcome::Finished)
+    }
+
+    /// The config's images, labelled as what this run continues was trained with: the same class stays the same number.
+    fn dataset(&self, network: &Network, resumed: Option<&State>) -> Result<Dataset> {
+        let dataset = self.config.data.load()?;
+        self.config.check_data(&dataset)?;
+        let kept = [RANKED, PRETRAINED].map(|stage| self.out.join(stage)).into_iter().find(|dir| dir.exists());
+        let known = match (resumed, self.init.map(PathBuf::from).or(kept)) {
+            // A network without classes ignores those of the data, and its model has none.
+            _ if network.classes() == 0 => Some(Vec::new()),
+            (Some(state), _) => Some(state.classes.clone()),
+            (None, Some(dir)) => Some(Model::open(&dir)?.card.classes),
+            (None, None) => None,
+        };
+        match known {
+            Some(classes) => dataset.for_classes(&classes).map_err(|error| error.in_file(&self.config.path)),
+            None => Ok(dataset),
+        }
     }
 
     /// What `model.toml` says of how the model was made, after the stage that stands at `position`.
@@ -148,6 +167,11 @@ impl Flow<'_> {
             }
             if model.card.preconditioning != self.config.preconditioning {
                 return Err(Error::field(&dir.join(CARD), "preconditioning", "is not that of the config"));
+            }
+            if model.card.classes != dataset.classes {
+                let (theirs, ours) = (model.card.classes.join(", "), dataset.classes.join(", "));
+                let problem = format!("are {theirs}, but the run was begun with {ours}; accepted is the same order");
+                return Err(Error::field(&dir.join(CARD), "classes", problem));
             }
             return Ok(model);
         }
@@ -215,7 +239,10 @@ impl Flow<'_> {
             progress.at(position.seen, &format!("{rate:.0} images/s, loss {}", losses.join(", ")));
             let stop = self.stop.load(Ordering::Relaxed);
             if stop || trainer.is_finished() || saved.elapsed() >= self.checkpoint_every {
-                trainer.state.write(network.spec(), &path)?;
+                trainer.state.write(network.spec(), &path).map_err(|error| match error {
+                    Error::NotFinite { place, .. } => trainer.not_finite(format!("{place} is not finite")),
+                    other => other,
+                })?;
                 saved = Instant::now();
             }
             if stop && !trainer.is_finished() {
