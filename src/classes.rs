@@ -20,7 +20,9 @@ pub fn checked<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Vec<
             return Err(format!("class {index} has an empty name, but every class needs one of its own"));
         }
         if let Some(first) = seen.insert(name, index) {
-            return Err(format!("classes {first} and {index} are both `{name}`, but every class needs a name of its own"));
+            return Err(format!(
+                "classes {first} and {index} are both `{name}`, but every class needs a name of its own"
+            ));
         }
     }
     Ok(names)

@@ -211,7 +211,8 @@ mod tests {
         ] {
             let refusal = write(value, dtype).unwrap_err();
             assert!(matches!(refusal, Error::NotFinite { .. }), "{refusal:?}");
-            let says = format!("w.safetensors: w: has values that are not finite as {name}, so the file is not written");
+            let says =
+                format!("w.safetensors: w: has values that are not finite as {name}, so the file is not written");
             assert!(refusal.to_string().ends_with(&says), "{refusal}");
             assert_eq!(std::fs::read(&path).unwrap(), before);
         }

@@ -542,3 +542,22 @@ fn generate_refuses_what_it_cannot_draw_and_writes_nothing() {
     std::fs::remove_file(workspace.path("model/model.toml")).unwrap();
     assert_refused(&workspace.generate("a.png", &[]), &[text(&workspace.path("model/model.toml"))]);
 }
+
+#[test]
+fn images_of_several_classes_lie_in_a_row_for_each_class_and_progress_is_said() {
+    let workspace = Workspace::new("");
+    let alone = |class: &str, seed: &str| {
+        let file = workspace.generated("one.png", &["--class", class, "--seed", seed, "--steps", "2"]);
+        image::load_from_memory(&file).unwrap().into_luma8()
+    };
+    let output = workspace.generate("grid.png", &["--class", "top,bottom", "--seed", "4", "--n", "3", "--steps", "2"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && stderr.contains("generate: 6 of 6 steps, "), "{stderr}");
+    let grid = image::open(workspace.path("grid.png")).unwrap().into_luma8();
+    assert_eq!(grid.dimensions(), (2 * SIDE + 2, 2 * SIDE + 2));
+    for (class, seed, column, row) in [("top", "4", 0, 0), ("bottom", "5", 0, 1), ("top", "6", 1, 0)] {
+        let (left, top) = (column * (SIDE + 2), row * (SIDE + 2));
+        let cell = image::imageops::crop_imm(&grid, left, top, SIDE, SIDE).to_image();
+        assert_eq!(cell, alone(class, seed), "{class} {seed}");
+    }
+}

@@ -88,9 +88,8 @@ impl Args {
             Method::Magnitude => Ok((ranking::magnitude(spec, &model.supernet)?, 0)),
             Method::Taylor => {
                 let samples = self.read_samples(model)?;
-                let mut progress = Progress::new("rank", samples.len() as u64);
-                let scores =
-                    taylor(&model.network, &model.supernet, &samples, |done| progress.at(done as u64, "samples"));
+                let mut progress = Progress::new("rank", "samples", 0, samples.len() as u64);
+                let scores = taylor(&model.network, &model.supernet, &samples, |done| progress.at(done as u64, ""));
                 progress.finish();
                 Ok((scores?, samples.len()))
             }

@@ -130,7 +130,9 @@ impl SubnetTable {
             let counts = (spec.parameters(&widths), spec.macs(&widths));
             if counts != (subnet.parameters, subnet.macs) {
                 let (parameters, macs) = counts;
-                return Err(refuse(format!("widths give {parameters} parameters and {macs} MACs, which the row denies")));
+                return Err(refuse(format!(
+                    "widths give {parameters} parameters and {macs} MACs, which the row denies"
+                )));
             }
             if self.subnets[..index].iter().any(|earlier| earlier.name == subnet.name) {
                 return Err(refuse("stands twice".to_owned()));

@@ -3,8 +3,8 @@
 use super::data::Source;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::read_toml;
-use crate::nets::{Model, Network};
 use crate::nets::network::Backbone;
+use crate::nets::{Model, Network};
 use crate::supernet::Order;
 use crate::supernet::allocation::{self, Wanted};
 use crate::training::data::Dataset;
@@ -12,6 +12,9 @@ use crate::{Error, Result};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+/// How far `sigma_data` may be from the deviation of the images without a warning.
+const SIGMA_DATA_FACTOR: f64 = 1.25;
 
 /// A training config: network, data, and the stages from scratch to a supernet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -280,6 +283,35 @@ impl Config {
             return Err(Error::field(&self.path, "backbone.label_dim", problem));
         }
         Ok(())
+    }
+
+    /// What is allowed but rarely meant, a sentence each.
+    pub fn warnings(&self, dataset: &Dataset) -> Vec<String> {
+        let Backbone::SongUnet(net) = &self.backbone;
+        let mut warnings = Vec::new();
+        let levels = net.levels();
+        let missed: Vec<String> =
+            net.attn_resolutions.iter().filter(|res| !levels.contains(res)).map(usize::to_string).collect();
+        if !missed.is_empty() {
+            let levels: Vec<String> = levels.iter().map(usize::to_string).collect();
+            warnings.push(format!(
+                "{}: backbone.attn_resolutions: no level of the network has {}; it has {}",
+                self.path.display(),
+                missed.join(", "),
+                levels.join(", ")
+            ));
+        }
+        let (_, std) = dataset.statistics();
+        if let Preconditioning::Edm { sigma_data } = self.preconditioning
+            && !(std / SIGMA_DATA_FACTOR..=std * SIGMA_DATA_FACTOR).contains(&sigma_data)
+        {
+            warnings.push(format!(
+                "{}: preconditioning.sigma_data: {sigma_data} is more than a factor of {SIGMA_DATA_FACTOR} from the \
+                 deviation of the images, {std:.3}, which it should be",
+                self.path.display()
+            ));
+        }
+        warnings
     }
 
     fn check(&self) -> std::result::Result<(), (String, String)> {

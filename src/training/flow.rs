@@ -8,7 +8,7 @@ use super::{importance, progress::Progress};
 use crate::files::write_directory;
 use crate::nets::model::{CARD, Card, DataStatistics};
 use crate::nets::{Model, Network};
-use crate::supernet::{Subnet, Supernet, ranking};
+use crate::supernet::{Subnet, Supernet, ranking, subnet_name};
 use crate::{Error, Result};
 use candle_core::DType;
 use std::path::{Path, PathBuf};
@@ -81,9 +81,7 @@ impl Flow<'_> {
             std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
             let state = match resumed.take() {
                 Some(state) => state,
-                None => {
-                    State::begin(StageName::Full, &initial(network.spec(), self.config.seed)?, &dataset.classes)?
-                }
+                None => State::begin(StageName::Full, &initial(network.spec(), self.config.seed)?, &dataset.classes)?,
             };
             let spec = network.spec();
             let full = [Subnet::new(spec, 1.0, &spec.full())];
@@ -127,6 +125,8 @@ impl Flow<'_> {
     fn dataset(&self, network: &Network, resumed: Option<&State>) -> Result<Dataset> {
         let dataset = self.config.data.load()?;
         self.config.check_data(&dataset)?;
+        tracing::info!("{}", dataset.summary());
+        self.config.warnings(&dataset).iter().for_each(|warning| tracing::warn!("{warning}"));
         let kept = [RANKED, PRETRAINED].map(|stage| self.out.join(stage)).into_iter().find(|dir| dir.exists());
         let known = match (resumed, self.init.map(PathBuf::from).or(kept)) {
             // A network without classes ignores those of the data, and its model has none.
@@ -185,7 +185,7 @@ impl Flow<'_> {
         tracing::info!(samples = ranking.samples, order = ranking.order.as_str(), "ranking channels");
         let (loss, seed) = (&self.config.loss, self.config.seed);
         let samples = importance::Samples::draw(dataset, network, loss.p_mean, loss.p_std, seed, ranking.samples)?;
-        let mut progress = Progress::new("rank", ranking.samples as u64);
+        let mut progress = Progress::new("rank", "samples", 0, ranking.samples as u64);
         let scores = importance::taylor(network, &pretrained.supernet, &samples, |done| progress.at(done as u64, ""))?;
         progress.finish();
         let original = ranking::to_original(&pretrained.supernet, &scores);
@@ -223,20 +223,18 @@ impl Flow<'_> {
     fn train(&self, network: &Network, trainer: &mut Trainer) -> Result<Outcome> {
         let path = self.out.join(STATE);
         let name = trainer.state.position.stage.as_str();
-        let mut progress = Progress::new(name, trainer.images());
+        let mut progress = Progress::new(name, "images", trainer.state.position.seen, trainer.images());
         let mut saved = Instant::now();
-        let (started, begun) = (trainer.state.position.seconds, trainer.state.position.seen);
         while !trainer.is_finished() {
             trainer.step()?;
             let position = &trainer.state.position;
-            let rate = (position.seen - begun) as f64 / (position.seconds - started);
             let losses: Vec<String> = trainer
                 .ratios()
                 .iter()
                 .zip(&position.losses)
-                .filter_map(|(ratio, loss)| loss.map(|loss| format!("{ratio:.3} {loss:.4}")))
+                .filter_map(|(ratio, loss)| loss.map(|loss| format!("{}: loss {loss:.4}", subnet_name(*ratio))))
                 .collect();
-            progress.at(position.seen, &format!("{rate:.0} images/s, loss {}", losses.join(", ")));
+            progress.at(position.seen, &losses.join(", "));
             let stop = self.stop.load(Ordering::Relaxed);
             if stop || trainer.is_finished() || saved.elapsed() >= self.checkpoint_every {
                 trainer.state.write(network.spec(), &path).map_err(|error| match error {

@@ -151,7 +151,9 @@ impl State {
                 let values: Vec<f32> = words.into_iter().map(f32::from_bits).collect();
                 match values.iter().all(|value| value.is_finite()) {
                     true => Ok(values),
-                    false => Err(Error::field(path, &name, "has values that are not finite: the run diverged; begin anew")),
+                    false => {
+                        Err(Error::field(path, &name, "has values that are not finite: the run diverged; begin anew"))
+                    }
                 }
             };
             slots.push(Slot {

@@ -22,12 +22,7 @@ const NAMED: usize = 3;
 /// `Error::Io` if a folder or a file cannot be read; `Error::Input` if there is no class folder, a class without images,
 /// an image outside the class folders, one that is damaged, or one of another size than `image_size` (square) or else than
 /// the first one.
-pub(super) fn load(
-    root: &Path,
-    image_size: Option<usize>,
-    colour: Colour,
-    background: Background,
-) -> Result<Dataset> {
+pub(super) fn load(root: &Path, image_size: Option<usize>, colour: Colour, background: Background) -> Result<Dataset> {
     if image_size == Some(0) {
         return Err(Error::input("data.image_size", "is 0, but only sizes of at least 1 pixel are accepted"));
     }
@@ -78,7 +73,10 @@ impl Listing {
     fn of(root: &Path) -> Result<Self> {
         let (folders, mut foreign): (Vec<_>, Vec<_>) = visible_entries(root)?.into_iter().partition(|e| e.is_dir());
         if let Some(stray) = foreign.iter().find(|file| is_image(file)) {
-            return Err(Error::input(stray.display(), "is in no class folder; one folder of images a class is accepted"));
+            return Err(Error::input(
+                stray.display(),
+                "is in no class folder; one folder of images a class is accepted",
+            ));
         }
         let mut named = folders.into_iter().map(|f| Ok((class_name(&f)?, f))).collect::<Result<Vec<_>>>()?;
         // By their names, which are the same everywhere: a Mac gives the bytes of `é` in another order.
@@ -311,7 +309,10 @@ mod tests {
         assert_eq!(refusal(&root, None), "ROOT/wren: has no images, but a class must have at least one");
         paint(&root, "stray.png", 2, 2, [0; 3]);
         std::fs::remove_dir_all(root.path().join("wren")).unwrap();
-        assert_eq!(refusal(&root, None), "ROOT/stray.png: is in no class folder; one folder of images a class is accepted");
+        assert_eq!(
+            refusal(&root, None),
+            "ROOT/stray.png: is in no class folder; one folder of images a class is accepted"
+        );
         let missing = load_with(Path::new("/nowhere/birds"), None, Colour::Grey).unwrap_err().to_string();
         assert!(missing.starts_with("/nowhere/birds: No such file"), "{missing}");
     }

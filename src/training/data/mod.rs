@@ -7,6 +7,7 @@ mod pixels;
 
 use std::path::{Path, PathBuf};
 
+use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
 use crate::classes;
@@ -15,6 +16,9 @@ use crate::{Error, Result};
 
 pub use crate::picture::{Background, Colour};
 pub use pixels::{flip_horizontal, to_unit};
+
+/// Classes that a summary names.
+const SUMMARISED: usize = 20;
 
 /// N labelled images of one size, in memory as bytes. [`Source::load`] makes it with at least one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +71,24 @@ impl Dataset {
         let mut counts = vec![0; self.classes.len().max(1)];
         self.labels.iter().for_each(|&label| counts[usize::from(label)] += 1);
         counts
+    }
+
+    /// One line for people: how many images of which size, their statistics, and how many there are of each class.
+    pub fn summary(&self) -> String {
+        let ImageShape { height, width, channels } = self.shape;
+        let (mean, std) = self.statistics();
+        let counts = self.counts();
+        let named = self.classes.iter().zip(&counts).take(SUMMARISED);
+        let named: Vec<String> =
+            named.map(|(class, count)| format!("{class} ({})", HumanCount(*count as u64))).collect();
+        let more = self.classes.len().saturating_sub(SUMMARISED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!(
+            "data: {} images of {height}x{width}x{channels}, mean {mean:.3} and deviation {std:.3} in [-1, 1]; {} classes: {}{more}",
+            HumanCount(self.len() as u64),
+            self.classes.len(),
+            named.join(", ")
+        )
     }
 
     /// The number of images, N.
@@ -185,7 +207,10 @@ mod tests {
             Source::Idx { images: "i.gz".into(), labels: "l.gz".into(), classes: vec!["a".into(), "b".into()] }
         );
         let folder: Source = toml::from_str("format = 'folder'\npath = 'birds'\nchannels = 3").unwrap();
-        assert_eq!(folder, Source::Folder { path: "birds".into(), image_size: None, channels: Colour::Rgb, background: None });
+        assert_eq!(
+            folder,
+            Source::Folder { path: "birds".into(), image_size: None, channels: Colour::Rgb, background: None }
+        );
         let cifar: Source = toml::from_str("format = 'cifar10'\npath = 'cifar-10-batches-bin'").unwrap();
         assert_eq!(cifar, Source::Cifar10 { path: "cifar-10-batches-bin".into() });
         for source in [idx, folder, cifar] {
@@ -212,6 +237,20 @@ mod tests {
             let error = toml::from_str::<Source>(table).unwrap_err().to_string();
             assert!(error.contains(message), "{table}: {error}");
         }
+    }
+
+    #[test]
+    fn a_summary_says_what_was_loaded() {
+        let shape = ImageShape { height: 1, width: 2, channels: 1 };
+        let classes = vec!["crow".to_owned(), "wren".to_owned()];
+        let data =
+            Dataset { shape, classes, images: [0, 255].repeat(1_001), labels: [vec![1; 1_000], vec![0]].concat() };
+        assert_eq!(
+            data.summary(),
+            "data: 1,001 images of 1x2x1, mean 0.000 and deviation 1.000 in [-1, 1]; 2 classes: crow (1), wren (1,000)"
+        );
+        let classes = (0..22).map(|class| class.to_string()).collect();
+        assert!(Dataset { classes, ..data }.summary().ends_with("18 (0), 19 (0) and 2 more"));
     }
 
     #[test]
