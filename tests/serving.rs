@@ -495,15 +495,6 @@ fn generate_is_a_function_of_its_arguments() {
     assert_eq!(workspace.generated("grid.png", &[&["--class", "0"], &args[2..]].concat()), full);
     assert_ne!(workspace.generated("grid.png", &args[2..]), full);
 
-    // Several classes take turns, each image with a seed of its own.
-    let turns = decoded(
-        &workspace.generated("turns.png", &[&["--class", "top,bottom"], &args[2..]].concat()),
-        ImageFormat::Png,
-    );
-    let second = ["--class", "bottom", "--seed", "8", "--steps", "5"];
-    let second = decoded(&workspace.generated("second.png", &second), ImageFormat::Png);
-    assert_eq!(image::imageops::crop_imm(&turns, SIDE + 2, 0, SIDE, SIDE).to_image(), second);
-
     for (name, format) in
         [("grid.webp", ImageFormat::WebP), ("grid.jpg", ImageFormat::Jpeg), ("grid.jpeg", ImageFormat::Jpeg)]
     {
