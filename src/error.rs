@@ -34,6 +34,15 @@ pub enum Error {
     /// A denoiser answered with something that is no image: a bug of ours or a device fault. -> exit code 1, HTTP 500.
     #[error("{0}")]
     Denoiser(String),
+    /// Numbers are not finite: training diverged, or values do not fit the format that they are to be written in. Nothing of
+    /// them is written. -> exit code 1.
+    #[error("{place}: {problem}")]
+    NotFinite {
+        /// The stage and step, or the file and its tensor.
+        place: String,
+        /// What is not finite, and what may help.
+        problem: String,
+    },
     /// A server that was asked does not answer, or says that it is not ready. -> exit code 1.
     #[error("{address}: {problem}")]
     Unready {

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use safetensors::tensor::TensorView;
-use safetensors::{SafeTensorError, SafeTensors, View};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
@@ -175,6 +175,9 @@ fn damaged(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
 }
 
 /// Writes a safetensors file whole or not at all; the same tensors and metadata give the same bytes.
+///
+/// # Errors
+/// [`Error::NotFinite`] if a value is not, which no reader of ours would take; what lay there stays.
 pub fn write_tensors<S, V>(
     path: &Path,
     tensors: impl IntoIterator<Item = (S, V)>,
@@ -184,6 +187,11 @@ where
     S: AsRef<str> + Ord + std::fmt::Display,
     V: View,
 {
+    let tensors: Vec<(S, V)> = tensors.into_iter().collect();
+    if let Some((name, tensor)) = tensors.iter().find(|(_, tensor)| !is_finite(tensor.dtype(), &tensor.data())) {
+        let problem = format!("has values that are not finite as {:?}, so the file is not written", tensor.dtype());
+        return Err(Error::NotFinite { place: format!("{}: {name}", path.display()), problem });
+    }
     // Of an empty map and no tensors the crate would make a header that is no JSON.
     let metadata = metadata.filter(|metadata| !metadata.is_empty());
     let mut bytes = safetensors::serialize(tensors, metadata)
@@ -202,6 +210,20 @@ fn sort_header(bytes: &mut [u8]) {
     let sorted = json.to_string();
     header[..sorted.len()].copy_from_slice(sorted.as_bytes());
     header[sorted.len()..].fill(b' ');
+}
+
+/// Whether all values of a tensor are finite: none has an exponent of ones only. Integers are.
+pub fn is_finite(dtype: Dtype, data: &[u8]) -> bool {
+    fn all<const N: usize>(data: &[u8], infinite: impl Fn([u8; N]) -> bool) -> bool {
+        !data.as_chunks::<N>().0.iter().any(|bytes| infinite(*bytes))
+    }
+    match dtype {
+        Dtype::F64 => all(data, |bytes| !f64::from_le_bytes(bytes).is_finite()),
+        Dtype::F32 => all(data, |bytes| !f32::from_le_bytes(bytes).is_finite()),
+        Dtype::F16 => all(data, |bytes| !half::f16::from_le_bytes(bytes).is_finite()),
+        Dtype::BF16 => all(data, |bytes| !half::bf16::from_le_bytes(bytes).is_finite()),
+        _ => true,
+    }
 }
 
 /// Refuses an `--out` that holds something: for before the work, so that it is not in vain.
@@ -357,6 +379,36 @@ mod tests {
         assert!(refusal(3).unwrap_err().ends_with("file: 2 tensors do not belong to the network: t01, t02"));
         let many = refusal(13).unwrap_err();
         assert!(many.contains("12 tensors") && many.ends_with("t09, t10 and 2 more"), "{many}");
+    }
+
+    #[test]
+    fn a_tensor_that_no_reader_would_take_is_not_written_and_what_was_there_stays() {
+        use candle_core::{DType, Device, Tensor};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let write = |value: f32, dtype| {
+            let tensor = Tensor::new(&[1.0, value], &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            write_tensors(&path, [("w", &tensor)], None)
+        };
+        write(2.0, DType::F32).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        // 70,000 is above what f16 holds.
+        for (value, dtype, name) in [
+            (f32::NAN, DType::F32, "F32"),
+            (f32::NEG_INFINITY, DType::F64, "F64"),
+            (7e4, DType::F16, "F16"),
+            (f32::NAN, DType::BF16, "BF16"),
+        ] {
+            let refusal = write(value, dtype).unwrap_err();
+            assert!(matches!(refusal, Error::NotFinite { .. }), "{refusal:?}");
+            let says =
+                format!("w.safetensors: w: has values that are not finite as {name}, so the file is not written");
+            assert!(refusal.to_string().ends_with(&says), "{refusal}");
+            assert_eq!(std::fs::read(&path).unwrap(), before);
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        write(6e4, DType::F16).unwrap();
+        write(f32::MAX, DType::F32).unwrap();
     }
 
     #[test]

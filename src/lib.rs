@@ -3,6 +3,7 @@
 //! Rooms, and who may call whom: `server -> routing -> engine -> nets -> ops`; `diffusion` and `supernet` are tables and
 //! pure functions that all of them know. See `docs/architecture.md`.
 
+pub mod classes;
 pub mod cli;
 pub mod console;
 pub mod diffusion;
@@ -15,6 +16,7 @@ mod labels;
 pub mod loadtest;
 pub mod nets;
 pub mod ops;
+pub mod picture;
 pub mod routing;
 pub mod server;
 pub mod supernet;

@@ -305,6 +305,12 @@ fn import_refuses_what_does_not_fit_and_leaves_nothing() {
     with(Some((&tensors[name] / 0.0).unwrap()));
     import(&config, "changed.safetensors", &["changed.safetensors", name, "not finite"]);
 
+    for (names, words) in
+        [("a,,b", "--classes: class 1 has an empty name"), ("a, a", "--classes: classes 0 and 1 are both `a`")]
+    {
+        let classes = ["--classes", names, "--config", &config, "--weights", &weights, "--out", "new/model"];
+        work.refuses(&[&["import", "--arch", "song-unet"][..], &classes].concat(), &[words]);
+    }
     let classes = ["--classes", "a,b", "--config", &config, "--weights", &weights, "--out", "new/model"];
     work.refuses(&[&["import", "--arch", "song-unet"][..], &classes].concat(), &["--classes: 2 names"]);
     let output = work.run(&["import", "--arch", "vgg", "--config", &config, "--weights", &weights, "--out", "new"]);

@@ -183,7 +183,7 @@ fn a_profile_has_the_frontier_up_to_the_reference_and_it_can_be_drawn() {
         assert!(table.lines().any(line), "no {words:?} in\n{table}");
     }
     assert!(drawing.lines().any(|line| line == "heun-18@full"), "the reference has a label");
-    for part in ["latency: 8/8", "reference: 1/1", "solvers: ", "widths: ", "width schedules: "] {
+    for part in ["latency: 8 of 8 rounds", "reference: 1 of 1 plans", "solvers: ", "widths: ", "width schedules: "] {
         assert!(progress.contains(part), "no {part} in\n{progress}");
     }
 }

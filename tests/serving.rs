@@ -499,15 +499,6 @@ fn generate_is_a_function_of_its_arguments() {
     assert_eq!(workspace.generated("grid.png", &[&["--class", "0"], &args[2..]].concat()), full);
     assert_ne!(workspace.generated("grid.png", &args[2..]), full);
 
-    // Several classes take turns, each image with a seed of its own.
-    let turns = decoded(
-        &workspace.generated("turns.png", &[&["--class", "top,bottom"], &args[2..]].concat()),
-        ImageFormat::Png,
-    );
-    let second = ["--class", "bottom", "--seed", "8", "--steps", "5"];
-    let second = decoded(&workspace.generated("second.png", &second), ImageFormat::Png);
-    assert_eq!(image::imageops::crop_imm(&turns, SIDE + 2, 0, SIDE, SIDE).to_image(), second);
-
     for (name, format) in
         [("grid.webp", ImageFormat::WebP), ("grid.jpg", ImageFormat::Jpeg), ("grid.jpeg", ImageFormat::Jpeg)]
     {
@@ -545,4 +536,23 @@ fn generate_refuses_what_it_cannot_draw_and_writes_nothing() {
     }
     std::fs::remove_file(workspace.path("model/model.toml")).unwrap();
     assert_refused(&workspace.generate("a.png", &[]), &[text(&workspace.path("model/model.toml"))]);
+}
+
+#[test]
+fn images_of_several_classes_lie_in_a_row_for_each_class_and_progress_is_said() {
+    let workspace = Workspace::new("");
+    let alone = |class: &str, seed: &str| {
+        let file = workspace.generated("one.png", &["--class", class, "--seed", seed, "--steps", "2"]);
+        image::load_from_memory(&file).unwrap().into_luma8()
+    };
+    let output = workspace.generate("grid.png", &["--class", "top,bottom", "--seed", "4", "--n", "3", "--steps", "2"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && stderr.contains("generate: 6 of 6 steps, "), "{stderr}");
+    let grid = image::open(workspace.path("grid.png")).unwrap().into_luma8();
+    assert_eq!(grid.dimensions(), (2 * SIDE + 2, 2 * SIDE + 2));
+    for (class, seed, column, row) in [("top", "4", 0, 0), ("bottom", "5", 0, 1), ("top", "6", 1, 0)] {
+        let (left, top) = (column * (SIDE + 2), row * (SIDE + 2));
+        let cell = image::imageops::crop_imm(&grid, left, top, SIDE, SIDE).to_image();
+        assert_eq!(cell, alone(class, seed), "{class} {seed}");
+    }
 }

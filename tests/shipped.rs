@@ -24,8 +24,7 @@ fn model() -> Model {
 
 /// Fashion-MNIST's test images, from Debian's package `dataset-fashion-mnist`.
 fn heldout() -> Dataset {
-    let config: DataConfig = accordion::files::read_toml(&path("config/heldout-fashion-mnist.toml")).unwrap();
-    config.data.load().unwrap()
+    DataConfig::open(&path("config/heldout-fashion-mnist.toml")).unwrap().data.load().unwrap()
 }
 
 /// The network's values of an image.
@@ -129,4 +128,48 @@ fn a_sample_is_the_same_in_any_company_at_any_place_on_any_number_of_threads() {
     let samples = x.chunks_exact_mut(model.image().elements()).zip(sigma);
     samples.for_each(|(x, sigma)| x.iter_mut().for_each(|x| *x *= (sigma * sigma + 0.5f64).sqrt() as f32));
     assert_a_sample_is_the_same_in_any_company(&model, &x, &sigma, &[Some(0), None, Some(5), Some(9)]);
+}
+
+#[test]
+fn the_loss_is_the_same_on_class_folders_whose_alphabetical_order_is_not_the_model_s() {
+    const IMAGES: usize = 200;
+    let (data, dir) = (heldout(), tempfile::tempdir().unwrap());
+    // In the order in which the folders are read, so that every image gets the same noise.
+    let mut order: Vec<usize> = (0..IMAGES).collect();
+    order.sort_by_key(|&image| &data.classes[data.label(image)]);
+    let side = data.shape.width as u32;
+    for (place, &image) in order.iter().enumerate() {
+        let folder = dir.path().join("pictures").join(&data.classes[data.label(image)]);
+        std::fs::create_dir_all(&folder).unwrap();
+        let picture = image::GrayImage::from_raw(side, side, data.image(image).to_vec()).unwrap();
+        picture.save(folder.join(format!("{place:04}.png"))).unwrap();
+    }
+    let idx = |file: &str, sizes: &[u32], values: Vec<u8>| {
+        let header = [0, 0, 8, sizes.len() as u8].into_iter().chain(sizes.iter().flat_map(|size| size.to_be_bytes()));
+        std::fs::write(dir.path().join(file), header.chain(values).collect::<Vec<u8>>()).unwrap();
+    };
+    idx("images", &[IMAGES as u32, side, side], order.iter().flat_map(|&image| data.image(image).to_vec()).collect());
+    idx("labels", &[IMAGES as u32], order.iter().map(|&image| data.label(image) as u8).collect());
+    // Their paths begin at their own folder, wherever the command runs.
+    let evaluate = |config: &str, table: String| {
+        let config = dir.path().join(config);
+        std::fs::write(&config, table).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_accordion"));
+        command.args(["evaluate", "--samples", "200", "--data"]).arg(config);
+        command.arg("--model").arg(path("models/fashion-mnist")).output().unwrap()
+    };
+    let source = format!("[data]\nformat = 'idx'\nimages = 'images'\nlabels = 'labels'\nclasses = {:?}", data.classes);
+    let wanted = evaluate("idx.toml", source);
+    assert!(wanted.status.success(), "{}", String::from_utf8_lossy(&wanted.stderr));
+    let folders = || evaluate("folder.toml", "[data]\nformat = 'folder'\npath = 'pictures'\nchannels = 1".to_owned());
+    assert_eq!(String::from_utf8(folders().stdout).unwrap(), String::from_utf8(wanted.stdout).unwrap());
+
+    std::fs::rename(dir.path().join("pictures/ankle boot"), dir.path().join("pictures/boot")).unwrap();
+    let refused = folders();
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{stderr}");
+    let says = "folder.toml: data: has the classes bag, boot, coat, dress, pullover, sandal, shirt, sneaker, t-shirt, \
+                trouser, but the model's are t-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle \
+                boot";
+    assert!(stderr.trim_end().ends_with(says), "{stderr}");
 }

@@ -183,7 +183,7 @@ fn training_lowers_the_loss_of_the_full_width_and_of_all_widths_under_every_rule
             subnets.drain(..subnets.len() - 1);
         }
         // From scratch, so that every width starts at the loss of a network that says nothing.
-        let state = State::begin(stage, &initial(network.spec(), 1).unwrap()).unwrap();
+        let state = State::begin(stage, &initial(network.spec(), 1).unwrap(), &dataset.classes).unwrap();
         let teacher = Some(&teacher.supernet);
         let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, teacher).unwrap();
         let (first, last) = first_and_last_loss(&mut trainer, 10);
@@ -248,7 +248,7 @@ fn a_step_of_the_smallest_subnet_keeps_all_other_channels_to_the_bit() {
     let config = workspace.config();
     let (network, dataset) = (network(&config), config.data.load().unwrap());
     let subnets = subnets(network.spec());
-    let state = State::begin(StageName::All, &generic(&network)).unwrap();
+    let state = State::begin(StageName::All, &generic(&network), &dataset.classes).unwrap();
     let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, None).unwrap();
     let (spec, smallest) = (network.spec(), widths_of(network.spec(), &subnets[0]).unwrap());
     // Steps until a wide one has filled the moments and the smallest has its turn.
@@ -355,7 +355,7 @@ fn the_gradient_of_a_step_equals_central_differences_of_the_loss_in_every_tensor
         let widths = widths_of(spec, subnet).unwrap();
         let objective =
             |supernet: &Supernet| loss(&network, &batch, &denoised(&network, supernet, &widths, &batch), &batch.x0);
-        let state = State::begin(StageName::Full, &supernet).unwrap();
+        let state = State::begin(StageName::Full, &supernet, &dataset.classes).unwrap();
         let only = std::slice::from_ref(subnet);
         let mut trainer = Trainer::new(&network, &config, &dataset, only, state, None).unwrap();
         let (reported, here) = (trainer.step().unwrap().losses[0].1, objective(&supernet));
@@ -382,7 +382,7 @@ fn the_gradient_of_a_distilled_step_is_that_of_all_its_subnets_and_their_teacher
         (Rule::Sandwich, Teacher::Full, &supernet),
     ] {
         (config.sampling.rule, config.sampling.teacher) = (rule, whom);
-        let state = State::begin(StageName::All, &supernet).unwrap();
+        let state = State::begin(StageName::All, &supernet, &dataset.classes).unwrap();
         let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, Some(&frozen)).unwrap();
         let trained: Vec<usize> = trainer.step().unwrap().losses.iter().map(|&(subnet, _)| subnet).collect();
         assert_eq!(trained, if rule == Rule::One { vec![0] } else { vec![3, 0] });
@@ -474,8 +474,10 @@ fn sigterm_stops_the_binary_with_a_state_that_continues_to_the_bit() {
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     // It says so when its first step is done.
     let mut line = String::new();
-    stderr.read_line(&mut line).unwrap();
-    assert!(line.starts_with("full: "), "{line}");
+    while !line.starts_with("full: ") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it says no more");
+    }
     assert!(std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
     let mut rest = String::new();
     stderr.read_to_string(&mut rest).unwrap();
@@ -486,7 +488,8 @@ fn sigterm_stops_the_binary_with_a_state_that_continues_to_the_bit() {
     let (network, dataset) = (network(&config), config.data.load().unwrap());
     let stopped = State::read(network.spec(), &out.join("state.safetensors")).unwrap();
     assert!(stopped.position.seen > 0);
-    let state = State::begin(StageName::Full, &initial(network.spec(), config.seed).unwrap()).unwrap();
+    let state =
+        State::begin(StageName::Full, &initial(network.spec(), config.seed).unwrap(), &dataset.classes).unwrap();
     let full = [Subnet::new(network.spec(), 1.0, &network.spec().full())];
     let mut trainer = Trainer::new(&network, &config, &dataset, &full, state, None).unwrap();
     while trainer.state.position.seen < stopped.position.seen {
@@ -542,6 +545,218 @@ fn stages_that_cannot_follow_each_other_are_refused_and_change_nothing() {
     refused("out", &["--resume"], &["state.safetensors: permutations", "network of the config"]);
     assert!(content(&workspace.path("out/state.safetensors")) == before);
     assert!(!workspace.path("new").exists());
+}
+
+/// A folder of class folders with the workspace's images, which come in another order of classes, and IDX files with the same
+/// images in the order of the folders; the names of their configs.
+fn as_folders(workspace: &Workspace) -> [&'static str; 2] {
+    let (images, labels) = data();
+    let mut order: Vec<usize> = (0..IMAGES).collect();
+    // "bottom" comes before "top".
+    order.sort_by_key(|&image| CLASSES[labels[image] as usize]);
+    let picture = |image: usize| &images[image * SIDE * SIDE..][..SIDE * SIDE];
+    for (place, &image) in order.iter().enumerate() {
+        let folder = workspace.path("pictures").join(CLASSES[labels[image] as usize]);
+        std::fs::create_dir_all(&folder).unwrap();
+        let grey = image::GrayImage::from_raw(SIDE as u32, SIDE as u32, picture(image).to_vec()).unwrap();
+        grey.save(folder.join(format!("{place:03}.png"))).unwrap();
+    }
+    let sorted: Vec<u8> = order.iter().flat_map(|&image| picture(image).to_vec()).collect();
+    std::fs::write(workspace.path("sorted-images"), idx(&[IMAGES, SIDE, SIDE], &sorted)).unwrap();
+    let sorted: Vec<u8> = order.iter().map(|&image| labels[image]).collect();
+    std::fs::write(workspace.path("sorted-labels"), idx(&[IMAGES], &sorted)).unwrap();
+    let config = std::fs::read_to_string(workspace.path("config.toml")).unwrap();
+    let (head, rest) = config.split_once("[data]").unwrap();
+    let (_, stages) = rest.split_once("[full]").unwrap();
+    let write = |name: &str, data: &str| {
+        std::fs::write(workspace.path(name), format!("{head}[data]\n{data}\n[full]{stages}")).unwrap();
+    };
+    write("folder.toml", "format = 'folder'\npath = 'pictures'\nchannels = 1");
+    let files = "images = 'sorted-images'\nlabels = 'sorted-labels'";
+    write("sorted.toml", &format!("format = 'idx'\n{files}\nclasses = {CLASSES:?}"));
+    ["folder.toml", "sorted.toml"]
+}
+
+#[test]
+fn labels_follow_the_names_of_the_model_or_the_state_that_a_run_continues() {
+    let workspace = Workspace::new([4, 4]);
+    let configs = as_folders(&workspace);
+    let full = workspace.path("full-only");
+    let only_full = Flow { only: Some(StageName::Full), ..flow(&workspace.config(), &full) }.run();
+    assert_eq!(only_full.unwrap(), Outcome::Finished);
+    let given = workspace.path("given");
+    assert_eq!(flow(&workspace.config(), &given).run().unwrap(), Outcome::Finished);
+    for (what, continues) in [("--init", true), ("--resume", false)] {
+        let models = configs.map(|name| {
+            let config = Config::load(&workspace.path(name)).unwrap();
+            let out = workspace.path(&format!("{name}{what}"));
+            let ranked = given.join("ranked");
+            let mut run = Flow { only: Some(StageName::All), ..flow(&config, &out) };
+            if continues {
+                run.init = Some(&ranked);
+            } else {
+                copy(&full, &out);
+                run.resume = true;
+            }
+            assert_eq!(run.run().unwrap(), Outcome::Finished);
+            (Model::open(&out).unwrap().card.classes, content(&out.join("supernet.safetensors")))
+        });
+        assert_eq!(models[0].0, CLASSES, "{what}");
+        assert!(models[0] == models[1], "{what}: the same images with the same labels");
+    }
+
+    std::fs::rename(workspace.path("pictures/bottom"), workspace.path("pictures/floor")).unwrap();
+    let config = Config::load(&workspace.path("folder.toml")).unwrap();
+    let says = ": data: has the classes floor, top, but the model's are top, bottom";
+    let (new, ranked) = (workspace.path("new"), given.join("ranked"));
+    for run in [
+        Flow { only: Some(StageName::All), init: Some(&ranked), ..flow(&config, &new) },
+        Flow { resume: true, ..flow(&config, &full) },
+        Flow { resume: true, ..flow(&config, &given) },
+    ] {
+        let refusal = run.run().unwrap_err().to_string();
+        assert!(refusal.ends_with(says), "{refusal}");
+    }
+}
+
+/// Copies a directory of a run.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        match from.is_dir() {
+            true => copy(&from, &to),
+            false => drop(std::fs::copy(&from, &to).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn a_network_without_classes_is_trained_on_class_folders_into_a_model_without_classes() {
+    let workspace = Workspace::new([2, 2]);
+    workspace.edit("label_dim = 2", "label_dim = 0");
+    let out = workspace.path("out");
+    assert_eq!(flow(&workspace.config(), &out).run().unwrap(), Outcome::Finished);
+    assert!(Model::open(&out).unwrap().card.classes.is_empty());
+}
+
+#[test]
+fn a_run_that_diverges_stops_at_once_and_leaves_its_last_finite_checkpoint() {
+    let workspace = Workspace::new([4, 40]);
+    let out = workspace.path("out");
+    assert!(workspace.train("out", &["--widths", "full"]).status.success());
+    let before = content(&out.join("state.safetensors"));
+    workspace.edit("learning_rate = 3e-3", "learning_rate = 1e9");
+    let output = workspace.train("out", &["--resume"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let said = stderr.lines().last().unwrap();
+    let says = ["error: all, after step ", " images): the ", "a lower all.learning_rate than 1000000000 may help"];
+    assert!(says.iter().all(|part| said.contains(part)), "{said}");
+    assert!(content(&out.join("state.safetensors")) == before, "the checkpoint is left as it was");
+    assert_eq!(names(&out), ["full", "ranked", "state.safetensors"]);
+
+    // With a rate that goes well, it goes on from there.
+    workspace.edit("learning_rate = 1e9", "learning_rate = 3e-3");
+    assert!(workspace.train("out", &["--resume"]).status.success());
+}
+
+#[test]
+fn a_gradient_or_a_loss_that_is_not_finite_changes_nothing_of_the_state() {
+    let workspace = Workspace::new([4, 4]);
+    let config = workspace.config();
+    let (network, dataset) = (network(&config), config.data.load().unwrap());
+    let full = [Subnet::new(network.spec(), 1.0, &network.spec().full())];
+    // The last norm and convolution overflow in the forward pass, the convolution alone only in the backward pass.
+    for (scaled, scale, says) in [(4, 1e25, "the loss at ratio 1.000 is "), (2, 1e30, "the norm of the gradient is ")] {
+        let mut supernet = generic(&network);
+        for param in supernet.params.iter_mut().rev().take(scaled) {
+            *param = (&*param * scale).unwrap();
+        }
+        let state = State::begin(StageName::Full, &supernet, &dataset.classes).unwrap();
+        let before = state.slots.clone();
+        let mut trainer = Trainer::new(&network, &config, &dataset, &full, state, None).unwrap();
+        let refusal = trainer.step().map(|report| (report.losses, report.gradient_norm)).unwrap_err();
+        assert!(matches!(refusal, accordion::Error::NotFinite { .. }), "{refusal}");
+        assert!(refusal.to_string().starts_with(&format!("full, after step 0 (0 images): {says}")), "{refusal}");
+        assert!(trainer.state.slots == before && trainer.state.position.seen == 0);
+    }
+}
+
+#[test]
+fn a_state_that_is_not_finite_is_neither_written_nor_resumed() {
+    let workspace = Workspace::new([2, 2]);
+    assert!(workspace.train("out", &["--widths", "full"]).status.success());
+    let path = workspace.path("out/state.safetensors");
+    let network = network(&workspace.config());
+    let whole = std::fs::read(&path).unwrap();
+    let (header, metadata) = safetensors::SafeTensors::read_metadata(&whole).unwrap();
+    for part in ["value", "average", "m", "v"] {
+        let name = format!("{}#{part}", network.spec().params[0].name);
+        let place = 8 + header + metadata.info(&name).unwrap().data_offsets.0;
+        let mut damaged = whole.clone();
+        damaged[place..place + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        std::fs::write(&path, &damaged).unwrap();
+        let says = [text(&path), name.as_str(), "not finite"];
+        assert_refused(&workspace.train("out", &["--resume"]), &says);
+        assert_eq!(std::fs::read(&path).unwrap(), damaged);
+    }
+    std::fs::write(&path, &whole).unwrap();
+    let mut state = State::read(network.spec(), &path).unwrap();
+    state.slots[0].v[0] = f32::INFINITY;
+    assert!(matches!(state.write(network.spec(), &path), Err(accordion::Error::NotFinite { .. })));
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
+}
+
+#[test]
+fn a_run_says_what_it_loaded_and_what_is_rarely_meant() {
+    let workspace = Workspace::new([2, 2]);
+    let said = |workspace: &Workspace, out: &str| {
+        let output = workspace.train(out, &["--widths", "full"]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        stderr
+    };
+    let stderr = said(&workspace, "meant");
+    let loaded =
+        "data: 128 images of 8x8x1, mean -0.003 and deviation 0.691 in [-1, 1]; 2 classes: top (64), bottom (64)";
+    assert!(stderr.contains(loaded), "{stderr}");
+    assert!(stderr.contains("full: 32 of 32 images, ") && stderr.contains(" images/s, full: loss "), "{stderr}");
+    assert!(!stderr.contains("WARN"), "{stderr}");
+    workspace.edit("attn_resolutions = [4]", "attn_resolutions = [4, 16]");
+    workspace.edit("sigma_data = 0.7", "sigma_data = 0.5");
+    let stderr = said(&workspace, "not-meant");
+    for warning in [
+        "backbone.attn_resolutions: no level of the network has 16; it has 8, 4",
+        "preconditioning.sigma_data: 0.5 is more than a factor of 1.25 from the deviation of the images, 0.691",
+    ] {
+        assert!(stderr.lines().any(|line| line.contains("WARN") && line.contains(warning)), "{stderr}");
+    }
+}
+
+#[test]
+fn the_example_config_trains_on_a_folder_of_pictures_beside_it_and_says_what_it_skips() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("my.toml");
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/train-folder.toml");
+    let written = std::fs::read_to_string(example).unwrap();
+    std::fs::write(&config, written.replace("batch = 64", "batch = 4")).unwrap();
+    let train = || accordion(&["train", "--config", text(&config), "--bench-steps", "1"]).output().unwrap();
+    assert_refused(&train(), &[text(&dir.path().join("pictures")), "No such file"]);
+    for (class, shade) in [("crow", 20), ("wren", 200)] {
+        let folder = dir.path().join("pictures").join(class);
+        std::fs::create_dir_all(&folder).unwrap();
+        image::RgbImage::from_pixel(32, 32, image::Rgb([shade; 3])).save(folder.join("a.png")).unwrap();
+        std::fs::write(folder.join("Thumbs.db"), "x").unwrap();
+    }
+    let output = train();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    let skipped = "pictures: skipped 2 that end in none of png, jpg, jpeg, webp: crow/Thumbs.db, wren/Thumbs.db";
+    assert_eq!(stderr.matches("WARN").count(), 1, "{stderr}");
+    assert!(stderr.contains(skipped), "{stderr}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["images_per_s"].as_f64().unwrap() > 0.0);
 }
 
 #[test]

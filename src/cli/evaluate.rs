@@ -4,7 +4,6 @@ use super::table::{Align, Table};
 use crate::Result;
 use crate::console::print;
 use crate::evaluation::loss::denoising_losses;
-use crate::files::read_toml;
 use crate::nets::{Model, Runner, Threads};
 use crate::training::config::DataConfig;
 use std::path::PathBuf;
@@ -30,11 +29,10 @@ impl Args {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
         let model = Model::open(&self.model)?;
-        let DataConfig { data, loss } = read_toml(&self.data)?;
-        let dataset = data.load()?;
+        let config = DataConfig::open(&self.data)?;
+        let dataset = config.load_for(&model)?;
         let mut runner = Runner::new(&model, Threads::ALL)?;
-        let losses = denoising_losses(&mut runner, &dataset, &loss, self.seed, self.samples as usize)
-            .map_err(|error| error.in_file(&self.data))?;
+        let losses = denoising_losses(&mut runner, &dataset, &config.loss, self.seed, self.samples as usize)?;
         let mut table = Table::new([
             (Align::Left, "subnet"),
             (Align::Right, "parameters"),

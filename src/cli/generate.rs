@@ -3,25 +3,30 @@
 use super::device::Device;
 use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::image::{Format, Raster};
-use crate::engine::{Engine, EngineLimits, Job};
+use crate::engine::{Engine, EngineLimits, Job, Step};
 use crate::files::write_whole;
 use crate::nets::model::FULL;
 use crate::nets::{Model, Threads};
 use crate::routing::Fixed;
+use crate::training::progress::Progress;
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::sync::mpsc;
 
+/// Steps that may be made before they are counted; more than the steps of a call.
+const STEPS_UNHEARD: usize = 1024;
 /// Samples in one call of the denoiser.
 const MAX_BATCH: usize = 16;
 
-/// Generate images into a file: one image, or a grid of several.
+/// Generate images into a file: one image, or a grid of several, with a row for each class where several are given.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Model directory.
     #[arg(long, env = "ACCORDION_MODEL", default_value = "models/fashion-mnist")]
     model: PathBuf,
-    /// Class name or number; several, separated by commas, take turns. Without it the model draws what it likes.
+    /// Class name or number; several, separated by commas, take turns, and each has a row of the grid. Without it the model
+    /// draws what it likes.
     #[arg(long, value_delimiter = ',')]
     class: Vec<String>,
     /// Number of images.
@@ -62,8 +67,8 @@ impl Args {
             return Err(Error::input("--guidance", "needs a --class to be guided towards"));
         }
         let model = Model::open(&self.model)?;
-        let plan = match self.plan {
-            Some(plan) => plan,
+        let plan = match &self.plan {
+            Some(plan) => plan.clone(),
             None => {
                 let subnet = model.subnet(self.subnet.as_deref().unwrap_or(FULL))?;
                 Plan::constant(Solver::Heun, self.steps.unwrap_or(18), &model.subnets()[subnet].name)?
@@ -81,30 +86,45 @@ impl Args {
         let policy = Box::new(Fixed::unmeasured(model.subnets(), MAX_BATCH));
         let sampler = self.device.open(&model, MAX_BATCH, Threads::ALL)?.into_sampler();
         let engine = Engine::start(sampler, noise, limits, policy)?;
-        let plan = Arc::new(plan);
+        let steps = u64::from(self.n) * plan.steps as u64;
+        let (told, mut heard) = mpsc::channel(STEPS_UNHEARD);
+        let jobs = self.jobs(plan, &classes, told);
+        let tickets = jobs.into_iter().map(|job| engine.submit(job)).collect::<std::result::Result<Vec<_>, _>>()?;
+        let mut progress = Progress::new("generate", "steps", 0, steps);
+        let mut made = 0;
+        // It ends when no job is left that could tell of a step.
+        while heard.blocking_recv().is_some() {
+            made += 1;
+            progress.at(made, "");
+        }
+        progress.finish();
         let mut images = Vec::with_capacity(self.n as usize);
-        // One class is one job, whose images the seed numbers; of several, each image is a job with a seed of its own.
-        if let [class] = classes[..] {
-            let job = Job { images: self.n, class, guidance: self.guidance, ..Job::exact(plan, self.seed) };
-            images = engine.submit(job)?.blocking_wait()?.images;
-        } else {
-            let mut tickets = Vec::with_capacity(self.n as usize);
-            for index in 0..self.n as usize {
-                let (class, seed) = (classes[index % classes.len()], self.seed.wrapping_add(index as u64));
-                tickets.push(engine.submit(Job {
-                    class,
-                    guidance: self.guidance,
-                    ..Job::exact(plan.clone(), seed)
-                })?);
-            }
-            for ticket in tickets {
-                images.extend(ticket.blocking_wait()?.images);
-            }
+        for ticket in tickets {
+            images.extend(ticket.blocking_wait()?.images);
         }
         engine.close();
         engine.join()?;
-        let encoded =
-            Raster::grid(shape, &images).encode(format).map_err(|error| Error::input(self.out.display(), error))?;
+        let grid = match classes.len() {
+            1 => Raster::grid(shape, &images),
+            rows => Raster::rows(shape, &images, rows),
+        };
+        let encoded = grid.encode(format).map_err(|error| Error::input(self.out.display(), error))?;
         write_whole(&self.out, &encoded)
+    }
+
+    /// One class is one job, whose images the seed numbers; of several, each image is a job with a seed of its own. All tell
+    /// `told` of their steps.
+    fn jobs(&self, plan: Plan, classes: &[Option<usize>], told: mpsc::Sender<Step>) -> Vec<Job> {
+        let job = Job { guidance: self.guidance, events: Some(told), ..Job::exact(Arc::new(plan), self.seed) };
+        match classes {
+            [class] => vec![Job { images: self.n, class: *class, ..job }],
+            _ => (0..self.n as usize)
+                .map(|index| Job {
+                    class: classes[index % classes.len()],
+                    seed: self.seed.wrapping_add(index as u64),
+                    ..job.clone()
+                })
+                .collect(),
+        }
     }
 }

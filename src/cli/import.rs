@@ -1,5 +1,6 @@
 //! `accordion import`: a public checkpoint becomes a model directory.
 
+use crate::classes;
 use crate::files::{check_vacant, write_directory};
 use crate::nets::model::Card;
 use crate::nets::network::Network;
@@ -49,14 +50,15 @@ impl Args {
         let (backbone, preconditioning) = public_config::read_song_unet(&self.config)?;
         let network =
             Network::new(&backbone, preconditioning).map_err(|error| error.in_table(&self.config, "config."))?;
-        if !self.classes.is_empty() && self.classes.len() != network.classes() {
-            let problem = format!("{} names for a network of {} classes", self.classes.len(), network.classes());
-            return Err(Error::input("--classes", problem));
+        let refuse = |problem: String| Error::input("--classes", problem);
+        let classes = classes::checked(&self.classes).map_err(refuse)?;
+        if !classes.is_empty() && classes.len() != network.classes() {
+            return Err(refuse(format!("{} names for a network of {} classes", classes.len(), network.classes())));
         }
         let params = public::read(network.spec(), &self.weights, self.prefix.as_deref())?;
         let directory = || self.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = self.name.clone().unwrap_or_else(directory);
-        let card = Card::new(name, backbone, preconditioning, self.classes);
+        let card = Card::new(name, backbone, preconditioning, classes);
         let model = Model::unallocated(card, Supernet::original(network.spec(), params))?;
         write_directory(&self.out, |dir| model.write(dir, DType::F32))
     }

@@ -111,8 +111,8 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be above 0 and at most 3600".to_owned())
 }
 
-/// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault, or the asked server's) or 2 (the
-/// input's).
+/// Parses the command line, runs the subcommand and returns the exit code: 0, 1 (our fault, the asked server's, or training
+/// that diverged) or 2 (the input's).
 pub fn main() -> ExitCode {
     console::note_panics();
     let code = match variables::parse::<Command>() {
@@ -147,6 +147,8 @@ fn finished(outcome: Result<()>) -> ExitCode {
     }
     match error {
         Error::Input { .. } | Error::Io { .. } => ExitCode::from(2),
-        Error::Output(_) | Error::Tensor(_) | Error::Denoiser(_) | Error::Unready { .. } => ExitCode::FAILURE,
+        Error::Output(_) | Error::Tensor(_) | Error::Denoiser(_) | Error::NotFinite { .. } | Error::Unready { .. } => {
+            ExitCode::FAILURE
+        }
     }
 }

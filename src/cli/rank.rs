@@ -1,7 +1,6 @@
 //! `accordion rank`: sort the channels of a model by importance.
 
 use super::tensors::TensorFile;
-use crate::files::read_toml;
 use crate::files::{check_vacant, write_directory};
 use crate::nets::Model;
 use crate::supernet::{Order, ranking};
@@ -89,9 +88,8 @@ impl Args {
             Method::Magnitude => Ok((ranking::magnitude(spec, &model.supernet)?, 0)),
             Method::Taylor => {
                 let samples = self.read_samples(model)?;
-                let mut progress = Progress::new("rank", samples.len() as u64);
-                let scores =
-                    taylor(&model.network, &model.supernet, &samples, |done| progress.at(done as u64, "samples"));
+                let mut progress = Progress::new("rank", "samples", 0, samples.len() as u64);
+                let scores = taylor(&model.network, &model.supernet, &samples, |done| progress.at(done as u64, ""));
                 progress.finish();
                 Ok((scores?, samples.len()))
             }
@@ -110,9 +108,8 @@ impl Args {
             let problem = "taylor ranks on images: give --data CONFIG.toml or --inputs FILE.safetensors";
             return Err(Error::input("--method", problem));
         };
-        let DataConfig { data, loss } = read_toml(path)?;
-        let dataset = data.load()?;
-        let samples = Samples::draw(&dataset, network, loss.p_mean, loss.p_std, self.seed, self.samples as usize);
-        samples.map_err(|error| error.in_file(path))
+        let config = DataConfig::open(path)?;
+        let (dataset, loss) = (config.load_for(model)?, &config.loss);
+        Samples::draw(&dataset, network, loss.p_mean, loss.p_std, self.seed, self.samples as usize)
     }
 }

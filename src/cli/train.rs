@@ -93,7 +93,7 @@ fn bench(config: &Config, steps: usize) -> Result<()> {
     let dataset = config.data.load()?;
     let spec = network.spec();
     let full = [Subnet::new(spec, 1.0, &spec.full())];
-    let state = State::begin(StageName::Full, &initial(spec, config.seed)?)?;
+    let state = State::begin(StageName::Full, &initial(spec, config.seed)?, &dataset.classes)?;
     let mut trainer = Trainer::new(&network, config, &dataset, &full, state, None)?;
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..steps + 2 {

@@ -81,13 +81,29 @@ impl Raster {
     ///
     /// Each of `images` is `[height, width, channels]` of `shape`.
     pub fn grid(shape: ImageShape, images: &[Vec<u8>]) -> Self {
-        let size = grid_shape(shape, images.len());
         let columns = columns(images.len());
+        Self::lay_out(grid_shape(shape, images.len()), shape, images, |index| (index / columns, index % columns))
+    }
+
+    /// As [`Self::grid`], in so many rows: image i, of images that take turns, goes to the end of row i modulo `rows`.
+    pub fn rows(shape: ImageShape, images: &[Vec<u8>], rows: usize) -> Self {
+        let columns = images.len().div_ceil(rows);
+        let size = size_of(shape, rows.min(images.len()), columns);
+        Self::lay_out(size, shape, images, |index| (index % rows, index / rows))
+    }
+
+    /// Images of `shape` in a grid of `size`, each in the row and column that `place` gives its index.
+    fn lay_out(
+        size: ImageShape,
+        shape: ImageShape,
+        images: &[Vec<u8>],
+        place: impl Fn(usize) -> (usize, usize),
+    ) -> Self {
         let mut bytes = vec![GRID_COLOUR; size.elements()];
         let (row, grid_row) = (shape.width * shape.channels, size.width * size.channels);
         for (index, image) in images.iter().enumerate() {
-            let top = index / columns * (shape.height + GRID_GAP);
-            let left = index % columns * (shape.width + GRID_GAP);
+            let (down, across) = place(index);
+            let (top, left) = (down * (shape.height + GRID_GAP), across * (shape.width + GRID_GAP));
             for (y, source) in image.chunks_exact(row).enumerate() {
                 let start = (top + y) * grid_row + left * shape.channels;
                 bytes[start..start + row].copy_from_slice(source);
@@ -149,12 +165,12 @@ impl Raster {
 /// The size of the grid of `images` images.
 pub fn grid_shape(shape: ImageShape, images: usize) -> ImageShape {
     let columns = columns(images);
-    let side = |count: usize, pixels: usize| count * (pixels + GRID_GAP) - GRID_GAP;
-    ImageShape {
-        height: side(images.max(1).div_ceil(columns), shape.height),
-        width: side(columns, shape.width),
-        channels: shape.channels,
-    }
+    size_of(shape, images.div_ceil(columns), columns)
+}
+
+fn size_of(shape: ImageShape, rows: usize, columns: usize) -> ImageShape {
+    let side = |count: usize, pixels: usize| count.max(1) * (pixels + GRID_GAP) - GRID_GAP;
+    ImageShape { height: side(rows, shape.height), width: side(columns, shape.width), channels: shape.channels }
 }
 
 fn columns(images: usize) -> usize {
@@ -187,6 +203,18 @@ mod tests {
         for gap in [pixel(0, 3), pixel(1, 4), pixel(2, 0), pixel(3, 7), pixel(5, 5), pixel(4, 7)] {
             assert_eq!(gap, GRID_COLOUR);
         }
+    }
+
+    #[test]
+    fn images_that_take_turns_lie_in_a_row_for_each_turn() {
+        let shape = ImageShape { height: 1, width: 1, channels: 1 };
+        let images: Vec<Vec<u8>> = (0..5).map(|value| vec![value]).collect();
+        let grid = Raster::rows(shape, &images, 2);
+        assert_eq!(grid.shape, ImageShape { height: 4, width: 7, channels: 1 });
+        let gap = GRID_COLOUR;
+        assert_eq!(grid.bytes[..7], [0, gap, gap, 2, gap, gap, 4]);
+        assert_eq!(grid.bytes[21..], [1, gap, gap, 3, gap, gap, gap]);
+        assert_eq!(Raster::rows(shape, &images[..2], 3).shape, ImageShape { height: 4, width: 1, channels: 1 });
     }
 
     #[test]

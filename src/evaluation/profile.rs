@@ -168,7 +168,11 @@ impl Profile {
     }
 
     /// Writes the file whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written; what [`Self::open`] would refuse.
     pub fn write(&self, path: &Path) -> Result<()> {
+        self.check().map_err(|(field, problem)| Error::field(path, &field, problem))?;
         write_toml(path, self)
     }
 
@@ -318,6 +322,17 @@ quality = 1.0
         profile().write(file.path()).unwrap();
         assert_eq!(std::fs::read_to_string(file.path()).unwrap(), TEXT);
         assert_eq!(Profile::open(file.path()).unwrap(), profile());
+    }
+
+    #[test]
+    fn what_would_be_refused_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(PROFILE);
+        let mut profile = profile();
+        profile.latency[0].ms = f64::NAN;
+        let refusal = profile.write(&path).unwrap_err().to_string();
+        assert!(refusal.ends_with("profile.toml: latency[0].ms: NaN is not a time: it must be positive"), "{refusal}");
+        assert!(!path.exists());
     }
 
     #[test]

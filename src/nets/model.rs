@@ -2,11 +2,12 @@
 
 use super::ImageShape;
 use super::network::{Backbone, Network};
+use crate::classes;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;
 use crate::files::{read_toml, write_toml};
 use crate::labels;
-use crate::supernet::{Order, Subnet, Supernet, Widths, ranking, subnet_name, widths_of};
+use crate::supernet::{Order, Spec, Subnet, Supernet, Widths, ranking, subnet_name, widths_of};
 use crate::{Error, Result};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
@@ -90,7 +91,7 @@ impl Card {
     pub fn new(name: String, backbone: Backbone, preconditioning: Preconditioning, mut classes: Vec<String>) -> Self {
         if classes.is_empty() {
             let Backbone::SongUnet(net) = &backbone;
-            classes = (0..net.label_dim).map(|class| class.to_string()).collect();
+            classes = classes::numbers(net.label_dim);
         }
         Self {
             format: FORMAT,
@@ -103,6 +104,42 @@ impl Card {
             data: None,
             made: toml::Table::new(),
         }
+    }
+
+    /// Brings the class names into the form in which names are compared.
+    ///
+    /// # Errors
+    /// What is wrong with `classes`: an empty name, one that stands twice, or another number of them than the network has.
+    fn with_checked_classes(mut self, network: &Network) -> std::result::Result<Self, String> {
+        if self.classes.len() != network.classes() {
+            return Err(format!("{} names for a network of {} classes", self.classes.len(), network.classes()));
+        }
+        self.classes = classes::checked(&self.classes)?;
+        Ok(self)
+    }
+}
+
+impl SubnetTable {
+    /// Checks what the types cannot say. The error is a place and what is wrong with it.
+    fn check(&self, spec: &Spec) -> std::result::Result<(), (String, String)> {
+        if self.subnets.last().is_none_or(|last| last.name != FULL) {
+            return Err(("subnet".to_owned(), "the last subnet must be `full`".to_owned()));
+        }
+        for (index, subnet) in self.subnets.iter().enumerate() {
+            let refuse = |problem: String| (format!("subnet {}", subnet.name), problem);
+            let widths = widths_of(spec, subnet).map_err(refuse)?;
+            let counts = (spec.parameters(&widths), spec.macs(&widths));
+            if counts != (subnet.parameters, subnet.macs) {
+                let (parameters, macs) = counts;
+                return Err(refuse(format!(
+                    "widths give {parameters} parameters and {macs} MACs, which the row denies"
+                )));
+            }
+            if self.subnets[..index].iter().any(|earlier| earlier.name == subnet.name) {
+                return Err(refuse("stands twice".to_owned()));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -145,10 +182,9 @@ impl Model {
     }
 
     fn assemble(card: Card, network: Network, supernet: Supernet, table: SubnetTable) -> Result<Self> {
-        let spec = network.spec();
-        for subnet in &table.subnets {
-            widths_of(spec, subnet).map_err(|problem| Error::input(&subnet.name, problem))?;
-        }
+        // What is refused here is never written: a directory that was would be refused when it is read.
+        let card = card.with_checked_classes(&network).map_err(|problem| Error::input("classes", problem))?;
+        table.check(network.spec()).map_err(|(place, problem)| Error::input(place, problem))?;
         Ok(Self { card, network, supernet, table })
     }
 
@@ -162,32 +198,14 @@ impl Model {
         check_format(&path, card.format)?;
         let network =
             Network::new(&card.backbone, card.preconditioning).map_err(|error| error.in_table(&path, "backbone."))?;
-        if card.classes.len() != network.classes() {
-            let problem = format!("{} names for a network of {} classes", card.classes.len(), network.classes());
-            return Err(Error::field(&path, "classes", problem));
-        }
+        let card = card.with_checked_classes(&network).map_err(|problem| Error::field(&path, "classes", problem))?;
         let spec = network.spec();
         let supernet = Supernet::read(spec, &dir.join(WEIGHTS))?;
         let path = dir.join(SUBNETS);
         let table: SubnetTable = read_toml(&path)?;
         check_format(&path, table.format)?;
-        if table.subnets.last().is_none_or(|last| last.name != FULL) {
-            return Err(Error::field(&path, "subnet", "the last subnet must be `full`"));
-        }
-        for (index, subnet) in table.subnets.iter().enumerate() {
-            let place = format!("subnet {}", subnet.name);
-            let widths = widths_of(spec, subnet).map_err(|problem| Error::field(&path, &place, problem))?;
-            let counts = (spec.parameters(&widths), spec.macs(&widths));
-            if counts != (subnet.parameters, subnet.macs) {
-                let problem =
-                    format!("widths give {} parameters and {} MACs, which the row denies", counts.0, counts.1);
-                return Err(Error::field(&path, &place, problem));
-            }
-            if table.subnets[..index].iter().any(|earlier| earlier.name == subnet.name) {
-                return Err(Error::field(&path, &place, "stands twice"));
-            }
-        }
-        Self::assemble(card, network, supernet, table)
+        table.check(spec).map_err(|(place, problem)| Error::field(&path, &place, problem))?;
+        Ok(Self { card, network, supernet, table })
     }
 
     /// Writes the directory, file by file, each whole or not at all; weights in `dtype`.

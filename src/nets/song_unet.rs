@@ -101,6 +101,11 @@ fn four() -> usize {
 }
 
 impl Config {
+    /// The resolution of each level, from the image's down.
+    pub fn levels(&self) -> Vec<usize> {
+        (0..self.channel_mult.len()).map(|level| self.img_resolution >> level).collect()
+    }
+
     /// Checks what the types do not. The error is the field and what it accepts.
     fn check(&self) -> Result<()> {
         let levels = self.channel_mult.len();

@@ -156,6 +156,7 @@ pub(crate) fn read_f32(path: &Path, name: &str, view: &safetensors::tensor::Tens
         other => return Err(Error::field(path, name, format!("dtype {other:?} is none of F64, F32, F16, BF16"))),
     };
     let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?.to_dtype(DType::F32)?;
+    // After the conversion: a value of f64 may be too large for f32.
     if tensor.flatten_all()?.to_vec1::<f32>()?.iter().any(|value| !value.is_finite()) {
         return Err(Error::field(path, name, "has values that are not finite"));
     }

@@ -119,11 +119,12 @@ pub fn tensor_name(pipe: &Pipe) -> String {
 /// Writes scores in original channel order, in f32; `notes` say how they were made (`method`, `samples`).
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be written.
+/// [`Error::Io`] if the file cannot be written; what [`read`] would refuse.
 pub fn write(spec: &Spec, scores: &[Vec<f64>], notes: &[(&str, String)], path: &Path) -> Result<()> {
     let mut tensors = Vec::with_capacity(scores.len());
     for (pipe, scores) in spec.pipes.iter().zip(scores) {
         let scores: Vec<f32> = scores.iter().map(|&score| score as f32).collect();
+        check(path, pipe, &scores)?;
         tensors.push((tensor_name(pipe), Tensor::new(scores, &Device::Cpu)?));
     }
     let notes = notes.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
@@ -144,12 +145,17 @@ pub fn read(spec: &Spec, path: &Path) -> Result<Vec<Vec<f64>>> {
             return Err(Error::field(path, &name, format!("shape {:?} is not [{}]", view.shape(), pipe.width)));
         }
         let scores = read_f32(path, &name, &view)?.to_vec1::<f32>()?;
-        if scores.iter().any(|&score| score < 0.0) {
-            return Err(Error::field(path, &name, "has negative values; importances are at least 0"));
-        }
+        check(path, pipe, &scores)?;
         Ok(scores.into_iter().map(f64::from).collect())
     };
     spec.pipes.iter().map(of_pipe).collect()
+}
+
+fn check(path: &Path, pipe: &Pipe, scores: &[f32]) -> Result<()> {
+    match scores.iter().any(|&score| score < 0.0) {
+        true => Err(Error::field(path, &tensor_name(pipe), "has negative values; importances are at least 0")),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use super::data::Source;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::read_toml;
-use crate::nets::Network;
 use crate::nets::network::Backbone;
+use crate::nets::{Model, Network};
 use crate::supernet::Order;
 use crate::supernet::allocation::{self, Wanted};
 use crate::training::data::Dataset;
@@ -12,6 +12,9 @@ use crate::{Error, Result};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+/// How far `sigma_data` may be from the deviation of the images without a warning.
+const SIGMA_DATA_FACTOR: f64 = 1.25;
 
 /// A training config: network, data, and the stages from scratch to a supernet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,11 +85,40 @@ impl Weights {
 /// What ranking and evaluation read of a training config: the rest is training's to check.
 #[derive(Clone, Debug, Deserialize)]
 pub struct DataConfig {
+    /// The file that it was read from, for messages.
+    #[serde(skip)]
+    path: PathBuf,
     /// The images.
     pub data: Source,
     /// Their noise levels.
     #[serde(default)]
     pub loss: Loss,
+}
+
+impl DataConfig {
+    /// Reads a config. Relative paths in it are taken from its own folder.
+    ///
+    /// # Errors
+    /// One sentence with the file and the field.
+    pub fn open(path: &Path) -> Result<Self> {
+        let Self { data, loss, .. } = read_toml(path)?;
+        Ok(Self { path: path.to_path_buf(), data: data.within(folder(path)), loss })
+    }
+
+    /// The images, labelled with the classes of `model`.
+    ///
+    /// # Errors
+    /// As [`Source::load`], and [`Error::Input`] if the images or the names of their classes are not the model's.
+    pub fn load_for(&self, model: &Model) -> Result<Dataset> {
+        let dataset = self.data.load()?.for_classes(&model.card.classes);
+        let fits = dataset.and_then(|dataset| dataset.check(model.image(), model.network.classes()).map(|()| dataset));
+        fits.map_err(|error| error.in_file(&self.path))
+    }
+}
+
+/// Where the relative paths of a config begin.
+fn folder(config: &Path) -> &Path {
+    config.parent().unwrap_or(Path::new(""))
 }
 
 /// EDM's training loss (Karras et al. 2022, section 5).
@@ -222,12 +254,13 @@ impl Default for Sampling {
 }
 
 impl Config {
-    /// Reads and checks a config.
+    /// Reads and checks a config. Relative paths in it are taken from its own folder.
     ///
     /// # Errors
     /// One sentence with the file and the field.
     pub fn load(path: &Path) -> Result<Self> {
-        let config = Self { path: path.to_path_buf(), ..read_toml(path)? };
+        let read: Self = read_toml(path)?;
+        let config = Self { path: path.to_path_buf(), data: read.data.within(folder(path)), ..read };
         config.check().map_err(|(field, problem)| Error::field(path, &field, problem))?;
         Ok(config)
     }
@@ -250,6 +283,35 @@ impl Config {
             return Err(Error::field(&self.path, "backbone.label_dim", problem));
         }
         Ok(())
+    }
+
+    /// What is allowed but rarely meant, a sentence each.
+    pub fn warnings(&self, dataset: &Dataset) -> Vec<String> {
+        let Backbone::SongUnet(net) = &self.backbone;
+        let mut warnings = Vec::new();
+        let levels = net.levels();
+        let missed: Vec<String> =
+            net.attn_resolutions.iter().filter(|res| !levels.contains(res)).map(usize::to_string).collect();
+        if !missed.is_empty() {
+            let levels: Vec<String> = levels.iter().map(usize::to_string).collect();
+            warnings.push(format!(
+                "{}: backbone.attn_resolutions: no level of the network has {}; it has {}",
+                self.path.display(),
+                missed.join(", "),
+                levels.join(", ")
+            ));
+        }
+        let (_, std) = dataset.statistics();
+        if let Preconditioning::Edm { sigma_data } = self.preconditioning
+            && !(std / SIGMA_DATA_FACTOR..=std * SIGMA_DATA_FACTOR).contains(&sigma_data)
+        {
+            warnings.push(format!(
+                "{}: preconditioning.sigma_data: {sigma_data} is more than a factor of {SIGMA_DATA_FACTOR} from the \
+                 deviation of the images, {std:.3}, which it should be",
+                self.path.display()
+            ));
+        }
+        warnings
     }
 
     fn check(&self) -> std::result::Result<(), (String, String)> {

@@ -8,7 +8,7 @@ use super::{importance, progress::Progress};
 use crate::files::write_directory;
 use crate::nets::model::{CARD, Card, DataStatistics};
 use crate::nets::{Model, Network};
-use crate::supernet::{Subnet, Supernet, ranking};
+use crate::supernet::{Subnet, Supernet, ranking, subnet_name};
 use crate::{Error, Result};
 use candle_core::DType;
 use std::path::{Path, PathBuf};
@@ -75,14 +75,13 @@ impl Flow<'_> {
             let problem = format!("the run in {} is past the full width", self.out.display());
             return Err(Error::input("--widths full", problem));
         }
-        let dataset = self.config.data.load()?;
-        self.config.check_data(&dataset)?;
+        let dataset = self.dataset(&network, resumed.as_ref())?;
         let runs_full = self.only != Some(StageName::All) && self.init.is_none() && stage != Some(StageName::All);
         if runs_full {
             std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
             let state = match resumed.take() {
                 Some(state) => state,
-                None => State::begin(StageName::Full, &initial(network.spec(), self.config.seed)?)?,
+                None => State::begin(StageName::Full, &initial(network.spec(), self.config.seed)?, &dataset.classes)?,
             };
             let spec = network.spec();
             let full = [Subnet::new(spec, 1.0, &spec.full())];
@@ -107,7 +106,7 @@ impl Flow<'_> {
         // A state of the first stage is behind us: what it led to is ranked.
         let state = match resumed.filter(|state| state.position.stage == StageName::All) {
             Some(state) => state,
-            None => State::begin(StageName::All, &ranked.supernet)?,
+            None => State::begin(StageName::All, &ranked.supernet, &dataset.classes)?,
         };
         let teacher = Some(&ranked.supernet);
         let mut trainer = Trainer::new(&network, self.config, &dataset, ranked.subnets(), state, teacher)?;
@@ -120,6 +119,26 @@ impl Flow<'_> {
         let model = self.model(&dataset, supernet, made)?.with_subnets(&ranked.table.target, rows)?;
         model.write(self.out, self.config.dtype.dtype())?;
         Ok(Outcome::Finished)
+    }
+
+    /// The config's images, labelled as what this run continues was trained with: the same class stays the same number.
+    fn dataset(&self, network: &Network, resumed: Option<&State>) -> Result<Dataset> {
+        let dataset = self.config.data.load()?;
+        self.config.check_data(&dataset)?;
+        tracing::info!("{}", dataset.summary());
+        self.config.warnings(&dataset).iter().for_each(|warning| tracing::warn!("{warning}"));
+        let kept = [RANKED, PRETRAINED].map(|stage| self.out.join(stage)).into_iter().find(|dir| dir.exists());
+        let known = match (resumed, self.init.map(PathBuf::from).or(kept)) {
+            // A network without classes ignores those of the data, and its model has none.
+            _ if network.classes() == 0 => Some(Vec::new()),
+            (Some(state), _) => Some(state.classes.clone()),
+            (None, Some(dir)) => Some(Model::open(&dir)?.card.classes),
+            (None, None) => None,
+        };
+        match known {
+            Some(classes) => dataset.for_classes(&classes).map_err(|error| error.in_file(&self.config.path)),
+            None => Ok(dataset),
+        }
     }
 
     /// What `model.toml` says of how the model was made, after the stage that stands at `position`.
@@ -149,6 +168,11 @@ impl Flow<'_> {
             if model.card.preconditioning != self.config.preconditioning {
                 return Err(Error::field(&dir.join(CARD), "preconditioning", "is not that of the config"));
             }
+            if model.card.classes != dataset.classes {
+                let (theirs, ours) = (model.card.classes.join(", "), dataset.classes.join(", "));
+                let problem = format!("are {theirs}, but the run was begun with {ours}; accepted is the same order");
+                return Err(Error::field(&dir.join(CARD), "classes", problem));
+            }
             return Ok(model);
         }
         let pretrained = Model::open(&self.out.join(PRETRAINED)).map_err(|error| {
@@ -161,7 +185,7 @@ impl Flow<'_> {
         tracing::info!(samples = ranking.samples, order = ranking.order.as_str(), "ranking channels");
         let (loss, seed) = (&self.config.loss, self.config.seed);
         let samples = importance::Samples::draw(dataset, network, loss.p_mean, loss.p_std, seed, ranking.samples)?;
-        let mut progress = Progress::new("rank", ranking.samples as u64);
+        let mut progress = Progress::new("rank", "samples", 0, ranking.samples as u64);
         let scores = importance::taylor(network, &pretrained.supernet, &samples, |done| progress.at(done as u64, ""))?;
         progress.finish();
         let original = ranking::to_original(&pretrained.supernet, &scores);
@@ -199,23 +223,24 @@ impl Flow<'_> {
     fn train(&self, network: &Network, trainer: &mut Trainer) -> Result<Outcome> {
         let path = self.out.join(STATE);
         let name = trainer.state.position.stage.as_str();
-        let mut progress = Progress::new(name, trainer.images());
+        let mut progress = Progress::new(name, "images", trainer.state.position.seen, trainer.images());
         let mut saved = Instant::now();
-        let (started, begun) = (trainer.state.position.seconds, trainer.state.position.seen);
         while !trainer.is_finished() {
             trainer.step()?;
             let position = &trainer.state.position;
-            let rate = (position.seen - begun) as f64 / (position.seconds - started);
             let losses: Vec<String> = trainer
                 .ratios()
                 .iter()
                 .zip(&position.losses)
-                .filter_map(|(ratio, loss)| loss.map(|loss| format!("{ratio:.3} {loss:.4}")))
+                .filter_map(|(ratio, loss)| loss.map(|loss| format!("{}: loss {loss:.4}", subnet_name(*ratio))))
                 .collect();
-            progress.at(position.seen, &format!("{rate:.0} images/s, loss {}", losses.join(", ")));
+            progress.at(position.seen, &losses.join(", "));
             let stop = self.stop.load(Ordering::Relaxed);
             if stop || trainer.is_finished() || saved.elapsed() >= self.checkpoint_every {
-                trainer.state.write(network.spec(), &path)?;
+                trainer.state.write(network.spec(), &path).map_err(|error| match error {
+                    Error::NotFinite { place, .. } => trainer.not_finite(format!("{place} is not finite")),
+                    other => other,
+                })?;
                 saved = Instant::now();
             }
             if stop && !trainer.is_finished() {

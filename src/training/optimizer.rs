@@ -82,7 +82,8 @@ impl Default for Adam {
 
 impl Adam {
     /// One step: `gradients[i]` is the gradient of the block that `regions[i]` keeps of `slots[i]`, `None` where nothing
-    /// flows. Gradients are scaled so that their joint norm is at most `stage.gradient_clip`; returns the norm before.
+    /// flows. Gradients are scaled so that their joint norm is at most `stage.gradient_clip`; returns the norm before. Where
+    /// it is not finite, the step is not made.
     pub fn step(
         &self,
         slots: &mut [Slot],
@@ -96,6 +97,9 @@ impl Adam {
             .map(|gradient| gradient.as_ref().map_or(0.0, |g| g.iter().map(|g| *g as f64 * *g as f64).sum::<f64>()));
         // Summed in order: the result must not depend on how the work was split.
         let norm = squares.collect::<Vec<f64>>().iter().sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            return norm;
+        }
         let clip = if norm > stage.gradient_clip { (stage.gradient_clip / norm) as f32 } else { 1.0 };
         let rate = stage.rate(seen) as f32;
         let decay = 1.0 - rate * stage.weight_decay as f32;
@@ -185,6 +189,17 @@ mod tests {
         }
         adam.step(&mut slots, &[Region { full: &[2], kept: &[2] }], &[Some(vec![0.3, 0.3])], &flat, 50);
         assert!((slots[0].value[1] + 0.1).abs() < 1e-6, "{}", slots[0].value[1]);
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut slots = [Slot::new(vec![1.0, 2.0])];
+            let regions = [Region { full: &[2], kept: &[2] }];
+            let norm = Adam::default().step(&mut slots, &regions, &[Some(vec![0.5, bad])], &stage(), 0);
+            assert!(!norm.is_finite(), "{norm}");
+            assert_eq!(slots, [Slot::new(vec![1.0, 2.0])]);
+        }
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct Position {
 pub struct State {
     /// Where the run stands.
     pub position: Position,
+    /// Class names in the order of the labels that it was trained with; empty for an unconditional network.
+    pub classes: Vec<String>,
     /// How channels are ordered.
     pub order: Order,
     /// By pipe: the original channel at each position.
@@ -59,12 +61,13 @@ pub struct State {
 const PARTS: [&str; 4] = ["value", "average", "m", "v"];
 
 impl State {
-    /// A stage that begins with the weights of `supernet`.
-    pub fn begin(stage: StageName, supernet: &Supernet) -> Result<Self> {
+    /// A stage that begins with the weights of `supernet`, whose labels are these classes.
+    pub fn begin(stage: StageName, supernet: &Supernet, classes: &[String]) -> Result<Self> {
         let values = supernet.params.iter().map(|param| param.flatten_all()?.to_vec1::<f32>());
         let slots = values.map(|value| Ok(Slot::new(value?))).collect::<Result<_>>()?;
         let position = Position { stage, seen: 0, seconds: 0.0, losses: vec![] };
-        Ok(Self { position, order: supernet.order, permutations: supernet.permutations.clone(), slots })
+        let (classes, permutations) = (classes.to_vec(), supernet.permutations.clone());
+        Ok(Self { position, classes, order: supernet.order, permutations, slots })
     }
 
     /// The weights as they are, or their average.
@@ -78,6 +81,9 @@ impl State {
     }
 
     /// Writes the file whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if a value is not; the file that was there stays.
     pub fn write(&self, spec: &Spec, path: &Path) -> Result<()> {
         let refuse =
             |error: &dyn std::fmt::Display| Error::input(path.display(), format!("cannot be written: {error}"));
@@ -97,6 +103,7 @@ impl State {
         let json = |value: serde_json::Result<String>| value.map_err(|error| refuse(&error));
         let metadata = HashMap::from([
             ("position".to_string(), json(serde_json::to_string(&self.position))?),
+            ("classes".to_string(), json(serde_json::to_string(&self.classes))?),
             ("order".to_string(), json(serde_json::to_string(&self.order))?),
             ("permutations".to_string(), json(serde_json::to_string(&self.permutations))?),
         ]);
@@ -122,11 +129,11 @@ impl State {
         if !permutations.iter().map(Vec::len).eq(spec.pipes.iter().map(|pipe| pipe.width)) {
             return Err(Error::field(path, "permutations", "do not fit the network of the config"));
         }
-        let words = |name: String, shape: &[usize], dtype: Dtype| {
-            let view = tensor(path, &file, &name)?;
+        let words = |name: &str, shape: &[usize], dtype: Dtype| {
+            let view = tensor(path, &file, name)?;
             if view.shape() != shape || view.dtype() != dtype {
                 let problem = format!("{:?} {:?} is not {dtype:?} {shape:?}", view.dtype(), view.shape());
-                return Err(Error::field(path, &name, problem));
+                return Err(Error::field(path, name, problem));
             }
             let words =
                 view.data().chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
@@ -135,18 +142,25 @@ impl State {
         let mut slots = Vec::with_capacity(spec.params.len());
         for param in &spec.params {
             let floats = |part: &str| -> Result<Vec<f32>> {
-                let words = words(format!("{}#{part}", param.name), &param.shape, Dtype::F32)?;
-                Ok(words.into_iter().map(f32::from_bits).collect())
+                let name = format!("{}#{part}", param.name);
+                let words = words(&name, &param.shape, Dtype::F32)?;
+                let values: Vec<f32> = words.into_iter().map(f32::from_bits).collect();
+                match values.iter().all(|value| value.is_finite()) {
+                    true => Ok(values),
+                    false => {
+                        Err(Error::field(path, &name, "has values that are not finite: the run diverged; begin anew"))
+                    }
+                }
             };
             slots.push(Slot {
                 value: floats("value")?,
                 average: floats("average")?,
                 m: floats("m")?,
                 v: floats("v")?,
-                updates: words(format!("{}#updates", param.name), &param.shape, Dtype::U32)?,
+                updates: words(&format!("{}#updates", param.name), &param.shape, Dtype::U32)?,
             });
         }
-        let order = field(path, &metadata, "order")?;
-        Ok(Self { position: field(path, &metadata, "position")?, order, permutations, slots })
+        let (position, order) = (field(path, &metadata, "position")?, field(path, &metadata, "order")?);
+        Ok(Self { position, classes: field(path, &metadata, "classes")?, order, permutations, slots })
     }
 }

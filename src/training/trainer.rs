@@ -5,7 +5,7 @@ use super::config::{Config, Sampling, Stage, Teacher};
 use super::data::Dataset;
 use super::optimizer::{Adam, Region};
 use super::sampling;
-use super::state::{StageName, State};
+use super::state::{Position, StageName, State};
 use crate::nets::Network;
 use crate::nets::sliced::Sliced;
 use crate::ops::Tape;
@@ -123,7 +123,23 @@ impl<'a> Trainer<'a> {
         &self.config.sampling
     }
 
+    /// An error about the step that comes next or, for a state that cannot be written, the one before it.
+    pub fn not_finite(&self, what: impl std::fmt::Display) -> Error {
+        let Position { stage, seen, .. } = &self.state.position;
+        let (stage, step) = (stage.as_str(), seen / self.stage.batch as u64);
+        Error::NotFinite {
+            place: format!("{stage}, after step {step} ({seen} images)"),
+            problem: format!(
+                "{what}; the last checkpoint is left as it was; a lower {stage}.learning_rate than {} may help",
+                self.stage.learning_rate
+            ),
+        }
+    }
+
     /// One step of the optimiser.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if the loss or the gradient is not; the state is then that before the step.
     pub fn step(&mut self) -> Result<Report> {
         let start = Instant::now();
         let seen = self.state.position.seen;
@@ -137,6 +153,9 @@ impl<'a> Trainer<'a> {
         for &index in &chosen {
             let narrower = index + 1 < self.widths.len();
             let pass = self.pass(&supernet, &self.widths[index], &batch, target.as_deref().filter(|_| narrower))?;
+            if !pass.loss.is_finite() {
+                return Err(self.not_finite(format!("the loss at ratio {:.3} is {}", self.ratios[index], pass.loss)));
+            }
             losses.push((index, pass.loss));
             match &mut sum {
                 None => sum = Some(pass.gradients),
@@ -156,6 +175,9 @@ impl<'a> Trainer<'a> {
             .map(|(param, kept)| Region { full: &param.shape, kept })
             .collect();
         let norm = self.adam.step(&mut self.state.slots, &regions, &gradients.values, self.stage, seen);
+        if !norm.is_finite() {
+            return Err(self.not_finite(format!("the norm of the gradient is {norm}")));
+        }
         let position = &mut self.state.position;
         position.seen += self.stage.batch as u64;
         position.seconds += start.elapsed().as_secs_f64();

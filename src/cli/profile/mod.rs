@@ -92,7 +92,8 @@ impl Shown {
     fn at(&mut self, progress: &survey::Progress<'_>) {
         if self.now.as_ref().is_none_or(|(part, _)| *part != progress.part) {
             self.finish();
-            self.now = Some((progress.part, Progress::new(progress.part, progress.total as u64)));
+            let unit = if progress.part == "latency" { "rounds" } else { "plans" };
+            self.now = Some((progress.part, Progress::new(progress.part, unit, 0, progress.total as u64)));
         }
         if let Some((_, bar)) = &mut self.now {
             bar.at(progress.done as u64, &progress.plan.map(ToString::to_string).unwrap_or_default());

@@ -11,6 +11,8 @@ const SHAPE: ImageShape = ImageShape { height: 32, width: 32, channels: 3 };
 const PLANE: usize = SHAPE.height * SHAPE.width;
 /// A label byte, then the red, the green and the blue plane.
 const RECORD: usize = 1 + 3 * PLANE;
+/// The file of the class names.
+pub(super) const NAMES: &str = "batches.meta.txt";
 const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// Loads the five training batches in `folder`; class names from `batches.meta.txt` if it is there.
@@ -19,7 +21,7 @@ const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "d
 /// `Error::Io` if a file cannot be read; `Error::Input` if a batch is missing, cut, or has a label above 9, or if the
 /// class names are not ten.
 pub(super) fn load(folder: &Path) -> Result<Dataset> {
-    let classes = class_names(&folder.join("batches.meta.txt"))?;
+    let classes = class_names(&folder.join(NAMES))?;
     let mut data = Dataset { shape: SHAPE, classes, images: Vec::new(), labels: Vec::new() };
     for batch in 1..=5 {
         append(&folder.join(format!("data_batch_{batch}.bin")), &mut data)?;

@@ -2,41 +2,44 @@
 
 use std::path::{Path, PathBuf};
 
-use image::ImageReader;
 use rayon::prelude::*;
 
-use super::{Colour, Dataset};
+use super::{Background, Colour, Dataset};
+use crate::classes;
 use crate::nets::ImageShape;
+use crate::picture::{self, Picture};
 use crate::{Error, Result};
 
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+/// Skipped files that the warning names.
+const NAMED: usize = 3;
 
-/// Loads every image of every class folder of `root`, in the order of their names, converted to `colour`.
-///
-/// An alpha channel is dropped, 16-bit values are scaled to bytes, and an EXIF orientation is not applied. Names that
-/// begin with a dot are ignored.
+/// Loads every image of every class folder of `root`, in the order of their names, converted to `colour` as
+/// [`picture::decode`] says. Names that begin with a dot are ignored; whatever else is no image by its ending is skipped,
+/// and one warning says how much that is.
 ///
 /// # Errors
 /// `Error::Io` if a folder or a file cannot be read; `Error::Input` if there is no class folder, a class without images,
-/// a file that is not an image, or an image of another size than `image_size` (square) or else than the first one.
-pub(super) fn load(root: &Path, image_size: Option<usize>, colour: Colour) -> Result<Dataset> {
+/// an image outside the class folders, one that is damaged, or one of another size than `image_size` (square) or else than
+/// the first one.
+pub(super) fn load(root: &Path, image_size: Option<usize>, colour: Colour, background: Background) -> Result<Dataset> {
     if image_size == Some(0) {
         return Err(Error::input("data.image_size", "is 0, but only sizes of at least 1 pixel are accepted"));
     }
-    let (mut classes, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
-    for folder in visible_entries(root)? {
-        let label = u16::try_from(classes.len())
-            .map_err(|_| Error::input(root.display(), "has more class folders than the 65536 that are accepted"))?;
-        classes.push(class_name(&folder)?);
-        files.extend(images_of_class(&folder)?);
-        labels.resize(files.len(), label);
-    }
+    let Listing { classes, labels, files, foreign } = Listing::of(root)?;
     let Some(first) = files.first() else {
         return Err(Error::input(root.display(), "has no class folder; one folder of images a class is accepted"));
     };
+    if let Some(warning) = skipped(root, &foreign) {
+        tracing::warn!("{warning}");
+    }
 
     // The first image is decoded twice, so that no memory is allocated on the word of a damaged header.
-    let Pixels { width, height, .. } = decode(first, colour)?;
+    let decode = |file: &PathBuf| {
+        let bytes = std::fs::read(file).map_err(Error::io(file))?;
+        picture::decode(&bytes, colour, background).map_err(|problem| Error::input(file.display(), problem))
+    };
+    let Picture { width, height, .. } = decode(first)?;
     let wanted = match image_size {
         Some(size) => Wanted { width: size, height: size, by: "data.image_size".into() },
         None => Wanted { width, height, by: first.display().to_string() },
@@ -46,14 +49,70 @@ pub(super) fn load(root: &Path, image_size: Option<usize>, colour: Colour) -> Re
     let shape = ImageShape { height, width, channels: colour.channels() };
     let mut images = vec![0; files.len() * shape.elements()];
     let failure = images.par_chunks_mut(shape.elements()).zip(&files).find_map_first(|(slot, file)| {
-        let filled = decode(file, colour).and_then(|pixels| {
-            wanted.check(file, pixels.width, pixels.height)?;
-            slot.copy_from_slice(&pixels.bytes);
+        let filled = decode(file).and_then(|picture| {
+            wanted.check(file, picture.width, picture.height)?;
+            slot.copy_from_slice(&picture.bytes);
             Ok(())
         });
         filled.err()
     });
     failure.map_or(Ok(Dataset { shape, classes, images, labels }), Err)
+}
+
+/// What lies in a folder of class folders.
+struct Listing {
+    classes: Vec<String>,
+    /// The class of each of `files`.
+    labels: Vec<u16>,
+    files: Vec<PathBuf>,
+    /// What is no image.
+    foreign: Vec<PathBuf>,
+}
+
+impl Listing {
+    fn of(root: &Path) -> Result<Self> {
+        let (folders, mut foreign): (Vec<_>, Vec<_>) = visible_entries(root)?.into_iter().partition(|e| e.is_dir());
+        if let Some(stray) = foreign.iter().find(|file| is_image(file)) {
+            return Err(Error::input(
+                stray.display(),
+                "is in no class folder; one folder of images a class is accepted",
+            ));
+        }
+        let mut named = folders.into_iter().map(|f| Ok((class_name(&f)?, f))).collect::<Result<Vec<_>>>()?;
+        // By their names, which are the same everywhere: a Mac gives the bytes of `é` in another order.
+        named.sort();
+        let (mut classes, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, folder) in named {
+            let label = u16::try_from(classes.len())
+                .map_err(|_| Error::input(root.display(), "has more class folders than the 65536 that are accepted"))?;
+            classes.push(name);
+            let (images, others): (Vec<_>, Vec<_>) =
+                visible_entries(&folder)?.into_iter().partition(|entry| is_image(entry));
+            if images.is_empty() {
+                return Err(Error::input(folder.display(), "has no images, but a class must have at least one"));
+            }
+            files.extend(images);
+            labels.resize(files.len(), label);
+            foreign.extend(others);
+        }
+        Ok(Self { classes, labels, files, foreign })
+    }
+}
+
+/// What to say of files that are no images; `None` where there are none.
+fn skipped(root: &Path, foreign: &[PathBuf]) -> Option<String> {
+    let names: Vec<_> = foreign.iter().take(NAMED).map(|file| file.strip_prefix(root).unwrap_or(file)).collect();
+    let names: Vec<_> = names.iter().map(|name| name.display().to_string()).collect();
+    let more = if foreign.len() > NAMED { ", ..." } else { "" };
+    (!foreign.is_empty()).then(|| {
+        format!(
+            "{}: skipped {} that end in none of {}: {}{more}",
+            root.display(),
+            foreign.len(),
+            EXTENSIONS.join(", "),
+            names.join(", ")
+        )
+    })
 }
 
 /// The size that all images must have, and what asks for it.
@@ -88,53 +147,17 @@ fn visible_entries(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn class_name(folder: &Path) -> Result<String> {
-    if !folder.is_dir() {
-        return Err(Error::input(folder.display(), "is not a folder, but only class folders are accepted here"));
-    }
     match folder.file_name().and_then(|name| name.to_str()) {
-        Some(name) => Ok(name.to_owned()),
+        Some(name) => Ok(classes::canonical(name)),
         None => Err(Error::input(folder.display(), "has a name that is not UTF-8, but a class name must be")),
     }
 }
 
-fn images_of_class(folder: &Path) -> Result<Vec<PathBuf>> {
-    let files = visible_entries(folder)?;
-    if files.is_empty() {
-        return Err(Error::input(folder.display(), "has no images, but a class must have at least one"));
-    }
-    let known = |file: &PathBuf| {
-        let extension = file.extension().and_then(|extension| extension.to_str());
-        extension.is_some_and(|extension| EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(extension)))
-    };
-    match files.iter().find(|file| !known(file)) {
-        Some(file) => Err(Error::input(file.display(), format!("only {} are accepted here", EXTENSIONS.join(", ")))),
-        None => Ok(files),
-    }
-}
-
-/// A decoded image: `bytes` is `[height, width, channels]`.
-struct Pixels {
-    width: usize,
-    height: usize,
-    bytes: Vec<u8>,
-}
-
-fn decode(file: &Path, colour: Colour) -> Result<Pixels> {
-    let reader = ImageReader::open(file).map_err(Error::io(file))?;
-    // By content, because images are often saved under another format's extension.
-    let reader = reader.with_guessed_format().map_err(Error::io(file))?;
-    let image = reader
-        .decode()
-        .map_err(|error| Error::input(file.display(), format!("is not an intact png, jpeg or webp image ({error})")))?;
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    let bytes = match colour {
-        Colour::Grey => image.into_luma8().into_raw(),
-        Colour::Rgb => image.into_rgb8().into_raw(),
-    };
-    if bytes.is_empty() {
-        return Err(Error::input(file.display(), "has no pixels, but an image must have at least one"));
-    }
-    Ok(Pixels { width, height, bytes })
+/// Whether an entry is to be read as an image: a file by its ending, so that a damaged one is not passed over.
+fn is_image(entry: &Path) -> bool {
+    let extension = entry.extension().and_then(|extension| extension.to_str());
+    let known = extension.is_some_and(|found| EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(found)));
+    known && !entry.is_dir()
 }
 
 #[cfg(test)]
@@ -143,6 +166,10 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+
+    fn load_with(root: &Path, image_size: Option<usize>, colour: Colour) -> Result<Dataset> {
+        load(root, image_size, colour, Background::of(colour))
+    }
 
     /// Writes an RGB image of one colour; its format is that of the name.
     fn paint(root: &TempDir, name: &str, width: u32, height: u32, colour: [u8; 3]) {
@@ -161,7 +188,7 @@ mod tests {
 
     /// The message of the refusal, without the folder's name.
     fn refusal(root: &TempDir, image_size: Option<usize>) -> String {
-        let error = load(root.path(), image_size, Colour::Rgb).unwrap_err().to_string();
+        let error = load_with(root.path(), image_size, Colour::Rgb).unwrap_err().to_string();
         error.replace(&format!("{}", root.path().display()), "ROOT")
     }
 
@@ -171,7 +198,7 @@ mod tests {
         std::fs::write(root.path().join(".DS_Store"), "x").unwrap();
         std::fs::write(root.path().join("crow/.thumbs"), "x").unwrap();
         std::fs::create_dir(root.path().join(".git")).unwrap();
-        let data = load(root.path(), None, Colour::Rgb).unwrap();
+        let data = load_with(root.path(), None, Colour::Rgb).unwrap();
         assert_eq!(data.shape, ImageShape { height: 2, width: 3, channels: 3 });
         assert_eq!(data.classes, ["crow", "wren"]);
         assert_eq!(data.labels, [0, 1, 1]);
@@ -185,11 +212,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         paint(&root, "a/green.png", 2, 2, [0, 255, 0]);
         GrayImage::from_fn(2, 2, |x, y| Luma([(10 * y + x) as u8])).save(root.path().join("a/grey.png")).unwrap();
-        let grey = load(root.path(), Some(2), Colour::Grey).unwrap();
+        let grey = load_with(root.path(), Some(2), Colour::Grey).unwrap();
         assert_eq!(grey.shape, ImageShape { height: 2, width: 2, channels: 1 });
         // Rec. 709: 0.7152 of white.
         assert_eq!(grey.images, [182, 182, 182, 182, 0, 1, 10, 11]);
-        let rgb = load(root.path(), Some(2), Colour::Rgb).unwrap();
+        let rgb = load_with(root.path(), Some(2), Colour::Rgb).unwrap();
         assert_eq!(rgb.image(0), [0, 255, 0].repeat(4));
         assert_eq!(rgb.image(1), [0, 0, 0, 1, 1, 1, 10, 10, 10, 11, 11, 11]);
     }
@@ -199,7 +226,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         paint(&root, "a/x.jpg", 8, 8, [200, 100, 50]);
         paint(&root, "a/y.JPEG", 8, 8, [200, 100, 50]);
-        let data = load(root.path(), Some(8), Colour::Rgb).unwrap();
+        let data = load_with(root.path(), Some(8), Colour::Rgb).unwrap();
         assert_eq!(data.len(), 2);
         for (found, written) in data.images.iter().zip([200u8, 100, 50].iter().cycle()) {
             assert!(found.abs_diff(*written) <= 4, "{found} {written}");
@@ -231,19 +258,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_image_is_refused_by_name() {
+    fn what_is_no_image_is_skipped_and_counted_in_one_warning() {
         let root = birds();
-        std::fs::write(root.path().join("wren/notes.txt"), "x").unwrap();
-        assert_eq!(refusal(&root, None), "ROOT/wren/notes.txt: only png, jpg, jpeg, webp are accepted here");
+        let wanted = load_with(root.path(), None, Colour::Rgb).unwrap();
+        assert!(skipped(root.path(), &Listing::of(root.path()).unwrap().foreign).is_none());
+        for name in ["wren/notes.txt", "wren/Thumbs.db", "readme.md", "crow/no-ending"] {
+            std::fs::write(root.path().join(name), "x").unwrap();
+        }
+        std::fs::create_dir(root.path().join("wren/young.png")).unwrap();
+        assert_eq!(load_with(root.path(), None, Colour::Rgb).unwrap(), wanted);
+        let warning = skipped(root.path(), &Listing::of(root.path()).unwrap().foreign).unwrap();
+        assert_eq!(
+            warning.replace(&root.path().display().to_string(), "ROOT"),
+            "ROOT: skipped 5 that end in none of png, jpg, jpeg, webp: readme.md, crow/no-ending, wren/Thumbs.db, ..."
+        );
+    }
 
-        let root = birds();
-        std::fs::create_dir(root.path().join("wren/young")).unwrap();
-        assert_eq!(refusal(&root, None), "ROOT/wren/young: only png, jpg, jpeg, webp are accepted here");
-
+    #[test]
+    fn a_damaged_image_is_refused_by_name() {
         let root = birds();
         let png = root.path().join("wren/b.PNG");
         let bytes = std::fs::read(&png).unwrap();
-        for damaged in [&bytes[..0], &bytes[..bytes.len() / 2], b"not an image at all"] {
+        let jpeg = include_bytes!("../../../tests/pictures/cut-at-60-percent.jpg");
+        for damaged in [&bytes[..0], &bytes[..bytes.len() / 2], b"not an image at all", jpeg] {
             std::fs::write(&png, damaged).unwrap();
             let error = refusal(&root, None);
             assert!(error.starts_with("ROOT/wren/b.PNG: is not an intact png, jpeg or webp image ("), "{error}");
@@ -251,15 +288,32 @@ mod tests {
     }
 
     #[test]
+    fn a_class_has_the_same_name_and_place_whichever_form_of_unicode_its_folder_is_written_in() {
+        let classes = |cafe: &str| {
+            let root = tempfile::tempdir().unwrap();
+            for name in ["cafz", cafe, "caff"] {
+                paint(&root, &format!("{name}/a.png"), 1, 1, [name.len() as u8; 3]);
+            }
+            load_with(root.path(), None, Colour::Rgb).unwrap().classes
+        };
+        assert_eq!(classes("caf\u{e9}"), ["caff", "cafz", "caf\u{e9}"]);
+        assert_eq!(classes("cafe\u{301}"), ["caff", "cafz", "caf\u{e9}"]);
+    }
+
+    #[test]
     fn a_folder_without_classes_or_images_is_refused() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(refusal(&root, None), "ROOT: has no class folder; one folder of images a class is accepted");
         std::fs::create_dir(root.path().join("wren")).unwrap();
+        std::fs::write(root.path().join("wren/notes.txt"), "x").unwrap();
         assert_eq!(refusal(&root, None), "ROOT/wren: has no images, but a class must have at least one");
         paint(&root, "stray.png", 2, 2, [0; 3]);
-        std::fs::remove_dir(root.path().join("wren")).unwrap();
-        assert_eq!(refusal(&root, None), "ROOT/stray.png: is not a folder, but only class folders are accepted here");
-        let missing = load(Path::new("/nowhere/birds"), None, Colour::Grey).unwrap_err().to_string();
+        std::fs::remove_dir_all(root.path().join("wren")).unwrap();
+        assert_eq!(
+            refusal(&root, None),
+            "ROOT/stray.png: is in no class folder; one folder of images a class is accepted"
+        );
+        let missing = load_with(Path::new("/nowhere/birds"), None, Colour::Grey).unwrap_err().to_string();
         assert!(missing.starts_with("/nowhere/birds: No such file"), "{missing}");
     }
 }

@@ -5,21 +5,27 @@ mod folder;
 mod idx;
 mod pixels;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
+use crate::classes;
 use crate::nets::ImageShape;
 use crate::{Error, Result};
 
+pub use crate::picture::{Background, Colour};
 pub use pixels::{flip_horizontal, to_unit};
+
+/// Classes that a summary names.
+const SUMMARISED: usize = 20;
 
 /// N labelled images of one size, in memory as bytes. [`Source::load`] makes it with at least one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
     /// The size of each image.
     pub shape: ImageShape,
-    /// Class names by label.
+    /// Class names by label, as [`classes::checked`] writes them.
     pub classes: Vec<String>,
     /// `[N, height, width, channels]`, row-major.
     pub images: Vec<u8>,
@@ -42,6 +48,47 @@ impl Dataset {
             return Err(Error::input("data", problem));
         }
         Ok(())
+    }
+
+    /// The same images for a model of these classes: labels are the model's, whatever order the data has them in. For a model
+    /// without classes they have none.
+    ///
+    /// # Errors
+    /// [`Error::Input`] about `data`, with both lists, if the names are not the same.
+    pub fn for_classes(mut self, classes: &[String]) -> Result<Self> {
+        if classes.is_empty() {
+            return Ok(Self { labels: vec![0; self.len()], classes: Vec::new(), ..self });
+        }
+        let places = classes::matched(&self.classes, classes).map_err(|problem| Error::input("data", problem))?;
+        // Both have as many classes, so a place fits wherever a label does.
+        self.labels.iter_mut().for_each(|label| *label = places[usize::from(*label)] as u16);
+        self.classes = classes.to_vec();
+        Ok(self)
+    }
+
+    /// How many images there are of each class; without classes, of all.
+    pub fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.classes.len().max(1)];
+        self.labels.iter().for_each(|&label| counts[usize::from(label)] += 1);
+        counts
+    }
+
+    /// One line for people: how many images of which size, their statistics, and how many there are of each class.
+    pub fn summary(&self) -> String {
+        let ImageShape { height, width, channels } = self.shape;
+        let (mean, std) = self.statistics();
+        let counts = self.counts();
+        let named = self.classes.iter().zip(&counts).take(SUMMARISED);
+        let named: Vec<String> =
+            named.map(|(class, count)| format!("{class} ({})", HumanCount(*count as u64))).collect();
+        let more = self.classes.len().saturating_sub(SUMMARISED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!(
+            "data: {} images of {height}x{width}x{channels}, mean {mean:.3} and deviation {std:.3} in [-1, 1]; {} classes: {}{more}",
+            HumanCount(self.len() as u64),
+            self.classes.len(),
+            named.join(", ")
+        )
     }
 
     /// The number of images, N.
@@ -95,7 +142,8 @@ pub enum Source {
         /// Class names by label.
         classes: Vec<String>,
     },
-    /// A folder of class folders of PNG, JPEG or WebP images. Classes are the class folders, sorted by name byte by byte.
+    /// A folder of class folders of PNG, JPEG or WebP images. Classes are the class folders, sorted by name (in NFC) byte by
+    /// byte.
     Folder {
         /// The folder that holds the class folders.
         path: PathBuf,
@@ -103,6 +151,8 @@ pub enum Source {
         image_size: Option<usize>,
         /// What the images are converted to.
         channels: Colour,
+        /// What shows behind transparent pixels; without it white for RGB and black for grey.
+        background: Option<Background>,
     },
     /// The five training batches of CIFAR-10's binary version.
     Cifar10 {
@@ -118,51 +168,28 @@ impl Source {
     /// [`Error::Io`](crate::Error::Io) if a file cannot be read; [`Error::Input`](crate::Error::Input), naming the
     /// file, if it is damaged, truncated, or disagrees with the configuration or with the other files.
     pub fn load(&self) -> Result<Dataset> {
+        let (mut dataset, named_by) = match self {
+            Self::Idx { images, labels, classes } => (idx::load(images, labels, classes)?, "data.classes".to_owned()),
+            Self::Folder { path, image_size, channels, background } => {
+                let background = background.unwrap_or(Background::of(*channels));
+                (folder::load(path, *image_size, *channels, background)?, path.display().to_string())
+            }
+            Self::Cifar10 { path } => (cifar::load(path)?, path.join(cifar::NAMES).display().to_string()),
+        };
+        dataset.classes = classes::checked(&dataset.classes).map_err(|problem| Error::input(named_by, problem))?;
+        Ok(dataset)
+    }
+
+    /// The same source with its relative paths taken from `folder`.
+    pub fn within(self, folder: &Path) -> Self {
         match self {
-            Self::Idx { images, labels, classes } => idx::load(images, labels, classes),
-            Self::Folder { path, image_size, channels } => folder::load(path, *image_size, *channels),
-            Self::Cifar10 { path } => cifar::load(path),
-        }
-    }
-}
-
-/// The colour channels of an image, written as their number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "i64", into = "i64")]
-pub enum Colour {
-    /// One channel: luma with the weights of Rec. 709.
-    Grey,
-    /// Three channels: red, green, blue.
-    Rgb,
-}
-
-impl Colour {
-    /// How many channels these are.
-    pub fn channels(self) -> usize {
-        match self {
-            Self::Grey => 1,
-            Self::Rgb => 3,
-        }
-    }
-}
-
-impl TryFrom<i64> for Colour {
-    type Error = String;
-
-    fn try_from(channels: i64) -> std::result::Result<Self, String> {
-        match channels {
-            1 => Ok(Self::Grey),
-            3 => Ok(Self::Rgb),
-            _ => Err(format!("channels is {channels}, but only 1 (grey) and 3 (RGB) are accepted")),
-        }
-    }
-}
-
-impl From<Colour> for i64 {
-    fn from(colour: Colour) -> Self {
-        match colour {
-            Colour::Grey => 1,
-            Colour::Rgb => 3,
+            Self::Idx { images, labels, classes } => {
+                Self::Idx { images: folder.join(images), labels: folder.join(labels), classes }
+            }
+            Self::Folder { path, image_size, channels, background } => {
+                Self::Folder { path: folder.join(path), image_size, channels, background }
+            }
+            Self::Cifar10 { path } => Self::Cifar10 { path: folder.join(path) },
         }
     }
 }
@@ -180,7 +207,10 @@ mod tests {
             Source::Idx { images: "i.gz".into(), labels: "l.gz".into(), classes: vec!["a".into(), "b".into()] }
         );
         let folder: Source = toml::from_str("format = 'folder'\npath = 'birds'\nchannels = 3").unwrap();
-        assert_eq!(folder, Source::Folder { path: "birds".into(), image_size: None, channels: Colour::Rgb });
+        assert_eq!(
+            folder,
+            Source::Folder { path: "birds".into(), image_size: None, channels: Colour::Rgb, background: None }
+        );
         let cifar: Source = toml::from_str("format = 'cifar10'\npath = 'cifar-10-batches-bin'").unwrap();
         assert_eq!(cifar, Source::Cifar10 { path: "cifar-10-batches-bin".into() });
         for source in [idx, folder, cifar] {
@@ -199,10 +229,66 @@ mod tests {
                 "format = 'folder'\npath = 'p'\nchannels = 4",
                 "channels is 4, but only 1 (grey) and 3 (RGB) are accepted",
             ),
+            (
+                "format = 'folder'\npath = 'p'\nchannels = 3\nbackground = 'grey'",
+                "background is `grey`, but only white, black and #rrggbb are accepted",
+            ),
         ] {
             let error = toml::from_str::<Source>(table).unwrap_err().to_string();
             assert!(error.contains(message), "{table}: {error}");
         }
+    }
+
+    #[test]
+    fn a_summary_says_what_was_loaded() {
+        let shape = ImageShape { height: 1, width: 2, channels: 1 };
+        let classes = vec!["crow".to_owned(), "wren".to_owned()];
+        let data =
+            Dataset { shape, classes, images: [0, 255].repeat(1_001), labels: [vec![1; 1_000], vec![0]].concat() };
+        assert_eq!(
+            data.summary(),
+            "data: 1,001 images of 1x2x1, mean 0.000 and deviation 1.000 in [-1, 1]; 2 classes: crow (1), wren (1,000)"
+        );
+        let classes = (0..22).map(|class| class.to_string()).collect();
+        assert!(Dataset { classes, ..data }.summary().ends_with("18 (0), 19 (0) and 2 more"));
+    }
+
+    #[test]
+    fn labels_follow_the_names_of_a_model_with_the_same_classes_in_another_order() {
+        let owned = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<String>>();
+        let shape = ImageShape { height: 1, width: 1, channels: 1 };
+        let classes = owned(&["bag", "coat", "dress"]);
+        let data = Dataset { shape, classes, images: vec![1, 2, 3, 4], labels: vec![0, 1, 2, 0] };
+        assert_eq!(data.counts(), [2, 1, 1]);
+        let model = owned(&["dress", "bag", "coat"]);
+        let matched = data.clone().for_classes(&model).unwrap();
+        assert_eq!((&matched.classes, &matched.labels), (&model, &vec![1, 2, 0, 1]));
+        assert_eq!(matched.counts(), [1, 2, 1]);
+        let without = data.clone().for_classes(&[]).unwrap();
+        assert_eq!((without.classes.len(), &without.images), (0, &data.images), "for a model without classes");
+        let refusal = data.for_classes(&owned(&["dress", "bag", "shirt"])).unwrap_err().to_string();
+        assert_eq!(refusal, "data: has the classes bag, coat, dress, but the model's are dress, bag, shirt");
+    }
+
+    #[test]
+    fn empty_and_equal_class_names_are_refused_wherever_they_come_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let refusal = |source: Source| source.load().unwrap_err().to_string();
+        let [images, labels] = ["images", "labels"].map(|name| dir.path().join(name));
+        std::fs::write(&images, [0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 7]).unwrap();
+        std::fs::write(&labels, [0, 0, 8, 1, 0, 0, 0, 1, 0]).unwrap();
+        let classes = vec!["caf\u{e9}".to_owned(), " cafe\u{301}".to_owned()];
+        let said = refusal(Source::Idx { images, labels, classes });
+        assert!(said.starts_with("data.classes: classes 0 and 1 are both `caf\u{e9}`"), "{said}");
+        for name in ["caf\u{e9}", "cafe\u{301}"] {
+            let folder = dir.path().join("folder").join(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            image::GrayImage::new(1, 1).save(folder.join("a.png")).unwrap();
+        }
+        let path = dir.path().join("folder");
+        let source = Source::Folder { path, image_size: None, channels: Colour::Grey, background: None };
+        let said = refusal(source);
+        assert!(said.contains("folder: classes 0 and 1 are both `caf\u{e9}`"), "{said}");
     }
 
     #[test]
