@@ -539,6 +539,9 @@ fn stages_that_cannot_follow_each_other_are_refused_and_change_nothing() {
     let before = content(&workspace.path("out/state.safetensors"));
     refused("out", &[], &["--out", text(&workspace.path("out")), "--resume"]);
     refused("out", &["--resume", "--widths", "full"], &["--widths full", text(&workspace.path("out"))]);
+    assert!(workspace.train("stateless", &["--widths", "full"]).status.success());
+    std::fs::remove_file(workspace.path("stateless/state.safetensors")).unwrap();
+    refused("stateless", &[], &["stateless/full: ", "whose state is gone", "--widths all", "--out"]);
     workspace.edit("num_blocks = 1", "num_blocks = 2");
     let ranked = workspace.path("out/ranked");
     refused("new", &["--widths", "all", "--init", text(&ranked)], &["ranked/model.toml: backbone"]);

@@ -75,8 +75,14 @@ impl Flow<'_> {
             let problem = format!("the run in {} is past the full width", self.out.display());
             return Err(Error::input("--widths full", problem));
         }
-        let dataset = self.dataset(&network, resumed.as_ref())?;
         let runs_full = self.only != Some(StageName::All) && self.init.is_none() && stage != Some(StageName::All);
+        let pretrained = self.out.join(PRETRAINED);
+        if runs_full && stage.is_none() && pretrained.exists() {
+            // What a first stage would leave there lies there already, from a run whose state is gone.
+            let problem = "is left from a run whose state is gone; --widths all continues it, or give a new --out";
+            return Err(Error::input(pretrained.display(), problem));
+        }
+        let dataset = self.dataset(&network, resumed.as_ref())?;
         if runs_full {
             std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
             let state = match resumed.take() {
@@ -91,7 +97,6 @@ impl Flow<'_> {
             }
             let supernet = trainer.state.supernet(spec, true)?;
             let made = self.made(toml::Table::new(), &trainer.state.position);
-            let pretrained = self.out.join(PRETRAINED);
             // It is there already if an earlier sitting ended between this and the next checkpoint.
             if !pretrained.exists() {
                 let model = self.model(&dataset, supernet, made)?;
