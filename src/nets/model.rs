@@ -1,7 +1,8 @@
 //! A model directory: `model.toml`, `supernet.safetensors` and `subnets.toml`, read together or refused together.
 
 use super::ImageShape;
-use super::network::{Backbone, Network};
+use super::backbone::Backbone;
+use super::network::Network;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;
 use crate::files::{read_toml, write_toml};
@@ -88,8 +89,7 @@ impl Card {
     /// A card of the current format. Classes without names are called by their numbers.
     pub fn new(name: String, backbone: Backbone, preconditioning: Preconditioning, mut classes: Vec<String>) -> Self {
         if classes.is_empty() {
-            let Backbone::SongUnet(net) = &backbone;
-            classes = (0..net.label_dim).map(|class| class.to_string()).collect();
+            classes = (0..backbone.classes()).map(|class| class.to_string()).collect();
         }
         Self {
             format: FORMAT,

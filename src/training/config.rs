@@ -3,8 +3,7 @@
 use super::data::Source;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::read_toml;
-use crate::nets::Network;
-use crate::nets::network::Backbone;
+use crate::nets::{Backbone, Network};
 use crate::supernet::Order;
 use crate::supernet::allocation::{self, Wanted};
 use crate::training::data::Dataset;
