@@ -11,7 +11,7 @@ mod reference;
 
 use accordion::diffusion::Trajectory;
 use accordion::diffusion::preconditioning::Preconditioning;
-use accordion::nets::network::Backbone;
+use accordion::nets::Backbone;
 use accordion::nets::sliced::Sliced;
 use accordion::nets::song_unet::Embedding;
 use accordion::nets::{Denoiser, Model, Runner, Threads};
@@ -171,8 +171,7 @@ fn images_of_every_plan_are_those_of_the_direct_convolution() {
             runner.denoise(subnet, &batch.x, &batch.sigma, &batch.classes).unwrap()
         });
         let direct = draw(&model, plan, &jobs, |subnet, batch| {
-            let labels = model.network.labels(&batch.classes);
-            model.network.call(&Tape::off(), &sliced[subnet], &batch.x, &batch.sigma, &labels).unwrap().denoised
+            model.network.call(&Tape::off(), &sliced[subnet], &batch.x, &batch.sigma, &batch.classes).unwrap().denoised
         });
         // A grey level is 2 / 255.
         let levels: Vec<f64> = fused.iter().zip(&direct).map(|(a, b)| 127.5 * (a - b).abs()).collect();

@@ -38,12 +38,11 @@ fn relative_distance(a: &[f64], b: &[f64]) -> f64 {
 fn importance_is_that_of_the_reference() {
     for name in NAMES {
         let golden = golden(name);
-        let labels = golden.expected.get("class_labels");
         let samples = Samples {
             x0: golden.images("x0"),
             noise: golden.images("noise"),
             sigma: golden.sigma(),
-            labels: labels.map_or(vec![], |labels| labels.flatten_all().unwrap().to_vec1().unwrap()),
+            classes: golden.classes(),
         };
         let network = &golden.model.network;
         let mut done = 0;

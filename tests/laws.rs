@@ -122,9 +122,8 @@ proptest! {
         for order in ORDERS {
             let model = shape.allocated(order);
             let (x, sigma, classes) = shape.batch(&model);
-            let labels = model.network.labels(&classes);
             for subnet in 0..model.subnets().len() {
-                let call = model.network.call(&Tape::off(), &sliced(&model, subnet), &x, &sigma, &labels).unwrap();
+                let call = model.network.call(&Tape::off(), &sliced(&model, subnet), &x, &sigma, &classes).unwrap();
                 let error = relative_error(&denoise(&model, subnet, &x, &sigma, &classes), &call.denoised);
                 prop_assert!(error < TOLERANCE, "{order:?}, subnet {subnet}: {error:.1e}");
             }
@@ -135,11 +134,10 @@ proptest! {
     fn the_layers_of_a_timed_call_do_the_work_that_its_subnet_counts(shape in shapes()) {
         let model = shape.allocated(Order::Global);
         let (x, sigma, classes) = shape.batch(&model);
-        let labels = model.network.labels(&classes);
         let mut runner = Runner::new(&model, Threads::ALL).unwrap();
         for (subnet, row) in model.subnets().iter().enumerate() {
-            let (denoised, layers) = runner.timed_call(subnet, &x, &sigma, &labels);
-            prop_assert_eq!(&denoised, &runner.call(subnet, &x, &sigma, &labels));
+            let (denoised, layers) = runner.timed_call(subnet, &x, &sigma, &classes);
+            prop_assert_eq!(&denoised, &runner.call(subnet, &x, &sigma, &classes));
             // The count has a block's skip on the map after the upsampling, which runs on the quarter of it before.
             let saved = |layer: &&Layer| layer.name.ends_with("_up.skip");
             let saved: u64 = layers.iter().filter(saved).map(|layer| 3 * layer.macs).sum();

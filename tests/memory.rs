@@ -4,8 +4,8 @@
 use accordion::diffusion::Stream;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::model::Card;
-use accordion::nets::network::{Backbone, Network};
 use accordion::nets::song_unet::{Config, Decoder, Embedding, Encoder};
+use accordion::nets::{Backbone, Network};
 use accordion::nets::{Denoiser, Model, Runner, Threads};
 use accordion::supernet::{Pipe, Spec, Subnet, Widths};
 use accordion::training::trainer::initial;

@@ -36,15 +36,15 @@ impl Args {
         let ImageShape { height, width, channels } = model.image();
         let (batch, x) = input.images("x", model.image())?;
         let sigma = input.sigma(batch)?;
-        let labels = input.labels(&model.network, batch)?;
+        let classes = input.classes(&model.network, batch)?;
 
-        let (elements, classes) = (model.image().elements(), model.network.classes());
+        let elements = model.image().elements();
         let mut runner = Runner::new(&model, Threads::ALL)?;
         let mut denoised = Vec::with_capacity(x.len());
         for start in (0..batch).step_by(BATCH) {
             let end = (start + BATCH).min(batch);
-            let (x, labels) = (&x[start * elements..end * elements], &labels[start * classes..end * classes]);
-            denoised.extend(runner.call(subnet, x, &sigma[start..end], labels));
+            let x = &x[start * elements..end * elements];
+            denoised.extend(runner.call(subnet, x, &sigma[start..end], &classes[start..end]));
         }
         let denoised = Tensor::from_vec(denoised, (batch, height, width, channels), &Device::Cpu)?;
         let denoised = denoised.permute((0, 3, 1, 2))?.contiguous()?;

@@ -102,7 +102,7 @@ impl Args {
             let file = TensorFile::open(path)?;
             let (count, x0) = file.images("x0", network.image())?;
             let noise = file.images_of("noise", network.image(), count)?;
-            return Ok(Samples { x0, noise, sigma: file.sigma(count)?, labels: file.labels(network, count)? });
+            return Ok(Samples { x0, noise, sigma: file.sigma(count)?, classes: file.classes(network, count)? });
         }
         let Some(path) = &self.data else {
             let problem = "taylor ranks on images: give --data CONFIG.toml or --inputs FILE.safetensors";

@@ -65,16 +65,26 @@ impl TensorFile {
         }
     }
 
-    /// The label rows, `class_labels` [B, classes]: zeros where the file has none, empty for an unconditional network.
+    /// The classes of the one-hot rows `class_labels` [B, classes]; a row of zeros is none, and so are all of a file without.
     ///
     /// # Errors
-    /// If the tensor is of another shape or dtype, or not finite.
-    pub fn labels(&self, network: &Network, batch: usize) -> Result<Vec<f32>> {
+    /// If the tensor is of another shape or dtype, or has a row that is neither.
+    pub fn classes(&self, network: &Network, batch: usize) -> Result<Vec<Option<usize>>> {
+        const NAME: &str = "class_labels";
         let classes = network.classes();
-        if classes == 0 || self.parse()?.tensor("class_labels").is_err() {
-            return Ok(vec![0.0; batch * classes]);
+        if classes == 0 || self.parse()?.tensor(NAME).is_err() {
+            return Ok(vec![None; batch]);
         }
-        Ok(self.of_shape("class_labels", &[batch, classes])?.flatten_all()?.to_vec1()?)
+        let rows: Vec<f32> = self.of_shape(NAME, &[batch, classes])?.flatten_all()?.to_vec1()?;
+        let class = |(index, row): (usize, &[f32])| {
+            let told: Vec<usize> = (0..classes).filter(|&class| row[class] != 0.0).collect();
+            match told[..] {
+                [] => Ok(None),
+                [class] if row[class] == 1.0 => Ok(Some(class)),
+                _ => Err(Error::field(&self.path, NAME, format!("row {index} is neither one-hot nor zeros"))),
+            }
+        };
+        rows.chunks_exact(classes).enumerate().map(class).collect()
     }
 
     fn of_shape(&self, name: &str, wanted: &[usize]) -> Result<Tensor> {

@@ -51,7 +51,7 @@ pub struct Timings {
 pub struct Input {
     x: Vec<f32>,
     sigma: Vec<f64>,
-    labels: Vec<f32>,
+    classes: Vec<Option<usize>>,
 }
 
 impl Input {
@@ -64,8 +64,8 @@ impl Input {
         for (x, sigma) in x.chunks_exact_mut(elements).zip(&sigma) {
             x.iter_mut().for_each(|x| *x *= *sigma as f32);
         }
-        let classes: Vec<_> = (0..batch).map(|sample| sample.checked_rem(network.classes())).collect();
-        Self { x, sigma, labels: network.labels(&classes) }
+        let classes = (0..batch).map(|sample| sample.checked_rem(network.classes())).collect();
+        Self { x, sigma, classes }
     }
 
     /// So many levels that a sampler passes.
@@ -77,12 +77,12 @@ impl Input {
 
     /// Calls the subnet of this index.
     pub fn call(&self, runner: &mut Runner, subnet: usize) {
-        black_box(runner.call(subnet, black_box(&self.x), &self.sigma, &self.labels));
+        black_box(runner.call(subnet, black_box(&self.x), &self.sigma, &self.classes));
     }
 
     /// As [`Self::call`]; what each layer took.
     fn timed_call(&self, runner: &mut Runner, subnet: usize) -> Vec<Layer> {
-        black_box(runner.timed_call(subnet, black_box(&self.x), &self.sigma, &self.labels)).1
+        black_box(runner.timed_call(subnet, black_box(&self.x), &self.sigma, &self.classes)).1
     }
 }
 

@@ -2,7 +2,7 @@
 //! size of call.
 
 use super::network::Network;
-use super::song_unet::compiled::{Addresses, Compiled};
+use super::on_gpu::{Addresses, Compiled};
 use super::{Denoiser, ImageShape, Model, Move, Sampler, Slot};
 use crate::diffusion::preconditioning::Coefficients;
 use crate::diffusion::{Noise, NoiseKey};

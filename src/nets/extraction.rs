@@ -1,7 +1,6 @@
 //! A subnet as a network of its own.
 
 use super::model::{Card, Model};
-use super::network::Backbone;
 use super::sliced::Sliced;
 use crate::Result;
 use crate::supernet::{Order, Supernet, ranking};
@@ -18,16 +17,14 @@ impl Model {
     pub fn extract(&self, subnet: usize) -> Result<Model> {
         let spec = self.network.spec();
         let widths = self.widths(subnet);
-        let Backbone::SongUnet(mut config) = self.card.backbone.clone();
-        for (pipe, &kept) in spec.pipes.iter().zip(&widths.0).filter(|(pipe, kept)| **kept < pipe.width) {
-            config.pipe_widths.insert(pipe.name.clone(), kept);
-        }
+        let narrower = spec.pipes.iter().zip(&widths.0).filter(|(pipe, kept)| **kept < pipe.width);
+        let backbone = self.card.backbone.clone().narrowed(narrower.map(|(pipe, &kept)| (pipe.name.clone(), kept)));
         let sliced = Sliced::new(spec, &self.supernet, &widths)?;
         let params = sliced.leaves().iter().map(Tensor::force_contiguous).collect::<candle_core::Result<_>>()?;
         let pipes = self.supernet.permutations.iter().zip(&widths.0);
         let permutations = pipes.map(|(origin, &kept)| ranks(&origin[..kept])).collect();
         let supernet = Supernet { params, order: self.supernet.order, permutations };
-        Model::unallocated(Card { backbone: Backbone::SongUnet(config), ..self.card.clone() }, supernet)
+        Model::unallocated(Card { backbone, ..self.card.clone() }, supernet)
     }
 
     /// The parameters with the channels of every pipe in their original order, in which GroupNorm groups are contiguous:

@@ -1,10 +1,16 @@
 //! Backbones built of blocks: they say what is computed.
 
+pub mod backbone;
+pub mod builder;
 pub mod device_runner;
 mod extraction;
 pub mod model;
 pub mod network;
+pub mod on_cpu;
+pub mod on_gpu;
+pub mod on_tape;
 pub mod placement;
+pub mod program;
 pub mod public;
 pub mod public_config;
 pub mod runner;
@@ -13,6 +19,7 @@ pub mod sliced;
 pub mod song_unet;
 mod warm;
 
+pub use backbone::Backbone;
 pub use device_runner::DeviceRunner;
 pub use model::Model;
 pub use network::Network;

@@ -1,7 +1,8 @@
 //! A model directory: `model.toml`, `supernet.safetensors` and `subnets.toml`, read together or refused together.
 
 use super::ImageShape;
-use super::network::{Backbone, Network};
+use super::backbone::Backbone;
+use super::network::Network;
 use crate::classes;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;
@@ -90,8 +91,7 @@ impl Card {
     /// A card of the current format. Classes without names are called by their numbers.
     pub fn new(name: String, backbone: Backbone, preconditioning: Preconditioning, mut classes: Vec<String>) -> Self {
         if classes.is_empty() {
-            let Backbone::SongUnet(net) = &backbone;
-            classes = classes::numbers(net.label_dim);
+            classes = classes::numbers(backbone.classes());
         }
         Self {
             format: FORMAT,

@@ -1,6 +1,7 @@
 //! The JSON beside a public checkpoint: the network's options and its preconditioning.
 
-use super::network::{Backbone, Network};
+use super::backbone::Backbone;
+use super::network::Network;
 use super::song_unet;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::{refuse_foreign, write_whole};

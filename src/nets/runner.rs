@@ -1,7 +1,7 @@
 //! A model ready to denoise: weights packed once for all subnets, threads, buffers.
 
 use super::network::Network;
-use super::song_unet::packed::{Cut, Packed};
+use super::on_cpu::{Packed, SubnetView};
 use super::{Denoiser, ImageShape, Model};
 use crate::Result;
 use crate::ops::cpu::fused::{Kind, Layer, Recorder, Team, Workspace};
@@ -44,7 +44,7 @@ impl Threads {
 pub struct Runner {
     network: Network,
     packed: Packed,
-    cuts: Vec<Cut>,
+    views: Vec<SubnetView>,
     classes: Vec<String>,
     subnets: Vec<Subnet>,
     workspace: Workspace,
@@ -57,11 +57,11 @@ impl Runner {
     /// [`crate::Error::Tensor`] on a device fault.
     pub fn new(model: &Model, threads: Threads) -> Result<Self> {
         let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
-        let cuts = (0..model.table.subnets.len())
-            .map(|subnet| Cut::new(network.spec(), &model.supernet, model.widths(subnet)));
+        let views = (0..model.table.subnets.len())
+            .map(|subnet| SubnetView::new(network.spec(), &model.supernet, model.widths(subnet)));
         Ok(Self {
             packed: network.pack(&model.supernet)?,
-            cuts: cuts.collect(),
+            views: views.collect(),
             network,
             classes: model.card.classes.clone(),
             subnets: model.table.subnets.clone(),
@@ -71,7 +71,7 @@ impl Runner {
 
     /// Memory that the weights of all subnets take together, tables of groups included.
     pub fn weight_bytes(&self) -> usize {
-        self.packed.bytes() + self.cuts.iter().map(Cut::bytes).sum::<usize>()
+        self.packed.bytes() + self.views.iter().map(SubnetView::bytes).sum::<usize>()
     }
 
     /// Memory in the buffers of activations.
@@ -99,10 +99,10 @@ impl Runner {
         &self.network
     }
 
-    /// As [`Denoiser::denoise`], with the label rows `[B, classes]` of [`Network::labels`].
-    pub fn call(&mut self, subnet: usize, x: &[f32], sigma: &[f64], labels: &[f32]) -> Vec<f32> {
+    /// As [`Denoiser::denoise`], which cannot fail on the host.
+    pub fn call(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Vec<f32> {
         let (elements, batch) = (self.network.image().elements(), sigma.len());
-        assert!(x.len() == batch * elements && labels.len() == batch * self.network.classes(), "size of the batch");
+        assert!(x.len() == batch * elements && class.len() == batch, "size of the batch");
         if batch == 0 {
             return Vec::new();
         }
@@ -118,7 +118,7 @@ impl Runner {
         }
         let shape = [height, width, channels, channels];
         self.workspace.ended(format_args!("input"), Kind::Elementwise, shape, 0);
-        let raw = self.packed.forward(&mut self.workspace, &self.cuts[subnet], &input, &noise, labels);
+        let raw = self.packed.forward(&mut self.workspace, &self.views[subnet], &input, &noise, class);
         let mut denoised = x.to_vec();
         let samples = denoised.chunks_exact_mut(elements).zip(raw.data().chunks_exact(raw.sample()));
         for ((x, raw), c) in samples.zip(&coefficients) {
@@ -132,9 +132,15 @@ impl Runner {
     }
 
     /// As [`Self::call`], and what each layer of it took, in the order in which they ran.
-    pub fn timed_call(&mut self, subnet: usize, x: &[f32], sigma: &[f64], labels: &[f32]) -> (Vec<f32>, Vec<Layer>) {
+    pub fn timed_call(
+        &mut self,
+        subnet: usize,
+        x: &[f32],
+        sigma: &[f64],
+        class: &[Option<usize>],
+    ) -> (Vec<f32>, Vec<Layer>) {
         self.workspace.recorder = Some(Recorder::new());
-        let denoised = self.call(subnet, x, sigma, labels);
+        let denoised = self.call(subnet, x, sigma, class);
         let recorder = self.workspace.recorder.take();
         (denoised, recorder.map_or_else(Vec::new, Recorder::layers))
     }
@@ -162,8 +168,7 @@ impl Denoiser for Runner {
     }
 
     fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
-        let labels = self.network.labels(class);
-        Ok(self.call(subnet, x, sigma, &labels))
+        Ok(self.call(subnet, x, sigma, class))
     }
 }
 
@@ -172,8 +177,8 @@ mod tests {
     use super::*;
     use crate::diffusion::Stream;
     use crate::diffusion::preconditioning::Preconditioning;
+    use crate::nets::Backbone;
     use crate::nets::model::Card;
-    use crate::nets::network::Backbone;
     use crate::ops::cpu::simd::narrowed::on_every_instruction_set;
     use crate::supernet::{Supernet, Widths};
     use candle_core::{Device, Tensor};

@@ -38,8 +38,8 @@ pub struct Batch {
     pub x: Vec<f32>,
     /// Noise level of each sample.
     pub sigma: Vec<f64>,
-    /// Label rows `[B, classes]`: one-hot, or zeros where the label was dropped.
-    pub labels: Vec<f32>,
+    /// Class of each sample; `None` where it was dropped.
+    pub classes: Vec<Option<usize>>,
 }
 
 /// Draws batches: images without replacement epoch by epoch, everything a function of (seed, position).
@@ -79,7 +79,7 @@ impl<'a> Batches<'a> {
         let (seed, loss, shape) = (self.seed, self.loss, self.dataset.shape);
         let elements = shape.elements();
         let mut x0 = Vec::with_capacity(size * elements);
-        let mut labels = vec![0.0; size * self.classes];
+        let mut classes = Vec::with_capacity(size);
         let mut sigma = Vec::with_capacity(size);
         // One sub-stream a sample, keyed by its position: the batch size does not change what a sample is.
         for sample in 0..size {
@@ -91,9 +91,8 @@ impl<'a> Batches<'a> {
                 false => x0.extend(bytes.iter().copied().map(to_unit)),
             }
             sigma.push((loss.p_mean + loss.p_std * Draw::Sigma.at(seed, key).normal(0)).exp());
-            if self.classes > 0 && Draw::Label.at(seed, key).uniform(0) >= loss.label_dropout {
-                labels[sample * self.classes + self.dataset.label(index)] = 1.0;
-            }
+            let is_told = self.classes > 0 && Draw::Label.at(seed, key).uniform(0) >= loss.label_dropout;
+            classes.push(is_told.then(|| self.dataset.label(index)));
         }
         let mut x = vec![0.0; size * elements];
         for (sample, (x, x0)) in x.chunks_exact_mut(elements).zip(x0.chunks_exact(elements)).enumerate() {
@@ -101,6 +100,6 @@ impl<'a> Batches<'a> {
             let sigma = sigma[sample] as f32;
             x.iter_mut().zip(x0).for_each(|(x, x0)| *x = x0 + sigma * *x);
         }
-        Batch { x0, x, sigma, labels }
+        Batch { x0, x, sigma, classes }
     }
 }

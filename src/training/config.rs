@@ -3,8 +3,7 @@
 use super::data::Source;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::read_toml;
-use crate::nets::network::Backbone;
-use crate::nets::{Model, Network};
+use crate::nets::{Backbone, ImageShape, Model, Network};
 use crate::supernet::Order;
 use crate::supernet::allocation::{self, Wanted};
 use crate::training::data::Dataset;
@@ -270,16 +269,14 @@ impl Config {
     /// # Errors
     /// [`Error::Input`] with the config's file and the field.
     pub fn check_data(&self, dataset: &Dataset) -> Result<()> {
-        let Backbone::SongUnet(net) = &self.backbone;
-        let (images, size, channels) = (dataset.shape, net.img_resolution, net.img_channels);
-        if (images.height, images.width, images.channels) != (size, size, channels) {
-            let (height, width) = (images.height, images.width);
-            let problem =
-                format!("images are {height}x{width}x{}, but backbone takes {size}x{size}x{channels}", images.channels);
+        let (image, classes) = (self.backbone.image(), self.backbone.classes());
+        if dataset.shape != image {
+            let size = |image: ImageShape| format!("{}x{}x{}", image.height, image.width, image.channels);
+            let problem = format!("images are {}, but backbone takes {}", size(dataset.shape), size(image));
             return Err(Error::field(&self.path, "data", problem));
         }
-        if net.label_dim > 0 && dataset.classes.len() != net.label_dim {
-            let problem = format!("{} is not the number of classes in data, {}", net.label_dim, dataset.classes.len());
+        if classes > 0 && dataset.classes.len() != classes {
+            let problem = format!("{classes} is not the number of classes in data, {}", dataset.classes.len());
             return Err(Error::field(&self.path, "backbone.label_dim", problem));
         }
         Ok(())
@@ -287,20 +284,8 @@ impl Config {
 
     /// What is allowed but rarely meant, a sentence each.
     pub fn warnings(&self, dataset: &Dataset) -> Vec<String> {
-        let Backbone::SongUnet(net) = &self.backbone;
-        let mut warnings = Vec::new();
-        let levels = net.levels();
-        let missed: Vec<String> =
-            net.attn_resolutions.iter().filter(|res| !levels.contains(res)).map(usize::to_string).collect();
-        if !missed.is_empty() {
-            let levels: Vec<String> = levels.iter().map(usize::to_string).collect();
-            warnings.push(format!(
-                "{}: backbone.attn_resolutions: no level of the network has {}; it has {}",
-                self.path.display(),
-                missed.join(", "),
-                levels.join(", ")
-            ));
-        }
+        let in_file = |warning| format!("{}: backbone.{warning}", self.path.display());
+        let mut warnings: Vec<String> = self.backbone.warning().map(in_file).into_iter().collect();
         let (_, std) = dataset.statistics();
         if let Preconditioning::Edm { sigma_data } = self.preconditioning
             && !(std / SIGMA_DATA_FACTOR..=std * SIGMA_DATA_FACTOR).contains(&sigma_data)
@@ -360,13 +345,8 @@ impl Config {
         if let Preconditioning::Edm { sigma_data } = self.preconditioning {
             require(positive(sigma_data), "preconditioning.sigma_data", "must be positive")?;
         }
-        let Backbone::SongUnet(net) = &self.backbone;
-        require(net.dropout == 0.0, "backbone.dropout", "training with dropout is not supported; set it to 0")?;
-        require(
-            net.augment_dim == 0,
-            "backbone.augment_dim",
-            "training with augmentation labels is not supported; set it to 0",
-        )?;
+        let in_backbone = |(field, problem): (&str, &str)| (format!("backbone.{field}"), problem.to_owned());
+        self.backbone.check_trainable().map_err(in_backbone)?;
         match Network::new(&self.backbone, self.preconditioning) {
             Err(Error::Input { place, problem }) => Err((format!("backbone.{place}"), problem)),
             _ => Ok(()),

@@ -24,8 +24,8 @@ pub struct Samples {
     pub noise: Vec<f32>,
     /// Noise levels: `[N]`.
     pub sigma: Vec<f64>,
-    /// Label rows: `[N, classes]`, empty for an unconditional network.
-    pub labels: Vec<f32>,
+    /// Classes: `[N]`.
+    pub classes: Vec<Option<usize>>,
 }
 
 impl Samples {
@@ -48,15 +48,15 @@ impl Samples {
         let mut x0 = Vec::with_capacity(count * image.elements());
         let mut noise = vec![0.0; count * image.elements()];
         let mut sigma = Vec::with_capacity(count);
-        let mut drawn = Vec::with_capacity(count);
+        let mut classes = Vec::with_capacity(count);
         for (sample, noise) in (0..count as u64).zip(noise.chunks_exact_mut(image.elements())) {
             let index = Stream::new(seed, IMAGE_STREAM, sample).below(0, dataset.len() as u32) as usize;
             x0.extend(dataset.image(index).iter().map(|&byte| to_unit(byte)));
-            drawn.push(Some(dataset.label(index)));
+            classes.push(Some(dataset.label(index)));
             sigma.push((p_mean + p_std * Stream::new(seed, SIGMA_STREAM, sample).normal(0)).exp());
             Stream::new(seed, NOISE_STREAM, sample).fill_normals(noise);
         }
-        Ok(Self { x0, noise, sigma, labels: network.labels(&drawn) })
+        Ok(Self { x0, noise, sigma, classes })
     }
 
     /// N.
@@ -112,15 +112,14 @@ pub fn taylor(
 }
 
 fn of_sample(network: &Network, full: &Sliced, samples: &Samples, index: usize) -> Result<Vec<Vec<f64>>> {
-    let (elements, classes) = (network.image().elements(), network.classes());
+    let elements = network.image().elements();
     let sigma = samples.sigma[index];
     let x0 = &samples.x0[index * elements..][..elements];
     let noise = &samples.noise[index * elements..][..elements];
     let x: Vec<f32> = x0.iter().zip(noise).map(|(x0, noise)| x0 + sigma as f32 * noise).collect();
-    let labels = &samples.labels[index * classes..][..classes];
 
     let tape = Tape::recording(full.leaves());
-    let call = network.call(&tape, full, &x, &[sigma], labels)?;
+    let call = network.call(&tape, full, &x, &[sigma], &samples.classes[index..][..1])?;
     // d loss / d F = c_out d loss / d D.
     let scale = 2.0 * network.preconditioning().loss_weight(sigma) * call.coefficients[0].c_out / elements as f64;
     let errors = call.denoised.iter().zip(x0).map(|(&d, &x0)| (scale * f64::from(d - x0)) as f32);

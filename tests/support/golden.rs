@@ -2,8 +2,7 @@
 
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::model::Card;
-use accordion::nets::network::{Backbone, Network};
-use accordion::nets::{Model, public};
+use accordion::nets::{Backbone, Model, Network, public};
 use accordion::supernet::{Order, Pipe, Subnet, Supernet, Widths, ranking};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;

@@ -2,8 +2,8 @@
 //! in the README of the golden values) and the layouts that the spec names, without a kernel or a forward pass of the crate.
 
 use accordion::diffusion::preconditioning::Preconditioning;
+use accordion::nets::Backbone;
 use accordion::nets::Model;
-use accordion::nets::network::Backbone;
 use accordion::nets::song_unet::{Config, Embedding, Encoder};
 use accordion::supernet::groups;
 use std::collections::{BTreeMap, HashMap};

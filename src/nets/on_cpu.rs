@@ -1,0 +1,513 @@
+//! Inference on the CPU: a [`Program`] whose weights are packed once for all subnets, run layer by layer in fused kernels.
+
+use super::program::{
+    Channels, Dense, Extent, Frequencies, Groups, IMAGE, NoiseEmbedding, Norm, Op, ParamId, Product, Program, ValueId,
+    View,
+};
+use super::sliced::Tables;
+use crate::Result;
+use crate::ops::cpu::activation::silu_in_place;
+use crate::ops::cpu::fused::attention::{self, attention};
+use crate::ops::cpu::fused::conv::{Conv, Finish, Method};
+use crate::ops::cpu::fused::linear::{self, Linear, Output};
+use crate::ops::cpu::fused::moments::Normalisation;
+use crate::ops::cpu::fused::panels::pitch;
+use crate::ops::cpu::fused::resample::{copy, resample};
+use crate::ops::cpu::fused::{Kind, Map, Source, Workspace};
+use crate::ops::cpu::resample::Resampler;
+use crate::supernet::{Spec, Supernet, Widths};
+use std::f32::consts::TAU;
+use std::sync::Arc;
+
+/// A subnet of a [`Packed`] network.
+#[derive(Clone, Debug)]
+pub struct SubnetView {
+    /// Kept channels of every pipe.
+    pub widths: Widths,
+    /// The groups of every pipe's norm.
+    pub tables: Tables,
+}
+
+impl SubnetView {
+    /// The subnet of these widths.
+    pub fn new(spec: &Spec, supernet: &Supernet, widths: Widths) -> Self {
+        Self { tables: Tables::new(spec, supernet, &widths), widths }
+    }
+
+    /// Memory that it takes.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.widths.0) + self.tables.bytes()
+    }
+}
+
+/// The weights of a network as its layers want them, once for all subnets.
+#[derive(Debug)]
+pub struct Packed {
+    program: Arc<Program>,
+    /// By layer of the program.
+    layers: Vec<PackedLayer>,
+    /// The value of the program's branches, where in it each begins, and the elements from a sample to the next.
+    branches: (Option<ValueId>, Vec<usize>, usize),
+}
+
+/// What a layer needs beside its description.
+#[derive(Debug)]
+enum PackedLayer {
+    /// Of an embedding: the frequencies, and a row by class, the last for none.
+    Embedding {
+        frequencies: Vec<f32>,
+        rows: Vec<f32>,
+    },
+    /// Of a product on a vector.
+    Linear(Linear),
+    /// Of a product on a map; the bias is empty where there is none.
+    Conv {
+        view: PackedView,
+        conv: Conv,
+        bias: Vec<f32>,
+    },
+    Branches(Vec<Linear>),
+    Attention,
+    Write(PackedView),
+}
+
+/// What reading a view needs.
+#[derive(Debug)]
+struct PackedView {
+    /// Scale and shift of its norm.
+    norm: Option<(Vec<f32>, Vec<f32>)>,
+    resampler: Option<Resampler>,
+}
+
+impl Packed {
+    /// Packs the weights of `supernet`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] on a device fault.
+    pub fn new(program: Arc<Program>, supernet: &Supernet) -> Result<Self> {
+        let weights = supernet.values()?;
+        let packer = Packer { program: &program, weights: &weights };
+        let layers = program.layers.iter().map(|layer| packer.layer(&layer.op)).collect();
+        let branches = packer.branches();
+        Ok(Self { layers, branches, program })
+    }
+
+    /// Memory that the weights take.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(PackedLayer::bytes).sum()
+    }
+
+    /// The raw network F of a subnet: `x` is `[B, H, W, C]`, `noise` (c_noise) and `class` have B entries; class `None`
+    /// is the unconditional call.
+    pub fn forward(
+        &self,
+        workspace: &mut Workspace,
+        subnet: &SubnetView,
+        x: &Map,
+        noise: &[f32],
+        class: &[Option<usize>],
+    ) -> Map {
+        let program = &*self.program;
+        let mut values = Values { image: x, made: Vec::with_capacity(program.values.len()) };
+        values.made.push(None);
+        for (index, (layer, packed)) in program.layers.iter().zip(&self.layers).enumerate() {
+            let mut call = Call { packed: self, workspace, subnet, values: &values, name: &layer.name };
+            let made = match (&layer.op, packed) {
+                (Op::Embedding(_), PackedLayer::Embedding { frequencies, rows }) => {
+                    call.embedding(frequencies, rows, noise, class)
+                }
+                (Op::Product(product), PackedLayer::Linear(linear)) => call.linear(product, linear),
+                (Op::Product(product), PackedLayer::Conv { view, conv, bias }) => call.conv(product, view, conv, bias),
+                (Op::Branches { x, to }, PackedLayer::Branches(layers)) => {
+                    call.branches(*x, layers, to.iter().map(|branch| branch.to))
+                }
+                (Op::Attention { qkv }, PackedLayer::Attention) => call.attention(*qkv),
+                (Op::Write { x, residual, scale }, PackedLayer::Write(view)) => call.write(x, view, *residual, *scale),
+                _ => unreachable!("layers are packed one by one"),
+            };
+            values.made.push(Some(made));
+            for &value in program.freed(index) {
+                let freed = values.made[value].take().expect("a value is freed once");
+                workspace.arena.put(freed);
+            }
+        }
+        values.made.pop().flatten().expect("a network has a layer")
+    }
+}
+
+impl PackedLayer {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Embedding { frequencies, rows } => size_of_val(&**frequencies) + size_of_val(&**rows),
+            Self::Linear(linear) => linear.bytes(),
+            Self::Conv { view, conv, bias } => view.bytes() + conv.bytes() + size_of_val(&**bias),
+            Self::Branches(layers) => layers.iter().map(Linear::bytes).sum(),
+            Self::Attention => 0,
+            Self::Write(view) => view.bytes(),
+        }
+    }
+}
+
+impl PackedView {
+    fn bytes(&self) -> usize {
+        self.norm.as_ref().map_or(0, |(scale, shift)| size_of_val(&**scale) + size_of_val(&**shift))
+    }
+}
+
+/// The values of a call that are there.
+struct Values<'a> {
+    image: &'a Map,
+    /// By value; the image is not among them.
+    made: Vec<Option<Map>>,
+}
+
+impl Values<'_> {
+    fn of(&self, value: ValueId) -> &Map {
+        match value {
+            IMAGE => self.image,
+            value => self.made[value].as_ref().expect("a value is read before it is freed"),
+        }
+    }
+}
+
+/// Channels of a value in memory, which heads share in a way of their own.
+fn stored(channels: Channels, widths: &Widths) -> usize {
+    match channels {
+        Channels::Heads { pipe, parts: 3, heads } => attention::columns(heads, widths.0[pipe]),
+        channels => channels.kept(widths),
+    }
+}
+
+/// One layer of a call.
+struct Call<'a> {
+    packed: &'a Packed,
+    workspace: &'a mut Workspace,
+    subnet: &'a SubnetView,
+    values: &'a Values<'a>,
+    name: &'a str,
+}
+
+impl Call<'_> {
+    /// Ends a part of the layer without products, which has made `y` of as many channels.
+    fn ended(&mut self, part: &str, kind: Kind, y: &Map) {
+        let shape = [y.height, y.width, y.channels, y.channels];
+        self.workspace.ended(format_args!("{}.{part}", self.name), kind, shape, 0);
+    }
+
+    /// Ends linear layers of so many inputs and outputs on one vector a sample.
+    fn linear_ended(&mut self, batch: usize, c_in: usize, c_out: usize) {
+        let macs = (batch * c_in * c_out) as u64;
+        self.workspace.ended(format_args!("{}", self.name), Kind::Linear, [1, 1, c_in, c_out], macs);
+    }
+
+    /// One vector of so many channels for each sample of the batch.
+    fn vectors(&mut self, channels: usize) -> Map {
+        self.workspace.arena.map([1, self.values.image.batch, 1, channels])
+    }
+
+    fn embedding(&mut self, frequencies: &[f32], rows: &[f32], noise: &[f32], class: &[Option<usize>]) -> Map {
+        let channels = 2 * frequencies.len();
+        let mut y = self.vectors(channels);
+        let row = y.pitch();
+        let none = (rows.len() / channels).saturating_sub(1);
+        for ((y, &noise), class) in y.data_mut().chunks_exact_mut(row).zip(noise).zip(class) {
+            y.fill(0.0);
+            if !rows.is_empty() {
+                let class = class.filter(|&class| class < none).unwrap_or(none);
+                y[..channels].copy_from_slice(&rows[class * channels..][..channels]);
+            }
+            // Sines before cosines: EDM computes them the other way round, then swaps the halves.
+            let (sines, cosines) = y.split_at_mut(frequencies.len());
+            for ((sine, cosine), frequency) in sines.iter_mut().zip(cosines).zip(frequencies) {
+                *sine += (noise * frequency).sin();
+                *cosine += (noise * frequency).cos();
+            }
+        }
+        self.linear_ended(noise.len(), none, channels);
+        y
+    }
+
+    fn linear(&mut self, product: &Product, layer: &Linear) -> Map {
+        let (x, channels) = (self.values.of(product.x.parts[0]), product.to.kept(&self.subnet.widths));
+        let mut y = self.vectors(channels);
+        let (x_pitch, y_pitch, team) = (x.pitch(), y.pitch(), &mut self.workspace.team);
+        linear::run(team, x.data(), x_pitch, &[Output { layer, channels, offset: 0 }], y.data_mut(), y_pitch);
+        if product.silu {
+            silu_in_place(y.data_mut());
+        }
+        self.linear_ended(x.height, x.channels, channels);
+        y
+    }
+
+    fn branches(&mut self, x: ValueId, layers: &[Linear], to: impl Iterator<Item = Channels>) -> Map {
+        let (_, offsets, row) = &self.packed.branches;
+        let x = self.values.of(x);
+        let output = |((layer, to), &offset): ((_, Channels), _)| Output {
+            layer,
+            channels: to.kept(&self.subnet.widths),
+            offset,
+        };
+        let outputs: Vec<Output> = layers.iter().zip(to).zip(offsets).map(output).collect();
+        let channels = outputs.iter().map(|output| output.channels).sum();
+        let mut y = self.vectors(*row);
+        linear::run(&mut self.workspace.team, x.data(), x.pitch(), &outputs, y.data_mut(), *row);
+        self.linear_ended(x.height, x.channels, channels);
+        y
+    }
+
+    fn conv(&mut self, product: &Product, view: &PackedView, conv: &Conv, bias: &[f32]) -> Map {
+        let values = self.values;
+        let parts = parts(values, &product.x);
+        let normalisation = self.normalisation(&product.x, view, parts.as_slice());
+        let affine = normalisation.as_ref().map(|normalisation| normalisation.affine(product.x.silu));
+        let source = Source { parts: parts.as_slice(), affine };
+        let resampled = view.resampler.as_ref().map(|resampler| self.resampled(resampler, source));
+        let whole = resampled.as_ref().map(|map| [map]);
+        let source = whole.as_ref().map_or(source, |parts| Source { parts, affine: None });
+
+        let [batch, height, width] = source.size();
+        let grow = |side: usize| side + 2 * product.pad + 1 - product.kernel;
+        let widths = &self.subnet.widths;
+        let mut y = self.workspace.arena.map([batch, grow(height), grow(width), stored(product.to, widths)]);
+        let (branches, offsets, row) = &self.packed.branches;
+        let bias = match (product.sample_bias, branches) {
+            (Some(branch), Some(branches)) => Some((&values.of(*branches).data()[offsets[branch]..], *row)),
+            _ if bias.is_empty() => None,
+            _ => Some((bias, 0)),
+        };
+        let residual = product.residual.map(|residual| values.of(residual));
+        conv.run(self.workspace, source, &Finish { bias, residual, scale: product.scale }, &mut y);
+        let (c_in, c_out) = (source.channels(), product.to.kept(widths));
+        let macs = conv.macs(c_in, batch * y.height * y.width * c_out);
+        self.workspace.ended(format_args!("{}", self.name), conv.kind(), [y.height, y.width, c_in, c_out], macs);
+        if let Some(map) = resampled {
+            self.workspace.arena.put(map);
+        }
+        if let Some(normalisation) = normalisation {
+            normalisation.put(&mut self.workspace.arena);
+        }
+        y
+    }
+
+    fn attention(&mut self, qkv: ValueId) -> Map {
+        let x = self.values.of(qkv);
+        let Channels::Heads { pipe, heads, .. } = self.packed.program.values[qkv].channels else {
+            unreachable!("attention is between heads")
+        };
+        let dim = self.subnet.widths.0[pipe];
+        let mut y = self.workspace.arena.map([x.batch, x.height, x.width, heads * dim]);
+        attention(self.workspace, x, heads, dim, &mut y);
+        let pixels = x.height * x.width;
+        // Scores, then the mixing of values.
+        let macs = 2 * x.batch * heads * dim * pixels * pixels;
+        let shape = [x.height, x.width, 3 * heads * dim, heads * dim];
+        self.workspace.ended(format_args!("{}", self.name), Kind::Attention, shape, macs as u64);
+        y
+    }
+
+    fn write(&mut self, x: &View, view: &PackedView, residual: Option<ValueId>, scale: f32) -> Map {
+        let parts = parts(self.values, x);
+        let normalisation = self.normalisation(x, view, parts.as_slice());
+        let affine = normalisation.as_ref().map(|normalisation| normalisation.affine(x.silu));
+        let source = Source { parts: parts.as_slice(), affine };
+        let mut y = match &view.resampler {
+            Some(resampler) => self.resampled(resampler, source),
+            None => self.copied(source),
+        };
+        if let Some(normalisation) = normalisation {
+            normalisation.put(&mut self.workspace.arena);
+        }
+        if let Some(residual) = residual {
+            for (y, residual) in y.data_mut().iter_mut().zip(self.values.of(residual).data()) {
+                *y = (*y + residual) * scale;
+            }
+            self.ended("add", Kind::Elementwise, &y);
+        }
+        y
+    }
+
+    fn normalisation(&mut self, x: &View, view: &PackedView, parts: &[&Map]) -> Option<Normalisation> {
+        let (Some(norm), Some((scale, shift))) = (&x.norm, &view.norm) else { return None };
+        let table = match &norm.groups {
+            Groups::Fixed(table) => table,
+            Groups::Pipe(pipe) => self.subnet.tables.of(*pipe),
+        };
+        let normalisation = Normalisation::new(self.workspace, parts, table, scale, shift, norm.eps);
+        let shape = [parts[0].height, parts[0].width, table.channels(), table.channels()];
+        let name = self.packed.program.layer_of(norm.scale);
+        self.workspace.ended(format_args!("{name}"), Kind::Norm, shape, 0);
+        Some(normalisation)
+    }
+
+    /// The source written down.
+    fn copied(&mut self, source: Source) -> Map {
+        let [batch, height, width] = source.size();
+        let mut y = self.workspace.arena.map([batch, height, width, source.channels()]);
+        copy(self.workspace, source, &mut y);
+        self.ended("copy", Kind::Copy, &y);
+        y
+    }
+
+    fn resampled(&mut self, resampler: &Resampler, source: Source) -> Map {
+        let whole = match source {
+            Source { parts: [_], affine: None } => None,
+            source => Some(self.copied(source)),
+        };
+        let x = whole.as_ref().unwrap_or(source.parts[0]);
+        let [height, width] = resampler.output();
+        let mut y = self.workspace.arena.map([x.batch, height, width, x.channels]);
+        resample(self.workspace, resampler, x, &mut y);
+        self.ended("resample", Kind::Resample, &y);
+        if let Some(whole) = whole {
+            self.workspace.arena.put(whole);
+        }
+        y
+    }
+}
+
+/// The maps that a view reads.
+struct PartMaps<'a>([&'a Map; 2], usize);
+
+impl<'a> PartMaps<'a> {
+    fn as_slice(&self) -> &[&'a Map] {
+        &self.0[..self.1]
+    }
+}
+
+fn parts<'a>(values: &'a Values, view: &View) -> PartMaps<'a> {
+    let first = values.of(view.parts[0]);
+    PartMaps([first, view.parts.get(1).map_or(first, |&second| values.of(second))], view.parts.len())
+}
+
+/// Packs one network.
+struct Packer<'a> {
+    program: &'a Program,
+    /// By index in the spec.
+    weights: &'a [Vec<f32>],
+}
+
+impl Packer<'_> {
+    fn layer(&self, op: &Op) -> PackedLayer {
+        match op {
+            Op::Embedding(embedding) => self.embedding(embedding),
+            Op::Product(product) => match self.program.values[product.x.parts[0]].extent {
+                Extent::Vector => PackedLayer::Linear(self.linear(product.weight, &product.bias)),
+                Extent::Map { .. } => self.conv(product),
+            },
+            Op::Branches { to, .. } => {
+                PackedLayer::Branches(to.iter().map(|branch| self.linear(branch.weight, &branch.bias)).collect())
+            }
+            Op::Attention { .. } => PackedLayer::Attention,
+            Op::Write { x, .. } => PackedLayer::Write(self.view(x)),
+        }
+    }
+
+    /// The value of the branches, and where in it each begins: on whole panels.
+    fn branches(&self) -> (Option<ValueId>, Vec<usize>, usize) {
+        let (mut offsets, mut row) = (Vec::new(), 0);
+        let full = self.program.spec.full();
+        for layer in &self.program.layers {
+            if let Op::Branches { to, .. } = &layer.op {
+                for branch in to {
+                    offsets.push(row);
+                    row += pitch(branch.to.kept(&full));
+                }
+            }
+        }
+        (self.program.branches(), offsets, row)
+    }
+
+    fn embedding(&self, NoiseEmbedding { frequencies, class }: &NoiseEmbedding) -> PackedLayer {
+        let frequencies = match frequencies {
+            Frequencies::Fixed(frequencies) => frequencies.clone(),
+            Frequencies::Param(param) => self.weights[*param].iter().map(|frequency| TAU * frequency).collect(),
+        };
+        let rows = class.map_or(vec![], |class| class_rows(class, self.program.classes, self.weights));
+        PackedLayer::Embedding { frequencies, rows }
+    }
+
+    /// The sum of these biases.
+    fn bias(&self, params: &[ParamId]) -> Vec<f32> {
+        let Some((first, more)) = params.split_first() else { return Vec::new() };
+        let mut bias = self.weights[*first].clone();
+        for &more in more {
+            bias.iter_mut().zip(&self.weights[more]).for_each(|(bias, more)| *bias += more);
+        }
+        bias
+    }
+
+    /// `[in, out]` weights and their biases.
+    fn linear(&self, weight: ParamId, bias: &[ParamId]) -> Linear {
+        let (weights, bias) = (&self.weights[weight], self.bias(bias));
+        let c_out = bias.len();
+        Linear::new([weights.len() / c_out, c_out], &bias, |i, o| weights[i * c_out + o])
+    }
+
+    fn view(&self, view: &View) -> PackedView {
+        assert!(view.norm.is_some() || !view.silu, "the CPU activates on the way in what it normalises there");
+        let of = |norm: &Norm| (self.weights[norm.scale].clone(), self.weights[norm.shift].clone());
+        let resampler = view.resample.as_ref().map(|resample| {
+            let Extent::Map { height, width } = self.program.values[view.parts[0]].extent else {
+                unreachable!("a vector has no pixels to resample")
+            };
+            let size = [height, width, pitch(self.program.width(view))];
+            Resampler::new(resample.direction, size, &resample.filter, resample.pad, resample.direction.gain())
+        });
+        PackedView { norm: view.norm.as_ref().map(of), resampler }
+    }
+
+    fn conv(&self, product: &Product) -> PackedLayer {
+        assert!(!product.silu, "no kernel of the CPU activates a map on the way out");
+        let view = self.view(&product.x);
+        let (weights, shape) = (&self.weights[product.weight], &self.program.spec.params[product.weight].shape);
+        let bias = self.bias(&product.bias);
+        let from = self.program.values[product.x.parts[0]].channels;
+        let (conv, mut bias) = match (from, product.to) {
+            (_, Channels::Heads { heads, .. }) => {
+                let (c_in, dim) = (shape[0], shape[3]);
+                // The pixel of a query has its parts in panels, the last of them filled up with zeros.
+                let columns = attention::columns(heads, dim);
+                let mut places = vec![None; columns];
+                for part in 0..3 {
+                    for head in 0..heads {
+                        for offset in 0..dim {
+                            let column = attention::column(heads, part, head, offset);
+                            places[column] = Some((part * heads + head) * dim + offset);
+                        }
+                    }
+                }
+                let stride = 3 * heads * dim;
+                let value = |_, i: usize, column: usize| places[column].map_or(0.0, |at| weights[i * stride + at]);
+                let conv = Conv::new(Method::Direct, [1, 0, c_in, columns], value);
+                (conv, places.iter().map(|place| place.map_or(0.0, |place| bias[place])).collect())
+            }
+            (Channels::Heads { heads, .. }, _) => {
+                let (dim, c_out) = (shape[1], shape[2]);
+                let value = |_, i: usize, o: usize| {
+                    let (head, offset) = attention::head_and_offset(heads, i);
+                    weights[(head * dim + offset) * c_out + o]
+                };
+                (Conv::new(Method::Direct, [1, 0, heads * dim, c_out], value), bias)
+            }
+            _ => {
+                let (kernel, pad, c_in, c_out) = (product.kernel, product.pad, shape[2], shape[3]);
+                let side = self.program.extent(&product.x).height();
+                let value = |tap, i, o| weights[(tap * c_in + i) * c_out + o];
+                (Conv::new(Method::of(kernel, pad, c_in, side), [kernel, pad, c_in, c_out], value), bias)
+            }
+        };
+        // On whole panels.
+        bias.resize(pitch(bias.len()), 0.0);
+        PackedLayer::Conv { view, conv, bias }
+    }
+}
+
+/// What an embedding adds for each class, and last for none: the label layer on one-hot rows, which EDM scales by the root of
+/// their length. `[classes + 1, channels]`.
+pub(super) fn class_rows(layer: Dense, classes: usize, weights: &[Vec<f32>]) -> Vec<f32> {
+    let scale = (classes as f32).sqrt();
+    let (weights, bias) = (&weights[layer.weight], &weights[layer.bias]);
+    let row = |row: &[f32]| row.iter().zip(bias).map(|(weight, bias)| scale * weight + bias).collect::<Vec<f32>>();
+    let rows = weights.chunks_exact(bias.len()).flat_map(row);
+    rows.chain(bias.iter().copied()).collect()
+}

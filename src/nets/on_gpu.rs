@@ -1,0 +1,523 @@
+//! Inference on a GPU: a [`Program`]'s weights as one block of bytes, and a call of any subnet as a list of launches.
+//!
+//! Nothing here touches a device: the list of a call says what it costs and what memory it needs before there is any.
+
+use super::on_cpu::class_rows;
+use super::program::{
+    Branch, Channels, Extent, Frequencies, Groups, IMAGE, NoiseEmbedding, Norm, Op, ParamId, Product, Program, Value,
+    ValueId, View,
+};
+use super::sliced::Tables;
+use crate::ops::cpu::group_norm::GroupTable;
+use crate::ops::cuda::attention::attention;
+use crate::ops::cuda::conv::{Finish, Weights, conv, pack, pack_bias};
+use crate::ops::cuda::embedding::{self, embedding};
+use crate::ops::cuda::map::{Filter, MAX_TAPS, map};
+use crate::ops::cuda::moments::{self, Affine, Scratch, Table, moments};
+use crate::ops::cuda::{Arena, Element, Launch, Map, pitch};
+use crate::supernet::{Supernet, Widths};
+use crate::{Error, Result};
+use std::f32::consts::TAU;
+use std::sync::Arc;
+
+/// Places start at multiples of this.
+const ALIGN: usize = 256;
+/// Channels of the residual stream come in multiples of this: a vector of the kernels, in every type.
+const VECTOR: usize = 8;
+
+/// A network and its subnets for a machine. Addresses in it are places in the block of bytes that [`Compiled::new`] gives.
+#[derive(Debug)]
+pub struct Compiled {
+    program: Arc<Program>,
+    element: Element,
+    /// By layer of the program.
+    layers: Vec<CompiledLayer>,
+    /// Where in the value of the program's branches each begins.
+    branch_columns: Vec<usize>,
+    subnets: Vec<SubnetTables>,
+    weight_bytes: usize,
+    table_bytes: usize,
+}
+
+/// A subnet: the kept channels of every pipe and the groups of its norm.
+#[derive(Debug)]
+struct SubnetTables {
+    widths: Widths,
+    tables: Vec<Table>,
+}
+
+/// Where what a layer needs beside its description is.
+#[derive(Debug)]
+enum CompiledLayer {
+    Embedding { frequencies: u64, labels: Option<u64> },
+    Product { norm: Option<CompiledNorm>, weights: Weights, bias: Option<u64> },
+    Attention,
+    Write(Option<CompiledNorm>),
+}
+
+#[derive(Debug)]
+struct CompiledNorm {
+    scale: u64,
+    shift: u64,
+    /// Of channels that no pipe shrinks.
+    fixed: Option<Table>,
+}
+
+/// Where a call finds what is not in the list of its launches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Addresses {
+    /// The block of bytes of [`Compiled::new`].
+    pub weights: u64,
+    /// [`Compiled::arena_bytes`] of memory.
+    pub arena: u64,
+    /// f32 by sample: c_noise.
+    pub noise: u64,
+    /// u32 by sample: the class, or the number of classes for none.
+    pub classes: u64,
+    /// u64 by sample: where its input is, elements `[pixels, 8]`.
+    pub samples: u64,
+    /// u32 by sample, zeros.
+    pub counters: u64,
+}
+
+/// A call as launches.
+#[derive(Clone, Debug)]
+pub struct CallLaunches {
+    /// The launches, in order.
+    pub launches: Vec<Launch>,
+    /// The raw network's output.
+    pub output: Map,
+    /// Memory of the arena that they use.
+    pub arena_bytes: usize,
+}
+
+impl Compiled {
+    /// Lays out `program` with these subnets; gives the block of bytes that belongs in the machine's memory.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a network whose shapes the kernels do not take, [`Error::Tensor`] on a device fault.
+    pub fn new(
+        program: Arc<Program>,
+        supernet: &Supernet,
+        element: Element,
+        subnets: &[Widths],
+    ) -> Result<(Self, Vec<u8>)> {
+        check(&program)?;
+        let weights = supernet.values()?;
+        let mut layout = Layout { program: &program, element, weights: &weights, bytes: Vec::new() };
+        let layers = program.layers.iter().map(|layer| layout.layer(&layer.op)).collect();
+        let branch_columns = layout.branch_columns();
+        let weight_bytes = layout.bytes.len();
+        let mut placed = Vec::with_capacity(subnets.len());
+        for widths in subnets {
+            let tables = Tables::new(&program.spec, supernet, widths);
+            let tables = (0..widths.0.len()).map(|pipe| layout.table(tables.of(pipe))).collect();
+            placed.push(SubnetTables { widths: widths.clone(), tables });
+        }
+        let bytes = layout.bytes;
+        let table_bytes = bytes.len() - weight_bytes;
+        Ok((Self { element, layers, branch_columns, subnets: placed, weight_bytes, table_bytes, program }, bytes))
+    }
+
+    /// The type of activations and weights.
+    pub fn element(&self) -> Element {
+        self.element
+    }
+
+    /// Memory of the weights, which all subnets share.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight_bytes
+    }
+
+    /// Memory that all subnets need beside them: their tables of groups.
+    pub fn table_bytes(&self) -> usize {
+        self.table_bytes
+    }
+
+    /// Memory of the activations of a call of any subnet on so many samples.
+    pub fn arena_bytes(&self, samples: usize) -> usize {
+        let bytes = |subnet| self.call(subnet, samples, &Addresses::default()).arena_bytes;
+        (0..self.subnets.len()).map(bytes).max().unwrap_or(0)
+    }
+
+    /// A call of the raw network F of this subnet on so many samples.
+    pub fn call(&self, subnet: usize, samples: usize, addresses: &Addresses) -> CallLaunches {
+        let program = &*self.program;
+        let image = program.image;
+        // Its place is where the samples' addresses say.
+        let (height, width, channels) = (image.height, image.width, image.channels);
+        let image = Map { address: 0, samples, height, width, channels };
+        let mut call = Call {
+            compiled: self,
+            subnet: &self.subnets[subnet],
+            addresses,
+            samples,
+            values: vec![image],
+            arena: Arena::new(addresses.arena),
+            launches: Vec::new(),
+        };
+        for index in 0..program.layers.len() {
+            let made = call.layer(index);
+            call.values.push(made);
+        }
+        let output = call.values[program.layers.len()];
+        CallLaunches { launches: call.launches, output, arena_bytes: call.arena.bytes() }
+    }
+}
+
+/// Whether the kernels take such a network.
+fn check(program: &Program) -> Result<()> {
+    let refuse = |problem: String| Err(Error::input("backbone", problem));
+    let inner = program.layers.iter().zip(&program.values[1..]).take(program.layers.len() - 1);
+    for (layer, value) in inner {
+        match (&layer.op, value.channels) {
+            (Op::Branches { .. }, _) => {}
+            (_, Channels::Fixed(channels)) if !channels.is_multiple_of(VECTOR) => {
+                let name = &layer.name;
+                return refuse(format!(
+                    "{name} makes {channels} channels, not a multiple of {VECTOR}, which a GPU needs"
+                ));
+            }
+            (_, Channels::Heads { heads, .. }) if heads > 1 => {
+                return refuse(format!("{} has {heads} heads; a GPU takes one", layer.name));
+            }
+            _ => {}
+        }
+        let (Op::Product(Product { x, .. }) | Op::Write { x, .. }) = &layer.op else { continue };
+        if let Some(taps) = x.resample.as_ref().map(|by| by.filter.len()).filter(|&taps| taps > MAX_TAPS) {
+            return refuse(format!("its resampling filter has {taps} taps; a GPU takes at most {MAX_TAPS}"));
+        }
+    }
+    Ok(())
+}
+
+/// One call under way.
+struct Call<'a> {
+    compiled: &'a Compiled,
+    subnet: &'a SubnetTables,
+    addresses: &'a Addresses,
+    samples: usize,
+    values: Vec<Map>,
+    arena: Arena,
+    launches: Vec<Launch>,
+}
+
+impl Call<'_> {
+    /// Lists a layer; gives back what nobody reads after it.
+    fn layer(&mut self, index: usize) -> Map {
+        let compiled = self.compiled;
+        let (layer, name) = (&compiled.program.layers[index], compiled.program.layers[index].name.as_str());
+        let mut freed = compiled.program.freed(index).to_vec();
+        let y = match (&layer.op, &compiled.layers[index]) {
+            (Op::Embedding(_), CompiledLayer::Embedding { frequencies, labels }) => {
+                let from = embedding::Embedding {
+                    noise: self.addresses.noise,
+                    classes: self.addresses.classes,
+                    frequencies: self.at(*frequencies),
+                    labels: labels.map(|labels| self.at(labels)),
+                };
+                let y = self.take(self.rows(self.kept(index + 1)));
+                self.launches.push(embedding(compiled.element, &from, &y).of(name));
+                y
+            }
+            (Op::Product(product), CompiledLayer::Product { norm, weights, bias }) => {
+                let normed = self.read(name, &product.x, norm.as_ref());
+                if normed.is_some() {
+                    // What was written down of them is all that is read of them, but for a residual.
+                    let is_done = |value: &ValueId| product.x.parts.contains(value) && product.residual != Some(*value);
+                    let (done, rest) = freed.into_iter().partition(is_done);
+                    self.put_values(done);
+                    freed = rest;
+                }
+                let residual = product.residual.map(|residual| self.values[residual]);
+                let finish = Finish {
+                    bias: bias.map(|bias| self.at(bias)),
+                    sample_bias: product.sample_bias.map(|branch| self.branch(branch)),
+                    residual: residual.as_ref(),
+                    scale: product.scale,
+                    silu: product.silu,
+                };
+                let y = self.convolve(name, product, normed, weights, finish);
+                normed.iter().for_each(|normed| self.put(normed));
+                y
+            }
+            (Op::Branches { x, .. }, CompiledLayer::Product { weights, bias, .. }) => {
+                let x = self.values[*x];
+                let y = self.take(self.rows(weights.outputs));
+                let weights = Weights { address: self.at(weights.address), ..*weights };
+                let finish = Finish { bias: bias.map(|bias| self.at(bias)), ..Finish::NONE };
+                let outputs = weights.outputs;
+                self.launches.push(conv(compiled.element, &[&x], None, &weights, 0, outputs, finish, &y).of(name));
+                y
+            }
+            (Op::Attention { qkv }, CompiledLayer::Attention) => {
+                let qkv = self.values[*qkv];
+                let y = self.take(Map { channels: self.kept(index + 1), ..qkv });
+                self.launches.push(attention(compiled.element, &qkv, &y).of(name));
+                y
+            }
+            (Op::Write { x, residual, scale }, CompiledLayer::Write(norm)) => {
+                let parts = self.parts(x);
+                let affine = norm.as_ref().map(|norm| self.affine(x, norm));
+                let residual = residual.map(|residual| self.values[residual]);
+                let y = self.map(name, &parts, affine.map(|(affine, _)| affine), x, residual.as_ref(), *scale);
+                if let Some((affine, bytes)) = affine {
+                    self.arena.put(affine.address, bytes);
+                }
+                y
+            }
+            _ => unreachable!("layers are laid out one by one"),
+        };
+        self.put_values(freed);
+        y
+    }
+
+    /// Channels of a value in this subnet.
+    fn kept(&self, value: ValueId) -> usize {
+        self.compiled.program.values[value].channels.kept(&self.subnet.widths)
+    }
+
+    /// One vector of so many channels for each sample: one sample whose pixels are the batch's.
+    fn rows(&self, channels: usize) -> Map {
+        Map { address: 0, samples: 1, height: self.samples, width: 1, channels }
+    }
+
+    /// Address and pitch of what a branch made.
+    fn branch(&self, branch: usize) -> (u64, usize) {
+        let value = self.compiled.program.branches().expect("a branch is of the branches");
+        let all = self.values[value];
+        let column = self.compiled.branch_columns[branch] * self.compiled.element.bytes();
+        (all.address + column as u64, all.pitch())
+    }
+
+    fn parts(&self, view: &View) -> Vec<Map> {
+        view.parts.iter().map(|&part| self.values[part]).collect()
+    }
+
+    /// The view written down, where a product cannot read it as it is.
+    fn read(&mut self, name: &str, view: &View, norm: Option<&CompiledNorm>) -> Option<Map> {
+        if norm.is_none() && view.resample.is_none() {
+            return None;
+        }
+        let parts = self.parts(view);
+        let affine = norm.map(|norm| self.affine(view, norm));
+        let program = &*self.compiled.program;
+        let resampled = format!("{name}.resample");
+        let name = view.norm.as_ref().map_or(resampled.as_str(), |norm| program.layer_of(norm.scale));
+        let y = self.map(name, &parts, affine.map(|(affine, _)| affine), view, None, 1.0);
+        if let Some((affine, bytes)) = affine {
+            self.arena.put(affine.address, bytes);
+        }
+        Some(y)
+    }
+
+    /// Slopes and offsets of a view's norm, and their bytes.
+    fn affine(&mut self, view: &View, placed: &CompiledNorm) -> (Affine, usize) {
+        let norm = view.norm.as_ref().expect("placed with its norm");
+        let (element, parts) = (self.compiled.element, self.parts(view));
+        let parts: Vec<&Map> = parts.iter().collect();
+        let table = match (placed.fixed, &norm.groups) {
+            (Some(table), _) => table,
+            (None, Groups::Pipe(pipe)) => self.subnet.tables[*pipe],
+            (None, Groups::Fixed(_)) => unreachable!("fixed tables are placed with their norm"),
+        };
+        let table = Table { address: self.at(table.address), ..table };
+        let params = moments::Norm { scale: self.at(placed.scale), shift: self.at(placed.shift), table };
+        let sizes = [moments::sums_bytes(element, &parts), moments::affine_bytes(element, &parts)];
+        let [sums, affine] = sizes.map(|bytes| self.arena.take(bytes));
+        let (scratch, affine) = (Scratch { sums, counters: self.addresses.counters }, Affine { address: affine });
+        let name = self.compiled.program.layer_of(norm.scale);
+        self.launches.push(moments(element, &parts, &params, norm.eps, scratch, affine).of(name));
+        self.arena.put(sums, sizes[0]);
+        (affine, sizes[1])
+    }
+
+    /// `(filter(act(affine(parts))) + residual) * scale`
+    fn map(
+        &mut self,
+        name: &str,
+        parts: &[Map],
+        affine: Option<Affine>,
+        view: &View,
+        residual: Option<&Map>,
+        scale: f32,
+    ) -> Map {
+        let filter = view.resample.as_ref().map(|by| Filter { direction: by.direction, taps: &by.filter, pad: by.pad });
+        let size = |side| filter.map_or(side, |filter| filter.size(side));
+        let channels = parts.iter().map(|part| part.channels).sum();
+        let y = Map { height: size(parts[0].height), width: size(parts[0].width), channels, ..parts[0] };
+        let (y, parts): (_, Vec<&Map>) = (self.take(y), parts.iter().collect());
+        self.launches.push(map(self.compiled.element, &parts, affine, view.silu, filter, residual, scale, &y).of(name));
+        y
+    }
+
+    /// A product on what was written down of its view, or on the view's parts.
+    fn convolve(
+        &mut self,
+        name: &str,
+        product: &Product,
+        normed: Option<Map>,
+        weights: &Weights,
+        finish: Finish,
+    ) -> Map {
+        let parts = normed.map_or_else(|| self.parts(&product.x), |normed| vec![normed]);
+        let parts: Vec<&Map> = parts.iter().collect();
+        let outputs = product.to.kept(&self.subnet.widths) / weights.groups;
+        let weights = Weights { address: self.at(weights.address), ..*weights };
+        let grow = |side: usize| side + 2 * product.pad + 1 - weights.kernel;
+        let channels = if weights.groups == 1 { outputs } else { weights.groups * pitch(outputs) };
+        let y = Map { height: grow(parts[0].height), width: grow(parts[0].width), channels, ..*parts[0] };
+        let y = self.take(y);
+        // The network's input is where the samples' addresses say.
+        let samples = (normed.is_none() && product.x.parts[0] == IMAGE).then_some(self.addresses.samples);
+        let element = self.compiled.element;
+        self.launches.push(conv(element, &parts, samples, &weights, product.pad, outputs, finish, &y).of(name));
+        y
+    }
+
+    fn at(&self, place: u64) -> u64 {
+        self.addresses.weights + place
+    }
+
+    fn take(&mut self, map: Map) -> Map {
+        Map { address: self.arena.take(map.bytes(self.compiled.element)), ..map }
+    }
+
+    fn put(&mut self, map: &Map) {
+        self.arena.put(map.address, map.bytes(self.compiled.element));
+    }
+
+    /// Takes the memory of values back.
+    fn put_values(&mut self, values: Vec<ValueId>) {
+        values.into_iter().for_each(|value| self.put(&self.values[value].clone()));
+    }
+}
+
+/// Puts one network into a block of bytes.
+struct Layout<'a> {
+    program: &'a Program,
+    element: Element,
+    /// By index in the spec.
+    weights: &'a [Vec<f32>],
+    bytes: Vec<u8>,
+}
+
+impl Layout<'_> {
+    fn layer(&mut self, op: &Op) -> CompiledLayer {
+        match op {
+            Op::Embedding(embedding) => self.embedding(embedding),
+            Op::Product(product) => self.product(product),
+            Op::Branches { x, to } => self.branches(*x, to),
+            Op::Attention { .. } => CompiledLayer::Attention,
+            Op::Write { x, .. } => CompiledLayer::Write(x.norm.as_ref().map(|norm| self.norm(norm))),
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGN), 0);
+        self.bytes.extend_from_slice(bytes);
+        (self.bytes.len() - bytes.len()) as u64
+    }
+
+    fn floats(&mut self, values: &[f32]) -> u64 {
+        self.push(bytemuck::cast_slice(values))
+    }
+
+    fn table(&mut self, table: &GroupTable) -> Table {
+        let (words, placed) = Table::new(table, 0);
+        Table { address: self.push(bytemuck::cast_slice(&words)), ..placed }
+    }
+
+    fn embedding(&mut self, NoiseEmbedding { frequencies, class }: &NoiseEmbedding) -> CompiledLayer {
+        let frequencies = match frequencies {
+            Frequencies::Fixed(frequencies) => frequencies.clone(),
+            Frequencies::Param(param) => self.weights[*param].iter().map(|frequency| TAU * frequency).collect(),
+        };
+        let frequencies = self.floats(&frequencies);
+        let labels = class.map(|class| self.floats(&class_rows(class, self.program.classes, self.weights)));
+        CompiledLayer::Embedding { frequencies, labels }
+    }
+
+    /// Packs weights by tap, input, group and output and, where there is one, a bias by group and output.
+    fn place(
+        &mut self,
+        norm: Option<CompiledNorm>,
+        weights: Weights,
+        value: impl Fn(usize, usize, usize, usize) -> f32,
+        bias: Option<&dyn Fn(usize, usize) -> f32>,
+    ) -> CompiledLayer {
+        let address = self.push(&pack(self.element, &weights, value));
+        let bias = bias.map(|bias| self.floats(&pack_bias(&weights, bias)));
+        CompiledLayer::Product { norm, weights: Weights { address, ..weights }, bias }
+    }
+
+    fn product(&mut self, product: &Product) -> CompiledLayer {
+        let norm = product.x.norm.as_ref().map(|norm| self.norm(norm));
+        let (all, weight) = (self.weights, &self.weights[product.weight]);
+        let shape = &self.program.spec.params[product.weight].shape;
+        let Value { extent, channels: from } = self.program.values[product.x.parts[0]];
+        // `[tap, input, group, output]`: heads are one, so their parts are groups of columns, and their offsets are rows.
+        let (inputs, groups, outputs) = match (from, product.to, extent) {
+            (_, Channels::Heads { .. }, _) => (shape[0], 3, shape[3]),
+            (Channels::Heads { .. }, _, _) => (shape[1], 1, shape[2]),
+            (_, _, Extent::Vector) => (shape[0], 1, shape[1]),
+            (_, _, Extent::Map { .. }) => (shape[2], 1, shape[3]),
+        };
+        let weights = Weights { address: 0, kernel: product.kernel, inputs, outputs, groups };
+        let value =
+            |tap: usize, i: usize, group: usize, o: usize| weight[((tap * inputs + i) * groups + group) * outputs + o];
+        let sum = |group: usize, o: usize| sum(all, &product.bias, group * outputs + o);
+        self.place(norm, weights, value, (!product.bias.is_empty()).then_some(&sum as _))
+    }
+
+    /// All branches as one linear layer, each on whole vectors of columns.
+    fn branches(&mut self, x: ValueId, to: &[Branch]) -> CompiledLayer {
+        // By column: the branch and its channel.
+        let mut columns = Vec::new();
+        let full = self.program.spec.full();
+        for (branch, Branch { to, .. }) in to.iter().enumerate() {
+            let outputs = to.kept(&full);
+            columns.extend((0..pitch(outputs)).map(|o| (o < outputs).then_some((branch, o, outputs))));
+        }
+        let inputs = self.program.values[x].channels.kept(&full);
+        let weights = Weights { address: 0, kernel: 1, inputs, outputs: columns.len(), groups: 1 };
+        let all = self.weights;
+        let value = |_: usize, i: usize, _: usize, column: usize| {
+            columns[column].map_or(0.0, |(branch, o, outputs)| all[to[branch].weight][i * outputs + o])
+        };
+        let bias = |_: usize, column: usize| {
+            columns[column].map_or(0.0, |(branch, o, _): (usize, usize, usize)| sum(all, &to[branch].bias, o))
+        };
+        self.place(None, weights, value, Some(&bias))
+    }
+
+    /// Where each branch begins.
+    fn branch_columns(&self) -> Vec<usize> {
+        let full = self.program.spec.full();
+        let branches = self.program.layers.iter().find_map(|layer| match &layer.op {
+            Op::Branches { to, .. } => Some(to.as_slice()),
+            _ => None,
+        });
+        let ends = branches.unwrap_or_default().iter().scan(0, |end, branch| {
+            let start = *end;
+            *end += pitch(branch.to.kept(&full));
+            Some(start)
+        });
+        ends.collect()
+    }
+
+    fn norm(&mut self, norm: &Norm) -> CompiledNorm {
+        let weights = self.weights;
+        let [scale, shift] = [norm.scale, norm.shift].map(|param| self.floats(&weights[param]));
+        let fixed = match &norm.groups {
+            Groups::Fixed(table) => Some(self.table(table)),
+            Groups::Pipe(_) => None,
+        };
+        CompiledNorm { scale, shift, fixed }
+    }
+}
+
+/// The sum of some biases at one place.
+fn sum(weights: &[Vec<f32>], biases: &[ParamId], place: usize) -> f32 {
+    biases.iter().map(|&param| weights[param][place]).sum()
+}

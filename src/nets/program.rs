@@ -1,0 +1,405 @@
+//! A network as data: a list of fused layers over values.
+//!
+//! A backbone writes it once, with a [`super::builder::Builder`], and whoever needs to know what the network computes reads it:
+//! [`super::on_tape`] for gradients, [`super::on_cpu`] and [`super::on_gpu`] for inference, and the [`Spec`] that the builder
+//! writes beside it for everything that treats the network as a table of parameters. Layers are fused by construction: what a
+//! layer reads is a [`View`], which normalises, activates, concatenates and resamples on the way in; bias, residual and
+//! scale are part of the layer that makes the sum. So no reader has to find the fusions again.
+
+use crate::nets::ImageShape;
+use crate::ops::cpu::group_norm::GroupTable;
+use crate::ops::cpu::resample::Direction;
+use crate::supernet::{Spec, Widths};
+use std::sync::Arc;
+
+/// Index into [`Program::values`].
+pub type ValueId = usize;
+/// Index into [`Spec::params`].
+pub type ParamId = usize;
+/// Index into [`Spec::pipes`].
+pub type PipeId = usize;
+
+/// The value that the image is.
+pub const IMAGE: ValueId = 0;
+
+/// A network.
+#[derive(Debug)]
+pub struct Program {
+    /// Its parameters and pipes.
+    pub spec: Spec,
+    /// The size of its input and its output.
+    pub image: ImageShape,
+    /// Classes; 0 for an unconditional network.
+    pub classes: usize,
+    /// Layer `i` makes value `i + 1`, and reads earlier ones only. The last makes the network's output.
+    pub layers: Vec<Layer>,
+    /// The image, then what each layer makes.
+    pub values: Vec<Value>,
+    /// By layer: the values that nobody reads after it, but for the image and the output.
+    freed: Vec<Vec<ValueId>>,
+}
+
+/// What a layer makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// Its size beside its channels.
+    pub extent: Extent,
+    /// Its channels.
+    pub channels: Channels,
+}
+
+/// The size of a value beside its channels, for one sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// One vector of channels.
+    Vector,
+    /// A map of pixels.
+    Map {
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+    },
+}
+
+/// The channels of a value, or of what a weight reads or makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channels {
+    /// As many in every subnet.
+    Fixed(usize),
+    /// Those of a pipe.
+    Pipe(PipeId),
+    /// The offsets of a pipe of attention, in each of `heads` heads, `parts` times: three for queries, keys and values side
+    /// by side.
+    Heads {
+        /// The pipe of the offsets.
+        pipe: PipeId,
+        /// How often.
+        parts: usize,
+        /// Heads.
+        heads: usize,
+    },
+}
+
+impl Channels {
+    /// The pipe that they shrink with.
+    pub fn pipe(self) -> Option<PipeId> {
+        match self {
+            Self::Fixed(_) => None,
+            Self::Pipe(pipe) | Self::Heads { pipe, .. } => Some(pipe),
+        }
+    }
+
+    /// How many there are in the subnet of these widths.
+    pub fn kept(self, widths: &Widths) -> usize {
+        match self {
+            Self::Fixed(channels) => channels,
+            Self::Pipe(pipe) => widths.0[pipe],
+            Self::Heads { pipe, parts, heads } => parts * heads * widths.0[pipe],
+        }
+    }
+}
+
+/// A layer and its name.
+#[derive(Debug)]
+pub struct Layer {
+    /// That of its weight, where it has one.
+    pub name: String,
+    /// What it computes.
+    pub op: Op,
+}
+
+/// What a layer computes.
+#[derive(Debug)]
+pub enum Op {
+    /// The noise level as sines and cosines, and the class: the first vector.
+    Embedding(NoiseEmbedding),
+    /// A convolution or a linear layer.
+    Product(Product),
+    /// Linear layers on one vector, all at once: what [`Product::sample_bias`] reads. Its value holds them one after the
+    /// other; how far apart is the reader's affair.
+    Branches {
+        /// The vector.
+        x: ValueId,
+        /// The layers.
+        to: Vec<Branch>,
+    },
+    /// `softmax(q k' / sqrt(dim)) v` in each head (Vaswani et al. 2017, eq. 1) on a value of [`Channels::Heads`] in three parts.
+    Attention {
+        /// Queries, keys and values.
+        qkv: ValueId,
+    },
+    /// `(x + residual) * scale`: a view written down.
+    Write {
+        /// What is written.
+        x: View,
+        /// Added to it.
+        residual: Option<ValueId>,
+        /// A factor on the sum.
+        scale: f32,
+    },
+}
+
+/// `(sin(noise f), cos(noise f)) + class`, sines before cosines.
+#[derive(Debug)]
+pub struct NoiseEmbedding {
+    /// Where the frequencies f come from.
+    pub frequencies: Frequencies,
+    /// The linear layer of the class's one-hot row times `sqrt(classes)`, where there are classes; its bias is all there is of
+    /// an absent one.
+    pub class: Option<Dense>,
+}
+
+/// Frequencies of an [`NoiseEmbedding`].
+#[derive(Debug)]
+pub enum Frequencies {
+    /// These.
+    Fixed(Vec<f32>),
+    /// 2 pi times those of the checkpoint.
+    Param(ParamId),
+}
+
+/// The weight and the bias of a linear layer or a convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense {
+    /// `[in, out]`, or `[kernel, kernel, in, out]`.
+    pub weight: ParamId,
+    /// `[out]`.
+    pub bias: ParamId,
+    /// What it makes.
+    pub to: Channels,
+}
+
+/// A layer of [`Op::Branches`].
+#[derive(Clone, Debug)]
+pub struct Branch {
+    /// `[in, out]`.
+    pub weight: ParamId,
+    /// Added up.
+    pub bias: Vec<ParamId>,
+    /// What it makes.
+    pub to: Channels,
+}
+
+/// `act((x * weight + bias + sample_bias + residual) * scale)`: a convolution of a map with stride 1, or a linear layer of a
+/// vector.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// What it reads.
+    pub x: View,
+    /// The weight.
+    pub weight: ParamId,
+    /// What it makes.
+    pub to: Channels,
+    /// Side of the kernel; 1 for a linear layer.
+    pub kernel: usize,
+    /// Zeros around the map.
+    pub pad: usize,
+    /// Added up.
+    pub bias: Vec<ParamId>,
+    /// A branch of the network's [`Op::Branches`], which is a bias for each sample.
+    pub sample_bias: Option<usize>,
+    /// Added before the scale.
+    pub residual: Option<ValueId>,
+    /// A factor on the sum.
+    pub scale: f32,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
+impl Product {
+    /// `x * weight + bias`, with a kernel of this side and as many zeros around the map as keep its size.
+    pub fn new(x: impl Into<View>, layer: Dense, kernel: usize) -> Self {
+        Self {
+            x: x.into(),
+            weight: layer.weight,
+            to: layer.to,
+            kernel,
+            pad: kernel / 2,
+            bias: vec![layer.bias],
+            sample_bias: None,
+            residual: None,
+            scale: 1.0,
+            silu: false,
+        }
+    }
+}
+
+/// How a layer reads: parts side by side, then the norm, the activation, the resampling. It costs nothing by itself.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// One value, or two of one size.
+    pub parts: Vec<ValueId>,
+    /// Normalised by.
+    pub norm: Option<Norm>,
+    /// Whether SiLU follows.
+    pub silu: bool,
+    /// Resampled by.
+    pub resample: Option<Resample>,
+}
+
+impl From<ValueId> for View {
+    /// The value as it is.
+    fn from(value: ValueId) -> Self {
+        Self { parts: vec![value], norm: None, silu: false, resample: None }
+    }
+}
+
+impl View {
+    /// Its first values with their channels side by side.
+    pub fn of(parts: &[ValueId]) -> Self {
+        Self { parts: parts.to_vec(), norm: None, silu: false, resample: None }
+    }
+
+    /// The same, normalised.
+    pub fn norm(self, norm: Norm) -> Self {
+        Self { norm: Some(norm), ..self }
+    }
+
+    /// The same, then SiLU.
+    pub fn silu(self) -> Self {
+        Self { silu: true, ..self }
+    }
+
+    /// The same, then resampled, where there is something to resample by.
+    pub fn resampled(self, resample: Option<Resample>) -> Self {
+        Self { resample, ..self }
+    }
+}
+
+/// GroupNorm (Wu and He 2018).
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// `[channels]`: on what is normalised.
+    pub scale: ParamId,
+    /// `[channels]`: added then.
+    pub shift: ParamId,
+    /// Which channels share statistics.
+    pub groups: Groups,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// Which channels share a group.
+#[derive(Clone, Debug)]
+pub enum Groups {
+    /// The same in every subnet: the channels of the residual stream.
+    Fixed(Arc<GroupTable>),
+    /// Those of a pipe, which depend on what is kept.
+    Pipe(PipeId),
+}
+
+/// EDM's resampling by 2 (Karras et al. 2022): as [`crate::ops::cpu::resample`] defines it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resample {
+    /// Which way.
+    pub direction: Direction,
+    /// The taps of the 1-D filter.
+    pub filter: Arc<[f32]>,
+    /// Zeros around the map.
+    pub pad: usize,
+}
+
+impl Resample {
+    /// The side of the output for an input of this side.
+    pub fn size(&self, side: usize) -> usize {
+        self.direction.size(side, self.filter.len(), self.pad)
+    }
+}
+
+impl Extent {
+    /// What a resampling makes of it.
+    pub fn resampled(self, resample: Option<&Resample>) -> Self {
+        match (self, resample) {
+            (Self::Map { height, width }, Some(resample)) => {
+                Self::Map { height: resample.size(height), width: resample.size(width) }
+            }
+            (extent, _) => extent,
+        }
+    }
+
+    /// What a convolution makes of it.
+    pub fn convolved(self, kernel: usize, pad: usize) -> Self {
+        let grow = |side: usize| side + 2 * pad + 1 - kernel;
+        match self {
+            Self::Vector => Self::Vector,
+            Self::Map { height, width } => Self::Map { height: grow(height), width: grow(width) },
+        }
+    }
+
+    /// Rows; 1 for a vector.
+    pub fn height(self) -> usize {
+        match self {
+            Self::Vector => 1,
+            Self::Map { height, .. } => height,
+        }
+    }
+}
+
+impl Op {
+    /// The values that it reads, some perhaps twice. `branches` is the value of the network's [`Op::Branches`].
+    pub fn reads(&self, branches: Option<ValueId>) -> Vec<ValueId> {
+        let mut reads = Vec::new();
+        match self {
+            Self::Embedding(_) => {}
+            Self::Product(Product { x, residual, sample_bias, .. }) => {
+                reads.extend(&x.parts);
+                reads.extend(residual);
+                reads.extend(sample_bias.and(branches));
+            }
+            Self::Branches { x, .. } => reads.push(*x),
+            Self::Attention { qkv } => reads.push(*qkv),
+            Self::Write { x, residual, .. } => {
+                reads.extend(&x.parts);
+                reads.extend(residual);
+            }
+        }
+        reads
+    }
+}
+
+impl Program {
+    /// A network of these layers.
+    pub(super) fn new(spec: Spec, image: ImageShape, classes: usize, layers: Vec<Layer>, values: Vec<Value>) -> Self {
+        let mut program = Self { spec, image, classes, layers, values, freed: Vec::new() };
+        let branches = program.branches();
+        let mut last = vec![None; program.values.len()];
+        for (index, layer) in program.layers.iter().enumerate() {
+            layer.op.reads(branches).into_iter().for_each(|value| last[value] = Some(index));
+        }
+        program.freed = vec![Vec::new(); program.layers.len()];
+        for (value, last) in last.iter().enumerate().skip(1) {
+            if let Some(last) = last {
+                program.freed[*last].push(value);
+            }
+        }
+        program
+    }
+
+    /// The value of its [`Op::Branches`], if it has such a layer.
+    pub fn branches(&self) -> Option<ValueId> {
+        self.layers.iter().position(|layer| matches!(layer.op, Op::Branches { .. })).map(|index| index + 1)
+    }
+
+    /// The values that nobody reads after layer `index`; neither the image nor the output is ever among them.
+    pub fn freed(&self, index: usize) -> &[ValueId] {
+        &self.freed[index]
+    }
+
+    /// The size of what a view reads, resampled.
+    pub fn extent(&self, view: &View) -> Extent {
+        self.values[view.parts[0]].extent.resampled(view.resample.as_ref())
+    }
+
+    /// Channels that a view reads, at full width.
+    pub fn width(&self, view: &View) -> usize {
+        let full = self.spec.full();
+        view.parts.iter().map(|&part| self.values[part].channels.kept(&full)).sum()
+    }
+
+    /// The name of a parameter's layer.
+    pub fn layer_of(&self, param: ParamId) -> &str {
+        let name = &self.spec.params[param].name;
+        name.rsplit_once('.').map_or(name, |(layer, _)| layer)
+    }
+}
