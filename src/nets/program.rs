@@ -403,3 +403,104 @@ impl Program {
         name.rsplit_once('.').map_or(name, |(layer, _)| layer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nets::Backbone;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    /// SongUNets of many shapes.
+    fn programs() -> impl Strategy<Value = Program> {
+        let levels = prop::collection::vec(1usize..3, 1..4);
+        (levels, 1usize..3, any::<[bool; 4]>(), 0usize..4).prop_map(
+            |(levels, blocks, [fourier, aux, wide, deep], classes)| {
+                let side = 4 << (levels.len() - 1);
+                let config = serde_json::json!({
+                    "arch": "song-unet", "img_resolution": side, "img_channels": 3, "label_dim": classes,
+                    "model_channels": 8, "channel_mult": levels, "num_blocks": blocks,
+                    "attn_resolutions": if deep { vec![4] } else { vec![side] },
+                    "embedding_type": if fourier { "fourier" } else { "positional" },
+                    "encoder_type": if aux { "residual" } else { "standard" }, "decoder_type": "standard",
+                    "resample_filter": if wide { vec![1.0, 3.0, 3.0, 1.0] } else { vec![1.0, 1.0] },
+                });
+                serde_json::from_value::<Backbone>(config).unwrap().program().unwrap()
+            },
+        )
+    }
+
+    /// The values that each layer reads.
+    fn reads(program: &Program) -> Vec<BTreeSet<ValueId>> {
+        let branches = program.branches();
+        program.layers.iter().map(|layer| layer.op.reads(branches).into_iter().collect()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_value_is_read_and_freed_once_after_its_last_reader(program in programs()) {
+            let reads = reads(&program);
+            let output = program.layers.len();
+            for (value, _) in program.values.iter().enumerate() {
+                let readers: Vec<usize> = (0..output).filter(|&layer| reads[layer].contains(&value)).collect();
+                let freed: Vec<usize> = (0..output).filter(|&layer| program.freed(layer).contains(&value)).collect();
+                prop_assert_eq!(readers.is_empty(), value == output, "value {}", value);
+                let wanted = readers.last().filter(|_| value != IMAGE);
+                prop_assert_eq!(freed.iter().collect::<Vec<_>>(), wanted.into_iter().collect::<Vec<_>>(), "value {}", value);
+            }
+        }
+
+        #[test]
+        fn a_layer_reads_only_what_was_made_before_it(program in programs()) {
+            for (layer, reads) in reads(&program).into_iter().enumerate() {
+                prop_assert!(reads.into_iter().all(|value| value <= layer), "{}", program.layers[layer].name);
+            }
+        }
+
+        #[test]
+        fn a_weight_is_as_large_as_what_it_reads_and_makes_in_every_subnet(program in programs()) {
+            let full = program.spec.full();
+            for widths in [full.clone(), Widths(full.0.iter().map(|width| width.div_ceil(2)).collect())] {
+                let elements = |param: ParamId| {
+                    program.spec.sliced_shape(&program.spec.params[param], &widths).iter().product::<usize>()
+                };
+                for layer in &program.layers {
+                    let Op::Product(product) = &layer.op else { continue };
+                    let kept = |part: &ValueId| program.values[*part].channels.kept(&widths);
+                    let (from, to) = (product.x.parts.iter().map(kept).sum::<usize>(), product.to.kept(&widths));
+                    prop_assert_eq!(elements(product.weight), product.kernel.pow(2) * from * to, "{}", &layer.name);
+                    prop_assert!(product.bias.iter().all(|&bias| elements(bias) == to), "{}", &layer.name);
+                }
+            }
+        }
+
+        #[test]
+        fn names_are_unique_and_every_parameter_belongs_to_a_layer(program in programs()) {
+            let params: BTreeSet<&str> = program.spec.params.iter().map(|param| param.name.as_str()).collect();
+            prop_assert_eq!(params.len(), program.spec.params.len());
+            let layers: BTreeSet<&str> = program.layers.iter().map(|layer| layer.name.as_str()).collect();
+            prop_assert_eq!(layers.len(), program.layers.len());
+            let mut used = BTreeSet::new();
+            for layer in &program.layers {
+                match &layer.op {
+                    Op::Embedding(NoiseEmbedding { frequencies, class }) => {
+                        used.extend(class.iter().flat_map(|class| [class.weight, class.bias]));
+                        if let Frequencies::Param(param) = frequencies {
+                            used.insert(*param);
+                        }
+                    }
+                    Op::Product(product) => {
+                        used.insert(product.weight);
+                        used.extend(&product.bias);
+                        used.extend(product.x.norm.iter().flat_map(|norm| [norm.scale, norm.shift]));
+                    }
+                    Op::Branches { to, .. } => {
+                        to.iter().for_each(|branch| used.extend(branch.bias.iter().chain([&branch.weight])));
+                    }
+                    Op::Attention { .. } | Op::Write { .. } => {}
+                }
+            }
+            prop_assert_eq!(used.len(), program.spec.params.len());
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! A denoising step on a GPU: kernels, and how they are launched.
 //!
 //! `kernels/` holds the kernels. A [`Launch`] says what one of them is to do, a denoising step is a list of them
-//! (`nets::song_unet::launches`), and a [`Machine`] runs the list. Lists are made without a device, so what a step costs,
+//! (`nets::on_gpu`), and a [`Machine`] runs the list. Lists are made without a device, so what a step costs,
 //! how many launches it takes and how much memory it needs can be asked anywhere; and the same list runs on a GPU
 //! ([`gpu`], feature `cuda`) or, in tests, on the kernels' emulation on the CPU (`emulation/`).
 //!
