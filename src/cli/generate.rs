@@ -4,7 +4,7 @@ use super::device::Device;
 use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::image::{Format, Raster};
 use crate::engine::{Engine, EngineLimits, Job, Step};
-use crate::files::write_whole;
+use crate::files::{check_writable, write_whole};
 use crate::nets::model::FULL;
 use crate::nets::{Model, Threads};
 use crate::routing::Fixed;
@@ -66,6 +66,7 @@ impl Args {
         if self.guidance != 1.0 && self.class.is_empty() {
             return Err(Error::input("--guidance", "needs a --class to be guided towards"));
         }
+        check_writable(&self.out)?;
         let model = Model::open(&self.model)?;
         let plan = match &self.plan {
             Some(plan) => plan.clone(),

@@ -84,6 +84,7 @@ impl Flow<'_> {
         }
         let dataset = self.dataset(&network, resumed.as_ref())?;
         if runs_full {
+            self.say(&dataset);
             std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
             let state = match resumed.take() {
                 Some(state) => state,
@@ -107,6 +108,9 @@ impl Flow<'_> {
             }
         }
         let ranked = self.ranked(&network, &dataset)?;
+        if !runs_full {
+            self.say(&dataset);
+        }
         std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
         // A state of the first stage is behind us: what it led to is ranked.
         let state = match resumed.filter(|state| state.position.stage == StageName::All) {
@@ -126,12 +130,16 @@ impl Flow<'_> {
         Ok(Outcome::Finished)
     }
 
+    /// What was loaded, and what the config may not mean: once nothing is refused any more.
+    fn say(&self, dataset: &Dataset) {
+        tracing::info!("{}", dataset.summary());
+        self.config.warnings(dataset).iter().for_each(|warning| tracing::warn!("{warning}"));
+    }
+
     /// The config's images, labelled as what this run continues was trained with: the same class stays the same number.
     fn dataset(&self, network: &Network, resumed: Option<&State>) -> Result<Dataset> {
         let dataset = self.config.data.load()?;
         self.config.check_data(&dataset)?;
-        tracing::info!("{}", dataset.summary());
-        self.config.warnings(&dataset).iter().for_each(|warning| tracing::warn!("{warning}"));
         let kept = [RANKED, PRETRAINED].map(|stage| self.out.join(stage)).into_iter().find(|dir| dir.exists());
         let known = match (resumed, self.init.map(PathBuf::from).or(kept)) {
             // A network without classes ignores those of the data, and its model has none.

@@ -81,13 +81,14 @@ impl Dataset {
         let named = self.classes.iter().zip(&counts).take(SUMMARISED);
         let named: Vec<String> =
             named.map(|(class, count)| format!("{class} ({})", HumanCount(*count as u64))).collect();
-        let more = self.classes.len().saturating_sub(SUMMARISED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let classes = match self.classes.len() {
+            0 => "no classes".to_owned(),
+            count @ ..=SUMMARISED => format!("{count} classes: {}", named.join(", ")),
+            count => format!("{count} classes: {} and {} more", named.join(", "), count - SUMMARISED),
+        };
         format!(
-            "data: {} images of {height}x{width}x{channels}, mean {mean:.3} and deviation {std:.3} in [-1, 1]; {} classes: {}{more}",
+            "data: {} images of {height}x{width}x{channels}, mean {mean:.3} and deviation {std:.3} in [-1, 1]; {classes}",
             HumanCount(self.len() as u64),
-            self.classes.len(),
-            named.join(", ")
         )
     }
 
@@ -250,7 +251,9 @@ mod tests {
             "data: 1,001 images of 1x2x1, mean 0.000 and deviation 1.000 in [-1, 1]; 2 classes: crow (1), wren (1,000)"
         );
         let classes = (0..22).map(|class| class.to_string()).collect();
-        assert!(Dataset { classes, ..data }.summary().ends_with("18 (0), 19 (0) and 2 more"));
+        let many = Dataset { classes, ..data.clone() }.summary();
+        assert!(many.contains("; 22 classes: 0 (1), ") && many.ends_with("18 (0), 19 (0) and 2 more"), "{many}");
+        assert!(data.for_classes(&[]).unwrap().summary().ends_with("; no classes"));
     }
 
     #[test]
