@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 /// Edges of a histogram from a time to ten times of it: each is 1.097 times the one before. Whatever the latencies are, a
 /// quantile that is read between two edges is therefore within 10 % of the true one.
 const EDGES_A_DECADE: i32 = 25;
+/// As many in the histograms of a request's parts: they say where time goes, not what clients see.
+const EDGES_A_DECADE_OF_PARTS: i32 = 5;
 /// The shortest time that is told so well.
 const SHORTEST_S_LOG10: i32 = -3;
 
@@ -96,12 +98,14 @@ impl Metrics {
     pub fn register(registry: Registry, fleet: &Arc<Fleet>, budgets: &Budgets, longest: Duration) -> Result<Self> {
         // The share of requests in time can be read exactly.
         let deadlines = budgets.named().map(|(_, budget)| budget.within_ms as f64 / 1e3);
-        let mut edges = [&edges_to(longest.as_secs_f64())[..], &deadlines].concat();
-        edges.sort_by(f64::total_cmp);
-        edges.dedup();
-        let seconds = |name: &str, help: &str| {
-            HistogramVec::new(HistogramOpts::new(name, help).buckets(edges.clone()), &["budget"])
+        let seconds = |name: &str, help: &str, a_decade: i32| {
+            let mut edges = edges_to(longest.as_secs_f64(), a_decade);
+            edges.extend(deadlines);
+            edges.sort_by(f64::total_cmp);
+            edges.dedup();
+            HistogramVec::new(HistogramOpts::new(name, help).buckets(edges), &["budget"])
         };
+        let part = |name: &str, help: &str| seconds(name, help, EDGES_A_DECADE_OF_PARTS);
         let deficit = Arc::new(Deficit::default());
         let metrics = Self {
             requests: IntCounterVec::new(
@@ -115,10 +119,11 @@ impl Metrics {
             request: seconds(
                 "accordion_request_seconds",
                 "Time from the arrival of a request that got its images to the last byte handed to the connection.",
+                EDGES_A_DECADE,
             )?,
-            queue: seconds("accordion_queue_seconds", "Time from a request's arrival to its first step.")?,
-            denoise: seconds("accordion_denoise_seconds", "Time from a request's first step to its last.")?,
-            encode: seconds("accordion_encode_seconds", "Time to lay out and encode the images of a request.")?,
+            queue: part("accordion_queue_seconds", "Time from a request's arrival to its first step.")?,
+            denoise: part("accordion_denoise_seconds", "Time from a request's first step to its last.")?,
+            encode: part("accordion_encode_seconds", "Time to lay out and encode the images of a request.")?,
             asked: Counter::new(
                 "accordion_quality_asked_total",
                 "Sum over images of the quality that an idle machine would have served for the same budget.",
@@ -176,10 +181,10 @@ impl Metrics {
     }
 }
 
-/// Edges from 1 ms to `longest_s`, the first below and the last above, of four digits.
-fn edges_to(longest_s: f64) -> Vec<f64> {
-    let edge = |step: i32| 10f64.powf(f64::from(step) / f64::from(EDGES_A_DECADE));
-    let first = SHORTEST_S_LOG10 * EDGES_A_DECADE - 1;
+/// Edges from 1 ms to `longest_s`, so many a decade, the first below and the last above, of four digits.
+fn edges_to(longest_s: f64, a_decade: i32) -> Vec<f64> {
+    let edge = |step: i32| 10f64.powf(f64::from(step) / f64::from(a_decade));
+    let first = SHORTEST_S_LOG10 * a_decade - 1;
     let below = (first..).map(edge).take_while(|&edge| edge < longest_s).count() as i32;
     let digits = |edge: f64| format!("{edge:.3e}").parse().unwrap_or(edge);
     (first..=first + below).map(edge).map(digits).collect()
@@ -424,7 +429,8 @@ mod tests {
 
     /// What Prometheus' `histogram_quantile` reads from a histogram of these latencies.
     fn read_quantile(latencies: &[f64], q: f64) -> f64 {
-        let histogram = Histogram::with_opts(HistogramOpts::new("x", "x").buckets(edges_to(TIMEOUT_S))).unwrap();
+        let histogram =
+            Histogram::with_opts(HistogramOpts::new("x", "x").buckets(edges_to(TIMEOUT_S, EDGES_A_DECADE))).unwrap();
         latencies.iter().for_each(|&latency| histogram.observe(latency));
         let family = histogram.collect();
         let buckets = family[0].get_metric()[0].get_histogram().get_bucket().to_vec();
@@ -448,7 +454,9 @@ mod tests {
         let steps = 4000;
         // From 1 ms to the time-out, and just beside every edge.
         let spread = (0..=steps).map(|step| 1e-3 * (TIMEOUT_S / 1e-3).powf(f64::from(step) / f64::from(steps)));
-        let beside = edges_to(TIMEOUT_S).into_iter().flat_map(|edge| [edge, edge * (1.0 + 1e-9), edge * (1.0 - 1e-9)]);
+        let beside = edges_to(TIMEOUT_S, EDGES_A_DECADE)
+            .into_iter()
+            .flat_map(|edge| [edge, edge * (1.0 + 1e-9), edge * (1.0 - 1e-9)]);
         let latencies = spread.chain(beside).filter(|latency| (1e-3..=TIMEOUT_S).contains(latency));
         for latency in latencies {
             // One latency for all; a few stragglers above a fast rest; a tail that grows.
@@ -466,7 +474,7 @@ mod tests {
 
     #[test]
     fn edges_reach_the_time_out_and_have_few_digits() {
-        let edges = edges_to(TIMEOUT_S);
+        let edges = edges_to(TIMEOUT_S, EDGES_A_DECADE);
         assert!(
             edges[0] < 1e-3
                 && edges[1] == 1e-3
