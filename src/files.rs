@@ -5,7 +5,9 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 /// Names less alike than this, from 0 to 1, are of no help to who looks for one.
@@ -97,6 +99,28 @@ fn foreign(bytes: &[u8]) -> Option<&'static str> {
 pub fn refuse_foreign(path: &Path, bytes: &[u8], wanted: &str) -> Result<()> {
     let problem = foreign(bytes).map(|problem| Error::input(path.display(), format!("{problem}; {wanted} is wanted")));
     problem.map_or(Ok(()), Err)
+}
+
+/// The SHA-256 of a file, as 64 hexadecimal digits.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn sha256(path: &Path) -> Result<String> {
+    let mut hasher = Sha256::new();
+    let mut read = || {
+        let mut file = BufReader::with_capacity(1 << 20, std::fs::File::open(path)?);
+        loop {
+            let bytes = file.fill_buf()?;
+            let count = bytes.len();
+            if count == 0 {
+                return Ok(());
+            }
+            hasher.update(bytes);
+            file.consume(count);
+        }
+    };
+    read().map_err(Error::io(path))?;
+    Ok(hasher.finalize().iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}")))
 }
 
 /// The tensors in the bytes of the file `path`.

@@ -556,3 +556,25 @@ fn images_of_several_classes_lie_in_a_row_for_each_class_and_progress_is_said() 
         assert_eq!(cell, alone(class, seed), "{class} {seed}");
     }
 }
+
+#[test]
+fn a_flipped_bit_of_the_weights_and_subnets_of_other_weights_are_refused() {
+    let place = Workspace::new("");
+    let check = |more: &[&str]| place.command().arg("--check-config").args(more).output().unwrap();
+    let (weights, subnets) = (place.path("model/supernet.safetensors"), place.path("model/subnets.toml"));
+    let mut bytes = std::fs::read(&weights).unwrap();
+    assert!(check(&[]).status.success());
+    // The lowest bit of the last weight.
+    let last = bytes.len() - 4;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, &bytes).unwrap();
+    assert_refused(&check(&[]), &[text(&weights), "is not the file that model.toml was written with", "SHA-256"]);
+    assert!(check(&["--no-verify"]).status.success());
+    bytes[last] ^= 1;
+    std::fs::write(&weights, &bytes).unwrap();
+    assert!(check(&[]).status.success());
+    let table = std::fs::read_to_string(&subnets).unwrap();
+    let (before, rest) = table.split_once("weights = \"").unwrap();
+    std::fs::write(&subnets, format!("{before}weights = \"{}{}", "0".repeat(64), &rest[64..])).unwrap();
+    assert_refused(&check(&[]), &[text(&subnets), "weights", "of other weights"]);
+}

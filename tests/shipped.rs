@@ -173,3 +173,22 @@ fn the_loss_is_the_same_on_class_folders_whose_alphabetical_order_is_not_the_mod
                 boot";
     assert!(stderr.trim_end().ends_with(says), "{stderr}");
 }
+
+#[test]
+fn the_subnets_of_the_shipped_model_can_be_cut_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(path("models/fashion-mnist")).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, dir.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let mut allocate = std::process::Command::new(env!("CARGO_BIN_EXE_accordion"));
+    let output = allocate.args(["allocate", "--target", "macs", "--model"]).arg(dir.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (cut, shipped) = (Model::open(dir.path()).unwrap(), model());
+    assert_eq!(cut.table.target, "macs");
+    let full = cut.subnets().last().unwrap().macs as f64;
+    // As `allocate` promises, within 2 %.
+    let cheaper = cut.subnets().iter().find(|subnet| subnet.name == "0.750").unwrap();
+    assert!((cheaper.macs as f64 / full - 0.75).abs() < 0.02, "{} of {full}", cheaper.macs);
+    assert_eq!(cut.subnets().last(), shipped.subnets().last());
+}

@@ -49,6 +49,9 @@ pub(super) struct Settings {
     /// Model directory, in place of the config's.
     #[arg(long, env = "ACCORDION_MODEL")]
     model: Option<PathBuf>,
+    /// Do not hold the model's files against their hashes, whatever the config says: where huge files make the start slow.
+    #[arg(long)]
+    no_verify: bool,
     /// Where to denoise, in place of the config's: cpu, or GPUs as cuda:0,cuda:1.
     #[arg(long, env = "ACCORDION_DEVICES", value_delimiter = ',')]
     devices: Vec<Placement>,
@@ -75,6 +78,7 @@ impl Settings {
     pub fn config(self) -> Result<(ServeConfig, Option<PathBuf>)> {
         let (mut config, path) = file(self.config)?;
         config.model = self.model.unwrap_or(config.model);
+        config.verify &= !self.no_verify;
         if !self.devices.is_empty() {
             config.devices = self.devices;
         }

@@ -6,12 +6,13 @@ use super::network::Network;
 use crate::classes;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;
-use crate::files::{read_toml, write_toml};
+use crate::files::{read_toml, sha256, write_toml};
 use crate::labels;
 use crate::supernet::{Order, Spec, Subnet, Supernet, Widths, ranking, subnet_name, widths_of};
 use crate::{Error, Result};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Version of the directory's TOML files.
@@ -46,9 +47,21 @@ pub struct Card {
     /// Mean and standard deviation of the training data, in [-1, 1].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataStatistics>,
+    /// By name: the SHA-256 of files beside it, which are refused if they have another.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sha256: BTreeMap<String, String>,
     /// How the model was made: commands, seeds, images seen, time.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub made: toml::Table,
+}
+
+/// Whether files are held against their hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// A file that differs in a bit is refused.
+    Yes,
+    /// They are taken as they are.
+    No,
 }
 
 /// Statistics of the training data.
@@ -69,6 +82,9 @@ pub struct SubnetTable {
     pub format: u32,
     /// What the ratios are of: `channels`, `macs` or `params`; `none` before allocation.
     pub target: String,
+    /// The SHA-256 of the weights that they are subnets of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// The subnets, from the narrowest to the widest; the last is `full`.
     #[serde(default, rename = "subnet")]
     pub subnets: Vec<Subnet>,
@@ -102,8 +118,27 @@ impl Card {
             preconditioning,
             backbone,
             data: None,
+            sha256: BTreeMap::new(),
             made: toml::Table::new(),
         }
+    }
+
+    /// Holds the files of `dir` against their hashes. One that is not there is missed by whoever wants it.
+    fn verify(&self, dir: &Path) -> Result<()> {
+        for (name, wanted) in &self.sha256 {
+            let path = dir.join(name);
+            if !path.exists() {
+                continue;
+            }
+            let found = sha256(&path)?;
+            if found != *wanted {
+                let problem = format!(
+                    "is not the file that {CARD} was written with: its SHA-256 is {found}, not {wanted}; copy the directory anew"
+                );
+                return Err(Error::input(path.display(), problem));
+            }
+        }
+        Ok(())
     }
 
     /// Brings the class names into the form in which names are compared.
@@ -152,7 +187,7 @@ impl Model {
         let network = Network::new(&card.backbone, card.preconditioning)?;
         let spec = network.spec();
         let full = Subnet::new(spec, 1.0, &spec.full());
-        let table = SubnetTable { format: FORMAT, target: "none".into(), subnets: vec![full] };
+        let table = SubnetTable { format: FORMAT, target: "none".into(), weights: None, subnets: vec![full] };
         Self::assemble(card, network, supernet, table)
     }
 
@@ -165,7 +200,7 @@ impl Model {
         rows.retain(|row| row.name != FULL);
         rows.sort_by_key(|row| row.macs);
         rows.push(Subnet::new(spec, 1.0, &spec.full()));
-        let table = SubnetTable { format: FORMAT, target: target.into(), subnets: rows };
+        let table = SubnetTable { format: FORMAT, target: target.into(), weights: None, subnets: rows };
         Self::assemble(self.card, self.network, self.supernet, table)
     }
 
@@ -188,11 +223,19 @@ impl Model {
         Ok(Self { card, network, supernet, table })
     }
 
-    /// Reads a model directory.
+    /// Reads a model directory, whose files must be those that `model.toml` was written with, to the bit.
     ///
     /// # Errors
     /// One sentence with the file and the field that is missing, damaged, of another version or inconsistent.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_with(dir, Verify::Yes)
+    }
+
+    /// As [`Self::open`]; the bits of files are read for nothing but this, which takes its time where they are large.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(dir: &Path, verify: Verify) -> Result<Self> {
         let path = dir.join(CARD);
         let card: Card = read_toml(&path)?;
         check_format(&path, card.format)?;
@@ -205,20 +248,39 @@ impl Model {
         let table: SubnetTable = read_toml(&path)?;
         check_format(&path, table.format)?;
         table.check(spec).map_err(|(place, problem)| Error::field(&path, &place, problem))?;
+        if let (Some(ours), Some(theirs)) = (card.sha256.get(WEIGHTS), &table.weights)
+            && ours != theirs
+        {
+            let problem = format!("its subnets are of other weights than the {WEIGHTS} of this directory");
+            return Err(Error::field(&path, "weights", problem));
+        }
+        // Last: of a file that is of another kind, or cut off, there is more to say than that its hash is another.
+        if verify == Verify::Yes {
+            card.verify(dir)?;
+        }
         Ok(Self { card, network, supernet, table })
     }
 
-    /// Writes the directory, file by file, each whole or not at all; weights in `dtype`.
+    /// Writes the directory, file by file, each whole or not at all; weights in `dtype`. `model.toml` comes last, with the
+    /// hashes of the weights and, where they are there, the importances.
     pub fn write(&self, dir: &Path, dtype: DType) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         self.supernet.write(self.network.spec(), &dir.join(WEIGHTS), dtype)?;
-        self.write_subnets(dir)?;
-        write_toml(&dir.join(CARD), &self.card)
+        let names = [WEIGHTS, ranking::FILE].into_iter().filter(|name| dir.join(name).exists());
+        let hashed = names.map(|name| Ok((name.to_owned(), sha256(&dir.join(name))?)));
+        let card = Card { sha256: hashed.collect::<Result<_>>()?, ..self.card.clone() };
+        self.write_table(&card, dir)?;
+        write_toml(&dir.join(CARD), &card)
     }
 
-    /// Writes `subnets.toml` alone.
+    /// Writes `subnets.toml` alone, into the directory that the model was read from.
     pub fn write_subnets(&self, dir: &Path) -> Result<()> {
-        write_toml(&dir.join(SUBNETS), &self.table)
+        self.write_table(&self.card, dir)
+    }
+
+    fn write_table(&self, card: &Card, dir: &Path) -> Result<()> {
+        let weights = card.sha256.get(WEIGHTS).cloned();
+        write_toml(&dir.join(SUBNETS), &SubnetTable { weights, ..self.table.clone() })
     }
 
     /// The index of the subnet of this name; `0.5` is accepted for `0.500`.

@@ -108,8 +108,7 @@ impl Packed {
         class: &[Option<usize>],
     ) -> Map {
         let program = &*self.program;
-        let mut values = Values { image: x, made: Vec::with_capacity(program.values.len()) };
-        values.made.push(None);
+        let mut values = Values { program, image: x, made: (0..program.table()).map(|_| None).collect() };
         for (index, (layer, packed)) in program.layers.iter().zip(&self.layers).enumerate() {
             let mut call = Call { packed: self, workspace, subnet, values: &values, name: &layer.name };
             let made = match (&layer.op, packed) {
@@ -125,13 +124,12 @@ impl Packed {
                 (Op::Write { x, residual, scale }, PackedLayer::Write(view)) => call.write(x, view, *residual, *scale),
                 _ => unreachable!("layers are packed one by one"),
             };
-            values.made.push(Some(made));
+            values.made[program.slot(index + 1)] = Some(made);
             for &value in program.freed(index) {
-                let freed = values.made[value].take().expect("a value is freed once");
-                workspace.arena.put(freed);
+                workspace.arena.put(values.take(value));
             }
         }
-        values.made.pop().flatten().expect("a network has a layer")
+        values.take(program.layers.len())
     }
 }
 
@@ -156,8 +154,9 @@ impl PackedView {
 
 /// The values of a call that are there.
 struct Values<'a> {
+    program: &'a Program,
     image: &'a Map,
-    /// By value; the image is not among them.
+    /// By slot; the image's is empty.
     made: Vec<Option<Map>>,
 }
 
@@ -165,8 +164,12 @@ impl Values<'_> {
     fn of(&self, value: ValueId) -> &Map {
         match value {
             IMAGE => self.image,
-            value => self.made[value].as_ref().expect("a value is read before it is freed"),
+            value => self.made[self.program.slot(value)].as_ref().expect("a value is read before it is freed"),
         }
+    }
+
+    fn take(&mut self, value: ValueId) -> Map {
+        self.made[self.program.slot(value)].take().expect("a value is freed once")
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Program {
     pub values: Vec<Value>,
     /// By layer: the values that nobody reads after it, but for the image and the output.
     freed: Vec<Vec<ValueId>>,
+    /// By value: its place in a table of the values that are there at once.
+    slots: Vec<usize>,
 }
 
 /// What a layer makes.
@@ -361,7 +363,7 @@ impl Op {
 impl Program {
     /// A network of these layers.
     pub(super) fn new(spec: Spec, image: ImageShape, classes: usize, layers: Vec<Layer>, values: Vec<Value>) -> Self {
-        let mut program = Self { spec, image, classes, layers, values, freed: Vec::new() };
+        let mut program = Self { spec, image, classes, layers, values, freed: Vec::new(), slots: Vec::new() };
         let branches = program.branches();
         let mut last = vec![None; program.values.len()];
         for (index, layer) in program.layers.iter().enumerate() {
@@ -372,6 +374,15 @@ impl Program {
             if let Some(last) = last {
                 program.freed[*last].push(value);
             }
+        }
+        program.slots = vec![0; program.values.len()];
+        let (mut free, mut used) = (Vec::new(), 1);
+        for (index, freed) in program.freed.iter().enumerate() {
+            program.slots[index + 1] = free.pop().unwrap_or_else(|| {
+                used += 1;
+                used - 1
+            });
+            free.extend(freed.iter().map(|&value| program.slots[value]));
         }
         program
     }
@@ -384,6 +395,16 @@ impl Program {
     /// The values that nobody reads after layer `index`; neither the image nor the output is ever among them.
     pub fn freed(&self, index: usize) -> &[ValueId] {
         &self.freed[index]
+    }
+
+    /// The place of a value in a table of [`Self::table`] values: no two that are there at once have the same.
+    pub fn slot(&self, value: ValueId) -> usize {
+        self.slots[value]
+    }
+
+    /// The values that are there at once, at most, the image among them.
+    pub fn table(&self) -> usize {
+        self.slots.iter().max().map_or(0, |slot| slot + 1)
     }
 
     /// The size of what a view reads, resampled.
@@ -447,6 +468,19 @@ mod tests {
                 prop_assert_eq!(readers.is_empty(), value == output, "value {}", value);
                 let wanted = readers.last().filter(|_| value != IMAGE);
                 prop_assert_eq!(freed.iter().collect::<Vec<_>>(), wanted.into_iter().collect::<Vec<_>>(), "value {}", value);
+            }
+        }
+
+        #[test]
+        fn no_two_values_that_are_there_at_once_have_the_same_slot(program in programs()) {
+            let mut table = vec![None; program.table()];
+            table[program.slot(IMAGE)] = Some(IMAGE);
+            for layer in 0..program.layers.len() {
+                let made = layer + 1;
+                prop_assert_eq!(table[program.slot(made)].replace(made), None, "{}", &program.layers[layer].name);
+                for &value in program.freed(layer) {
+                    prop_assert_eq!(table[program.slot(value)].take(), Some(value));
+                }
             }
         }
 

@@ -23,6 +23,8 @@ pub struct ServeConfig {
     pub agent_listen: Option<SocketAddr>,
     /// The model directory.
     pub model: PathBuf,
+    /// Whether its files are held against the hashes in its `model.toml`.
+    pub verify: bool,
     /// Where to denoise, an engine each: `cpu`, or GPUs as `cuda:0`.
     pub devices: Vec<Placement>,
     /// The type of weights and activations on a GPU.
@@ -102,6 +104,7 @@ impl Default for ServeConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             agent_listen: None,
             model: PathBuf::from("models/fashion-mnist"),
+            verify: true,
             devices: vec![Placement::Cpu],
             precision: Element::F32,
             policy: PolicyChoice::default(),
@@ -245,15 +248,25 @@ mod tests {
             .filter(|line| !line.starts_with("##"))
             .fold(String::new(), |all, line| all + line.strip_prefix("# ").unwrap_or(line) + "\n");
         assert_eq!(load(&settings).unwrap(), ServeConfig::default());
-        for field in
-            ["listen", "agent_listen", "model", "max_batch", "queue_images", "threads", "pin", "devices", "policy"]
-                .into_iter()
-                .chain(["quality", "within_ms", "min_quality"])
-                .chain(["log_format", "cors_origins"])
-                .chain(["max_n", "max_pixels", "max_steps", "max_connections"])
-                .chain(["idle_timeout_s", "header_timeout_s", "body_timeout_s", "request_timeout_s"])
-                .chain(["write_timeout_s", "hang_timeout_s"])
-                .chain(["drain_grace_s", "drain_timeout_s"])
+        for field in [
+            "listen",
+            "agent_listen",
+            "model",
+            "max_batch",
+            "queue_images",
+            "threads",
+            "pin",
+            "devices",
+            "policy",
+            "verify",
+        ]
+        .into_iter()
+        .chain(["quality", "within_ms", "min_quality"])
+        .chain(["log_format", "cors_origins"])
+        .chain(["max_n", "max_pixels", "max_steps", "max_connections"])
+        .chain(["idle_timeout_s", "header_timeout_s", "body_timeout_s", "request_timeout_s"])
+        .chain(["write_timeout_s", "hang_timeout_s"])
+        .chain(["drain_grace_s", "drain_timeout_s"])
         {
             assert!(settings.lines().any(|line| line.starts_with(&format!("{field} = "))), "{field}");
         }

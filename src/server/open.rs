@@ -5,6 +5,7 @@ use crate::engine::{Engine, Fleet};
 use crate::evaluation::profile::{PROFILE, Profile};
 use crate::evaluation::subject::{self, Subject};
 use crate::evaluation::survey::Effort;
+use crate::nets::model::Verify;
 use crate::nets::{Model, Placement, warm};
 use crate::server::{AppState, Measured, ServeConfig};
 use crate::{Error, Result};
@@ -24,7 +25,7 @@ pub fn open(config: &ServeConfig, registry: Registry) -> Result<Arc<AppState>> {
     if gpus > 0 && gpus < config.devices.len() {
         return Err(Error::input("devices", "must be all cpu or all cuda: the profile is of one kind of device"));
     }
-    let model = Model::open(&config.model)?;
+    let model = Model::open_with(&config.model, if config.verify { Verify::Yes } else { Verify::No })?;
     let mut subjects = Vec::new();
     for &device in &config.devices {
         let subject = subject::open(&model, device, config.precision, config.max_batch, config.threads())?;
