@@ -1,5 +1,6 @@
 //! What can go wrong, told apart by who can mend it.
 
+use crate::engine::EngineError;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +32,9 @@ pub enum Error {
     /// A tensor operation failed: a bug of ours or a device fault. -> exit code 1, HTTP 500.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// An engine refused work, or has failed. -> exit code 1.
+    #[error("{0}")]
+    Engine(EngineError),
     /// A denoiser answered with something that is no image: a bug of ours or a device fault. -> exit code 1, HTTP 500.
     #[error("{0}")]
     Denoiser(String),

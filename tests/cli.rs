@@ -274,7 +274,7 @@ fn import_refuses_what_does_not_fit_and_leaves_nothing() {
     change("/config/img_channels", 2.into());
     import("changed.json", &weights, &["changed.json: config.img_channels: 2 is neither 1 nor 3"]);
     change("/config/pipe_widths", serde_json::json!({ "enc.16x16_block0.conv": 33 }));
-    import("changed.json", &weights, &["config.pipe_widths.enc.16x16_block0.conv: 33 is not a width from 1 to 32"]);
+    import("changed.json", &weights, &["config.pipe_widths.enc.16x16_block0.conv: 33 is not a width from 0 to 32"]);
     change("/config/pipe_widths", serde_json::json!({ "enc.16x16_block0.cnv": 3 }));
     import("changed.json", &weights, &["config.pipe_widths.enc.16x16_block0.cnv: the network has no such pipe"]);
     change("/preconditioning", "flow".into());

@@ -8,6 +8,8 @@ mod compare;
 mod emulated;
 #[path = "support/golden.rs"]
 mod golden;
+#[path = "support/random.rs"]
+mod random;
 mod support;
 
 use accordion::diffusion::{Course, NoiseKey, Update};
@@ -24,6 +26,8 @@ use compare::relative_error;
 use emulated::Emulated;
 use emulation::{Order, Sequence};
 use golden::{NAMES, golden};
+use proptest::prelude::*;
+use random::shapes;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +68,25 @@ fn every_network<M: Machine>(machine: impl Fn() -> M) {
 #[test]
 fn every_network_denoises_on_a_device_as_it_does_on_the_cpu() {
     every_network(|| Emulated::new(PLENTY, Order::Greedy(Sequence::Forward)));
+}
+
+proptest! {
+    // The emulation takes its time.
+    #![proptest_config(ProptestConfig::with_cases(4))]
+
+    #[test]
+    fn a_network_of_any_shape_denoises_on_a_device_as_it_does_on_the_cpu(shape in shapes(), eights in 1usize..=2) {
+        let shape = shape.of_channels(8 * eights);
+        let model = shape.allocated(accordion::supernet::Order::Global);
+        let (x, sigma, classes) = shape.batch(&model);
+        let mut cpu = Runner::new(&model, Threads::ALL).unwrap();
+        let mut device = device(&model, Element::F32, Order::Greedy(Sequence::Forward));
+        for subnet in 0..model.subnets().len() {
+            let want = cpu.denoise(subnet, &x, &sigma, &classes).unwrap();
+            let error = relative_error(&device.denoise(subnet, &x, &sigma, &classes).unwrap(), &want);
+            prop_assert!(error < 1e-5, "subnet {subnet}: {error:.1e}");
+        }
+    }
 }
 
 /// The shipped model: 28x28 grey images of ten classes.

@@ -284,6 +284,38 @@ fn a_step_of_the_smallest_subnet_keeps_all_other_channels_to_the_bit() {
     assert!(changed as f64 > 0.95 * active_elements as f64, "{changed} of {active_elements}");
 }
 
+#[test]
+fn a_subnet_that_leaves_blocks_out_trains_what_it_has() {
+    let workspace = Workspace::new([1, 200]);
+    let config = workspace.config();
+    let (network, dataset) = (network(&config), config.data.load().unwrap());
+    let spec = network.spec();
+    let widths =
+        Widths(spec.pipes.iter().enumerate().map(|(i, pipe)| if i % 2 == 0 { 0 } else { pipe.width }).collect());
+    let subnets = [Subnet::new(spec, 0.25, &widths), Subnet::new(spec, 1.0, &spec.full())];
+    let state = State::begin(StageName::All, &generic(&network), &dataset.classes).unwrap();
+    let mut trainer = Trainer::new(&network, &config, &dataset, &subnets, state, None).unwrap();
+    let (before, report) = loop {
+        let before = trainer.state.slots.clone();
+        let report = trainer.step().unwrap();
+        if report.losses[0].0 == 0 {
+            break (before, report);
+        }
+    };
+    assert!(report.losses[0].1.is_finite() && report.gradient_norm > 0.0);
+    let changed = |name: &str| {
+        let index = spec.params.iter().position(|param| param.name == name).unwrap();
+        before[index].value != trainer.state.slots[index].value
+    };
+    let left_out = &spec.pipes[0].block;
+    assert!(!changed(&format!("{left_out}.conv0.weight")) && !changed(&format!("{left_out}.conv1.weight")));
+    // Its bias is all that there is of it.
+    assert!(
+        changed(&format!("{left_out}.conv1.bias")) && changed("enc.8x8_conv.weight") && changed("map_layer0.weight")
+    );
+    assert!(trainer.state.slots.iter().flat_map(|slot| &slot.value).all(|value| value.is_finite()));
+}
+
 /// Whether an element of a tensor of shape `whole` lies in the prefix block of shape `kept`.
 fn is_inside(mut element: usize, whole: &[usize], kept: &[usize]) -> bool {
     whole.iter().zip(kept).rev().all(|(&whole, &kept)| {

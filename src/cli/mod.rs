@@ -147,8 +147,11 @@ fn finished(outcome: Result<()>) -> ExitCode {
     }
     match error {
         Error::Input { .. } | Error::Io { .. } => ExitCode::from(2),
-        Error::Output(_) | Error::Tensor(_) | Error::Denoiser(_) | Error::NotFinite { .. } | Error::Unready { .. } => {
-            ExitCode::FAILURE
-        }
+        Error::Output(_)
+        | Error::Engine(_)
+        | Error::Tensor(_)
+        | Error::Denoiser(_)
+        | Error::NotFinite { .. }
+        | Error::Unready { .. } => ExitCode::FAILURE,
     }
 }

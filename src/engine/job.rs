@@ -141,7 +141,7 @@ impl From<EngineError> for crate::Error {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Unfit(problem) => Self::input("request", problem),
-            error => Self::Tensor(candle_core::Error::Msg(error.to_string())),
+            error => Self::Engine(error),
         }
     }
 }

@@ -60,10 +60,11 @@ enum PackedLayer {
     },
     /// Of a product on a vector.
     Linear(Linear),
-    /// Of a product on a map; the bias is empty where there is none.
+    /// Of a product on a map; the bias is empty where there is none, and there are no weights where a pipe has no channel in
+    /// any subnet.
     Conv {
         view: PackedView,
-        conv: Conv,
+        conv: Option<Conv>,
         bias: Vec<f32>,
     },
     Branches(Vec<Linear>),
@@ -116,7 +117,9 @@ impl Packed {
                     call.embedding(frequencies, rows, noise, class)
                 }
                 (Op::Product(product), PackedLayer::Linear(linear)) => call.linear(product, linear),
-                (Op::Product(product), PackedLayer::Conv { view, conv, bias }) => call.conv(product, view, conv, bias),
+                (Op::Product(product), PackedLayer::Conv { view, conv, bias }) => {
+                    call.conv(product, view, conv.as_ref(), bias)
+                }
                 (Op::Branches { x, to }, PackedLayer::Branches(layers)) => {
                     call.branches(*x, layers, to.iter().map(|branch| branch.to))
                 }
@@ -138,7 +141,9 @@ impl PackedLayer {
         match self {
             Self::Embedding { frequencies, rows } => size_of_val(&**frequencies) + size_of_val(&**rows),
             Self::Linear(linear) => linear.bytes(),
-            Self::Conv { view, conv, bias } => view.bytes() + conv.bytes() + size_of_val(&**bias),
+            Self::Conv { view, conv, bias } => {
+                view.bytes() + conv.as_ref().map_or(0, Conv::bytes) + size_of_val(&**bias)
+            }
             Self::Branches(layers) => layers.iter().map(Linear::bytes).sum(),
             Self::Attention => 0,
             Self::Write(view) => view.bytes(),
@@ -258,7 +263,7 @@ impl Call<'_> {
         y
     }
 
-    fn conv(&mut self, product: &Product, view: &PackedView, conv: &Conv, bias: &[f32]) -> Map {
+    fn conv(&mut self, product: &Product, view: &PackedView, conv: Option<&Conv>, bias: &[f32]) -> Map {
         let values = self.values;
         let parts = parts(values, &product.x);
         let normalisation = self.normalisation(&product.x, view, parts.as_slice());
@@ -279,10 +284,20 @@ impl Call<'_> {
             _ => Some((bias, 0)),
         };
         let residual = product.residual.map(|residual| values.of(residual));
-        conv.run(self.workspace, source, &Finish { bias, residual, scale: product.scale }, &mut y);
         let (c_in, c_out) = (source.channels(), product.to.kept(widths));
-        let macs = conv.macs(c_in, batch * y.height * y.width * c_out);
-        self.workspace.ended(format_args!("{}", self.name), conv.kind(), [y.height, y.width, c_in, c_out], macs);
+        let (finish, shape) = (Finish { bias, residual, scale: product.scale }, [y.height, y.width, c_in, c_out]);
+        match conv.filter(|_| c_in > 0 && c_out > 0) {
+            Some(conv) => {
+                conv.run(self.workspace, source, &finish, &mut y);
+                let macs = conv.macs(c_in, batch * y.height * y.width * c_out);
+                self.workspace.ended(format_args!("{}", self.name), conv.kind(), shape, macs);
+            }
+            // Of a block that is left out: nothing is read, or nothing made.
+            None => {
+                finish.alone(&mut y);
+                self.workspace.ended(format_args!("{}", self.name), Kind::Elementwise, shape, 0);
+            }
+        }
         if let Some(map) = resampled {
             self.workspace.arena.put(map);
         }
@@ -299,7 +314,9 @@ impl Call<'_> {
         };
         let dim = self.subnet.widths.0[pipe];
         let mut y = self.workspace.arena.map([x.batch, x.height, x.width, heads * dim]);
-        attention(self.workspace, x, heads, dim, &mut y);
+        if dim > 0 {
+            attention(self.workspace, x, heads, dim, &mut y);
+        }
         let pixels = x.height * x.width;
         // Scores, then the mixing of values.
         let macs = 2 * x.batch * heads * dim * pixels * pixels;
@@ -331,6 +348,9 @@ impl Call<'_> {
 
     fn normalisation(&mut self, x: &View, view: &PackedView, parts: &[&Map]) -> Option<Normalisation> {
         let (Some(norm), Some((scale, shift))) = (&x.norm, &view.norm) else { return None };
+        if parts.iter().all(|part| part.channels == 0) {
+            return None;
+        }
         let table = match &norm.groups {
             Groups::Fixed(table) => table,
             Groups::Pipe(pipe) => self.subnet.tables.of(*pipe),
@@ -441,9 +461,10 @@ impl Packer<'_> {
 
     /// `[in, out]` weights and their biases.
     fn linear(&self, weight: ParamId, bias: &[ParamId]) -> Linear {
+        let c_in = self.program.spec.params[weight].shape[0];
         let (weights, bias) = (&self.weights[weight], self.bias(bias));
         let c_out = bias.len();
-        Linear::new([weights.len() / c_out, c_out], &bias, |i, o| weights[i * c_out + o])
+        Linear::new([c_in, c_out], &bias, |i, o| weights[i * c_out + o])
     }
 
     fn view(&self, view: &View) -> PackedView {
@@ -463,7 +484,11 @@ impl Packer<'_> {
         assert!(!product.silu, "no kernel of the CPU activates a map on the way out");
         let view = self.view(&product.x);
         let (weights, shape) = (&self.weights[product.weight], &self.program.spec.params[product.weight].shape);
-        let bias = self.bias(&product.bias);
+        let mut bias = self.bias(&product.bias);
+        if weights.is_empty() {
+            bias.resize(pitch(bias.len()), 0.0);
+            return PackedLayer::Conv { view, conv: None, bias };
+        }
         let from = self.program.values[product.x.parts[0]].channels;
         let (conv, mut bias) = match (from, product.to) {
             (_, Channels::Heads { heads, .. }) => {
@@ -501,7 +526,7 @@ impl Packer<'_> {
         };
         // On whole panels.
         bias.resize(pitch(bias.len()), 0.0);
-        PackedLayer::Conv { view, conv, bias }
+        PackedLayer::Conv { view, conv: Some(conv), bias }
     }
 }
 

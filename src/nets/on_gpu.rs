@@ -253,7 +253,9 @@ impl Call<'_> {
             (Op::Attention { qkv }, CompiledLayer::Attention) => {
                 let qkv = self.values[*qkv];
                 let y = self.take(Map { channels: self.kept(index + 1), ..qkv });
-                self.launches.push(attention(compiled.element, &qkv, &y).of(name));
+                if y.channels > 0 {
+                    self.launches.push(attention(compiled.element, &qkv, &y).of(name));
+                }
                 y
             }
             (Op::Write { x, residual, scale }, CompiledLayer::Write(norm)) => {
@@ -296,10 +298,11 @@ impl Call<'_> {
 
     /// The view written down, where a product cannot read it as it is.
     fn read(&mut self, name: &str, view: &View, norm: Option<&CompiledNorm>) -> Option<Map> {
-        if norm.is_none() && view.resample.is_none() {
+        let parts = self.parts(view);
+        let is_nothing = parts.iter().all(|part| part.channels == 0);
+        if is_nothing || norm.is_none() && view.resample.is_none() {
             return None;
         }
-        let parts = self.parts(view);
         let affine = norm.map(|norm| self.affine(view, norm));
         let program = &*self.compiled.program;
         let resampled = format!("{name}.resample");
@@ -371,7 +374,9 @@ impl Call<'_> {
         // The network's input is where the samples' addresses say.
         let samples = (normed.is_none() && product.x.parts[0] == IMAGE).then_some(self.addresses.samples);
         let element = self.compiled.element;
-        self.launches.push(conv(element, &parts, samples, &weights, product.pad, outputs, finish, &y).of(name));
+        if outputs > 0 {
+            self.launches.push(conv(element, &parts, samples, &weights, product.pad, outputs, finish, &y).of(name));
+        }
         y
     }
 

@@ -30,8 +30,12 @@ pub fn forward(
             Op::Product(product) => run.product(product)?,
             Op::Branches { x, to } => {
                 for branch in to {
-                    let bias = run.bias(&branch.bias, branch.to)?;
-                    run.branches.push(conv::linear(tape, &run.values[*x], w.at(branch.weight), &bias)?);
+                    let (x, weight) = (&run.values[*x], w.at(branch.weight));
+                    let made = match weight.dim(1)? {
+                        0 => Tensor::zeros((x.dim(0)?, 0), DType::F32, &Device::Cpu)?,
+                        _ => conv::linear(tape, x, weight, &run.bias(&branch.bias, branch.to)?)?,
+                    };
+                    run.branches.push(made);
                 }
                 // Whoever reads it reads one of them.
                 run.values[*x].clone()
@@ -40,7 +44,10 @@ pub fn forward(
                 let Channels::Heads { heads, .. } = program.values[*qkv].channels else {
                     unreachable!("attention is between heads")
                 };
-                attention::attention(tape, &run.values[*qkv], heads)?
+                match &run.values[*qkv] {
+                    nothing if nothing.dim(3)? == 0 => nothing.clone(),
+                    qkv => attention::attention(tape, qkv, heads)?,
+                }
             }
             Op::Write { x, residual, scale } => {
                 let x = run.view(x)?;
@@ -103,6 +110,16 @@ impl Run<'_> {
         };
         let mut y = match self.program.extent(&product.x) {
             Extent::Vector => conv::linear(self.tape, &x, weight, &bias)?,
+            // Of a block that is left out, whose pipe has no channel: nothing is made, or the bias is all there is.
+            Extent::Map { .. } if bias.elem_count() == 0 => {
+                let (batch, height, width, _) = x.dims4()?;
+                zeros([batch, height, width, 0])?
+            }
+            Extent::Map { .. } if x.dim(3)? == 0 => {
+                let (batch, height, width, _) = x.dims4()?;
+                let (nothing, kernel) = (zeros([batch, height, width, 1])?, zeros([1, 1, 1, bias.elem_count()])?);
+                conv::conv2d(self.tape, &nothing, &kernel, &bias, 0)?
+            }
             Extent::Map { .. } => {
                 let weight = self.kernel(product, weight, x.dim(3)?)?;
                 conv::conv2d(self.tape, &x, &weight, &bias, product.pad)?
@@ -150,6 +167,9 @@ impl Run<'_> {
         for &part in &view.parts[1..] {
             x = elementwise::concat(self.tape, &x, &self.values[part])?;
         }
+        if x.elem_count() == 0 {
+            return Ok(x);
+        }
         x = match (&view.norm, view.silu) {
             (Some(norm), silu) => self.norm(norm, &x, silu)?,
             (None, true) => elementwise::silu(self.tape, &x)?,
@@ -171,4 +191,8 @@ impl Run<'_> {
         };
         Ok(group_norm::group_norm(self.tape, x, self.w.at(norm.scale), self.w.at(norm.shift), table, norm.eps, silu)?)
     }
+}
+
+fn zeros(shape: [usize; 4]) -> Result<Tensor> {
+    Ok(Tensor::zeros(&shape, DType::F32, &Device::Cpu)?)
 }

@@ -43,7 +43,7 @@ impl Sliced {
     /// The subnet of these widths: every parameter is a prefix view of the supernet's, none is copied.
     ///
     /// # Panics
-    /// If a width is zero or wider than its pipe: widths are checked where they are read.
+    /// If a width is wider than its pipe: widths are checked where they are read.
     pub fn new(spec: &Spec, supernet: &Supernet, widths: &Widths) -> Result<Self> {
         let mut leaves = Vec::with_capacity(spec.params.len());
         for (param, tensor) in spec.params.iter().zip(&supernet.params) {

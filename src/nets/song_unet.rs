@@ -160,8 +160,8 @@ impl Config {
             let place = format!("pipe_widths.{name}");
             match whole.spec.pipes.iter().find(|pipe| pipe.name == *name) {
                 None => return Err(Error::input(place, "the network has no such pipe")),
-                Some(pipe) if !(1..=pipe.width).contains(&width) => {
-                    return Err(Error::input(place, format!("{width} is not a width from 1 to {}", pipe.width)));
+                Some(pipe) if width > pipe.width => {
+                    return Err(Error::input(place, format!("{width} is not a width from 0 to {}", pipe.width)));
                 }
                 Some(_) => {}
             }

@@ -35,7 +35,7 @@ const SPARE_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// `axum::serve` has neither a limit on connections nor time-outs for heads and for writing, hence the loop of our own.
 ///
 /// # Errors
-/// [`Error::Input`] when requests were left unfinished, [`Error::Tensor`] when the engine's thread had died.
+/// [`Error::Input`] when requests were left unfinished, [`Error::Engine`] when the engine's thread had died.
 pub async fn serve(listener: TcpListener, host: Arc<Host>, mut signals: Signals) -> Result<()> {
     let connections = GracefulShutdown::new();
     let mut accepting = Box::pin(accept(listener, &host, &connections));

@@ -62,7 +62,7 @@ pub fn subnet_name(ratio: f64) -> String {
 ///
 /// # Errors
 /// What is wrong with the row's `widths`, by the pipe's name, for [`crate::Error::field`]: a pipe that the network has
-/// not or the row lacks, or a width that is 0 or above the pipe's.
+/// not or the row lacks, or a width above the pipe's. A width of 0 leaves a block out: it hands its input on.
 pub fn widths_of(spec: &Spec, subnet: &Subnet) -> Result<Widths, String> {
     let unknown = subnet.widths.keys().find(|name| spec.pipes.iter().all(|pipe| pipe.name != **name));
     if let Some(name) = unknown {
@@ -70,8 +70,8 @@ pub fn widths_of(spec: &Spec, subnet: &Subnet) -> Result<Widths, String> {
     }
     let kept = |pipe: &crate::supernet::Pipe| match subnet.widths.get(&pipe.name) {
         None => Err(format!("pipe {} has no width", pipe.name)),
-        Some(&kept) if (1..=pipe.width).contains(&kept) => Ok(kept),
-        Some(kept) => Err(format!("pipe {} keeps {kept} channels; accepted are 1 to {}", pipe.name, pipe.width)),
+        Some(&kept) if kept <= pipe.width => Ok(kept),
+        Some(kept) => Err(format!("pipe {} keeps {kept} channels; accepted are 0 to {}", pipe.name, pipe.width)),
     };
     Ok(Widths(spec.pipes.iter().map(kept).collect::<Result<_, _>>()?))
 }
@@ -113,12 +113,8 @@ mod tests {
         assert_eq!(refused(|w| w.extend([("c.ffn".to_owned(), 1)])), "the network has no pipe c.ffn");
         assert_eq!(refused(|w| w.retain(|name, _| name != "a.attn")), "pipe a.attn has no width");
         assert_eq!(
-            refused(|w| w.extend([("b.conv".to_owned(), 0)])),
-            "pipe b.conv keeps 0 channels; accepted are 1 to 8"
-        );
-        assert_eq!(
             refused(|w| w.extend([("b.conv".to_owned(), 9)])),
-            "pipe b.conv keeps 9 channels; accepted are 1 to 8"
+            "pipe b.conv keeps 9 channels; accepted are 0 to 8"
         );
     }
 }

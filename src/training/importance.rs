@@ -143,6 +143,9 @@ fn scores(spec: &Spec, full: &Sliced, gradients: &Gradients) -> Result<Vec<Vec<f
 /// Adds `sum over parts |sum w g|` of each channel along the slice's axis.
 fn add_products(param: &Param, slice: &Slice, weight: &[f32], gradient: &[f32], scores: &mut [f64]) {
     let width = param.shape[slice.axis];
+    if width == 0 {
+        return;
+    }
     let inner: usize = param.shape[slice.axis + 1..].iter().product();
     let parts = parts(param);
     let mut sums = vec![0.0; parts * width];

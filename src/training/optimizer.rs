@@ -105,23 +105,26 @@ impl Adam {
         let decay = 1.0 - rate * stage.weight_decay as f32;
         let keep = stage.ema_keep(seen + stage.batch as u64) as f32;
         slots.par_iter_mut().zip(regions).zip(gradients).for_each(|((slot, region), gradient)| {
-            let Some(gradient) = gradient else { return };
-            region.runs(|place, at, len| {
-                let range = place..place + len;
-                let state = slot.value[range.clone()]
-                    .iter_mut()
-                    .zip(&mut slot.m[range.clone()])
-                    .zip(&mut slot.v[range.clone()])
-                    .zip(&mut slot.updates[range]);
-                for ((((value, m), v), updates), gradient) in state.zip(&gradient[at..at + len]) {
-                    let g = gradient * clip;
-                    *m += (1.0 - BETA1 as f32) * (g - *m);
-                    *v += (1.0 - BETA2 as f32) * (g * g - *v);
-                    let (first, second) = self.corrections[(*updates as usize).min(self.corrections.len() - 1)];
-                    *updates += 1;
-                    *value = *value * decay - rate * (*m * first) / ((*v * second).sqrt() + EPSILON);
-                }
-            });
+            let update = |gradient: &[f32]| {
+                region.runs(|place, at, len| {
+                    let range = place..place + len;
+                    let state = slot.value[range.clone()]
+                        .iter_mut()
+                        .zip(&mut slot.m[range.clone()])
+                        .zip(&mut slot.v[range.clone()])
+                        .zip(&mut slot.updates[range]);
+                    for ((((value, m), v), updates), gradient) in state.zip(&gradient[at..at + len]) {
+                        let g = gradient * clip;
+                        *m += (1.0 - BETA1 as f32) * (g - *m);
+                        *v += (1.0 - BETA2 as f32) * (g * g - *v);
+                        let (first, second) = self.corrections[(*updates as usize).min(self.corrections.len() - 1)];
+                        *updates += 1;
+                        *value = *value * decay - rate * (*m * first) / ((*v * second).sqrt() + EPSILON);
+                    }
+                })
+            };
+            gradient.as_deref().into_iter().for_each(update);
+            // Also of what the step has left out: the average is over steps.
             slot.average.iter_mut().zip(&slot.value).for_each(|(mean, value)| *mean = value + keep * (*mean - value));
         });
         norm

@@ -53,6 +53,13 @@ pub fn shapes() -> impl Strategy<Value = Shape> {
 }
 
 impl Shape {
+    /// The same with so many channels at its first level.
+    #[allow(dead_code, reason = "not every test needs a width that a GPU takes")]
+    pub fn of_channels(mut self, channels: usize) -> Self {
+        self.config.model_channels = channels;
+        self
+    }
+
     pub fn model(&self) -> Model {
         let backbone = Backbone::SongUnet(self.config.clone());
         let network = Network::new(&backbone, self.preconditioning).unwrap();
@@ -79,12 +86,12 @@ impl Shape {
         ranking::random(spec, self.seed)
     }
 
-    /// Two random tables of widths, the first of which nests in the second.
+    /// Two random tables of widths, 0 among them, the first of which nests in the second.
     fn widths(&self, spec: &Spec) -> [Widths; 2] {
         let stream = Stream::new(self.seed, 2, 0);
         let below = |element: usize, n: usize| stream.below(element as u64, n as u32) as usize;
-        let wide: Vec<usize> = spec.pipes.iter().enumerate().map(|(i, pipe)| 1 + below(2 * i, pipe.width)).collect();
-        let narrow = wide.iter().enumerate().map(|(i, &width)| 1 + below(2 * i + 1, width)).collect();
+        let wide: Vec<usize> = spec.pipes.iter().enumerate().map(|(i, pipe)| below(2 * i, pipe.width + 1)).collect();
+        let narrow = wide.iter().enumerate().map(|(i, &width)| below(2 * i + 1, width + 1)).collect();
         [Widths(narrow), Widths(wide)]
     }
 

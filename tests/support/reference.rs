@@ -241,6 +241,9 @@ impl Pass<'_> {
         let mut hidden = vec![0.0; x.values.len()];
         let proj_bias = &self.net.array(&format!("{name}.proj.bias")).values;
         hidden.chunks_exact_mut(x.channels).for_each(|pixel| pixel.copy_from_slice(proj_bias));
+        if dim == 0 {
+            return added(Map { values: hidden, ..x }, &x);
+        }
         for head in 0..heads {
             // q, k and v: [pixels, dim].
             let [q, k, v] = [0, 1, 2].map(|part| {
@@ -275,6 +278,9 @@ impl Pass<'_> {
 
     /// GroupNorm (Wu and He 2018): mean and biased variance over the pixels and channels of each group.
     fn norm(&self, name: &str, mut x: Map, group_of: &[u32], silu_follows: bool) -> Map {
+        if x.channels == 0 {
+            return x;
+        }
         let scale = &self.net.array(&format!("{name}.weight")).values;
         let shift = &self.net.array(&format!("{name}.bias")).values;
         let count = group_of.iter().max().unwrap() + 1;
@@ -309,6 +315,9 @@ impl Pass<'_> {
         let [kernel, _, full_in, full_out] = weight.shape[..] else { panic!("shape of {name}.weight") };
         let grown = |side: usize| side + 2 * pad + 1 - kernel;
         let (height, width) = (grown(x.height), grown(x.width));
+        if c_out == 0 {
+            return Map { height, width, channels: 0, values: Vec::new() };
+        }
         let mut values = vec![0.0; height * width * c_out];
         for (row, y) in values.chunks_exact_mut(width * c_out).enumerate() {
             y.chunks_exact_mut(c_out).for_each(|pixel| pixel.copy_from_slice(bias));
@@ -357,7 +366,7 @@ fn vectorised(body: impl FnOnce()) {
 
 impl Map {
     fn pixels(&mut self) -> impl Iterator<Item = &mut [f64]> {
-        self.values.chunks_exact_mut(self.channels)
+        self.values.chunks_exact_mut(self.channels.max(1))
     }
 }
 

@@ -66,6 +66,25 @@ impl<'a> Finish<'a> {
         Self { bias: Some((bias, 0)), residual: None, scale: 1.0 }
     }
 
+    /// What is written where nothing is summed: of a product that reads no channel.
+    pub fn alone(&self, y: &mut Map) {
+        let (pitch, pixels) = (y.pitch(), y.height * y.width);
+        if pitch == 0 {
+            return;
+        }
+        for (pixel, y) in y.data_mut().chunks_exact_mut(pitch).enumerate() {
+            match self.bias {
+                None => y.fill(0.0),
+                Some((bias, row)) => y.copy_from_slice(&bias[pixel / pixels * row..][..pitch]),
+            }
+            if let Some(residual) = self.residual {
+                let residual = &residual.data()[pixel * pitch..][..pitch];
+                y.iter_mut().zip(residual).for_each(|(y, residual)| *y += residual);
+            }
+            y.iter_mut().for_each(|y| *y *= self.scale);
+        }
+    }
+
     #[inline(always)]
     pub(super) fn at<S: Simd>(&self, simd: S, sample: usize, channel: usize) -> FinishAt<'a, S> {
         let bias = self.bias.map(|(bias, pitch)| load::<S>(&bias[sample * pitch + channel..]));
