@@ -1,8 +1,7 @@
 //! Inference on the CPU: a [`Program`] whose weights are packed once for all subnets, run layer by layer in fused kernels.
 
 use super::program::{
-    Channels, Dense, Extent, Frequencies, Groups, IMAGE, NoiseEmbedding, Norm, Op, ParamId, Product, Program, ValueId,
-    View,
+    Channels, Dense, Extent, Groups, IMAGE, NoiseEmbedding, Norm, Op, ParamId, Product, Program, ValueId, View,
 };
 use super::sliced::Tables;
 use crate::Result;
@@ -16,7 +15,6 @@ use crate::ops::cpu::fused::resample::{copy, resample};
 use crate::ops::cpu::fused::{Kind, Map, Source, Workspace};
 use crate::ops::cpu::resample::Resampler;
 use crate::supernet::{Spec, Supernet, Widths};
-use std::f32::consts::TAU;
 use std::sync::Arc;
 
 /// A subnet of a [`Packed`] network.
@@ -89,8 +87,9 @@ impl Packed {
         let weights = supernet.values()?;
         let packer = Packer { program: &program, weights: &weights };
         let layers = program.layers.iter().map(|layer| packer.layer(&layer.op)).collect();
-        let branches = packer.branches();
-        Ok(Self { layers, branches, program })
+        // On whole panels.
+        let (offsets, row) = program.branch_offsets(pitch);
+        Ok(Self { layers, branches: (program.branches(), offsets, row), program })
     }
 
     /// Memory that the weights take.
@@ -425,26 +424,8 @@ impl Packer<'_> {
         }
     }
 
-    /// The value of the branches, and where in it each begins: on whole panels.
-    fn branches(&self) -> (Option<ValueId>, Vec<usize>, usize) {
-        let (mut offsets, mut row) = (Vec::new(), 0);
-        let full = self.program.spec.full();
-        for layer in &self.program.layers {
-            if let Op::Branches { to, .. } = &layer.op {
-                for branch in to {
-                    offsets.push(row);
-                    row += pitch(branch.to.kept(&full));
-                }
-            }
-        }
-        (self.program.branches(), offsets, row)
-    }
-
     fn embedding(&self, NoiseEmbedding { frequencies, class }: &NoiseEmbedding) -> PackedLayer {
-        let frequencies = match frequencies {
-            Frequencies::Fixed(frequencies) => frequencies.clone(),
-            Frequencies::Param(param) => self.weights[*param].iter().map(|frequency| TAU * frequency).collect(),
-        };
+        let frequencies = frequencies.values(|param| self.weights[param].clone());
         let rows = class.map_or(vec![], |class| class_rows(class, self.program.classes, self.weights));
         PackedLayer::Embedding { frequencies, rows }
     }
@@ -484,13 +465,10 @@ impl Packer<'_> {
         assert!(!product.silu, "no kernel of the CPU activates a map on the way out");
         let view = self.view(&product.x);
         let (weights, shape) = (&self.weights[product.weight], &self.program.spec.params[product.weight].shape);
-        let mut bias = self.bias(&product.bias);
-        if weights.is_empty() {
-            bias.resize(pitch(bias.len()), 0.0);
-            return PackedLayer::Conv { view, conv: None, bias };
-        }
+        let bias = self.bias(&product.bias);
         let from = self.program.values[product.x.parts[0]].channels;
         let (conv, mut bias) = match (from, product.to) {
+            _ if weights.is_empty() => (None, bias),
             (_, Channels::Heads { heads, .. }) => {
                 let (c_in, dim) = (shape[0], shape[3]);
                 // The pixel of a query has its parts in panels, the last of them filled up with zeros.
@@ -507,7 +485,7 @@ impl Packer<'_> {
                 let stride = 3 * heads * dim;
                 let value = |_, i: usize, column: usize| places[column].map_or(0.0, |at| weights[i * stride + at]);
                 let conv = Conv::new(Method::Direct, [1, 0, c_in, columns], value);
-                (conv, places.iter().map(|place| place.map_or(0.0, |place| bias[place])).collect())
+                (Some(conv), places.iter().map(|place| place.map_or(0.0, |place| bias[place])).collect())
             }
             (Channels::Heads { heads, .. }, _) => {
                 let (dim, c_out) = (shape[1], shape[2]);
@@ -515,18 +493,18 @@ impl Packer<'_> {
                     let (head, offset) = attention::head_and_offset(heads, i);
                     weights[(head * dim + offset) * c_out + o]
                 };
-                (Conv::new(Method::Direct, [1, 0, heads * dim, c_out], value), bias)
+                (Some(Conv::new(Method::Direct, [1, 0, heads * dim, c_out], value)), bias)
             }
             _ => {
                 let (kernel, pad, c_in, c_out) = (product.kernel, product.pad, shape[2], shape[3]);
                 let side = self.program.extent(&product.x).height();
                 let value = |tap, i, o| weights[(tap * c_in + i) * c_out + o];
-                (Conv::new(Method::of(kernel, pad, c_in, side), [kernel, pad, c_in, c_out], value), bias)
+                (Some(Conv::new(Method::of(kernel, pad, c_in, side), [kernel, pad, c_in, c_out], value)), bias)
             }
         };
         // On whole panels.
         bias.resize(pitch(bias.len()), 0.0);
-        PackedLayer::Conv { view, conv: Some(conv), bias }
+        PackedLayer::Conv { view, conv, bias }
     }
 }
 

@@ -4,8 +4,7 @@
 
 use super::on_cpu::class_rows;
 use super::program::{
-    Branch, Channels, Extent, Frequencies, Groups, IMAGE, NoiseEmbedding, Norm, Op, ParamId, Product, Program, Value,
-    ValueId, View,
+    Branch, Channels, Extent, Groups, IMAGE, NoiseEmbedding, Norm, Op, ParamId, Product, Program, Value, ValueId, View,
 };
 use super::sliced::Tables;
 use crate::ops::cpu::group_norm::GroupTable;
@@ -17,7 +16,6 @@ use crate::ops::cuda::moments::{self, Affine, Scratch, Table, moments};
 use crate::ops::cuda::{Arena, Element, Launch, Map, pitch};
 use crate::supernet::{Supernet, Widths};
 use crate::{Error, Result};
-use std::f32::consts::TAU;
 use std::sync::Arc;
 
 /// Places start at multiples of this.
@@ -106,7 +104,7 @@ impl Compiled {
         let weights = supernet.values()?;
         let mut layout = Layout { program: &program, element, weights: &weights, bytes: Vec::new() };
         let layers = program.layers.iter().map(|layer| layout.layer(&layer.op)).collect();
-        let branch_columns = layout.branch_columns();
+        let (branch_columns, _) = program.branch_offsets(pitch);
         let weight_bytes = layout.bytes.len();
         let mut placed = Vec::with_capacity(subnets.len());
         for widths in subnets {
@@ -434,10 +432,7 @@ impl Layout<'_> {
     }
 
     fn embedding(&mut self, NoiseEmbedding { frequencies, class }: &NoiseEmbedding) -> CompiledLayer {
-        let frequencies = match frequencies {
-            Frequencies::Fixed(frequencies) => frequencies.clone(),
-            Frequencies::Param(param) => self.weights[*param].iter().map(|frequency| TAU * frequency).collect(),
-        };
+        let frequencies = frequencies.values(|param| self.weights[param].clone());
         let frequencies = self.floats(&frequencies);
         let labels = class.map(|class| self.floats(&class_rows(class, self.program.classes, self.weights)));
         CompiledLayer::Embedding { frequencies, labels }
@@ -494,21 +489,6 @@ impl Layout<'_> {
             columns[column].map_or(0.0, |(branch, o, _): (usize, usize, usize)| sum(all, &to[branch].bias, o))
         };
         self.place(None, weights, value, Some(&bias))
-    }
-
-    /// Where each branch begins.
-    fn branch_columns(&self) -> Vec<usize> {
-        let full = self.program.spec.full();
-        let branches = self.program.layers.iter().find_map(|layer| match &layer.op {
-            Op::Branches { to, .. } => Some(to.as_slice()),
-            _ => None,
-        });
-        let ends = branches.unwrap_or_default().iter().scan(0, |end, branch| {
-            let start = *end;
-            *end += pitch(branch.to.kept(&full));
-            Some(start)
-        });
-        ends.collect()
     }
 
     fn norm(&mut self, norm: &Norm) -> CompiledNorm {

@@ -1,14 +1,11 @@
 //! A [`Program`] on plain tensors, recorded for gradients: what training runs, and what inference is held against.
 
-use super::program::{
-    Channels, Extent, Frequencies, Groups, NoiseEmbedding, Norm, Op, ParamId, Product, Program, Resample, View,
-};
+use super::program::{Channels, Extent, Groups, NoiseEmbedding, Norm, Op, ParamId, Product, Program, Resample, View};
 use super::sliced::Sliced;
 use crate::Result;
 use crate::ops::cpu::resample::Direction;
 use crate::ops::{Tape, attention, conv, elementwise, group_norm, resample};
 use candle_core::{DType, Device, Tensor};
-use std::f32::consts::TAU;
 
 /// The raw network F of the subnet `w`: `x` is `[B, H, W, C]`, `noise` (c_noise) and `class` have B entries; class `None`
 /// is the unconditional call. Maps are `[B, H, W, C]`, vectors `[B, C]`.
@@ -74,12 +71,8 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn embedding(&self, embedding: &NoiseEmbedding, noise: &[f32], class: &[Option<usize>]) -> Result<Tensor> {
-        let frequencies: Vec<f32> = match &embedding.frequencies {
-            Frequencies::Fixed(frequencies) => frequencies.clone(),
-            Frequencies::Param(param) => {
-                self.w.at(*param).to_vec1::<f32>()?.into_iter().map(|frequency| TAU * frequency).collect()
-            }
-        };
+        let param = |param| self.w.at(param).to_vec1::<f32>().expect("a vector of f32");
+        let frequencies = embedding.frequencies.values(param);
         // Sines before cosines: EDM computes them the other way round, then swaps the halves.
         let mut values = Vec::with_capacity(noise.len() * frequencies.len() * 2);
         for &noise in noise {

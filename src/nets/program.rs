@@ -10,6 +10,7 @@ use crate::nets::ImageShape;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::cpu::resample::Direction;
 use crate::supernet::{Spec, Widths};
+use std::f32::consts::TAU;
 use std::sync::Arc;
 
 /// Index into [`Program::values`].
@@ -159,6 +160,16 @@ pub enum Frequencies {
     Fixed(Vec<f32>),
     /// 2 pi times those of the checkpoint.
     Param(ParamId),
+}
+
+impl Frequencies {
+    /// The frequencies themselves, given the values of a parameter.
+    pub fn values(&self, of: impl FnOnce(ParamId) -> Vec<f32>) -> Vec<f32> {
+        match self {
+            Self::Fixed(frequencies) => frequencies.clone(),
+            Self::Param(param) => of(*param).into_iter().map(|frequency| TAU * frequency).collect(),
+        }
+    }
 }
 
 /// The weight and the bias of a linear layer or a convolution.
@@ -390,6 +401,20 @@ impl Program {
     /// The value of its [`Op::Branches`], if it has such a layer.
     pub fn branches(&self) -> Option<ValueId> {
         self.layers.iter().position(|layer| matches!(layer.op, Op::Branches { .. })).map(|index| index + 1)
+    }
+
+    /// Where each of its branches begins where each takes `pitch` of its channels at full width, and where the last ends.
+    pub fn branch_offsets(&self, pitch: impl Fn(usize) -> usize) -> (Vec<usize>, usize) {
+        let (mut offsets, mut end) = (Vec::new(), 0);
+        let full = self.spec.full();
+        for layer in &self.layers {
+            let Op::Branches { to, .. } = &layer.op else { continue };
+            for branch in to {
+                offsets.push(end);
+                end += pitch(branch.to.kept(&full));
+            }
+        }
+        (offsets, end)
     }
 
     /// The values that nobody reads after layer `index`; neither the image nor the output is ever among them.
