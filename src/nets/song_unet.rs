@@ -1,10 +1,11 @@
 //! SongUNet: the DDPM++ and NCSN++ backbones of Karras et al. 2022 (after Song et al. 2021), as NVlabs/edm defines them.
 
 use super::ImageShape;
-use super::builder::{Builder, Weight};
-use super::program::{Channels, Frequencies, NoiseEmbedding, Product, Program, Resample, ValueId, View};
+use super::builder::{Builder, Draw, Weight};
+use super::program::{Channels, ClassRows, Embedding, Frequencies, Product, Program, Resample, ValueId, View, Waves};
+use crate::ops::Act;
 use crate::ops::cpu::resample::Direction;
-use crate::supernet::spec::{Init, Pipe, PipeKind, PublicLayout};
+use crate::supernet::spec::{Init, Pipe, PipeKind, Public};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ const SKIP_SCALE: f32 = SQRT_2 / 2.0;
 /// How the network is told the noise level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Embedding {
+pub enum EmbeddingType {
     /// Sines and cosines of geometric frequencies (DDPM++).
     Positional,
     /// Sines and cosines of random frequencies, kept in the checkpoint (NCSN++).
@@ -71,7 +72,7 @@ pub struct Config {
     #[serde(default)]
     pub augment_dim: usize,
     /// How the network is told the noise level.
-    pub embedding_type: Embedding,
+    pub embedding_type: EmbeddingType,
     /// What runs beside the encoder.
     pub encoder_type: Encoder,
     /// What runs beside the decoder.
@@ -197,6 +198,10 @@ impl Config {
     }
 }
 
+fn xavier(gain: f64) -> Weight {
+    Weight::new(Draw::Xavier(gain))
+}
+
 /// Groups of a GroupNorm: at most 32, of at least 4 channels.
 fn groups(channels: usize) -> usize {
     (channels / 4).min(32)
@@ -232,7 +237,7 @@ fn build(config: &Config) -> Program {
         let res = side >> level;
         if level == 0 {
             let (from, to) = (Channels::Fixed(config.img_channels), Channels::Fixed(config.model_channels));
-            let conv = b.conv(&format!("enc.{res}x{res}_conv"), 3, from, to, Weight { gain: 1.0, uses: res * res });
+            let conv = b.conv(&format!("enc.{res}x{res}_conv"), 3, from, to, xavier(1.0).at(res * res));
             x = b.product(Product::new(x, conv, 3));
         } else {
             let (name, c_out) = (format!("enc.{res}x{res}_down"), b.stream(&[x]));
@@ -247,7 +252,7 @@ fn build(config: &Config) -> Program {
                 // EDM's fused form: the convolution goes first and leaves the border that the filter will consume.
                 let name = format!("enc.{res}x{res}_aux_residual");
                 let (from, wide) = (b.stream(&[aux]), 2 * res + filter.len() - 2);
-                let weight = Weight { gain: 1.0, uses: wide * wide };
+                let weight = xavier(1.0).at(wide * wide);
                 let conv = b.conv(&name, 3, Channels::Fixed(from), Channels::Fixed(c_out), weight);
                 let wide = b.product(Product { pad: 1 + pad, ..Product::new(aux, conv, 3) });
                 let small = View::from(wide).resampled(resample(Direction::Down, 0));
@@ -290,7 +295,7 @@ fn build(config: &Config) -> Program {
     let c_in = b.stream(&[x]);
     let norm = b.group_norm(&format!("dec.{side}x{side}_aux_norm"), c_in, groups(c_in), EPS);
     let (from, to) = (Channels::Fixed(c_in), Channels::Fixed(config.img_channels));
-    let conv = b.conv(&format!("dec.{side}x{side}_aux_conv"), 3, from, to, Weight { gain: 1e-5, uses: side * side });
+    let conv = b.conv(&format!("dec.{side}x{side}_aux_conv"), 3, from, to, xavier(1e-5).at(side * side));
     b.product(Product::new(View::from(x).norm(norm).silu(), conv, 3));
     builder.build()
 }
@@ -301,24 +306,31 @@ fn embed(b: &mut Builder, config: &Config) -> usize {
         (config.model_channels * config.channel_mult_noise, config.model_channels * config.channel_mult_emb);
     let half = noise / 2;
     let frequencies = match config.embedding_type {
-        Embedding::Positional => {
+        EmbeddingType::Positional => {
             // endpoint = True: the last frequency is 1 / 10000 exactly.
             let exponent = |i: usize| i as f32 / (half - 1).max(1) as f32;
             Frequencies::Fixed((0..half).map(|i| (1.0f32 / 10000.0).powf(exponent(i))).collect())
         }
-        Embedding::Fourier => {
-            Frequencies::Param(b.buffer("map_noise.freqs", &[half], PublicLayout::Vector, Init::Normal(16.0)))
+        EmbeddingType::Fourier => {
+            Frequencies::Param(b.buffer("map_noise.freqs", &[half], Public::vector(), Init::Normal(16.0)))
         }
     };
-    let class = (config.label_dim > 0).then(|| b.linear("map_label", config.label_dim, Channels::Fixed(noise)));
+    let class = (config.label_dim > 0).then(|| {
+        let layer = b.linear("map_label", Channels::Fixed(config.label_dim), Channels::Fixed(noise), xavier(1.0));
+        // EDM scales one-hot rows by the root of their length.
+        ClassRows { weight: layer.weight, bias: layer.bias, scale: (config.label_dim as f32).sqrt() }
+    });
     if config.augment_dim > 0 {
         let shape = [config.augment_dim, noise];
-        b.buffer("map_augment.weight", &shape, PublicLayout::Linear, Init::Constant(0.0));
+        b.buffer("map_augment.weight", &shape, Public(vec![vec![1], vec![0]]), Init::Constant(0.0));
     }
-    let mut emb = b.embedding(NoiseEmbedding { frequencies, class }, noise);
+    // EDM computes cosines first, then swaps the halves.
+    let waves = Some(Waves { frequencies, cosines_first: false });
+    let mut emb = b.embedding("embedding", Embedding { waves, class }, noise);
     for (index, from) in [noise, channels].into_iter().enumerate() {
-        let layer = b.linear(&format!("map_layer{index}"), from, Channels::Fixed(channels));
-        emb = b.product(Product { silu: true, ..Product::new(emb, layer, 1) });
+        let (from, to) = (Channels::Fixed(from), Channels::Fixed(channels));
+        let layer = b.linear(&format!("map_layer{index}"), from, to, xavier(1.0));
+        emb = b.product(Product { act: Some(Act::Silu), ..Product::new(emb, layer, 1) });
     }
     b.branches(emb);
     channels
@@ -328,13 +340,13 @@ fn embed(b: &mut Builder, config: &Config) -> usize {
 fn residual(b: &mut Builder, emb: usize, parts: &[ValueId], block: &Block) -> ValueId {
     let Block { name, c_out, res, ref resample, group, attention } = *block;
     let n = |part: &str| format!("{name}.{part}");
-    let weight = |gain| Weight { gain, uses: res * res };
+    let weight = |gain| xavier(gain).at(res * res);
     let (c_in, out) = (b.stream(parts), Channels::Fixed(c_out));
-    let pipe = group.map(|group| b.pipe(pipe(name, PipeKind::Conv, c_out, group, Some(groups(c_out)), 0)));
-    let inner = pipe.map_or(out, Channels::Pipe);
+    let pipe = group.map(|group| b.pipe(Pipe { norm_groups: Some(groups(c_out)), ..pipe(name, PipeKind::Conv, c_out, group) }));
+    let inner = pipe.map_or(out, Channels::of);
     let norm0 = b.group_norm(&n("norm0"), c_in, groups(c_in), EPS);
     let conv0 = b.conv(&n("conv0"), 3, Channels::Fixed(c_in), inner, weight(1.0));
-    let affine = b.linear(&n("affine"), emb, inner);
+    let affine = b.affine(&n("affine"), emb, inner, Draw::Xavier(1.0));
     let norm1 = match pipe {
         Some(pipe) => b.pipe_norm(&n("norm1"), pipe, EPS),
         None => b.group_norm(&n("norm1"), c_out, groups(c_out), EPS),
@@ -344,7 +356,7 @@ fn residual(b: &mut Builder, emb: usize, parts: &[ValueId], block: &Block) -> Va
         (c_in != c_out || resample.is_some()).then(|| b.conv(&n("skip"), 1, Channels::Fixed(c_in), out, weight(1.0)));
 
     // conv0's output is only ever seen with the embedding added: one bias a sample holds both.
-    let sample_bias = Some(b.branch(affine, conv0.bias));
+    let sample_bias = Some(b.branch(affine, 1, conv0.bias));
     let x = View::of(parts).norm(norm0).silu().resampled(resample.clone());
     let hidden = b.product(Product { bias: vec![], sample_bias, ..Product::new(x, conv0, 3) });
     let residual = match (skip, resample) {
@@ -363,7 +375,7 @@ fn residual(b: &mut Builder, emb: usize, parts: &[ValueId], block: &Block) -> Va
     };
     let x = View::from(hidden).norm(norm1).silu();
     // Its bias and the skip's are only ever seen together.
-    let bias = [conv1.bias].into_iter().chain(skip.map(|skip| skip.bias)).collect();
+    let bias = conv1.bias.into_iter().chain(skip.and_then(|skip| skip.bias)).collect();
     let (residual, scale) = (Some(residual), SKIP_SCALE);
     let x = b.product(Product { bias, residual, scale, ..Product::new(x, conv1, 3) });
     match group {
@@ -377,8 +389,8 @@ fn self_attention(b: &mut Builder, x: ValueId, block: &Block, group: &str) -> Va
     let (name, c_out) = (block.name, block.c_out);
     // Scores, then the mixing of values.
     let macs = 2 * block.res.pow(4) * HEADS;
-    let pipe = b.pipe(pipe(name, PipeKind::Attn, c_out / HEADS, group, None, macs));
-    let weight = |gain| Weight { gain, uses: block.res * block.res };
+    let pipe = b.pipe(Pipe { width: c_out / HEADS, macs_per_channel: macs as u64, ..pipe(name, PipeKind::Attn, c_out, group) });
+    let weight = |gain| xavier(gain).at(block.res * block.res);
     let heads = |parts| Channels::Heads { pipe, parts, heads: HEADS };
     let norm = b.group_norm(&format!("{name}.norm2"), c_out, groups(c_out), EPS);
     let qkv = b.conv(&format!("{name}.qkv"), 1, Channels::Fixed(c_out), heads(3), weight(0.2f64.sqrt()));
@@ -388,21 +400,16 @@ fn self_attention(b: &mut Builder, x: ValueId, block: &Block, group: &str) -> Va
     b.product(Product { residual: Some(x), scale: SKIP_SCALE, ..Product::new(mixed, proj, 1) })
 }
 
-fn pipe(
-    block: &str,
-    kind: PipeKind,
-    width: usize,
-    group: &str,
-    norm_groups: Option<usize>,
-    macs_per_channel: usize,
-) -> Pipe {
+/// A pipe of a block of so many outputs, as wide as these.
+fn pipe(block: &str, kind: PipeKind, width: usize, group: &str) -> Pipe {
     Pipe {
         name: format!("{block}.{}", kind.as_str()),
         block: block.into(),
         kind,
         width,
+        block_width: width,
         allocation_group: group.into(),
-        norm_groups,
-        macs_per_channel: macs_per_channel as u64,
+        norm_groups: None,
+        macs_per_channel: 0,
     }
 }

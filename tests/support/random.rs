@@ -4,7 +4,7 @@ use accordion::diffusion::Stream;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::Model;
 use accordion::nets::model::Card;
-use accordion::nets::song_unet::{Config, Decoder, Embedding, Encoder};
+use accordion::nets::song_unet::{Config, Decoder, EmbeddingType, Encoder};
 use accordion::nets::{Backbone, Network};
 use accordion::supernet::{Order, Param, Spec, Subnet, Supernet, Widths, ranking};
 use candle_core::{Device, Tensor};
@@ -40,7 +40,7 @@ pub fn shapes() -> impl Strategy<Value = Shape> {
             attn_resolutions: if attention { vec![8, 4] } else { vec![] },
             dropout: 0.0,
             augment_dim: 0,
-            embedding_type: if fourier { Embedding::Fourier } else { Embedding::Positional },
+            embedding_type: if fourier { EmbeddingType::Fourier } else { EmbeddingType::Positional },
             encoder_type: if residual { Encoder::Residual } else { Encoder::Standard },
             decoder_type: Decoder::Standard,
             channel_mult_noise: 1,
