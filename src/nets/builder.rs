@@ -179,7 +179,8 @@ impl Builder {
         let after = |axes: &[usize], first: usize| axes.iter().map(|axis| axis + first).collect::<Vec<_>>();
         let first = sides.len();
         let mut public = vec![after(&order, first + inputs.len()), (first..first + inputs.len()).collect()];
-        public.extend(kernel.iter().flat_map(|_| [0, 1].map(|side| if sides.is_empty() { vec![] } else { vec![side] })));
+        public
+            .extend(kernel.iter().flat_map(|_| [0, 1].map(|side| if sides.is_empty() { vec![] } else { vec![side] })));
         let channels = [(from, Role::Consumes), (to, role)];
         let uses = weight.uses;
         let has_bias = weight.bias;
@@ -196,6 +197,12 @@ impl Builder {
     /// The parameters of a linear layer whose outputs make their pipe, where they have one.
     pub fn linear(&mut self, name: &str, from: Channels, to: Channels, weight: Weight) -> Dense {
         self.dense(name, None, from, (to, Role::Produces), weight)
+    }
+
+    /// A table of so many rows of so many channels, as it stands in public checkpoints.
+    pub fn table(&mut self, name: &str, rows: usize, channels: usize, deviation: f64) -> ParamId {
+        let public = Public(vec![vec![0], vec![1]]);
+        self.param(format!("{name}.weight"), &[rows, channels], &[], public, Init::Normal(deviation), 1)
     }
 
     /// The parameters of a linear layer on a vector of so many channels for [`Self::branch`]; its outputs follow their pipe.
@@ -281,7 +288,12 @@ impl Builder {
             Channels::Fixed(channels) => Channels::Fixed(channels / parts),
             channels => Channels::of(channels.pipe().expect("what is not fixed is a pipe's")),
         };
-        to.extend((0..parts).map(|part| Branch { weight: layer.weight, bias: bias.clone(), part: (part, parts), to: each }));
+        to.extend((0..parts).map(|part| Branch {
+            weight: layer.weight,
+            bias: bias.clone(),
+            part: (part, parts),
+            to: each,
+        }));
         *channels = Channels::Fixed(to.iter().map(|branch| branch.to.kept(&full)).sum());
         to.len() - parts
     }

@@ -93,7 +93,8 @@ impl Packed {
     pub fn new(program: Arc<Program>, supernet: &Supernet) -> Result<Self> {
         let weights = supernet.values()?;
         let packer = Packer { program: &program, weights: &weights };
-        let layers = program.layers.iter().enumerate().map(|(index, layer)| packer.layer(index + 1, &layer.op)).collect();
+        let layers =
+            program.layers.iter().enumerate().map(|(index, layer)| packer.layer(index + 1, &layer.op)).collect();
         // On whole panels.
         let (offsets, row) = program.branch_offsets(pitch);
         Ok(Self { layers, branches: (program.branches(), offsets, row), program })
@@ -486,9 +487,7 @@ impl Packer<'_> {
                 Extent::Vector => PackedLayer::Linear(self.linear(product)),
                 Extent::Map { .. } => self.conv(product),
             },
-            Op::Branches { to, .. } => {
-                PackedLayer::Branches(to.iter().map(|branch| self.branch(branch)).collect())
-            }
+            Op::Branches { to, .. } => PackedLayer::Branches(to.iter().map(|branch| self.branch(branch)).collect()),
             Op::Attention { .. } => PackedLayer::Attention,
             Op::Write { x, .. } => PackedLayer::Write(self.view(x)),
             Op::Tokens { positions, .. } => PackedLayer::Tokens(self.weights[*positions].clone()),

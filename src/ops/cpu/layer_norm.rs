@@ -73,7 +73,8 @@ pub fn backward(
     dshift: &mut [f32],
 ) {
     let channels = scale.len();
-    let tasks = x.par_chunks(ROWS * channels).zip(dy.par_chunks(ROWS * channels)).zip(dx.par_chunks_mut(ROWS * channels));
+    let tasks =
+        x.par_chunks(ROWS * channels).zip(dy.par_chunks(ROWS * channels)).zip(dx.par_chunks_mut(ROWS * channels));
     let sums: Vec<[Vec<f32>; 2]> = tasks
         .map(|((x, dy), dx)| {
             let mut sums = [vec![0.0; channels], vec![0.0; channels]];

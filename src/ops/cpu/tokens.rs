@@ -68,7 +68,8 @@ mod tests {
         let patches = Patches { front: 1, patch: 2, height: 2, width: 4 };
         // Two channels: 10 times the pixel, then one more.
         let token = |pixels: [f32; 4]| pixels.into_iter().flat_map(|pixel| [10.0 * pixel, 10.0 * pixel + 1.0]);
-        let x: Vec<f32> = [9.0; 8].into_iter().chain(token([0.0, 1.0, 4.0, 5.0])).chain(token([2.0, 3.0, 6.0, 7.0])).collect();
+        let x: Vec<f32> =
+            [9.0; 8].into_iter().chain(token([0.0, 1.0, 4.0, 5.0])).chain(token([2.0, 3.0, 6.0, 7.0])).collect();
         let mut y = vec![0.0; 16];
         patches.unpatch(&x, 2, &mut y);
         let want: Vec<f32> = (0..8).flat_map(|pixel| [10.0 * pixel as f32, 10.0 * pixel as f32 + 1.0]).collect();

@@ -17,9 +17,9 @@ pub mod record;
 pub mod resample;
 pub mod source;
 pub mod team;
-pub mod tokens;
 #[cfg(test)]
 mod tests;
+pub mod tokens;
 pub mod winograd;
 
 pub use map::{Arena, Map};
