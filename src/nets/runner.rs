@@ -4,6 +4,7 @@ use super::network::Network;
 use super::on_cpu::{Packed, SubnetView};
 use super::{Denoiser, ImageShape, Model};
 use crate::Result;
+use crate::diffusion::preconditioning::Coefficients;
 use crate::ops::cpu::fused::{Kind, Layer, Recorder, Team, Workspace};
 use crate::supernet::Subnet;
 
@@ -101,6 +102,22 @@ impl Runner {
 
     /// As [`Denoiser::denoise`], which cannot fail on the host.
     pub fn call(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Vec<f32> {
+        self.run(subnet, x, sigma, class, Coefficients::denoised)
+    }
+
+    /// The raw network's output F for the same: the predicted noise of a variance preserving network.
+    pub fn raw(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Vec<f32> {
+        self.run(subnet, x, sigma, class, |_, _, raw| raw)
+    }
+
+    fn run(
+        &mut self,
+        subnet: usize,
+        x: &[f32],
+        sigma: &[f64],
+        class: &[Option<usize>],
+        output: impl Fn(&Coefficients, f32, f32) -> f32,
+    ) -> Vec<f32> {
         let (elements, batch) = (self.network.image().elements(), sigma.len());
         assert!(x.len() == batch * elements && class.len() == batch, "size of the batch");
         if batch == 0 {
@@ -123,7 +140,7 @@ impl Runner {
         let samples = denoised.chunks_exact_mut(elements).zip(raw.data().chunks_exact(raw.sample()));
         for ((x, raw), c) in samples.zip(&coefficients) {
             let raw = raw.chunks_exact(raw.len() / (height * width)).flat_map(|pixel| &pixel[..channels]);
-            x.iter_mut().zip(raw).for_each(|(x, &raw)| *x = c.denoised(*x, raw));
+            x.iter_mut().zip(raw).for_each(|(x, &raw)| *x = output(c, *x, raw));
         }
         self.workspace.arena.put(input);
         self.workspace.arena.put(raw);

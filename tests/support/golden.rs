@@ -109,12 +109,6 @@ impl Golden {
         }
     }
 
-    /// What the reference names the output for these denoised images, and the output itself.
-    pub fn output(&self, denoised: &[f32]) -> (&'static str, Vec<f32>) {
-        let [.., x] = self.batch();
-        output(&self.expected, &x, &self.sigma(), denoised)
-    }
-
     pub fn classes(&self) -> Vec<Option<usize>> {
         match self.expected.get("class_labels") {
             None => vec![None; self.sigma().len()],
