@@ -7,9 +7,10 @@ use super::program::{
     Branch, Channels, Extent, Groups, IMAGE, NoiseEmbedding, Norm, Op, ParamId, Product, Program, Value, ValueId, View,
 };
 use super::sliced::Tables;
+use crate::ops::act::Act;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::cuda::attention::attention;
-use crate::ops::cuda::conv::{Finish, Weights, conv, pack, pack_bias};
+use crate::ops::cuda::conv::{Finish, Weights, Window, conv, pack, pack_bias};
 use crate::ops::cuda::embedding::{self, embedding};
 use crate::ops::cuda::map::{Filter, MAX_TAPS, map};
 use crate::ops::cuda::moments::{self, Affine, Scratch, Table, moments};
@@ -211,7 +212,8 @@ impl Call<'_> {
                 let from = embedding::Embedding {
                     noise: self.addresses.noise,
                     classes: self.addresses.classes,
-                    frequencies: self.at(*frequencies),
+                    frequencies: Some(self.at(*frequencies)),
+                    cosines_first: false,
                     labels: labels.map(|labels| self.at(labels)),
                 };
                 let y = self.take(self.rows(self.kept(index + 1)));
@@ -233,7 +235,7 @@ impl Call<'_> {
                     sample_bias: product.sample_bias.map(|branch| self.branch(branch)),
                     residual: residual.as_ref(),
                     scale: product.scale,
-                    silu: product.silu,
+                    act: product.silu.then_some(Act::Silu),
                 };
                 let y = self.convolve(name, product, normed, weights, finish);
                 normed.iter().for_each(|normed| self.put(normed));
@@ -245,14 +247,15 @@ impl Call<'_> {
                 let weights = Weights { address: self.at(weights.address), ..*weights };
                 let finish = Finish { bias: bias.map(|bias| self.at(bias)), ..Finish::NONE };
                 let outputs = weights.outputs;
-                self.launches.push(conv(compiled.element, &[&x], None, &weights, 0, outputs, finish, &y).of(name));
+                self.launches
+                    .push(conv(compiled.element, &[&x], None, &weights, Window::LINEAR, outputs, finish, &y).of(name));
                 y
             }
             (Op::Attention { qkv }, CompiledLayer::Attention) => {
                 let qkv = self.values[*qkv];
                 let y = self.take(Map { channels: self.kept(index + 1), ..qkv });
                 if y.channels > 0 {
-                    self.launches.push(attention(compiled.element, &qkv, &y).of(name));
+                    self.launches.push(attention(compiled.element, &qkv, 1, y.channels, &y).of(name));
                 }
                 y
             }
@@ -328,7 +331,7 @@ impl Call<'_> {
         let [sums, affine] = sizes.map(|bytes| self.arena.take(bytes));
         let (scratch, affine) = (Scratch { sums, counters: self.addresses.counters }, Affine { address: affine });
         let name = self.compiled.program.layer_of(norm.scale);
-        self.launches.push(moments(element, &parts, &params, norm.eps, scratch, affine).of(name));
+        self.launches.push(moments(element, &parts, &params, norm.eps, None, scratch, affine).of(name));
         self.arena.put(sums, sizes[0]);
         (affine, sizes[1])
     }
@@ -365,15 +368,16 @@ impl Call<'_> {
         let parts: Vec<&Map> = parts.iter().collect();
         let outputs = product.to.kept(&self.subnet.widths) / weights.groups;
         let weights = Weights { address: self.at(weights.address), ..*weights };
-        let grow = |side: usize| side + 2 * product.pad + 1 - weights.kernel;
+        let window = Window { pad: product.pad, stride: 1 };
+        let size = |side| window.size(weights.kernel, side);
         let channels = if weights.groups == 1 { outputs } else { weights.groups * pitch(outputs) };
-        let y = Map { height: grow(parts[0].height), width: grow(parts[0].width), channels, ..*parts[0] };
+        let y = Map { height: size(parts[0].height), width: size(parts[0].width), channels, ..*parts[0] };
         let y = self.take(y);
         // The network's input is where the samples' addresses say.
         let samples = (normed.is_none() && product.x.parts[0] == IMAGE).then_some(self.addresses.samples);
         let element = self.compiled.element;
         if outputs > 0 {
-            self.launches.push(conv(element, &parts, samples, &weights, product.pad, outputs, finish, &y).of(name));
+            self.launches.push(conv(element, &parts, samples, &weights, window, outputs, finish, &y).of(name));
         }
         y
     }

@@ -3,6 +3,7 @@
 //! Every op is a candle custom op with a hand-written `bwd`; a [`Tape`] applies it and, in training, records it.
 //! Tensors are f32 and channels last.
 
+pub mod act;
 pub mod attention;
 pub mod conv;
 pub mod cpu;
