@@ -101,7 +101,8 @@ fn gelu(value: f64) -> f64 {
         sum += term;
         term *= 2.0 * x * x / f64::from(2 * n + 3);
     }
-    let erf = std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum;
+    // Far out it is 1, and the series takes many terms.
+    let erf = if x.abs() > 6.0 { x.signum() } else { std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum };
     0.5 * value * (1.0 + erf)
 }
 

@@ -164,6 +164,7 @@ template <typename T> void attention(const char* type, u32 samples, u32 pixels, 
     args.y = test.output<T>(samples * pixels * heads * pitch(dim));
     args.pixels = pixels;
     args.heads = heads;
+    args.row = heads * pitch(dim);
     args.dim = dim;
     args.pitch = pitch(dim);
     args.scale = 0.2f;

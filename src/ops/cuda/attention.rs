@@ -17,7 +17,7 @@ struct Args {
     dim: u32,
     pitch: u32,
     scale: f32,
-    padding: u32,
+    row: u32,
 }
 
 /// Offsets that lie side by side in what [`attention`] makes: 16 bytes of the narrowest element.
@@ -60,7 +60,7 @@ pub fn attention(element: Element, qkv: &Map, heads: usize, dim: usize, y: &Map)
         dim: dim as u32,
         pitch: pitch(dim) as u32,
         scale: 1.0 / (dim as f32).sqrt(),
-        padding: 0,
+        row: step as u32,
     };
     let cost = Cost {
         bytes: (qkv.bytes(element) + y.bytes(element)) as u64,
