@@ -12,7 +12,7 @@ mod lab;
 
 use accordion::diffusion::noise::{NoiseKey, philox4x32};
 use accordion::nets::ImageShape;
-use accordion::ops::act::Act;
+use accordion::ops::Act;
 use accordion::ops::cpu::group_norm::GroupTable;
 use accordion::ops::cpu::resample::Direction;
 use accordion::ops::cuda::conv::{Finish, Weights, Window, conv, pack, pack_bias};
@@ -222,7 +222,7 @@ impl Case for Conv {
             let w = Tensor::from_vec(w, (kernel, kernel, inputs, whole), &Device::Cpu).unwrap();
             let w = w.narrow(2, 0, kept).unwrap().narrow(3, 0, self.outputs).unwrap();
             let bias = Tensor::from_slice(&bias[..self.outputs], self.outputs, &Device::Cpu).unwrap();
-            let y = ops::conv::conv2d(&Tape::off(), &x, &w, &bias, pad).unwrap();
+            let y = ops::conv::conv2d(&Tape::off(), &x, &w, &bias, 1, pad).unwrap();
             assert_near(Element::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want.data, "the CPU's conv");
         }
     }

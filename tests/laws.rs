@@ -1,4 +1,4 @@
-//! What holds for every SongUNet, whatever its shape: tried on random networks with random weights.
+//! What holds for every network, whatever its family and its shape: tried on random networks with random weights.
 
 #[path = "support/company.rs"]
 mod company;
@@ -70,8 +70,8 @@ proptest! {
                 let (json, weights) = (dir.path().join("config.json"), dir.path().join("weights.safetensors"));
                 let params = extracted.in_original_order().unwrap();
                 public::write(extracted.network.spec(), &params, &weights).unwrap();
-                public_config::write_song_unet(&extracted.card.backbone, &extracted.network, &json).unwrap();
-                let (backbone, preconditioning) = public_config::read_song_unet(&json).unwrap();
+                public_config::write(&extracted.card.backbone, &extracted.network, &json).unwrap();
+                let (backbone, preconditioning) = public_config::read(&json).unwrap();
                 let network = Network::new(&backbone, preconditioning).unwrap();
                 let params = public::read(network.spec(), &weights, None).unwrap();
                 let card = Card::new("public".into(), backbone, preconditioning, vec![]);

@@ -47,7 +47,7 @@ impl Args {
     pub fn run(self) -> Result<()> {
         check_vacant(&self.out)?;
         let Arch::SongUnet = self.arch;
-        let (backbone, preconditioning) = public_config::read_song_unet(&self.config)?;
+        let (backbone, preconditioning) = public_config::read(&self.config)?;
         let network =
             Network::new(&backbone, preconditioning).map_err(|error| error.in_table(&self.config, "config."))?;
         let refuse = |problem: String| Error::input("--classes", problem);

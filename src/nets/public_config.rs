@@ -2,7 +2,6 @@
 
 use super::backbone::Backbone;
 use super::network::Network;
-use super::song_unet;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::{refuse_foreign, write_whole};
 use crate::supernet::groups;
@@ -16,14 +15,15 @@ use std::path::Path;
 ///
 /// # Errors
 /// One sentence with the file and the field that is missing or does not fit.
-pub fn read_song_unet(path: &Path) -> Result<(Backbone, Preconditioning)> {
+pub fn read(path: &Path) -> Result<(Backbone, Preconditioning)> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     refuse_foreign(path, &bytes, "a JSON file")?;
     let mut json: BTreeMap<String, Value> = serde_json::from_slice(&bytes)
         .map_err(|error| Error::input(path.display(), format!("is not a JSON object ({error})")))?;
     let config = json.remove("config").ok_or_else(|| Error::field(path, "config", "is missing"))?;
-    let config: song_unet::Config =
-        serde_json::from_value(config).map_err(|error| Error::field(path, "config", error))?;
+    let mut config = config;
+    config["arch"] = json.remove("arch").unwrap_or_else(|| "song-unet".into());
+    let backbone: Backbone = serde_json::from_value(config).map_err(|error| Error::field(path, "config", error))?;
     let sigma_data = match json.get("sigma_data") {
         None => 0.5,
         Some(value) => value
@@ -40,21 +40,22 @@ pub fn read_song_unet(path: &Path) -> Result<(Backbone, Preconditioning)> {
         }
         None => return Err(Error::field(path, "preconditioning", "is missing; give edm, vp or ve")),
     };
-    Ok((Backbone::SongUnet(config), preconditioning))
+    Ok((backbone, preconditioning))
 }
 
-/// Writes what [`read_song_unet`] reads, and `norm_groups`, which public code needs of an extracted network: the number
+/// Writes what [`read`] reads, and `norm_groups`, which public code needs of an extracted network: the number
 /// of groups of each norm over a pipe.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written.
-pub fn write_song_unet(backbone: &Backbone, network: &Network, path: &Path) -> Result<()> {
-    let Backbone::SongUnet(config) = backbone;
+pub fn write(backbone: &Backbone, network: &Network, path: &Path) -> Result<()> {
+    let mut config = serde_json::to_value(backbone).expect("options are plain data");
+    let arch = config.as_object_mut().and_then(|config| config.remove("arch"));
     let pipes = network.spec().pipes.iter();
     let norm_groups: BTreeMap<String, usize> = pipes
         .filter_map(|pipe| Some((format!("{}.norm1", pipe.block), groups::count(pipe.width, pipe.norm_groups?))))
         .collect();
-    let mut json = json!({ "arch": "song-unet", "config": config, "norm_groups": norm_groups });
+    let mut json = json!({ "arch": arch, "config": config, "norm_groups": norm_groups });
     json["preconditioning"] = match network.preconditioning() {
         Preconditioning::Vp => "vp".into(),
         Preconditioning::Ve => "ve".into(),

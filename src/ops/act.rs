@@ -1,10 +1,10 @@
-//! Activation functions.
+//! What follows a product.
 
-/// An activation function, element by element.
+/// An activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// `x / (1 + exp(-x))` (Elfwing et al. 2017).
+    /// `x / (1 + e^-x)` (Elfwing et al. 2017).
     Silu,
-    /// The exact one, `x Phi(x)` with the standard normal distribution's Phi (Hendrycks and Gimpel 2016).
+    /// `x * Phi(x)`, exact, with the normal distribution's Phi (Hendrycks and Gimpel 2016).
     Gelu,
 }

@@ -10,10 +10,13 @@ pub mod cpu;
 pub mod cuda;
 pub mod elementwise;
 pub mod group_norm;
+pub mod layer_norm;
 pub mod pixels;
 pub mod resample;
 pub mod tape;
+pub mod tokens;
 
+pub use act::Act;
 pub use tape::{Gradients, Tape};
 
 use candle_core::{CpuStorage, Layout, Result, Tensor};

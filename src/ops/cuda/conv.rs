@@ -1,7 +1,7 @@
 //! Convolutions and linear layers on any prefix of their weights (`kernels/conv.cuh`).
 
 use super::{Cost, Element, Launch, Map, pitch};
-use crate::ops::act::Act;
+use crate::ops::Act;
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 /// Pixels and outputs of a block.

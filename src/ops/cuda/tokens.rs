@@ -3,12 +3,14 @@
 use super::{Cost, Element, Launch, Map, pitch};
 use bytemuck::NoUninit;
 
+/// Most vectors before the pixels of a map.
+pub const MAX_FRONT: usize = 2;
 const THREADS: usize = 256;
 
 #[repr(C)]
 #[derive(Clone, Copy, NoUninit)]
 struct TokensArgs {
-    front: [u64; 2],
+    front: [u64; MAX_FRONT],
     x: u64,
     positions: u64,
     y: u64,
@@ -28,9 +30,9 @@ pub fn pack_positions(channels: usize, positions: &[f32]) -> Vec<f32> {
 /// vectors, `positions` are of [`pack_positions`].
 ///
 /// # Panics
-/// If the shapes do not fit, or there are more than two of `front`.
+/// If the shapes do not fit, or there are more than [`MAX_FRONT`] of `front`.
 pub fn tokens(element: Element, front: &[&Map], x: &Map, positions: u64, y: &Map) -> Launch {
-    assert!(front.len() <= 2, "at most two tokens before those of the map");
+    assert!(front.len() <= MAX_FRONT, "few tokens before those of the map");
     let of_batch = |map: &&Map| (map.samples, map.pixels(), map.channels) == (1, x.samples, x.channels);
     assert!(front.iter().all(of_batch), "a vector for each sample");
     let count = front.len() + x.pixels();
