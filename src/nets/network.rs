@@ -41,6 +41,11 @@ impl Network {
         Ok(Self { program: Arc::new(backbone.program()?), preconditioning })
     }
 
+    /// The network as data.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// The network as a table.
     pub fn spec(&self) -> &Spec {
         &self.program.spec
