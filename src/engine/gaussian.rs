@@ -123,7 +123,7 @@ impl Gaussian {
     fn with_classes(classes: &[&str]) -> (Box<Self>, Arc<Gate>) {
         let gate = Arc::new(Gate::default());
         let subnet = |(name, ratio): (&str, f64)| Subnet {
-            name: name.to_owned(),
+            name: name.parse().unwrap(),
             ratio,
             parameters: (ratio * 1e6) as u64,
             macs: (ratio * 1e9) as u64,

@@ -84,7 +84,7 @@ impl Engine {
         if about.subnets.is_empty() {
             return Err(Error::input("subnets", "the model has none"));
         }
-        let stats = Arc::new(EngineStats::new(about.subnets.iter().map(|subnet| subnet.name.clone())));
+        let stats = Arc::new(EngineStats::new(about.subnets.iter().map(|subnet| subnet.name.to_string())));
         let (inbox, arrivals) = mpsc::channel();
         let (pool, mut device) = (Pool::new(range, stats.clone()), Device::new(sampler, stats.clone()));
         let shared = Arc::new(Shared { policy: Mutex::new(policy), stats, start: Instant::now() });

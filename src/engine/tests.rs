@@ -125,7 +125,7 @@ fn a_batch_never_exceeds_its_limit_and_the_older_request_finishes_first() {
 #[test]
 fn a_short_exact_request_takes_its_turn_beside_a_long_one() {
     let (denoiser, gate) = Gaussian::conditional();
-    let row = |(subnet, ms): (&Subnet, f64)| (subnet.name.clone(), vec![(1, ms / 1e3), (8, 6.0 * ms / 1e3)]);
+    let row = |(subnet, ms): (&Subnet, f64)| (subnet.name.to_string(), vec![(1, ms / 1e3), (8, 6.0 * ms / 1e3)]);
     let times = StepTimes::new(denoiser.about().subnets.iter().zip([1.0, 2.0, 4.0]).map(row), 8);
     let ladder = Ladder::new([("heun-18@full".parse().unwrap(), 1.0)], &times).unwrap();
     let policy = Box::new(Elastic::new(ladder, times, 8));

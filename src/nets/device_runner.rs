@@ -119,7 +119,7 @@ impl<M: Machine> DeviceRunner<M> {
                 format!("{most} is not accepted on a GPU: it must be at most {MOST}"),
             ));
         }
-        let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
+        let network = model.network.clone();
         let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
         let (compiled, bytes) = network.compile(&model.supernet, element, &widths)?;
         let about = About::of(model, compiled.weight_bytes() + compiled.table_bytes());
@@ -326,7 +326,7 @@ impl<M: Machine> DeviceRunner<M> {
 /// # Errors
 /// As [`Network::compile`].
 pub fn launches(model: &Model, element: Element, samples: usize) -> Result<Vec<Vec<Launch>>> {
-    let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
+    let network = model.network.clone();
     let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
     let (compiled, _) = network.compile(&model.supernet, element, &widths)?;
     let step = |subnet| step(&compiled, network.image(), subnet, samples, &Addresses::default(), [0; 2]);

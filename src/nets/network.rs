@@ -15,8 +15,8 @@ use crate::supernet::{Spec, Supernet, Widths};
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
-/// A backbone with its preconditioning.
-#[derive(Debug)]
+/// A backbone with its preconditioning. Clones share the program.
+#[derive(Clone, Debug)]
 pub struct Network {
     program: Arc<Program>,
     preconditioning: Preconditioning,

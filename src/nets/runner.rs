@@ -55,7 +55,7 @@ impl Runner {
     /// # Errors
     /// [`crate::Error::Tensor`] on a device fault.
     pub fn new(model: &Model, threads: Threads) -> Result<Self> {
-        let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
+        let network = model.network.clone();
         let views = (0..model.table.subnets.len())
             .map(|subnet| SubnetView::new(network.spec(), &model.supernet, model.widths(subnet)));
         let (packed, views) = (network.pack(&model.supernet)?, views.collect::<Vec<_>>());

@@ -211,7 +211,7 @@ impl Observation {
     /// The label is the subnet of the plan, or `mixed`.
     pub fn set_plan(&mut self, plan: &Plan) {
         let subnet = match plan.widths.as_slice() {
-            [only] => only.subnet.clone(),
+            [only] => only.subnet.to_string(),
             _ => "mixed".to_owned(),
         };
         self.subnet = Some(subnet);

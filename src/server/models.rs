@@ -71,7 +71,7 @@ struct LoadedSubnet {
 pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedModel> {
     let image = state.fleet.any().about().image;
     let subnet = |subnet: &crate::supernet::Subnet| LoadedSubnet {
-        name: subnet.name.clone(),
+        name: subnet.name.to_string(),
         ratio: subnet.ratio,
         parameters: subnet.parameters,
         macs: subnet.macs,

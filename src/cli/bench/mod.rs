@@ -73,7 +73,7 @@ impl Args {
         let mut runner = Runner::new(&model, Threads::ALL)?;
         let settings = self.settings(&model, runner.threads())?;
         let timings = latency::measure(&mut runner, &settings, self.pin, Pace::thorough(self.seconds), &mut |_| {});
-        let name = |subnet: usize| model.subnets()[subnet].name.as_str();
+        let name = |subnet: usize| &*model.subnets()[subnet].name;
 
         // The settings are in order: threads, then subnets, then batches.
         let (narrow, wide) = (settings[0], settings[settings.len() - 1]);
