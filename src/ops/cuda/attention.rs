@@ -87,7 +87,10 @@ mod tests {
             for dim in 1..40 {
                 assert_eq!(of(dim), (0..heads * pitch(dim)).collect::<Vec<_>>(), "{heads} heads of {dim}");
             }
-            assert!((0..200).all(|at| (|(head, offset)| channel(heads, head, offset))(place(heads, at)) == at));
+            for at in 0..200 {
+                let (head, offset) = place(heads, at);
+                assert_eq!(channel(heads, head, offset), at);
+            }
         }
     }
 }

@@ -162,6 +162,8 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
       Mix<T>::scores(a, p, j);
 #pragma unroll
       for (u32 n = 0; n < ATTENTION_CHANNELS / 8; ++n) {
+        // Narrow heads do not pay for the whole tile.
+        if (column0 + n * 8u >= args.pitch) continue;
         u32 b[2];
         Mix<T>::values(b, v, j, t, n * 8u + g);
         Product<T>::add(out[n], a, b);
