@@ -42,7 +42,7 @@ fn device(model: &Model, element: Element, order: Order) -> DeviceRunner<Emulate
 fn every_network<M: Machine>(machine: impl Fn() -> M) {
     for name in NAMES {
         let golden = golden(name);
-        let (x, sigma, classes) = (golden.images("x"), golden.sigma(), golden.classes());
+        let ([.., x], sigma, classes) = (golden.batch(), golden.sigma(), golden.classes());
         let (model, _) = golden.allocated();
         // One sample: the emulation takes its time.
         let (x, sigma, classes) = (&x[..model.image().elements()], &sigma[..1], &classes[..1]);
@@ -72,7 +72,7 @@ fn every_network_denoises_on_a_device_as_it_does_on_the_cpu() {
 
 proptest! {
     // The emulation takes its time.
-    #![proptest_config(ProptestConfig::with_cases(4))]
+    #![proptest_config(ProptestConfig::with_cases(6))]
 
     #[test]
     fn a_network_of_any_shape_denoises_on_a_device_as_it_does_on_the_cpu(shape in shapes(), eights in 1usize..=2) {
