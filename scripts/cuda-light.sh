@@ -71,17 +71,17 @@ sanitizers() {
     beside plant conv-no-barrier thread conv conv.cuh '^    __syncthreads();$' ''
     beside plant conv-no-right-edge address conv conv.cuh ' && x < (int)args.width' ''
     beside plant conv-divergent-barrier address conv conv.cuh '^    __syncthreads();$' '    if (warp) __syncthreads();'
-    beside plant moments-no-barrier thread moments group_norm.cuh '^    __syncthreads();$' ''
-    beside plant moments-one-chunk-more address moments group_norm.cuh 'min(begin + args.chunk, args.pixels)' 'begin + args.chunk'
+    beside plant group-norm-no-barrier thread group_norm group_norm.cuh '^    __syncthreads();$' ''
+    beside plant group-norm-one-chunk-more address group_norm group_norm.cuh 'min(begin + args.chunk, args.pixels)' 'begin + args.chunk'
     beside plant attention-no-wait address attention attention.cuh '^    copy_wait<0>();$' ''
     beside plant attention-head-too-far address attention attention.cuh 'stride + head \* args.pitch' 'stride + (head + 1) * args.pitch'
     beside plant layer-norm-one-vector-more address layer_norm layer_norm.cuh 'at < args.pitch' 'at <= args.pitch'
     beside plant tokens-no-end address tokens tokens.cuh '^  if (index >= .*return;$' ''
     beside plant unpatch-all-lanes address unpatch tokens.cuh 'at + e < args.channels ? x\[at + e\] : from_float<T>(0.0f)' 'x[at + e]'
-    beside plant map-no-end address map map.cuh '^  if (index >= .*return;$' ''
+    beside plant elementwise-no-end address elementwise elementwise.cuh '^  if (index >= .*return;$' ''
     beside plant normals-no-end address normals noise.cuh 'if (4 \* block + lane < args.count) ' ''
     beside plant pixels-off-boundary address pixels pixels.cuh 'load16(x + i)' 'load16(x + i + 1)'
-    beside plant sum-of-half-a-warp address moments device.cuh '__shfl_xor_sync(0xffffffffu' '__shfl_xor_sync(0xffffu'
+    beside plant sum-of-half-a-warp address group_norm device.cuh '__shfl_xor_sync(0xffffffffu' '__shfl_xor_sync(0xffffu'
     finish
 }
 

@@ -12,7 +12,7 @@ mod reference;
 use accordion::diffusion::Trajectory;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::sliced::Sliced;
-use accordion::nets::{Denoiser, Model, Runner, Threads};
+use accordion::nets::{Denoiser, HostRunner, Model, Threads};
 use accordion::ops::Tape;
 use accordion::supernet::Order;
 use compare::relative_error;
@@ -43,7 +43,7 @@ impl Batch {
     }
 
     /// The runner's error on each sample, as a share of the sample's largest value.
-    fn errors(&self, model: &Model, runner: &mut Runner, subnet: usize, exact: &[Vec<f64>]) -> Vec<f64> {
+    fn errors(&self, model: &Model, runner: &mut HostRunner, subnet: usize, exact: &[Vec<f64>]) -> Vec<f64> {
         let got = runner.denoise(subnet, &self.x, &self.sigma, &self.classes).unwrap();
         got.chunks_exact(model.image().elements()).zip(exact).map(|(got, want)| relative_error(got, want)).collect()
     }
@@ -60,7 +60,7 @@ fn the_reference_computes_what_pytorch_computed_and_inference_what_the_reference
         let [.., x] = golden.batch();
         let batch = Batch { x, sigma: golden.sigma(), classes: golden.classes() };
         let (model, expected) = golden.allocated();
-        let mut runner = Runner::new(&model, Threads::ALL).unwrap();
+        let mut runner = HostRunner::new(&model, Threads::ALL).unwrap();
         for (subnet, row) in model.subnets().iter().enumerate() {
             let exact = batch.exact(&model, subnet);
             let suffix = if row.name == "full" { "full".to_owned() } else { format!("subnet_{}", row.name) };
@@ -88,7 +88,7 @@ proptest! {
             prop_assume!(!is_fourier || model.card.preconditioning != Preconditioning::Vp);
             let (x, sigma, classes) = shape.batch(&model);
             let batch = Batch { x, sigma, classes };
-            let mut runner = Runner::new(&model, Threads::ALL).unwrap();
+            let mut runner = HostRunner::new(&model, Threads::ALL).unwrap();
             for subnet in 0..model.subnets().len() {
                 let exact = batch.exact(&model, subnet);
                 let errors = batch.errors(&model, &mut runner, subnet, &exact);
@@ -126,7 +126,7 @@ fn draw(
 #[test]
 fn the_shipped_model_is_near_the_reference_all_along_its_trajectories() {
     let model = shipped();
-    let mut runner = Runner::new(&model, Threads::ALL).unwrap();
+    let mut runner = HostRunner::new(&model, Threads::ALL).unwrap();
     let jobs = [(1, Some(0)), (2, Some(5)), (3, None)];
     for name in ["0.250", "0.500", "full"] {
         let (mut calls, mut errors) = (0, Vec::new());
@@ -151,7 +151,7 @@ fn the_shipped_model_is_near_the_reference_all_along_its_trajectories() {
 fn images_of_every_plan_are_those_of_the_direct_convolution() {
     let model = shipped();
     let spec = model.network.spec();
-    let mut runner = Runner::new(&model, Threads::ALL).unwrap();
+    let mut runner = HostRunner::new(&model, Threads::ALL).unwrap();
     let sliced = |subnet| Sliced::new(spec, &model.supernet, &model.widths(subnet)).unwrap();
     let sliced: Vec<Sliced> = (0..model.subnets().len()).map(sliced).collect();
     let jobs: Vec<_> = (0..10).map(|class| (class as u64, Some(class))).collect();

@@ -16,9 +16,9 @@ use accordion::diffusion::{Course, NoiseKey, Update};
 use accordion::engine::{Engine, EngineError, EngineLimits, Job};
 use accordion::evaluation::latency::{self, Pace};
 use accordion::nets::{
-    Denoiser, DeviceRunner, HostSampler, Model, Move, Runner, Sampler, Slot, Threads, device_runner,
+    Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Sampler, Slot, Threads, device_runner,
 };
-use accordion::ops::cuda::{Element, Machine};
+use accordion::ops::cuda::{Accelerator, Precision};
 use accordion::routing::Fixed;
 use accordion::supernet::bytes_as_copies;
 use compare::relative_error;
@@ -33,32 +33,32 @@ use std::time::Duration;
 
 const PLENTY: usize = 1 << 30;
 
-fn device(model: &Model, element: Element, order: Order) -> DeviceRunner<Emulated> {
-    DeviceRunner::new(Emulated::new(PLENTY, order), model, element, 16).unwrap()
+fn device(model: &Model, precision: Precision, order: Order) -> DeviceRunner<Emulated> {
+    DeviceRunner::new(Emulated::new(PLENTY, order), model, precision, 16).unwrap()
 }
 
 /// Every network in every type against the CPU, on new machines.
-fn every_network<M: Machine>(machine: impl Fn() -> M) {
+fn every_network<M: Accelerator>(machine: impl Fn() -> M) {
     for name in NAMES {
         let golden = golden(name);
         let ([.., x], sigma, classes) = (golden.batch(), golden.sigma(), golden.classes());
         let (model, _) = golden.allocated();
         // One sample: the emulation takes its time.
         let (x, sigma, classes) = (&x[..model.image().elements()], &sigma[..1], &classes[..1]);
-        let mut cpu = Runner::new(&model, Threads::ALL).unwrap();
+        let mut cpu = HostRunner::new(&model, Threads::ALL).unwrap();
         // Networks are of every kind of layer; the narrowest subnet has the oddest widths.
-        for (element, subnets, tolerance) in [
-            (Element::F32, &["0.250", "full"][..], 1e-5),
-            (Element::F16, &["0.250"], 4e-3),
-            (Element::Bf16, &["0.250"], 3e-2),
+        for (precision, subnets, tolerance) in [
+            (Precision::F32, &["0.250", "full"][..], 1e-5),
+            (Precision::F16, &["0.250"], 4e-3),
+            (Precision::Bf16, &["0.250"], 3e-2),
         ] {
-            let mut device = DeviceRunner::new(machine(), &model, element, 16).unwrap();
+            let mut device = DeviceRunner::new(machine(), &model, precision, 16).unwrap();
             for subnet in subnets {
                 let index = model.subnet(subnet).unwrap();
                 let want = cpu.denoise(index, x, sigma, classes).unwrap();
                 let error = relative_error(&device.denoise(index, x, sigma, classes).unwrap(), &want);
-                println!("{name} {subnet} {element}: {error:.1e}");
-                assert!(error < tolerance, "{name} {subnet} {element}: {error:.1e}");
+                println!("{name} {subnet} {precision}: {error:.1e}");
+                assert!(error < tolerance, "{name} {subnet} {precision}: {error:.1e}");
             }
         }
     }
@@ -78,8 +78,8 @@ proptest! {
         let shape = shape.of_channels(8 * eights);
         let model = shape.allocated(accordion::supernet::Order::Global);
         let (x, sigma, classes) = shape.batch(&model);
-        let mut cpu = Runner::new(&model, Threads::ALL).unwrap();
-        let mut device = device(&model, Element::F32, Order::Greedy(Sequence::Forward));
+        let mut cpu = HostRunner::new(&model, Threads::ALL).unwrap();
+        let mut device = device(&model, Precision::F32, Order::Greedy(Sequence::Forward));
         for subnet in 0..model.subnets().len() {
             let want = cpu.denoise(subnet, &x, &sigma, &classes).unwrap();
             let error = relative_error(&device.denoise(subnet, &x, &sigma, &classes).unwrap(), &want);
@@ -135,15 +135,15 @@ fn jobs() -> Vec<Job> {
 #[test]
 fn a_seed_gives_the_same_image_on_each_device() {
     let model = tiny();
-    let cpu = HostSampler::new(Box::new(Runner::new(&model, Threads::new(1)).unwrap()));
+    let cpu = HostSampler::new(Box::new(HostRunner::new(&model, Threads::new(1)).unwrap()));
     let want = draw(&engine(&model, Box::new(cpu), 16), &jobs());
-    for (element, levels) in [(Element::F32, 1), (Element::F16, 3), (Element::Bf16, 20)] {
-        let on_device = engine(&model, Box::new(device(&model, element, Order::Greedy(Sequence::Shuffled(3)))), 16);
+    for (precision, levels) in [(Precision::F32, 1), (Precision::F16, 3), (Precision::Bf16, 20)] {
+        let on_device = engine(&model, Box::new(device(&model, precision, Order::Greedy(Sequence::Shuffled(3)))), 16);
         let got = draw(&on_device, &jobs());
-        println!("{element}: {} grey levels", distance(&got, &want));
+        println!("{precision}: {} grey levels", distance(&got, &want));
         // Half a level off is another byte where the value lies between two.
-        assert!(distance(&got, &want) <= levels, "{element}: {} grey levels", distance(&got, &want));
-        if element == Element::F32 {
+        assert!(distance(&got, &want) <= levels, "{precision}: {} grey levels", distance(&got, &want));
+        if precision == Precision::F32 {
             let values = got.iter().flatten().zip(want.iter().flatten());
             let other = values.filter(|(a, b)| a != b).count() as f64 / (5.0 * 64.0);
             assert!(other < 0.01, "{:.1} % of the bytes differ", 100.0 * other);
@@ -152,18 +152,18 @@ fn a_seed_gives_the_same_image_on_each_device() {
 }
 
 /// The shipped model's images, by width schedule, on new machines and on the CPU.
-fn shipped_images<M: Machine + 'static>(machine: impl Fn() -> M) {
+fn shipped_images<M: Accelerator + 'static>(machine: impl Fn() -> M) {
     let model = shipped();
     let job =
         |class| Job { class: Some(class), ..Job::exact(Arc::new("dpmpp2m-2@0.250*1,0.500*1".parse().unwrap()), 11) };
     let jobs = [job(7)];
-    let cpu = HostSampler::new(Box::new(Runner::new(&model, Threads::ALL).unwrap()));
+    let cpu = HostSampler::new(Box::new(HostRunner::new(&model, Threads::ALL).unwrap()));
     let want = draw(&engine(&model, Box::new(cpu), 16), &jobs);
-    for (element, levels) in [(Element::F32, 1), (Element::F16, 4)] {
-        let on_device = engine(&model, Box::new(DeviceRunner::new(machine(), &model, element, 16).unwrap()), 16);
+    for (precision, levels) in [(Precision::F32, 1), (Precision::F16, 4)] {
+        let on_device = engine(&model, Box::new(DeviceRunner::new(machine(), &model, precision, 16).unwrap()), 16);
         let got = draw(&on_device, &jobs);
-        println!("{element}: {} grey levels", distance(&got, &want));
-        assert!(distance(&got, &want) <= levels, "{element}: {} grey levels", distance(&got, &want));
+        println!("{precision}: {} grey levels", distance(&got, &want));
+        assert!(distance(&got, &want) <= levels, "{precision}: {} grey levels", distance(&got, &want));
     }
 }
 
@@ -198,22 +198,22 @@ mod gpu {
     #[ignore = "needs a GPU"]
     fn gpu_a_sample_s_bits_do_not_depend_on_its_batch() {
         let model = tiny();
-        for element in Element::ALL {
+        for precision in Precision::ALL {
             let engine =
-                |most| engine(&model, Box::new(DeviceRunner::new(open(), &model, element, most).unwrap()), most);
+                |most| engine(&model, Box::new(DeviceRunner::new(open(), &model, precision, most).unwrap()), most);
             let job = |seed| Job { class: Some(1), ..Job::exact(Arc::new("dpmpp2m-4@full".parse().unwrap()), seed) };
             let jobs: Vec<Job> = (0..12).map(job).collect();
             let together = draw(&engine(16), &jobs);
             let alone = engine(2);
             let one_by_one: Vec<_> = jobs.iter().flat_map(|job| draw(&alone, std::slice::from_ref(job))).collect();
-            assert_eq!(together, one_by_one, "{element}");
+            assert_eq!(together, one_by_one, "{precision}");
         }
     }
 
     #[test]
     #[ignore = "needs a GPU"]
     fn gpu_too_many_samples_are_refused_with_both_numbers() {
-        let error = DeviceRunner::new(open(), &shipped(), Element::F32, 65_535).unwrap_err().to_string();
+        let error = DeviceRunner::new(open(), &shipped(), Precision::F32, 65_535).unwrap_err().to_string();
         assert!(
             error.starts_with("GPU memory: ") && error.contains("bytes are needed and") && error.ends_with("are free"),
             "{error}"
@@ -226,14 +226,14 @@ fn a_machine_without_the_memory_is_refused_with_both_numbers_and_keeps_nothing()
     let model = tiny();
     let machine = Emulated::new(100_000, Order::Greedy(Sequence::Forward));
     let limits = machine.limits();
-    let message = DeviceRunner::new(machine, &model, Element::F32, 16).unwrap_err().to_string();
+    let message = DeviceRunner::new(machine, &model, Precision::F32, 16).unwrap_err().to_string();
     let [needed, free] = [PLENTY, 100_000];
     let whole = Emulated::new(needed, Order::Greedy(Sequence::Forward));
     let whole_limits = whole.limits();
-    let refused = DeviceRunner::new(Emulated::new(0, Order::Greedy(Sequence::Forward)), &model, Element::F32, 65_536);
+    let refused = DeviceRunner::new(Emulated::new(0, Order::Greedy(Sequence::Forward)), &model, Precision::F32, 65_536);
     let says = "max_batch: 65536 is not accepted on a GPU: it must be at most 65535";
     assert_eq!(refused.unwrap_err().to_string(), says);
-    let runner = DeviceRunner::new(whole, &model, Element::F32, 16).unwrap();
+    let runner = DeviceRunner::new(whole, &model, Precision::F32, 16).unwrap();
     let taken = PLENTY - whole_limits.lock().unwrap().free;
     assert_eq!(
         taken,
@@ -250,12 +250,12 @@ fn a_call_that_the_memory_does_not_hold_is_made_in_pieces() {
     let machine = Emulated::new(PLENTY, Order::Greedy(Sequence::Forward));
     let limits = machine.limits();
     limits.lock().unwrap().samples = 3;
-    let runner = DeviceRunner::new(machine, &model, Element::F32, 16).unwrap();
+    let runner = DeviceRunner::new(machine, &model, Precision::F32, 16).unwrap();
     let engine = engine(&model, Box::new(runner), 16);
     let mut many = jobs();
     many[0].images = 8;
     let got = draw(&engine, &many);
-    let roomy = Box::new(device(&model, Element::F32, Order::Greedy(Sequence::Forward)));
+    let roomy = Box::new(device(&model, Precision::F32, Order::Greedy(Sequence::Forward)));
     assert_eq!(got, draw(&self::engine(&model, roomy, 16), &many), "the same bits in pieces");
     // Nothing at all fits: the requests fail, the engine goes on.
     limits.lock().unwrap().samples = 0;
@@ -272,7 +272,7 @@ fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
     let model = tiny();
     let machine = Emulated::new(PLENTY, Order::InStep(Sequence::Reverse));
     let limits = machine.limits();
-    let mut runner = DeviceRunner::new(machine, &model, Element::F32, 4).unwrap();
+    let mut runner = DeviceRunner::new(machine, &model, Precision::F32, 4).unwrap();
     let before = limits.lock().unwrap().free;
     let course = Course::new(Arc::new("euler-1@full".parse().unwrap()), model.card.noise);
     let sigma = course.next_call().unwrap().sigma;
@@ -288,7 +288,7 @@ fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
         runner.step(3, &moves).unwrap();
     }
     let alone = |image| {
-        let mut runner = device(&model, Element::F32, Order::Greedy(Sequence::Forward));
+        let mut runner = device(&model, Precision::F32, Order::Greedy(Sequence::Forward));
         let slot = runner.begin(key(image), course.begin(), sigma).unwrap();
         let step = Move { slot, sigma, class: None, guidance: None, update, next_sigma: None, watched: false };
         runner.step(3, &[step]).unwrap();
@@ -311,7 +311,7 @@ fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
 #[test]
 fn damaged_weights_fail_the_step_and_nothing_else() {
     let model = tiny();
-    let mut runner = device(&model, Element::F32, Order::Greedy(Sequence::Forward));
+    let mut runner = device(&model, Precision::F32, Order::Greedy(Sequence::Forward));
     let course = Course::new(Arc::new("euler-2@full".parse().unwrap()), model.card.noise);
     let sigma = course.next_call().unwrap().sigma;
     let update = Update { a_x: f64::NAN, ..course.clone().advance() };
@@ -345,7 +345,7 @@ fn an_engine_whose_device_is_lost_is_dead() {
     let model = tiny();
     let machine = Emulated::new(PLENTY, Order::Greedy(Sequence::Forward));
     let limits = machine.limits();
-    let engine = engine(&model, Box::new(DeviceRunner::new(machine, &model, Element::F16, 4).unwrap()), 4);
+    let engine = engine(&model, Box::new(DeviceRunner::new(machine, &model, Precision::F16, 4).unwrap()), 4);
     assert_eq!(draw(&engine, &jobs()[2..3]).len(), 1);
     limits.lock().unwrap().broken = true;
     let error = engine.submit(jobs()[2].clone()).unwrap().blocking_wait().unwrap_err().to_string();
@@ -360,7 +360,7 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
     let model = tiny();
     let machine = Emulated::new(PLENTY, Order::Greedy(Sequence::Forward));
     let limits = machine.limits();
-    let mut runner = DeviceRunner::new(machine, &model, Element::Bf16, 4).unwrap();
+    let mut runner = DeviceRunner::new(machine, &model, Precision::Bf16, 4).unwrap();
     let before = limits.lock().unwrap().launches;
     let uploaded = limits.lock().unwrap().uploaded;
     assert!(uploaded >= Denoiser::about(&runner).weight_bytes, "the weights, once");
@@ -368,7 +368,7 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
     let ms = latency::of_calls(&mut runner, &[(0, 1), (3, 4)], pace, &mut |_| {}).unwrap();
     assert!(ms.len() == 2 && ms.iter().all(|&ms| ms > 0.0));
     // Two calls of each; the noise of all images once.
-    let of = |subnet: usize, batch| device_runner::launches(&model, Element::Bf16, batch).unwrap()[subnet].len();
+    let of = |subnet: usize, batch| device_runner::launches(&model, Precision::Bf16, batch).unwrap()[subnet].len();
     assert_eq!(limits.lock().unwrap().launches - before, 1 + 2 * of(0, 1) + 2 * of(3, 4));
     // A call is told little: the weights stay where they are.
     let told = limits.lock().unwrap().uploaded - uploaded;
@@ -379,16 +379,16 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
 #[test]
 fn all_subnets_share_one_copy_of_the_weights() {
     let model = shipped();
-    let runner = device(&model, Element::F16, Order::Greedy(Sequence::Forward));
+    let runner = device(&model, Precision::F16, Order::Greedy(Sequence::Forward));
     let one = Denoiser::about(&runner).weight_bytes;
     let widest = shipped().with_subnets("channels", vec![]).unwrap();
-    let alone = device(&widest, Element::F16, Order::Greedy(Sequence::Forward));
+    let alone = device(&widest, Precision::F16, Order::Greedy(Sequence::Forward));
     let tables = one - Denoiser::about(&alone).weight_bytes;
     // More subnets take their tables of groups.
     assert!(tables * 20 < one, "{tables} of {one} bytes");
     // As networks of their own they would take about what the metric says: layers are filled up to multiples of 8 channels.
     let extracted = (0..model.subnets().len()).map(|subnet| {
-        let runner = device(&model.extract(subnet).unwrap(), Element::F16, Order::Greedy(Sequence::Forward));
+        let runner = device(&model.extract(subnet).unwrap(), Precision::F16, Order::Greedy(Sequence::Forward));
         Denoiser::about(&runner).weight_bytes
     });
     let (copies, said) = (extracted.sum::<usize>() as f64, bytes_as_copies(model.subnets(), one) as f64);

@@ -6,15 +6,15 @@ mod compare;
 mod golden;
 
 use accordion::diffusion::{NoiseKey, Plan, Trajectory};
-use accordion::nets::{Denoiser, Model, Runner, Threads};
+use accordion::nets::{Denoiser, HostRunner, Model, Threads};
 use accordion::supernet::{allocation, ranking};
 use accordion::training::importance::{Samples, taylor};
 use compare::relative_error;
 use golden::{NAMES, RATIOS, golden, images, output, sigma_at};
 use std::sync::Arc;
 
-fn runner(model: &Model) -> Runner {
-    Runner::new(model, Threads::ALL).unwrap()
+fn runner(model: &Model) -> HostRunner {
+    HostRunner::new(model, Threads::ALL).unwrap()
 }
 
 #[test]

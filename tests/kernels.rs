@@ -15,14 +15,15 @@ use accordion::nets::ImageShape;
 use accordion::ops::Act;
 use accordion::ops::cpu::group_norm::GroupTable;
 use accordion::ops::cpu::resample::Direction;
-use accordion::ops::cuda::conv::{Finish, Weights, Window, conv, pack, pack_bias};
+use accordion::ops::cuda::conv::{Epilogue, Weights, Window, conv, pack, pack_bias};
+use accordion::ops::cuda::elementwise::{Filter, elementwise};
 use accordion::ops::cuda::embedding::{Embedding, embedding};
+use accordion::ops::cuda::group_norm::{Film, Norm, Scratch, Table, affine_bytes, group_norm, sums_bytes};
 use accordion::ops::cuda::layer_norm::{LayerNorm, layer_norm};
-use accordion::ops::cuda::map::{Filter, map};
-use accordion::ops::cuda::moments::{Affine, Film, Norm, Scratch, Table, affine_bytes, moments, sums_bytes};
+use accordion::ops::cuda::map::Affine;
 use accordion::ops::cuda::sampler::{PITCH, Row, input_bytes, sampler, state_bytes};
 use accordion::ops::cuda::tokens::{pack_positions, tokens, unpatch};
-use accordion::ops::cuda::{Cost, Element, Launch, Machine, Map, attention, launch, pitch, pixels};
+use accordion::ops::cuda::{Accelerator, Cost, Launch, Map, Precision, attention, launch, pitch, pixels};
 use accordion::ops::{self, Tape};
 use bytemuck::NoUninit;
 use candle_core::{Device, Tensor};
@@ -32,28 +33,28 @@ use emulation::Order;
 use lab::{Lab, Values};
 use std::sync::Arc;
 
-/// How far a result may lie from f64, as a share of the largest: an element's rounding, and that of sums in f32.
-fn tolerance(element: Element) -> f64 {
-    match element {
-        Element::F32 => 3e-6,
-        Element::F16 => 7e-4,
-        Element::Bf16 => 5e-3,
+/// How far a result may lie from f64, as a share of the largest: a value's rounding, and that of sums in f32.
+fn tolerance(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => 3e-6,
+        Precision::F16 => 7e-4,
+        Precision::Bf16 => 5e-3,
     }
 }
 
 /// A case on some machine.
 trait Case {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>);
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>);
 }
 
-/// Every element under every schedule, and where `ACCORDION_PTX` names a file, as nvcc compiled it.
+/// In every precision, under every schedule, and where `ACCORDION_PTX` names a file, as nvcc compiled it.
 fn emulate(case: impl Case) {
-    for element in Element::ALL {
+    for precision in Precision::ALL {
         for order in Order::ALL {
-            case.run(&mut Lab::new(Emulated::new(1 << 28, order), element));
+            case.run(&mut Lab::new(Emulated::new(1 << 28, order), precision));
         }
         if let Some(ptx) = emulated::ptx() {
-            case.run(&mut Lab::new(Emulated::on_ptx(1 << 28, ptx), element));
+            case.run(&mut Lab::new(Emulated::on_ptx(1 << 28, ptx), precision));
         }
     }
 }
@@ -61,8 +62,8 @@ fn emulate(case: impl Case) {
 /// The same on the GPU that is there.
 #[cfg(feature = "cuda")]
 fn on_gpu(case: impl Case) {
-    for element in Element::ALL {
-        case.run(&mut Lab::new(accordion::ops::cuda::gpu::Gpu::open(0).unwrap(), element));
+    for precision in Precision::ALL {
+        case.run(&mut Lab::new(accordion::ops::cuda::gpu::Gpu::open(0).unwrap(), precision));
     }
 }
 
@@ -84,9 +85,9 @@ macro_rules! case {
 }
 
 #[track_caller]
-fn assert_near(element: Element, got: &[f32], want: &[f64], what: &str) {
+fn assert_near(precision: Precision, got: &[f32], want: &[f64], what: &str) {
     let error = relative_error(got, want);
-    assert!(error <= tolerance(element), "{what}, {element}: {error:.1e}");
+    assert!(error <= tolerance(precision), "{what}, {precision}: {error:.1e}");
 }
 
 fn silu(value: f64) -> f64 {
@@ -137,7 +138,7 @@ const CONV: Conv = Conv {
 };
 
 impl Case for Conv {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
         let Self { size: [samples, height, width], parts, kernel, window, whole: [inputs, whole], .. } = *self;
         let Window { pad, stride } = window;
         let maps: Vec<_> = parts.iter().filter(|&&c| c > 0).map(|&c| lab.random([samples, height, width, c])).collect();
@@ -148,8 +149,8 @@ impl Case for Conv {
         let place =
             move |tap: usize, i: usize, group: usize, o: usize| ((tap * inputs + i) * groups + group) * whole + o;
         let weights = Weights { address: 0, kernel, inputs, outputs: whole, groups: self.groups };
-        let packed = pack(lab.element, &weights, |tap, i, group, o| raw[place(tap, i, group, o)]);
-        assert_eq!(packed.len(), weights.bytes(lab.element));
+        let packed = pack(lab.precision, &weights, |tap, i, group, o| raw[place(tap, i, group, o)]);
+        assert_eq!(packed.len(), weights.bytes(lab.precision));
         let weights = Weights { address: lab.hold(&packed), ..weights };
         let rounded = lab.round(&raw);
         let bias = lab.normals(self.groups * whole);
@@ -163,12 +164,12 @@ impl Case for Conv {
         let (residual, residual_values) = lab.random(shape);
         let y = lab.empty(shape);
         let [by_sample, with_residual, addressed] = self.with;
-        let sample_bytes = maps[0].0.bytes(lab.element) / samples;
+        let sample_bytes = maps[0].0.bytes(lab.precision) / samples;
         // The samples in reverse, where they are told by address.
         let addresses: Vec<u64> = (0..samples).rev().map(|b| maps[0].0.address + (b * sample_bytes) as u64).collect();
         let addresses = lab.hold(bytemuck::cast_slice(&addresses));
         let scale = if with_residual { 0.7 } else { 1.0 };
-        let finish = Finish {
+        let epilogue = Epilogue {
             bias: Some(bias_at),
             sample_bias: by_sample.then_some((sample_bias.address, bias_pitch)),
             residual: with_residual.then_some(&residual),
@@ -177,7 +178,7 @@ impl Case for Conv {
         };
         let parts: Vec<&Map> = maps.iter().map(|(map, _)| map).collect();
         let launch =
-            conv(lab.element, &parts, addressed.then_some(addresses), &weights, window, self.outputs, finish, &y);
+            conv(lab.precision, &parts, addressed.then_some(addresses), &weights, window, self.outputs, epilogue, &y);
         lab.machine.launch(&launch).unwrap();
         let want = Values::from_fn(shape, |b, oy, ox, c| {
             let from = if addressed { samples - 1 - b } else { b };
@@ -207,11 +208,11 @@ impl Case for Conv {
                 Some(Act::Gelu) => gelu(value),
             }
         });
-        assert_near(lab.element, &lab.get(&y), &want.data, &format!("{self:?}"));
+        assert_near(lab.precision, &lab.get(&y), &want.data, &format!("{self:?}"));
 
         // The CPU's op, where the case is one that it knows.
         let is_plain = stride == 1 && self.groups == 1 && self.with == [false; 3] && self.act.is_none();
-        if lab.element == Element::F32 && is_plain {
+        if lab.precision == Precision::F32 && is_plain {
             let x32: Vec<f32> = x.data.iter().map(|&value| value as f32).collect();
             let x = Tensor::from_vec(x32, (samples, height, width, kept), &Device::Cpu).unwrap();
             let all = (0..kernel * kernel).flat_map(|tap| (0..inputs).map(move |i| (tap, i)));
@@ -223,7 +224,7 @@ impl Case for Conv {
             let w = w.narrow(2, 0, kept).unwrap().narrow(3, 0, self.outputs).unwrap();
             let bias = Tensor::from_slice(&bias[..self.outputs], self.outputs, &Device::Cpu).unwrap();
             let y = ops::conv::conv2d(&Tape::off(), &x, &w, &bias, 1, pad).unwrap();
-            assert_near(Element::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want.data, "the CPU's conv");
+            assert_near(Precision::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want.data, "the CPU's conv");
         }
     }
 }
@@ -295,7 +296,7 @@ struct Normed {
 }
 
 impl Case for Normed {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
         const EPS: f64 = 1e-6;
         let [samples, height, width] = self.size;
         let mut maps = Vec::new();
@@ -313,19 +314,19 @@ impl Case for Normed {
         let norm = Norm { scale: lab.floats(&scale), shift: lab.floats(&shift), table: placed };
         let parts: Vec<&Map> = maps.iter().map(|(map, _)| map).collect();
         let scratch =
-            Scratch { sums: lab.poison(sums_bytes(lab.element, &parts)), counters: lab.hold(&vec![0; 4 * samples]) };
-        let affine = Affine { address: lab.poison(affine_bytes(lab.element, &parts)) };
+            Scratch { sums: lab.poison(sums_bytes(lab.precision, &parts)), counters: lab.hold(&vec![0; 4 * samples]) };
+        let affine = Affine { address: lab.poison(affine_bytes(lab.precision, &parts)) };
         let film_pitch = 2 * pitch(channels);
         let (films, film_values) = lab.random([1, samples, 1, film_pitch]);
         let film_shift = pitch(channels);
         let film = self.film.then(|| Film {
             scale: films.address,
-            shift: films.address + (film_shift * lab.element.bytes()) as u64,
+            shift: films.address + (film_shift * lab.precision.bytes()) as u64,
             pitch: film_pitch,
         });
         // Twice: the counters must be as they were.
         for _ in 0..2 {
-            let launch = moments(lab.element, &parts, &norm, EPS as f32, film, scratch, affine);
+            let launch = group_norm(lab.precision, &parts, &norm, EPS as f32, film, scratch, affine);
             lab.machine.launch(&launch).unwrap();
         }
         let filter = self.filter.map(|(direction, taps)| Filter { direction, taps, pad: (taps.len() - 1) / 2 });
@@ -335,7 +336,7 @@ impl Case for Normed {
         let y = lab.empty(shape);
         let residual = self.residual.then_some(&residual);
         let factor = if self.residual { 0.6 } else { 1.0 };
-        let launch = map(lab.element, &parts, Some(affine), self.silu, filter, residual, factor, &y);
+        let launch = elementwise(lab.precision, &parts, Some(affine), self.silu, filter, residual, factor, &y);
         lab.machine.launch(&launch).unwrap();
 
         let mut normed = x.clone();
@@ -372,10 +373,10 @@ impl Case for Normed {
         // A mean of a thousand leaves f32 ten bits fewer.
         let got = lab.get(&y);
         let error = relative_error(&got, &want.data);
-        let allowed = tolerance(lab.element) + f64::from(self.mean) * 1.2e-7;
-        assert!(error <= allowed, "{self:?}, {}: {error:.1e}", lab.element);
+        let allowed = tolerance(lab.precision) + f64::from(self.mean) * 1.2e-7;
+        assert!(error <= allowed, "{self:?}, {}: {error:.1e}", lab.precision);
 
-        if lab.element == Element::F32 && self.filter.is_none() && !self.residual && !self.film {
+        if lab.precision == Precision::F32 && self.filter.is_none() && !self.residual && !self.film {
             let x32: Vec<f32> = x.data.iter().map(|&value| value as f32).collect();
             let x = Tensor::from_vec(x32, (samples, height, width, channels), &Device::Cpu).unwrap();
             let [scale, shift] = [scale, shift].map(|values| Tensor::from_vec(values, channels, &Device::Cpu).unwrap());
@@ -465,7 +466,7 @@ struct Attend {
 }
 
 impl Case for Attend {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
         let Self { size: [samples, height, width], heads, dim } = *self;
         let step = pitch(dim);
         let raw = lab.normals(samples * height * width * 3 * heads * step);
@@ -474,7 +475,7 @@ impl Case for Attend {
         let (qkv, x) = lab.put([samples, height, width, 3 * heads * step], &values);
         let channels = attention::channels(heads, dim);
         let y = lab.empty([samples, height, width, channels]);
-        lab.machine.launch(&attention::attention(lab.element, &qkv, heads, dim, &y)).unwrap();
+        lab.machine.launch(&attention::attention(lab.precision, &qkv, heads, dim, &y)).unwrap();
         let pixels = height * width;
         let mut want = vec![0.0; samples * pixels * channels];
         for (b, head) in (0..samples).flat_map(|b| (0..heads).map(move |head| (b, head))) {
@@ -494,14 +495,14 @@ impl Case for Attend {
                 }
             }
         }
-        // The weights of the values are rounded to the element as well.
+        // The weights of the values are rounded as well.
         let got = lab.get(&y);
         let error = relative_error(&got, &want);
-        assert!(error <= 2.0 * tolerance(lab.element), "{self:?}, {}: {error:.1e}", lab.element);
-        if lab.element == Element::F32 && step == dim && heads == 1 {
+        assert!(error <= 2.0 * tolerance(lab.precision), "{self:?}, {}: {error:.1e}", lab.precision);
+        if lab.precision == Precision::F32 && step == dim && heads == 1 {
             let qkv = Tensor::from_vec(values, (samples, height, width, 3 * dim), &Device::Cpu).unwrap();
             let y = ops::attention::attention(&Tape::off(), &qkv, 1).unwrap();
-            assert_near(Element::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want, "the CPU's attention");
+            assert_near(Precision::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want, "the CPU's attention");
         }
     }
 }
@@ -529,7 +530,7 @@ struct Embed {
 }
 
 impl Case for Embed {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
         let (half, samples) = (5, 4);
         let noise = [-1.2f32, 0.0, 3.7, 999.0];
         let frequencies = lab.normals(half);
@@ -543,7 +544,7 @@ impl Case for Embed {
             labels: (self.classes > 0).then(|| lab.floats(&labels)),
         };
         let y = lab.empty([1, samples, 1, 2 * half]);
-        lab.machine.launch(&embedding(lab.element, &from, &y)).unwrap();
+        lab.machine.launch(&embedding(lab.precision, &from, &y)).unwrap();
         let want = Values::from_fn([1, samples, 1, 2 * half], |_, b, _, c| {
             // The product is an f32's in the definition of the network.
             let angle = f64::from(noise[b as usize] * frequencies[c % half]);
@@ -552,7 +553,7 @@ impl Case for Embed {
             let label = labels[class[b as usize] as usize * 2 * half + c];
             value + if self.classes > 0 { f64::from(label) } else { 0.0 }
         });
-        assert_near(lab.element, &lab.get(&y), &want.data, "embedding");
+        assert_near(lab.precision, &lab.get(&y), &want.data, "embedding");
     }
 }
 
@@ -575,7 +576,7 @@ struct LayerNormed {
 }
 
 impl Case for LayerNormed {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
         const EPS: f64 = 1e-5;
         let channels = self.shape[3];
         let values: Vec<f32> = lab.normals(self.shape.iter().product()).iter().map(|value| value + self.mean).collect();
@@ -587,7 +588,7 @@ impl Case for LayerNormed {
         });
         let norm = LayerNorm { scale: lab.floats(&scale), shift: lab.floats(&shift), eps: EPS as f32 };
         let y = lab.empty(self.shape);
-        lab.machine.launch(&layer_norm(lab.element, &x, &norm, &y)).unwrap();
+        lab.machine.launch(&layer_norm(lab.precision, &x, &norm, &y)).unwrap();
         let normed = |pixel: &[f64]| -> Vec<f64> {
             let mean = pixel.iter().sum::<f64>() / channels as f64;
             let variance = pixel.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / channels as f64;
@@ -599,8 +600,8 @@ impl Case for LayerNormed {
         let want: Vec<f64> = values.data.chunks_exact(channels).flat_map(normed).collect();
         let error = relative_error(&lab.get(&y), &want);
         // A mean of a hundred leaves f32 seven bits fewer.
-        let allowed = tolerance(lab.element) + f64::from(self.mean) * 1.2e-7;
-        assert!(error <= allowed, "{:?}, {}: {error:.1e}", self.shape, lab.element);
+        let allowed = tolerance(lab.precision) + f64::from(self.mean) * 1.2e-7;
+        assert!(error <= allowed, "{:?}, {}: {error:.1e}", self.shape, lab.precision);
     }
 }
 
@@ -619,7 +620,7 @@ struct Tokens {
 }
 
 impl Case for Tokens {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
         let [samples, height, width, channels] = self.shape;
         let fronts: Vec<_> = (0..self.fronts).map(|_| lab.random([1, samples, 1, channels])).collect();
         let (x, values) = lab.random(self.shape);
@@ -628,7 +629,7 @@ impl Case for Tokens {
         let at = lab.floats(&pack_positions(channels, &positions));
         let y = lab.empty([samples, count, 1, channels]);
         let maps: Vec<&Map> = fronts.iter().map(|(map, _)| map).collect();
-        lab.machine.launch(&tokens(lab.element, &maps, &x, at, &y)).unwrap();
+        lab.machine.launch(&tokens(lab.precision, &maps, &x, at, &y)).unwrap();
         let want = Values::from_fn([samples, count, 1, channels], |b, token, _, c| {
             let token = token as usize;
             let value = match token.checked_sub(self.fronts) {
@@ -637,7 +638,7 @@ impl Case for Tokens {
             };
             value + f64::from(positions[token * channels + c])
         });
-        assert_near(lab.element, &lab.get(&y), &want.data, "tokens");
+        assert_near(lab.precision, &lab.get(&y), &want.data, "tokens");
     }
 }
 
@@ -660,12 +661,12 @@ struct Patches {
 }
 
 impl Case for Patches {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
         let &Self { fronts, size: [samples, rows, columns], patch, channels } = self;
         let (x, values) = lab.random([samples, fronts + rows * columns, 1, patch * patch * channels]);
         let shape = [samples, rows * patch, columns * patch, channels];
         let y = lab.empty(shape);
-        lab.machine.launch(&unpatch(lab.element, &x, fronts, patch, &y)).unwrap();
+        lab.machine.launch(&unpatch(lab.precision, &x, fronts, patch, &y)).unwrap();
         let want = Values::from_fn(shape, |b, oy, ox, c| {
             let [oy, ox] = [oy, ox].map(|at| at as usize);
             let token = fronts + oy / patch * columns + ox / patch;
@@ -694,7 +695,7 @@ struct Step {
 }
 
 impl Case for Step {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
         let image = self.image;
         let (pixels, elements) = (image.height * image.width, image.elements());
         let state = state_bytes(image) / 4;
@@ -703,7 +704,7 @@ impl Case for Step {
         let mut broken = vec![0.0; pixels * PITCH];
         broken[0] = f32::NAN;
         let (broken, _) = lab.put([1, image.height, image.width, PITCH], &broken);
-        let mut bytes = vec![0; broken.bytes(lab.element)];
+        let mut bytes = vec![0; broken.bytes(lab.precision)];
         lab.machine.download(broken.address, &mut bytes).unwrap();
         lab.machine.upload(output.address + 4 * bytes.len() as u64, &bytes).unwrap();
         let key = NoiseKey { seed: 0x0123_4567_89ab_cdef, image: 3 };
@@ -734,14 +735,14 @@ impl Case for Step {
             row.x = lab.floats(&x);
             row.memory = lab.floats(&memory);
             row.estimate = lab.poison(state * 4);
-            row.input = lab.poison(input_bytes(lab.element, image));
+            row.input = lab.poison(input_bytes(lab.precision, image));
             states.push((x, memory));
         }
         rows[1].estimate = 0;
         rows[2].x = 0;
         let at = lab.hold(bytemuck::cast_slice(&rows));
         let faults = lab.hold(&[0; 16]);
-        lab.machine.launch(&sampler(lab.element, image, at, 4, Some(output.address), faults)).unwrap();
+        lab.machine.launch(&sampler(lab.precision, image, at, 4, Some(output.address), faults)).unwrap();
         let mut flags = [0; 16];
         lab.machine.download(faults, &mut flags).unwrap();
         assert_eq!(bytemuck::cast_slice::<u8, u32>(&flags), [0, 0, 0, 1], "faults");
@@ -762,11 +763,11 @@ impl Case for Step {
                 estimate.push(d);
                 input.push(wide(row.c_in) * then);
             }
-            // The state is f32 whatever the element is.
-            assert_near(Element::F32, &lab.read(row.x, elements), &image_then, "image");
-            assert_near(Element::F32, &lab.read(row.memory, elements), &memory_then, "memory");
+            // The state is f32 whatever the precision is.
+            assert_near(Precision::F32, &lab.read(row.x, elements), &image_then, "image");
+            assert_near(Precision::F32, &lab.read(row.memory, elements), &memory_then, "memory");
             if row.estimate != 0 {
-                assert_near(Element::F32, &lab.read(row.estimate, elements), &estimate, "estimate");
+                assert_near(Precision::F32, &lab.read(row.estimate, elements), &estimate, "estimate");
             }
             let map = Map {
                 address: row.input,
@@ -775,7 +776,7 @@ impl Case for Step {
                 width: image.width,
                 channels: image.channels,
             };
-            assert_near(lab.element, &lab.get(&map), &input, "next input");
+            assert_near(lab.precision, &lab.get(&map), &input, "next input");
         }
         assert_eq!(lab.read(rows[2].memory, state), states[2].1, "a skipped row is left alone");
 
@@ -784,9 +785,9 @@ impl Case for Step {
         let place = Row { x, memory, input: rows[0].input, seed: key.seed, image: key.image, ..Row::default() };
         let start = Row { noise: 80.0, c_in: 0.6, ..place };
         let at = lab.hold(bytemuck::bytes_of(&start));
-        lab.machine.launch(&sampler(lab.element, image, at, 1, None, faults)).unwrap();
+        lab.machine.launch(&sampler(lab.precision, image, at, 1, None, faults)).unwrap();
         let want: Vec<f64> = (0..elements as u64).map(|e| 80.0 * f64::from(key.draw(0).normal(e) as f32)).collect();
-        assert_near(Element::F32, &lab.read(start.x, elements), &want, "first noise");
+        assert_near(Precision::F32, &lab.read(start.x, elements), &want, "first noise");
         assert!(lab.read(start.memory, elements).iter().all(|&value| value == 0.0), "memory of an image that begins");
     }
 }
@@ -806,7 +807,7 @@ case!(
 struct Bytes;
 
 impl Case for Bytes {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
         let image = ImageShape { height: 13, width: 11, channels: 3 };
         let mut values = lab.normals(state_bytes(image) / 4);
         values[..6].copy_from_slice(&[-1.0, 1.0, 0.0, -7.0, 1e9, 0.5 / 127.5]);
@@ -844,7 +845,7 @@ struct Normals {
 const SEED: u64 = 0x0123_4567_89ab_cdef;
 
 impl Case for Normals {
-    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
         let &Self { count, image, draw } = self;
         let out = lab.poison((count + 4) * 4);
         let args = NormalsArgs { out, seed: SEED, count: count as u64, image, draw };
@@ -877,7 +878,7 @@ struct ProbeArgs {
 
 #[test]
 fn the_integers_behind_the_noise_are_the_cpu_s() {
-    let mut lab = Lab::new(Emulated::new(1 << 20, Order::ALL[0]), Element::F32);
+    let mut lab = Lab::new(Emulated::new(1 << 20, Order::ALL[0]), Precision::F32);
     let (key, out) = (lab.hold(&SEED.to_le_bytes()), lab.poison(64 * 16));
     let args = ProbeArgs { key, nothing: 0, out, words: [7, u32::MAX] };
     lab.machine.launch(&Launch::new("probe_philox", None, [2, 1, 1], &args, Cost::default(), 0)).unwrap();
@@ -891,7 +892,7 @@ fn the_integers_behind_the_noise_are_the_cpu_s() {
 fn the_table_of_threads_is_that_of_the_kernels() {
     let mut known: Vec<String> = Vec::new();
     for kernel in emulation::kernels().into_iter().filter(|kernel| !kernel.name.starts_with("probe_")) {
-        let of_element = Element::ALL.iter().find_map(|element| kernel.name.strip_suffix(&format!("_{element}")));
+        let of_element = Precision::ALL.iter().find_map(|precision| kernel.name.strip_suffix(&format!("_{precision}")));
         let stem = of_element.unwrap_or(&kernel.name);
         let (_, threads) =
             launch::THREADS.into_iter().find(|(known, _)| *known == stem).expect("every kernel is listed");

@@ -10,7 +10,7 @@ mod random;
 use accordion::nets::model::Card;
 use accordion::nets::network::Network;
 use accordion::nets::sliced::Sliced;
-use accordion::nets::{Denoiser, Model, Runner, Threads, public, public_config};
+use accordion::nets::{Denoiser, HostRunner, Model, Threads, public, public_config};
 use accordion::ops::Tape;
 use accordion::ops::cpu::fused::Layer;
 use accordion::supernet::{Order, Subnet, Supernet};
@@ -25,7 +25,7 @@ use std::collections::HashSet;
 const TOLERANCE: f64 = 1e-5;
 
 fn denoise(model: &Model, subnet: usize, x: &[f32], sigma: &[f64], classes: &[Option<usize>]) -> Vec<f32> {
-    Runner::new(model, Threads::ALL).unwrap().denoise(subnet, x, sigma, classes).unwrap()
+    HostRunner::new(model, Threads::ALL).unwrap().denoise(subnet, x, sigma, classes).unwrap()
 }
 
 fn sliced(model: &Model, subnet: usize) -> Sliced {
@@ -134,7 +134,7 @@ proptest! {
     fn the_layers_of_a_timed_call_do_the_work_that_its_subnet_counts(shape in shapes()) {
         let model = shape.allocated(Order::Global);
         let (x, sigma, classes) = shape.batch(&model);
-        let mut runner = Runner::new(&model, Threads::ALL).unwrap();
+        let mut runner = HostRunner::new(&model, Threads::ALL).unwrap();
         for (subnet, row) in model.subnets().iter().enumerate() {
             let (denoised, layers) = runner.timed_call(subnet, &x, &sigma, &classes);
             prop_assert_eq!(&denoised, &runner.call(subnet, &x, &sigma, &classes));

@@ -6,7 +6,7 @@ use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::model::Card;
 use accordion::nets::song_unet::{Config, Decoder, EmbeddingType, Encoder};
 use accordion::nets::{Backbone, Network};
-use accordion::nets::{Denoiser, Model, Runner, Threads};
+use accordion::nets::{Denoiser, HostRunner, Model, Threads};
 use accordion::supernet::{Pipe, Spec, Subnet, Widths};
 use accordion::training::trainer::initial;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -103,10 +103,10 @@ fn nested(spec: &Spec, count: usize) -> Vec<Widths> {
 }
 
 /// A runner of this many subnets, and the bytes that are allocated for it once its model is gone.
-fn runner(subnets: usize, threads: usize) -> (Runner, usize) {
+fn runner(subnets: usize, threads: usize) -> (HostRunner, usize) {
     let before = LIVE.load(Relaxed);
     let model = model(subnets);
-    let runner = Runner::new(&model, Threads::new(threads)).unwrap();
+    let runner = HostRunner::new(&model, Threads::new(threads)).unwrap();
     drop(model);
     let kept = LIVE.load(Relaxed) - before;
     (runner, usize::try_from(kept).unwrap())
@@ -142,7 +142,7 @@ struct Spent {
 }
 
 /// A call of the runner on a batch of this size; its result is dropped.
-fn spent(runner: &mut Runner, subnet: usize, batch: usize) -> Spent {
+fn spent(runner: &mut HostRunner, subnet: usize, batch: usize) -> Spent {
     let x = vec![0.5; batch * runner.about().image.elements()];
     let (sigma, class) = (vec![1.0; batch], vec![Some(1); batch]);
     let before = (CALLS.load(Relaxed), BYTES.load(Relaxed), LIVE.load(Relaxed));

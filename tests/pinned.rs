@@ -8,8 +8,8 @@ mod emulated;
 mod golden;
 
 use accordion::diffusion::Stream;
-use accordion::nets::{Denoiser, DeviceRunner, Model, Runner, Threads};
-use accordion::ops::cuda::Element;
+use accordion::nets::{Denoiser, DeviceRunner, HostRunner, Model, Threads};
+use accordion::ops::cuda::Precision;
 use emulated::Emulated;
 use emulation::{Order, Sequence};
 use golden::{NAMES, golden};
@@ -79,7 +79,7 @@ fn assert_pinned(found: &[(String, String)], pinned: &[(&str, &str)]) {
 
 /// What a CPU makes of these samples, by subnet.
 fn on_cpu(name: &str, model: &Model, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Vec<(String, String)> {
-    let mut runner = Runner::new(model, Threads::ALL).unwrap();
+    let mut runner = HostRunner::new(model, Threads::ALL).unwrap();
     let mut of = |(index, subnet): (usize, &accordion::supernet::Subnet)| {
         (format!("{name} {}", subnet.name), hash(&runner.denoise(index, x, sigma, class).unwrap()))
     };
@@ -110,12 +110,12 @@ fn the_emulated_gpu_computes_the_pinned_values() {
         let ([.., x], sigma, class) = (golden.batch(), golden.sigma(), golden.classes());
         let (model, _) = golden.allocated();
         let x = &x[..model.image().elements()];
-        for (element, subnet) in [(Element::F32, "0.250"), (Element::F16, "full")] {
+        for (precision, subnet) in [(Precision::F32, "0.250"), (Precision::F16, "full")] {
             let machine = Emulated::new(1 << 30, Order::Greedy(Sequence::Forward));
-            let mut device = DeviceRunner::new(machine, &model, element, 16).unwrap();
+            let mut device = DeviceRunner::new(machine, &model, precision, 16).unwrap();
             let index = model.subnet(subnet).unwrap();
             let values = device.denoise(index, x, &sigma[..1], &class[..1]).unwrap();
-            found.push((format!("{name} {subnet} {element}"), hash(&values)));
+            found.push((format!("{name} {subnet} {precision}"), hash(&values)));
         }
     }
     assert_pinned(&found, EMULATED);

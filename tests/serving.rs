@@ -6,7 +6,7 @@ mod support;
 
 use accordion::engine::image::Raster;
 use accordion::engine::{Engine, EngineLimits, Job};
-use accordion::nets::{HostSampler, Model, Runner, Threads};
+use accordion::nets::{HostRunner, HostSampler, Model, Threads};
 use accordion::routing::Fixed;
 use image::ImageFormat;
 use server::{BUDGETS, DEADLINE, JSON, Server, Workspace, until};
@@ -254,7 +254,7 @@ fn the_cells_of_a_grid_are_the_images_of_the_seed_in_order() {
     let model = Model::open(&workspace.path("model")).unwrap();
     let (shape, noise) = (model.image(), model.card.noise);
     let engine = Engine::start(
-        Box::new(HostSampler::new(Box::new(Runner::new(&model, Threads::ALL).unwrap()))),
+        Box::new(HostSampler::new(Box::new(HostRunner::new(&model, Threads::ALL).unwrap()))),
         noise,
         EngineLimits { queue_images: 4 },
         Box::new(Fixed::unmeasured(model.subnets(), 1)),

@@ -5,7 +5,7 @@ mod company;
 
 use accordion::diffusion::Stream;
 use accordion::engine::{Engine, EngineLimits, Job};
-use accordion::nets::{HostSampler, Model, Runner, Threads};
+use accordion::nets::{HostRunner, HostSampler, Model, Threads};
 use accordion::routing::Fixed;
 use accordion::supernet::widths_of;
 use accordion::training::config::DataConfig;
@@ -38,7 +38,7 @@ fn draw(plan: &str, per_class: usize) -> Vec<Vec<f64>> {
     let (classes, noise) = (model.card.classes.len(), model.card.noise);
     let limits = EngineLimits { queue_images: classes * per_class };
     let policy = Box::new(Fixed::unmeasured(model.subnets(), 16));
-    let runner = Runner::new(&model, Threads::ALL).unwrap();
+    let runner = HostRunner::new(&model, Threads::ALL).unwrap();
     let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), noise, limits, policy).unwrap();
     let plan = Arc::new(plan.parse().unwrap());
     let submit = |i: usize| {

@@ -5,7 +5,7 @@ mod support;
 use accordion::diffusion::Stream;
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::sliced::Sliced;
-use accordion::nets::{HostSampler, Model, Network, Runner, Threads};
+use accordion::nets::{HostRunner, HostSampler, Model, Network, Threads};
 use accordion::ops::Tape;
 use accordion::routing::Fixed;
 use accordion::supernet::{Order, Subnet, Supernet, Widths, widths_of};
@@ -223,7 +223,7 @@ fn images_of_a_class_are_bright_where_the_class_is_at_the_full_and_the_smallest_
     let model = Model::open(out).unwrap();
     let (noise, limits) = (model.card.noise, EngineLimits { queue_images: 64 });
     let policy = Box::new(Fixed::unmeasured(model.subnets(), 16));
-    let runner = Runner::new(&model, Threads::ALL).unwrap();
+    let runner = HostRunner::new(&model, Threads::ALL).unwrap();
     let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), noise, limits, policy).unwrap();
     for subnet in ["full", "0.250"] {
         for (class, sign) in [(0, 1.0), (1, -1.0)] {

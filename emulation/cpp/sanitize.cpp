@@ -172,11 +172,11 @@ template <typename T> void attention(const char* type, u32 samples, u32 pixels, 
 }
 
 template <typename T>
-void moments(const char* type, u32 samples, u32 pixels, u32 first, u32 second, u32 groups,
+void group_norm(const char* type, u32 samples, u32 pixels, u32 first, u32 second, u32 groups,
              bool film = false) {
-    Case test("moments", type);
+    Case test("group_norm", type);
     const u32 channels = first + second, width = pitch(first) + pitch(second);
-    MomentsArgs args{};
+    GroupNormArgs args{};
     args.x[0] = test.input<T>(samples * pixels * pitch(first));
     if (second) args.x[1] = test.input<T>(samples * pixels * pitch(second));
     args.scale = test.input<float>(channels);
@@ -209,12 +209,12 @@ void moments(const char* type, u32 samples, u32 pixels, u32 first, u32 second, u
 }
 
 template <typename T>
-void map(const char* type, u32 samples, u32 side, u32 first, u32 second, MapFilter filter,
+void elementwise(const char* type, u32 samples, u32 side, u32 first, u32 second, ElementwiseFilter filter,
          bool all) {
-    Case test("map", type);
+    Case test("elementwise", type);
     const u32 width = pitch(first) + pitch(second);
-    const u32 out = filter == MAP_DOWN ? side / 2 : filter == MAP_UP ? 2 * side : side;
-    MapArgs args{};
+    const u32 out = filter == ELEMENTWISE_DOWN ? side / 2 : filter == ELEMENTWISE_UP ? 2 * side : side;
+    ElementwiseArgs args{};
     args.x[0] = test.input<T>(samples * side * side * pitch(first));
     if (second) args.x[1] = test.input<T>(samples * side * side * pitch(second));
     if (all) {
@@ -232,7 +232,7 @@ void map(const char* type, u32 samples, u32 side, u32 first, u32 second, MapFilt
     args.silu = all;
     for (u32 tap = 0; tap < 4; ++tap) args.weights[tap] = 0.25f;
     args.scale = 0.5f;
-    test.run({parts(out * out * (width / Pack<T>::V), MAP_THREADS), 1, samples}, args);
+    test.run({parts(out * out * (width / Pack<T>::V), ELEMENTWISE_THREADS), 1, samples}, args);
 }
 
 template <typename T> void embedding(const char* type, u32 half, u32 width) {
@@ -329,13 +329,13 @@ template <typename T> void of_type(const char* type) {
     attention<T>(type, 2, 70, 1, 20);
     attention<T>(type, 1, 33, 1, 136);
     attention<T>(type, 2, 33, 3, 13);
-    moments<T>(type, 2, 16, 8, 0, 2);
-    moments<T>(type, 2, 50, 24, 13, 5);
-    moments<T>(type, 2, 20, 12, 0, 3, true);
-    moments<T>(type, 1, 3, 2100, 0, 7);
-    map<T>(type, 2, 4, 8, 0, MAP_KEEP, true);
-    map<T>(type, 1, 6, 16, 13, MAP_DOWN, true);
-    map<T>(type, 2, 5, 9, 0, MAP_UP, false);
+    group_norm<T>(type, 2, 16, 8, 0, 2);
+    group_norm<T>(type, 2, 50, 24, 13, 5);
+    group_norm<T>(type, 2, 20, 12, 0, 3, true);
+    group_norm<T>(type, 1, 3, 2100, 0, 7);
+    elementwise<T>(type, 2, 4, 8, 0, ELEMENTWISE_KEEP, true);
+    elementwise<T>(type, 1, 6, 16, 13, ELEMENTWISE_DOWN, true);
+    elementwise<T>(type, 2, 5, 9, 0, ELEMENTWISE_UP, false);
     embedding<T>(type, 6, 12);
     embedding<T>(type, 70, 140);
     embedding<T>(type, 0, 13);

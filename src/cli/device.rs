@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::nets::{self, Model, Opened, Placement, Threads};
-use crate::ops::cuda::Element;
+use crate::ops::cuda::Precision;
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -12,7 +12,7 @@ pub(super) struct Device {
     pub device: Placement,
     /// The type of weights and activations on a GPU: f32, f16 or bf16.
     #[arg(long, env = "ACCORDION_PRECISION", default_value = "f32")]
-    pub precision: Element,
+    pub precision: Precision,
 }
 
 impl Device {

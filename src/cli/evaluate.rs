@@ -4,7 +4,7 @@ use super::table::{Align, Table};
 use crate::Result;
 use crate::console::print;
 use crate::evaluation::loss::denoising_losses;
-use crate::nets::{Model, Runner, Threads};
+use crate::nets::{HostRunner, Model, Threads};
 use crate::training::config::DataConfig;
 use std::path::PathBuf;
 
@@ -31,7 +31,7 @@ impl Args {
         let model = Model::open(&self.model)?;
         let config = DataConfig::open(&self.data)?;
         let dataset = config.load_for(&model)?;
-        let mut runner = Runner::new(&model, Threads::ALL)?;
+        let mut runner = HostRunner::new(&model, Threads::ALL)?;
         let losses = denoising_losses(&mut runner, &dataset, &config.loss, self.seed, self.samples as usize)?;
         let mut table = Table::new([
             (Align::Left, "subnet"),

@@ -3,7 +3,7 @@
 use super::tensors::{Levels, Noisy, TensorFile};
 use crate::Result;
 use crate::files::write_tensors;
-use crate::nets::{ImageShape, Model, Runner, Threads};
+use crate::nets::{HostRunner, ImageShape, Model, Threads};
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;
 
@@ -39,7 +39,7 @@ impl Args {
         let batch = sigma.len();
 
         let elements = model.image().elements();
-        let mut runner = Runner::new(&model, Threads::ALL)?;
+        let mut runner = HostRunner::new(&model, Threads::ALL)?;
         let mut output = Vec::with_capacity(x.len());
         for start in (0..batch).step_by(BATCH) {
             let end = (start + BATCH).min(batch);

@@ -3,7 +3,7 @@
 use crate::cli::{logs, variables};
 use crate::console::print;
 use crate::nets::{Placement, Threads};
-use crate::ops::cuda::Element;
+use crate::ops::cuda::Precision;
 use crate::server::{
     AppState, Host, LogFormat, ServeConfig, answer_agents, open, process_registry, raise_descriptors, serve, signalled,
 };
@@ -57,7 +57,7 @@ pub(super) struct Settings {
     devices: Vec<Placement>,
     /// The type of weights and activations on a GPU, in place of the config's: f32, f16 or bf16.
     #[arg(long, env = "ACCORDION_PRECISION")]
-    precision: Option<Element>,
+    precision: Option<Precision>,
     /// Samples in one call of the denoiser, in place of the config's.
     #[arg(long, env = "ACCORDION_MAX_BATCH")]
     max_batch: Option<usize>,

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::diffusion::{Noise, NoiseKey, Stream, Update};
 use crate::nets::opened::Calls;
-use crate::nets::{Move, Network, Opened, Runner, Sampler, Threads};
+use crate::nets::{HostRunner, Move, Network, Opened, Sampler, Threads};
 use crate::ops::cpu::fused::Layer;
 use crate::ops::cpu::peak;
 use std::collections::BTreeMap;
@@ -77,12 +77,12 @@ impl Input {
     }
 
     /// Calls the subnet of this index.
-    pub fn call(&self, runner: &mut Runner, subnet: usize) {
+    pub fn call(&self, runner: &mut HostRunner, subnet: usize) {
         black_box(runner.call(subnet, black_box(&self.x), &self.sigma, &self.classes));
     }
 
     /// As [`Self::call`]; what each layer took.
-    fn timed_call(&self, runner: &mut Runner, subnet: usize) -> Vec<Layer> {
+    fn timed_call(&self, runner: &mut HostRunner, subnet: usize) -> Vec<Layer> {
         black_box(runner.timed_call(subnet, black_box(&self.x), &self.sigma, &self.classes)).1
     }
 }
@@ -136,7 +136,7 @@ fn of_steps(
 /// Times the calls of each setting at this pace; a setting has at least one call a round, after one that is not timed.
 /// `progress` is told how many rounds are over. The runner is left with the threads of the last setting.
 pub fn measure(
-    runner: &mut Runner,
+    runner: &mut HostRunner,
     settings: &[Setting],
     pin: bool,
     pace: Pace,
@@ -214,7 +214,7 @@ fn rounds(
 
 /// Times the layers of a subnet's calls for about `time`, with the threads that `runner` has: each layer with the medians
 /// of its times.
-pub fn layers(runner: &mut Runner, subnet: usize, batch: usize, time: Duration) -> Vec<Layer> {
+pub fn layers(runner: &mut HostRunner, subnet: usize, batch: usize, time: Duration) -> Vec<Layer> {
     let input = Input::new(runner.network(), batch);
     input.call(runner, subnet);
     let end = Instant::now() + time;

@@ -1,7 +1,7 @@
 //! The denoising loss on images that training has not seen.
 
 use crate::Result;
-use crate::nets::{Denoiser, Runner};
+use crate::nets::{Denoiser, HostRunner};
 use crate::training::batch::Batches;
 use crate::training::config::Loss;
 use crate::training::data::Dataset;
@@ -15,7 +15,7 @@ const BATCH: usize = 32;
 /// # Errors
 /// As [`Dataset::check`].
 pub fn denoising_losses(
-    runner: &mut Runner,
+    runner: &mut HostRunner,
     dataset: &Dataset,
     loss: &Loss,
     seed: u64,

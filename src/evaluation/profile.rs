@@ -103,8 +103,8 @@ impl Device {
         match opened.processor() {
             Processor::Host(threads) => Self::here(threads),
             // The thread is the engine's.
-            Processor::Gpu(processor, element) => {
-                Self { processor, threads: 1, instruction_set: format!("cuda {element}") }
+            Processor::Gpu(processor, precision) => {
+                Self { processor, threads: 1, instruction_set: format!("cuda {precision}") }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What it costs to change the subnet between two calls.
 
 use super::latency::{Input, median};
-use crate::nets::Runner;
+use crate::nets::HostRunner;
 use std::time::{Duration, Instant};
 
 /// Calls of one subnet in a part of a round take about so long together.
@@ -49,7 +49,7 @@ impl Interval {
 
 /// Times calls of two subnets by turns and of each alone, in rounds, for at least 16 rounds and until `time` is over or
 /// the ratio is known to 0.2 %, with the threads that `runner` has.
-pub fn switching(runner: &mut Runner, subnets: [usize; 2], batch: usize, time: Duration) -> Switching {
+pub fn switching(runner: &mut HostRunner, subnets: [usize; 2], batch: usize, time: Duration) -> Switching {
     let input = Input::new(runner.network(), batch);
     let mut pair = |repeats: usize| seconds(runner, &input, &subnets, repeats);
     // The first brings everything into the caches.
@@ -82,7 +82,7 @@ pub fn switching(runner: &mut Runner, subnets: [usize; 2], batch: usize, time: D
 }
 
 /// Time of `repeats` calls of each of these subnets in turn, after one of each that is not timed.
-fn seconds(runner: &mut Runner, input: &Input, subnets: &[usize], repeats: usize) -> f64 {
+fn seconds(runner: &mut HostRunner, input: &Input, subnets: &[usize], repeats: usize) -> f64 {
     let mut start = Instant::now();
     for repeat in 0..=repeats {
         subnets.iter().for_each(|&subnet| input.call(runner, subnet));

@@ -7,7 +7,7 @@ use super::{About, Denoiser, ImageShape, Model, Move, Sampler, Slot};
 use crate::diffusion::preconditioning::Coefficients;
 use crate::diffusion::{Noise, NoiseKey};
 use crate::ops::cuda::sampler::{self, Row};
-use crate::ops::cuda::{Element, Fault, Launch, Machine, pixels};
+use crate::ops::cuda::{Accelerator, Fault, Launch, Precision, pixels};
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ const PAGE: usize = 16;
 /// Its weights and the activations of the largest call are allocated when it is made. Images that are being drawn take memory
 /// in pages of 16, which are kept.
 #[derive(Debug)]
-pub struct DeviceRunner<M: Machine> {
+pub struct DeviceRunner<M: Accelerator> {
     /// By subnet and samples. Before the machine, so that they are dropped while it is there.
     programs: HashMap<(usize, usize), M::Program>,
     machine: M,
@@ -54,7 +54,7 @@ struct Control {
 }
 
 impl Control {
-    /// Where c_noise, classes, inputs, rows and faults begin, then the counters of `moments`, then the end.
+    /// Where c_noise, classes, inputs, rows and faults begin, then the counters of `group_norm`, then the end.
     fn places(most: usize) -> [usize; 7] {
         let mut places = [0; 7];
         for (index, each) in [4, 4, 8, size_of::<Row>(), 4, 4].into_iter().enumerate() {
@@ -104,13 +104,13 @@ impl Part {
     }
 }
 
-impl<M: Machine> DeviceRunner<M> {
+impl<M: Accelerator> DeviceRunner<M> {
     /// Brings the model into the machine's memory, with room for calls on `most` samples, at least on two.
     ///
     /// # Errors
     /// [`Error::Input`] for a network that the kernels do not take, or a machine without enough memory: then nothing was
     /// allocated. [`Error::Tensor`] on a device fault.
-    pub fn new(mut machine: M, model: &Model, element: Element, most: usize) -> Result<Self> {
+    pub fn new(mut machine: M, model: &Model, precision: Precision, most: usize) -> Result<Self> {
         // An image under guidance is two.
         let most = most.max(2);
         if most > MOST {
@@ -121,7 +121,7 @@ impl<M: Machine> DeviceRunner<M> {
         }
         let network = model.network.clone();
         let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
-        let (compiled, bytes) = network.compile(&model.supernet, element, &widths)?;
+        let (compiled, bytes) = network.compile(&model.supernet, precision, &widths)?;
         let about = About::of(model, compiled.weight_bytes() + compiled.table_bytes());
         let image = network.image();
         let sizes = [
@@ -129,7 +129,7 @@ impl<M: Machine> DeviceRunner<M> {
             compiled.arena_bytes(most),
             Control::places(most)[6],
             pixels::bytes(image),
-            PAGE * slot_bytes(element, image),
+            PAGE * slot_bytes(precision, image),
         ];
         let (needed, free) = (sizes.iter().sum(), machine.free()?);
         if needed > free {
@@ -178,8 +178,8 @@ impl<M: Machine> DeviceRunner<M> {
     }
 
     /// The type of activations and weights.
-    pub fn element(&self) -> Element {
-        self.compiled.element()
+    pub fn precision(&self) -> Precision {
+        self.compiled.precision()
     }
 
     fn coefficients(&self, sigma: f64) -> Coefficients {
@@ -188,10 +188,10 @@ impl<M: Machine> DeviceRunner<M> {
 
     /// Makes slots of a page's memory.
     fn add_page(&mut self, page: u64) {
-        let (element, image) = (self.element(), self.network.image());
+        let (precision, image) = (self.precision(), self.network.image());
         let state = sampler::state_bytes(image).next_multiple_of(ALIGN) as u64;
         for index in 0..PAGE as u64 {
-            let x = page + index * slot_bytes(element, image) as u64;
+            let x = page + index * slot_bytes(precision, image) as u64;
             let key = NoiseKey { seed: 0, image: 0 };
             let place = Place { x, memory: x + state, estimate: x + 2 * state, input: x + 3 * state, key };
             self.slots.free.push(self.slots.places.len());
@@ -202,7 +202,7 @@ impl<M: Machine> DeviceRunner<M> {
     /// A slot that nobody has. What is in it is of no meaning.
     fn take(&mut self) -> std::result::Result<usize, Fault> {
         if self.slots.free.is_empty() {
-            let bytes = PAGE * slot_bytes(self.element(), self.network.image());
+            let bytes = PAGE * slot_bytes(self.precision(), self.network.image());
             let page = self.machine.allocate(bytes)?;
             self.bytes += bytes;
             self.add_page(page);
@@ -282,7 +282,7 @@ impl<M: Machine> DeviceRunner<M> {
         for rows in rows.chunks(self.control.most) {
             let [at, faults] = [3, 4].map(|index| self.control.at(index));
             self.machine.upload(at, bytemuck::cast_slice(rows))?;
-            let launch = sampler::sampler(self.element(), self.network.image(), at, rows.len(), None, faults);
+            let launch = sampler::sampler(self.precision(), self.network.image(), at, rows.len(), None, faults);
             self.machine.launch(&launch.of("noise"))?;
         }
         Ok(())
@@ -325,10 +325,10 @@ impl<M: Machine> DeviceRunner<M> {
 ///
 /// # Errors
 /// As [`Network::compile`].
-pub fn launches(model: &Model, element: Element, samples: usize) -> Result<Vec<Vec<Launch>>> {
+pub fn launches(model: &Model, precision: Precision, samples: usize) -> Result<Vec<Vec<Launch>>> {
     let network = model.network.clone();
     let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
-    let (compiled, _) = network.compile(&model.supernet, element, &widths)?;
+    let (compiled, _) = network.compile(&model.supernet, precision, &widths)?;
     let step = |subnet| step(&compiled, network.image(), subnet, samples, &Addresses::default(), [0; 2]);
     Ok((0..widths.len()).map(step).collect())
 }
@@ -343,14 +343,14 @@ fn step(
     [rows, faults]: [u64; 2],
 ) -> Vec<Launch> {
     let mut call = compiled.call(subnet, samples, addresses);
-    let step = sampler::sampler(compiled.element(), image, rows, samples, Some(call.output.address), faults);
+    let step = sampler::sampler(compiled.precision(), image, rows, samples, Some(call.output.address), faults);
     call.launches.push(step.of("sampler step"));
     call.launches
 }
 
 /// Memory of one image that is being drawn.
-fn slot_bytes(element: Element, image: ImageShape) -> usize {
-    let [state, input] = [sampler::state_bytes(image), sampler::input_bytes(element, image)];
+fn slot_bytes(precision: Precision, image: ImageShape) -> usize {
+    let [state, input] = [sampler::state_bytes(image), sampler::input_bytes(precision, image)];
     3 * state.next_multiple_of(ALIGN) + input.next_multiple_of(ALIGN)
 }
 
@@ -358,7 +358,7 @@ fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
     block[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-impl<M: Machine> Denoiser for DeviceRunner<M> {
+impl<M: Accelerator> Denoiser for DeviceRunner<M> {
     fn about(&self) -> &About {
         &self.about
     }
@@ -378,7 +378,7 @@ impl<M: Machine> Denoiser for DeviceRunner<M> {
     }
 }
 
-impl<M: Machine> DeviceRunner<M> {
+impl<M: Accelerator> DeviceRunner<M> {
     /// As [`Denoiser::denoise`], in slots that are added to `slots`.
     fn denoise_in(
         &mut self,
@@ -410,7 +410,7 @@ impl<M: Machine> DeviceRunner<M> {
     }
 }
 
-impl<M: Machine> Sampler for DeviceRunner<M> {
+impl<M: Accelerator> Sampler for DeviceRunner<M> {
     fn about(&self) -> &About {
         &self.about
     }

@@ -10,7 +10,7 @@ use super::sliced::Sliced;
 use crate::Result;
 use crate::diffusion::preconditioning::{Coefficients, Preconditioning};
 use crate::ops::Tape;
-use crate::ops::cuda::Element;
+use crate::ops::cuda::Precision;
 use crate::supernet::{Spec, Supernet, Widths};
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
@@ -100,7 +100,12 @@ impl Network {
     ///
     /// # Errors
     /// As [`Compiled::new`].
-    pub fn compile(&self, supernet: &Supernet, element: Element, subnets: &[Widths]) -> Result<(Compiled, Vec<u8>)> {
-        Compiled::new(self.program.clone(), supernet, element, subnets)
+    pub fn compile(
+        &self,
+        supernet: &Supernet,
+        precision: Precision,
+        subnets: &[Widths],
+    ) -> Result<(Compiled, Vec<u8>)> {
+        Compiled::new(self.program.clone(), supernet, precision, subnets)
     }
 }

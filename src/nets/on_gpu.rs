@@ -6,13 +6,14 @@ use super::program::{Branch, Channels, Embedding, IMAGE, Norm, Op, Over, ParamId
 use super::sliced::Tables;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::cuda::attention::{self, attention};
-use crate::ops::cuda::conv::{Finish, Weights, Window, conv, pack, pack_bias};
+use crate::ops::cuda::conv::{Epilogue, Weights, Window, conv, pack, pack_bias};
+use crate::ops::cuda::elementwise::{Filter, MAX_TAPS, elementwise};
 use crate::ops::cuda::embedding::{self, embedding};
+use crate::ops::cuda::group_norm::{self, Film, Scratch, Table, group_norm};
 use crate::ops::cuda::layer_norm::{LayerNorm, layer_norm};
-use crate::ops::cuda::map::{Filter, MAX_TAPS, map};
-use crate::ops::cuda::moments::{self, Affine, Film, Scratch, Table, moments};
+use crate::ops::cuda::map::Affine;
 use crate::ops::cuda::tokens::{MAX_FRONT, pack_positions, tokens, unpatch};
-use crate::ops::cuda::{Arena, Element, Launch, Map, pitch};
+use crate::ops::cuda::{Arena, Launch, Map, Precision, pitch};
 use crate::supernet::{Supernet, Widths};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ const VECTOR: usize = 8;
 #[derive(Debug)]
 pub struct Compiled {
     program: Arc<Program>,
-    element: Element,
+    precision: Precision,
     /// By layer of the program.
     layers: Vec<CompiledLayer>,
     /// Where in the value of the program's branches each begins.
@@ -98,12 +99,12 @@ impl Compiled {
     pub fn new(
         program: Arc<Program>,
         supernet: &Supernet,
-        element: Element,
+        precision: Precision,
         subnets: &[Widths],
     ) -> Result<(Self, Vec<u8>)> {
         check(&program)?;
         let weights = supernet.values()?;
-        let mut layout = Layout { program: &program, element, weights: &weights, bytes: Vec::new() };
+        let mut layout = Layout { program: &program, precision, weights: &weights, bytes: Vec::new() };
         let layers =
             program.layers.iter().enumerate().map(|(index, layer)| layout.layer(index + 1, &layer.op)).collect();
         let (branch_columns, _) = program.branch_offsets(pitch);
@@ -116,12 +117,12 @@ impl Compiled {
         }
         let bytes = layout.bytes;
         let table_bytes = bytes.len() - weight_bytes;
-        Ok((Self { element, layers, branch_columns, subnets: placed, weight_bytes, table_bytes, program }, bytes))
+        Ok((Self { precision, layers, branch_columns, subnets: placed, weight_bytes, table_bytes, program }, bytes))
     }
 
     /// The type of activations and weights.
-    pub fn element(&self) -> Element {
-        self.element
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Memory of the weights, which all subnets share.
@@ -219,7 +220,7 @@ impl Call<'_> {
                     labels: labels.map(|labels| self.at(labels)),
                 };
                 let y = self.take(self.rows(self.kept(index + 1)));
-                self.launches.push(embedding(compiled.element, &from, &y).of(name));
+                self.launches.push(embedding(compiled.precision, &from, &y).of(name));
                 y
             }
             (Op::Product(product), CompiledLayer::Product { norm, weights, bias }) => {
@@ -232,14 +233,14 @@ impl Call<'_> {
                     freed = rest;
                 }
                 let residual = product.residual.map(|residual| self.values[residual]);
-                let finish = Finish {
+                let epilogue = Epilogue {
                     bias: bias.map(|bias| self.at(bias)),
                     sample_bias: product.sample_bias.map(|branch| self.branch(branch)),
                     residual: residual.as_ref(),
                     scale: product.scale,
                     act: product.act,
                 };
-                let y = self.convolve(name, product, normed, weights, finish);
+                let y = self.convolve(name, product, normed, weights, epilogue);
                 normed.iter().for_each(|normed| self.put(normed));
                 y
             }
@@ -247,10 +248,11 @@ impl Call<'_> {
                 let x = self.values[*x];
                 let y = self.take(self.rows(weights.outputs));
                 let weights = Weights { address: self.at(weights.address), ..*weights };
-                let finish = Finish { bias: bias.map(|bias| self.at(bias)), ..Finish::NONE };
+                let epilogue = Epilogue { bias: bias.map(|bias| self.at(bias)), ..Epilogue::NONE };
                 let outputs = weights.outputs;
-                self.launches
-                    .push(conv(compiled.element, &[&x], None, &weights, Window::LINEAR, outputs, finish, &y).of(name));
+                self.launches.push(
+                    conv(compiled.precision, &[&x], None, &weights, Window::LINEAR, outputs, epilogue, &y).of(name),
+                );
                 y
             }
             (Op::Attention { qkv }, CompiledLayer::Attention) => {
@@ -260,7 +262,7 @@ impl Call<'_> {
                 let (qkv, dim) = (self.values[*qkv], self.subnet.widths.0[pipe]);
                 let y = self.take(Map { channels: attention::channels(heads, dim), ..qkv });
                 if dim > 0 {
-                    self.launches.push(attention(compiled.element, &qkv, heads, dim, &y).of(name));
+                    self.launches.push(attention(compiled.precision, &qkv, heads, dim, &y).of(name));
                 }
                 y
             }
@@ -272,14 +274,14 @@ impl Call<'_> {
                 let (x, front) = (self.values[*x], front.iter().map(|&vector| self.values[vector]).collect::<Vec<_>>());
                 let y = self.take(Map { height: front.len() + x.pixels(), width: 1, ..x });
                 let front: Vec<&Map> = front.iter().collect();
-                self.launches.push(tokens(compiled.element, &front, &x, self.at(*positions), &y).of(name));
+                self.launches.push(tokens(compiled.precision, &front, &x, self.at(*positions), &y).of(name));
                 y
             }
             (Op::Unpatch { x, .. }, CompiledLayer::Unpatch) => {
                 let (x, patches) = (self.values[*x], compiled.program.patches(index + 1));
                 let (height, width, channels) = (patches.height, patches.width, self.kept(index + 1));
                 let y = self.take(Map { height, width, channels, ..x });
-                self.launches.push(unpatch(compiled.element, &x, patches.front, patches.patch, &y).of(name));
+                self.launches.push(unpatch(compiled.precision, &x, patches.front, patches.patch, &y).of(name));
                 y
             }
             _ => unreachable!("layers are laid out one by one"),
@@ -302,7 +304,7 @@ impl Call<'_> {
     fn branch(&self, branch: usize) -> (u64, usize) {
         let value = self.compiled.program.branches().expect("a branch is of the branches");
         let all = self.values[value];
-        let column = self.compiled.branch_columns[branch] * self.compiled.element.bytes();
+        let column = self.compiled.branch_columns[branch] * self.compiled.precision.bytes();
         (all.address + column as u64, all.pitch())
     }
 
@@ -340,7 +342,7 @@ impl Call<'_> {
                 let x = parts[0];
                 let y = self.take(x);
                 let layer = self.compiled.program.layer_of(*param);
-                self.launches.push(layer_norm(self.compiled.element, &x, &norm, &y).of(layer));
+                self.launches.push(layer_norm(self.compiled.precision, &x, &norm, &y).of(layer));
                 if !view.silu && view.resample.is_none() && residual.is_none() && scale == 1.0 {
                     return y;
                 }
@@ -361,7 +363,7 @@ impl Call<'_> {
     /// Slopes and offsets of a view's norm, and their bytes.
     fn affine(&mut self, view: &View, placed: &CompiledNorm) -> (Affine, usize) {
         let norm = view.norm.as_ref().expect("placed with its norm");
-        let (element, parts) = (self.compiled.element, self.parts(view));
+        let (precision, parts) = (self.compiled.precision, self.parts(view));
         let parts: Vec<&Map> = parts.iter().collect();
         let table = match (placed.fixed, &norm.over) {
             (Some(table), _) => table,
@@ -369,8 +371,8 @@ impl Call<'_> {
             (None, _) => unreachable!("fixed tables are placed with their norm"),
         };
         let table = Table { address: self.at(table.address), ..table };
-        let params = moments::Norm { scale: self.at(placed.scale), shift: self.at(placed.shift), table };
-        let sizes = [moments::sums_bytes(element, &parts), moments::affine_bytes(element, &parts)];
+        let params = group_norm::Norm { scale: self.at(placed.scale), shift: self.at(placed.shift), table };
+        let sizes = [group_norm::sums_bytes(precision, &parts), group_norm::affine_bytes(precision, &parts)];
         let [sums, affine] = sizes.map(|bytes| self.arena.take(bytes));
         let (scratch, affine) = (Scratch { sums, counters: self.addresses.counters }, Affine { address: affine });
         let name = self.compiled.program.layer_of(norm.scale);
@@ -378,7 +380,7 @@ impl Call<'_> {
             let [(scale, pitch), (shift, _)] = [film, film + 1].map(|branch| self.branch(branch));
             Film { scale, shift, pitch }
         });
-        self.launches.push(moments(element, &parts, &params, norm.eps, film, scratch, affine).of(name));
+        self.launches.push(group_norm(precision, &parts, &params, norm.eps, film, scratch, affine).of(name));
         self.arena.put(sums, sizes[0]);
         (affine, sizes[1])
     }
@@ -398,7 +400,9 @@ impl Call<'_> {
         let channels = parts.iter().map(|part| part.channels).sum();
         let y = Map { height: size(parts[0].height), width: size(parts[0].width), channels, ..parts[0] };
         let (y, parts): (_, Vec<&Map>) = (self.take(y), parts.iter().collect());
-        self.launches.push(map(self.compiled.element, &parts, affine, view.silu, filter, residual, scale, &y).of(name));
+        self.launches.push(
+            elementwise(self.compiled.precision, &parts, affine, view.silu, filter, residual, scale, &y).of(name),
+        );
         y
     }
 
@@ -409,7 +413,7 @@ impl Call<'_> {
         product: &Product,
         normed: Option<Map>,
         weights: &Weights,
-        finish: Finish,
+        epilogue: Epilogue,
     ) -> Map {
         let parts = normed.map_or_else(|| self.parts(&product.x), |normed| vec![normed]);
         let parts: Vec<&Map> = parts.iter().collect();
@@ -422,9 +426,9 @@ impl Call<'_> {
         let y = self.take(y);
         // The network's input is where the samples' addresses say.
         let samples = (normed.is_none() && product.x.parts[0] == IMAGE).then_some(self.addresses.samples);
-        let element = self.compiled.element;
+        let precision = self.compiled.precision;
         if outputs > 0 {
-            self.launches.push(conv(element, &parts, samples, &weights, window, outputs, finish, &y).of(name));
+            self.launches.push(conv(precision, &parts, samples, &weights, window, outputs, epilogue, &y).of(name));
         }
         y
     }
@@ -434,11 +438,11 @@ impl Call<'_> {
     }
 
     fn take(&mut self, map: Map) -> Map {
-        Map { address: self.arena.take(map.bytes(self.compiled.element)), ..map }
+        Map { address: self.arena.take(map.bytes(self.compiled.precision)), ..map }
     }
 
     fn put(&mut self, map: &Map) {
-        self.arena.put(map.address, map.bytes(self.compiled.element));
+        self.arena.put(map.address, map.bytes(self.compiled.precision));
     }
 
     /// Takes the memory of values back.
@@ -450,7 +454,7 @@ impl Call<'_> {
 /// Puts one network into a block of bytes.
 struct Layout<'a> {
     program: &'a Program,
-    element: Element,
+    precision: Precision,
     /// By index in the spec.
     weights: &'a [Vec<f32>],
     bytes: Vec<u8>,
@@ -506,7 +510,7 @@ impl Layout<'_> {
         value: impl Fn(usize, usize, usize, usize) -> f32,
         bias: Option<&dyn Fn(usize, usize) -> f32>,
     ) -> CompiledLayer {
-        let address = self.push(&pack(self.element, &weights, value));
+        let address = self.push(&pack(self.precision, &weights, value));
         let bias = bias.map(|bias| self.floats(&pack_bias(&weights, bias)));
         CompiledLayer::Product { norm, weights: Weights { address, ..weights }, bias }
     }

@@ -1,7 +1,7 @@
 //! From the name of a device to a model that runs on it.
 
-use super::{Denoiser, DeviceRunner, HostSampler, Model, Placement, Runner, Sampler, Threads};
-use crate::ops::cuda::{Element, Machine};
+use super::{Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Placement, Sampler, Threads};
+use crate::ops::cuda::{Accelerator, Precision};
 use crate::{Error, Result};
 
 /// A model on a device.
@@ -22,7 +22,7 @@ pub trait Opened: Send {
 /// What an engine's calls run on, for whoever times them.
 pub enum Calls<'a> {
     /// The processor, whose threads are pinned to its cores or not.
-    Host(&'a mut Runner, bool),
+    Host(&'a mut HostRunner, bool),
     /// A device that holds the images itself.
     Device(&'a mut dyn Sampler),
 }
@@ -33,30 +33,30 @@ pub enum Processor {
     /// So many threads of this machine's processor.
     Host(usize),
     /// A GPU of this name, on values of this type.
-    Gpu(String, Element),
+    Gpu(String, Precision),
 }
 
 /// Brings a model onto a device, with room for calls on `most` samples. `threads` compute where it is the CPU, always in f32;
-/// `element` is the type of activations and weights on a GPU.
+/// `precision` is the type of activations and weights on a GPU.
 ///
 /// # Errors
 /// [`Error::Input`] in one sentence where the device is not there, has not the memory, or does not take the model.
 pub fn open(
     model: &Model,
     placement: Placement,
-    element: Element,
+    precision: Precision,
     most: usize,
     threads: Threads,
 ) -> Result<Box<dyn Opened>> {
     match placement {
-        Placement::Cpu if element != Element::F32 => {
-            Err(Error::input("precision", format!("{element} is not accepted on a CPU, which computes in f32")))
+        Placement::Cpu if precision != Precision::F32 => {
+            Err(Error::input("precision", format!("{precision} is not accepted on a CPU, which computes in f32")))
         }
-        Placement::Cpu => Ok(Box::new(Host { runner: Runner::new(model, threads)?, pin: threads.pin })),
+        Placement::Cpu => Ok(Box::new(Host { runner: HostRunner::new(model, threads)?, pin: threads.pin })),
         #[cfg(feature = "cuda")]
         Placement::Cuda(index) => {
             let gpu = crate::ops::cuda::gpu::Gpu::open(index)?;
-            let runner = DeviceRunner::new(gpu, model, element, most).map_err(|error| match error {
+            let runner = DeviceRunner::new(gpu, model, precision, most).map_err(|error| match error {
                 Error::Input { place, problem } => Error::input(format!("{placement}: {place}"), problem),
                 other => other,
             })?;
@@ -72,7 +72,7 @@ pub fn open(
 
 /// A model on the CPU.
 struct Host {
-    runner: Runner,
+    runner: HostRunner,
     pin: bool,
 }
 
@@ -94,9 +94,9 @@ impl Opened for Host {
     }
 }
 
-impl<M: Machine + 'static> Opened for DeviceRunner<M> {
+impl<M: Accelerator + 'static> Opened for DeviceRunner<M> {
     fn processor(&self) -> Processor {
-        Processor::Gpu(self.machine().name(), self.element())
+        Processor::Gpu(self.machine().name(), self.precision())
     }
 
     fn denoiser(&mut self) -> &mut dyn Denoiser {

@@ -3,7 +3,7 @@
 use crate::engine::EngineLimits;
 use crate::files::read_toml;
 use crate::nets::{Placement, Threads};
-use crate::ops::cuda::Element;
+use crate::ops::cuda::Precision;
 use crate::routing::{Budgets, PolicyChoice};
 use crate::server::auth::Auth;
 use crate::server::guards::check_origin;
@@ -28,7 +28,7 @@ pub struct ServeConfig {
     /// Where to denoise, an engine each: `cpu`, or GPUs as `cuda:0`.
     pub devices: Vec<Placement>,
     /// The type of weights and activations on a GPU.
-    pub precision: Element,
+    pub precision: Precision,
     /// Who decides what runs when, and by which plan.
     pub policy: PolicyChoice,
     /// Samples in one call of the denoiser; an image under guidance is two, and runs alone where only one fits.
@@ -106,7 +106,7 @@ impl Default for ServeConfig {
             model: PathBuf::from("models/fashion-mnist"),
             verify: true,
             devices: vec![Placement::Cpu],
-            precision: Element::F32,
+            precision: Precision::F32,
             policy: PolicyChoice::default(),
             max_batch: 16,
             queue_images: 256,

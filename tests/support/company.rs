@@ -1,13 +1,13 @@
 //! A sample's bits depend on the sample alone.
 
-use accordion::nets::{Denoiser, Model, Runner, Threads};
+use accordion::nets::{Denoiser, HostRunner, Model, Threads};
 
 /// Asserts, for every subnet, that each of these samples comes out with the same bits alone, in batches of any size, at
 /// any place, whatever the runner did before, and on one to four threads.
 #[track_caller]
 pub fn assert_a_sample_is_the_same_in_any_company(model: &Model, x: &[f32], sigma: &[f64], classes: &[Option<usize>]) {
     let (samples, elements) = (sigma.len(), model.image().elements());
-    let mut runner = Runner::new(model, Threads::new(1)).unwrap();
+    let mut runner = HostRunner::new(model, Threads::new(1)).unwrap();
     let mut denoise = |threads: usize, subnet: usize, batch: &[usize]| -> Vec<u32> {
         if runner.threads() != threads {
             runner.set_threads(Threads::new(threads));

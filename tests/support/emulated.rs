@@ -1,7 +1,7 @@
 //! A machine that runs the CUDA kernels' source on the CPU.
 #![expect(unsafe_code, reason = "its memory is this process's, addressed as a GPU's would be")]
 
-use accordion::ops::cuda::{Fault, Launch, Machine};
+use accordion::ops::cuda::{Accelerator, Fault, Launch};
 use emulation::Order;
 use emulation::ptx::Module;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -110,7 +110,7 @@ impl Drop for Emulated {
     }
 }
 
-impl Machine for Emulated {
+impl Accelerator for Emulated {
     type Program = Vec<Launch>;
 
     fn name(&self) -> String {

@@ -1,16 +1,16 @@
 //! Feature maps on a machine, and what they hold.
 
 use accordion::diffusion::Stream;
-use accordion::ops::cuda::{Element, Machine, Map};
+use accordion::ops::cuda::{Accelerator, Map, Precision};
 
 /// A machine, and what is tried on it.
-pub struct Lab<M: Machine> {
+pub struct Lab<M: Accelerator> {
     pub machine: M,
-    pub element: Element,
+    pub precision: Precision,
     seed: u64,
 }
 
-/// `[samples, height, width, channels]`, the values as the element rounds them.
+/// `[samples, height, width, channels]`, the values as the precision rounds them.
 #[derive(Clone, Debug)]
 pub struct Values {
     pub shape: [usize; 4],
@@ -56,16 +56,16 @@ impl Values {
     }
 }
 
-impl<M: Machine> Lab<M> {
-    pub fn new(machine: M, element: Element) -> Self {
-        Self { machine, element, seed: 0 }
+impl<M: Accelerator> Lab<M> {
+    pub fn new(machine: M, precision: Precision) -> Self {
+        Self { machine, precision, seed: 0 }
     }
 
     /// What an f32 becomes in memory.
     pub fn round(&self, values: &[f32]) -> Vec<f64> {
         let mut bytes = Vec::new();
-        self.element.write(values.iter().copied(), &mut bytes);
-        self.element.read(&bytes).into_iter().map(f64::from).collect()
+        self.precision.write(values.iter().copied(), &mut bytes);
+        self.precision.read(&bytes).into_iter().map(f64::from).collect()
     }
 
     /// Standard normals, others at every call.
@@ -97,7 +97,7 @@ impl<M: Machine> Lab<M> {
     pub fn read(&mut self, address: u64, count: usize) -> Vec<f32> {
         let mut bytes = vec![0; count * 4];
         self.machine.download(address, &mut bytes).unwrap();
-        Element::F32.read(&bytes)
+        Precision::F32.read(&bytes)
     }
 
     /// A map of these values with zeros behind the channels.
@@ -106,8 +106,8 @@ impl<M: Machine> Lab<M> {
         let map = Map { address: 0, samples, height, width, channels };
         let mut bytes = Vec::new();
         for pixel in values.chunks_exact(channels) {
-            self.element.write(pixel.iter().copied(), &mut bytes);
-            self.element.write(vec![0.0; map.pitch() - channels], &mut bytes);
+            self.precision.write(pixel.iter().copied(), &mut bytes);
+            self.precision.write(vec![0.0; map.pitch() - channels], &mut bytes);
         }
         let data = self.round(values);
         (Map { address: self.hold(&bytes), ..map }, Values { shape, data })
@@ -122,14 +122,14 @@ impl<M: Machine> Lab<M> {
     /// A map that holds no number.
     pub fn empty(&mut self, [samples, height, width, channels]: [usize; 4]) -> Map {
         let map = Map { address: 0, samples, height, width, channels };
-        Map { address: self.poison(map.bytes(self.element)), ..map }
+        Map { address: self.poison(map.bytes(self.precision)), ..map }
     }
 
     /// What a map holds; its padding must be zeros.
     pub fn get(&mut self, map: &Map) -> Vec<f32> {
-        let mut bytes = vec![0; map.bytes(self.element)];
+        let mut bytes = vec![0; map.bytes(self.precision)];
         self.machine.download(map.address, &mut bytes).unwrap();
-        let values = self.element.read(&bytes);
+        let values = self.precision.read(&bytes);
         let mut kept = Vec::new();
         for pixel in values.chunks_exact(map.pitch()) {
             kept.extend(&pixel[..map.channels]);

@@ -6,7 +6,7 @@ use crate::cli::table::{Align, Table};
 use crate::evaluation::latency::{self, Pace};
 use crate::evaluation::profile::Device;
 use crate::nets::{Model, Opened, device_runner};
-use crate::ops::cuda::{Cost, Element, Launch};
+use crate::ops::cuda::{Cost, Launch, Precision};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use std::fmt;
 #[derive(Debug, Serialize)]
 pub struct Report {
     model: String,
-    precision: Element,
+    precision: Precision,
     /// The GPU that timed them.
     device: Option<String>,
     /// By subnet from narrow to wide, then by batch.
@@ -46,7 +46,7 @@ struct Sum {
 }
 
 impl Sum {
-    fn of<'a>(launches: impl IntoIterator<Item = &'a Launch>, element: Element) -> Self {
+    fn of<'a>(launches: impl IntoIterator<Item = &'a Launch>, element: Precision) -> Self {
         let one = |launch: &Launch| {
             let (Cost { bytes, operations }, floor) = (launch.cost, launch.cost.h100_floor(element));
             Self { launches: 1, op_by_op: launch.op_by_op, bytes, operations, floor_us: 1e6 * floor }
@@ -82,7 +82,7 @@ impl Report {
     /// For a model that the kernels do not take, and on a device fault.
     pub fn new(
         model: &Model,
-        precision: Element,
+        precision: Precision,
         settings: &[(usize, usize)],
         opened: Option<&mut dyn Opened>,
         pace: Pace,

@@ -10,7 +10,7 @@ use crate::console::print;
 use crate::evaluation::latency::{self, Pace, Setting};
 use crate::evaluation::switching::switching;
 use crate::files::{write_json, write_whole};
-use crate::nets::{Denoiser, Model, Opened, Placement, Runner, Threads};
+use crate::nets::{Denoiser, HostRunner, Model, Opened, Placement, Threads};
 use crate::{Error, Result};
 use layers::LayerTable;
 use report::{Report, Row, Switch};
@@ -69,7 +69,7 @@ impl Args {
         if self.launches || self.device.device != Placement::Cpu {
             return self.on_gpu(&model);
         }
-        let mut runner = Runner::new(&model, Threads::ALL)?;
+        let mut runner = HostRunner::new(&model, Threads::ALL)?;
         let settings = self.settings(&model, runner.threads())?;
         let timings = latency::measure(&mut runner, &settings, self.pin, Pace::thorough(self.seconds), &mut |_| {});
         let name = |subnet: usize| &*model.subnets()[subnet].name;

@@ -1,6 +1,6 @@
 //! Attention of every pixel to every pixel, in several heads (`kernels/attention.cuh`).
 
-use super::{Cost, Element, Launch, Map, pitch};
+use super::{Cost, Launch, Map, Precision, pitch};
 use bytemuck::NoUninit;
 
 /// Queries and channels of a block.
@@ -20,7 +20,7 @@ struct Args {
     row: u32,
 }
 
-/// Offsets that lie side by side in what [`attention`] makes: 16 bytes of the narrowest element.
+/// Offsets that lie side by side in what [`attention`] makes: 16 bytes of the narrowest values.
 const UNIT: usize = 8;
 
 /// The channel of what [`attention`] makes that holds an offset of a head.
@@ -47,7 +47,7 @@ pub fn channels(heads: usize, dim: usize) -> usize {
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn attention(element: Element, qkv: &Map, heads: usize, dim: usize, y: &Map) -> Launch {
+pub fn attention(precision: Precision, qkv: &Map, heads: usize, dim: usize, y: &Map) -> Launch {
     let pixels = y.pixels();
     let step = heads * pitch(dim);
     assert!(qkv.pitch() == 3 * step && y.pitch() == step, "channels of attention");
@@ -63,12 +63,12 @@ pub fn attention(element: Element, qkv: &Map, heads: usize, dim: usize, y: &Map)
         row: step as u32,
     };
     let cost = Cost {
-        bytes: (qkv.bytes(element) + y.bytes(element)) as u64,
+        bytes: (qkv.bytes(precision) + y.bytes(precision)) as u64,
         operations: 4 * (y.samples * pixels * pixels * heads * dim) as u64,
     };
     let grid = [pixels.div_ceil(QUERIES), heads * pitch(dim).div_ceil(CHANNELS), y.samples];
     // Queries, keys and values made contiguous, two products, scale, softmax over the last dimension, transposition.
-    Launch::new("attention", Some(element), grid, &args, cost, 8)
+    Launch::new("attention", Some(precision), grid, &args, cost, 8)
 }
 
 #[cfg(test)]

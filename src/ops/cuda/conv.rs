@@ -1,6 +1,6 @@
 //! Convolutions and linear layers on any prefix of their weights (`kernels/conv.cuh`).
 
-use super::{Cost, Element, Launch, Map, pitch};
+use super::{Cost, Launch, Map, Precision, pitch};
 use crate::ops::Act;
 use bytemuck::{NoUninit, Pod, Zeroable};
 
@@ -34,8 +34,8 @@ impl Weights {
     }
 
     /// Bytes that [`pack`] makes.
-    pub fn bytes(&self, element: Element) -> usize {
-        self.kernel * self.kernel * self.rows() * self.columns() * element.bytes()
+    pub fn bytes(&self, precision: Precision) -> usize {
+        self.kernel * self.kernel * self.rows() * self.columns() * precision.bytes()
     }
 }
 
@@ -44,15 +44,15 @@ impl Weights {
 ///
 /// `value` is told the tap, the input, the group and the output. A narrower subnet reads a prefix of each tap's rows and of each
 /// group's columns: nothing is copied for it.
-pub fn pack(element: Element, weights: &Weights, value: impl Fn(usize, usize, usize, usize) -> f32) -> Vec<u8> {
-    let per = 4 / element.bytes();
+pub fn pack(precision: Precision, weights: &Weights, value: impl Fn(usize, usize, usize, usize) -> f32) -> Vec<u8> {
+    let per = 4 / precision.bytes();
     let (taps, columns) = (weights.kernel * weights.kernel, pitch(weights.outputs));
-    let mut bytes = Vec::with_capacity(weights.bytes(element));
+    let mut bytes = Vec::with_capacity(weights.bytes(precision));
     for row in (0..taps * weights.rows()).step_by(per) {
         let (tap, input) = (row / weights.rows(), row % weights.rows());
         for column in 0..weights.columns() {
             let (group, output) = (column / columns, column % columns);
-            element.write(
+            precision.write(
                 (input..input + per).map(|input| {
                     let there = input < weights.inputs && output < weights.outputs;
                     if there { value(tap, input, group, output) } else { 0.0 }
@@ -95,7 +95,7 @@ impl Window {
 
 /// What a convolution does beside the product.
 #[derive(Clone, Copy, Debug)]
-pub struct Finish<'a> {
+pub struct Epilogue<'a> {
     /// f32 by column of the weights.
     pub bias: Option<u64>,
     /// Elements `[samples, pitch]` for this address and pitch.
@@ -108,7 +108,7 @@ pub struct Finish<'a> {
     pub act: Option<Act>,
 }
 
-impl Finish<'_> {
+impl Epilogue<'_> {
     /// Nothing.
     pub const NONE: Self = Self { bias: None, sample_bias: None, residual: None, scale: 1.0, act: None };
 }
@@ -151,7 +151,7 @@ struct Args {
     stride: u32,
 }
 
-/// `y = finish(x * w)` with zeros around the map; the channels of the parts of `x` side by side.
+/// `y = epilogue(x * w)` with zeros around the map; the channels of the parts of `x` side by side.
 ///
 /// `samples` holds the addresses of the samples of `x`, where they do not follow each other. `y` has the kept outputs of each
 /// group as its channels: with several groups, `groups` times `pitch(outputs)` of them.
@@ -160,16 +160,16 @@ struct Args {
 /// If the shapes do not fit.
 #[expect(clippy::too_many_arguments, reason = "what the product is of, named at each call")]
 pub fn conv(
-    element: Element,
+    precision: Precision,
     x: &[&Map],
     samples: Option<u64>,
     weights: &Weights,
     window: Window,
     outputs: usize,
-    finish: Finish,
+    epilogue: Epilogue,
     y: &Map,
 ) -> Launch {
-    let (widths, bytes) = super::map::parts(element, x);
+    let (widths, bytes) = super::map::parts(precision, x);
     let inputs: usize = x.iter().map(|map| map.channels).sum();
     let size = |side| window.size(weights.kernel, side);
     assert_eq!([y.height, y.width], [x[0].height, x[0].width].map(size), "size of the output");
@@ -186,9 +186,9 @@ pub fn conv(
         parts: [part(0, 0), part(1, x[0].channels)],
         samples: samples.unwrap_or(0),
         weight: weights.address,
-        bias: finish.bias.unwrap_or(0),
-        sample_bias: finish.sample_bias.map_or(0, |(address, _)| address),
-        residual: finish.residual.map_or(0, |map| map.address),
+        bias: epilogue.bias.unwrap_or(0),
+        sample_bias: epilogue.sample_bias.map_or(0, |(address, _)| address),
+        residual: epilogue.residual.map_or(0, |map| map.address),
         y: y.address,
         height: x[0].height as u32,
         width: x[0].width as u32,
@@ -202,28 +202,33 @@ pub fn conv(
         group_columns: pitch(weights.outputs) as u32,
         outputs: outputs as u32,
         group_pitch: pitch(outputs) as u32,
-        sample_bias_pitch: finish.sample_bias.map_or(0, |(_, pitch)| pitch) as u32,
-        act: match finish.act {
+        sample_bias_pitch: epilogue.sample_bias.map_or(0, |(_, pitch)| pitch) as u32,
+        act: match epilogue.act {
             None => 0,
             Some(Act::Silu) => 1,
             Some(Act::Gelu) => 2,
         },
-        scale: finish.scale,
+        scale: epilogue.scale,
         stride: window.stride as u32,
     };
     let taps = weights.kernel * weights.kernel;
     let kept = taps * inputs * weights.groups * outputs;
-    let residual = finish.residual.map_or(0, |map| map.bytes(element));
+    let residual = epilogue.residual.map_or(0, |map| map.bytes(precision));
     let cost = Cost {
-        bytes: (bytes + kept * element.bytes() + residual + y.bytes(element)) as u64,
+        bytes: (bytes + kept * precision.bytes() + residual + y.bytes(precision)) as u64,
         operations: 2 * (kept * y.pixels() * y.samples) as u64,
     };
     let grid = [y.pixels().div_ceil(TILE), weights.groups * pitch(outputs).div_ceil(TILE), y.samples];
-    // im2col, product and transposition; a copy of the weights where they are a prefix; each term of `finish`; concatenation.
+    // im2col, product and transposition; a copy of the weights where they are a prefix; each term of `epilogue`; concatenation.
     let whole = inputs == weights.inputs && outputs == weights.outputs;
-    let terms =
-        [finish.bias.is_some(), finish.sample_bias.is_some(), finish.residual.is_some(), finish.act.is_some(), !whole];
-    let scaled = usize::from(finish.scale != 1.0);
+    let terms = [
+        epilogue.bias.is_some(),
+        epilogue.sample_bias.is_some(),
+        epilogue.residual.is_some(),
+        epilogue.act.is_some(),
+        !whole,
+    ];
+    let scaled = usize::from(epilogue.scale != 1.0);
     let op_by_op = 3 + terms.into_iter().filter(|&term| term).count() + scaled + x.len() - 1;
-    Launch::new("conv", Some(element), grid, &args, cost, op_by_op)
+    Launch::new("conv", Some(precision), grid, &args, cost, op_by_op)
 }

@@ -1,6 +1,6 @@
 //! Sines and cosines of the noise level, a row for the class, or both (`kernels/embedding.cuh`).
 
-use super::{Cost, Element, Launch, Map};
+use super::{Cost, Launch, Map, Precision};
 use bytemuck::NoUninit;
 
 /// What the embedding is made of, by address.
@@ -34,7 +34,7 @@ struct Args {
 
 /// `y[b] = (sin(noise_b f), cos(noise_b f)) + labels[class_b]`, or one of both terms: `y` is one sample whose pixels are the
 /// batch's.
-pub fn embedding(element: Element, from: &Embedding, y: &Map) -> Launch {
+pub fn embedding(precision: Precision, from: &Embedding, y: &Map) -> Launch {
     let args = Args {
         noise: from.noise,
         classes: from.classes,
@@ -47,12 +47,12 @@ pub fn embedding(element: Element, from: &Embedding, y: &Map) -> Launch {
         cosines_first: from.cosines_first.into(),
     };
     let labels = if from.labels.is_some() { y.pixels() * y.channels * 4 } else { 0 };
-    let cost = Cost { bytes: (y.bytes(element) + labels) as u64, operations: 0 };
+    let cost = Cost { bytes: (y.bytes(precision) + labels) as u64, operations: 0 };
     // Outer product, sine, cosine, concatenation; of labels: scale, product, bias, sum.
     let op_by_op = match (from.frequencies, from.labels) {
         (Some(_), Some(_)) => 8,
         (Some(_), None) => 4,
         (None, _) => 3,
     };
-    Launch::new("embedding", Some(element), [y.pixels(), 1, 1], &args, cost, op_by_op)
+    Launch::new("embedding", Some(precision), [y.pixels(), 1, 1], &args, cost, op_by_op)
 }

@@ -4,7 +4,7 @@
 //! serves from a CPU where there is no driver. The kernels are machine code inside it (see `build.rs`).
 #![expect(unsafe_code, reason = "CUDA's driver API is a C library")]
 
-use super::{Fault, Launch, Machine};
+use super::{Accelerator, Fault, Launch};
 use crate::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS;
@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
-/// Machine code of every kernel for the usual GPUs, and PTX for later ones.
+/// Accelerator code of every kernel for the usual GPUs, and PTX for later ones.
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
 /// The oldest compute capability that the kernels run on: asynchronous copies, bf16 and tf32 came with it.
@@ -172,7 +172,7 @@ impl Drop for Gpu {
     }
 }
 
-impl Machine for Gpu {
+impl Accelerator for Gpu {
     type Program = Program;
 
     fn name(&self) -> String {

@@ -8,7 +8,7 @@ use std::fmt;
 /// The type of activations and weights on a GPU. Sums, norms and the images themselves are f32 with each of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Element {
+pub enum Precision {
     /// 32 bits: what the CPU computes, to rounding.
     #[default]
     F32,
@@ -18,7 +18,7 @@ pub enum Element {
     Bf16,
 }
 
-impl Element {
+impl Precision {
     /// Every type, the most exact first.
     pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
 
@@ -63,18 +63,18 @@ impl Element {
     }
 }
 
-impl std::str::FromStr for Element {
+impl std::str::FromStr for Precision {
     type Err = String;
 
     /// # Errors
     /// One sentence that lists the accepted names.
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = Self::ALL.into_iter().find(|element| element.as_str() == text);
+        let known = Self::ALL.into_iter().find(|precision| precision.as_str() == text);
         known.ok_or_else(|| format!("precision `{text}` is unknown: accepted are f32, f16 and bf16"))
     }
 }
 
-impl fmt::Display for Element {
+impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -94,27 +94,27 @@ impl Cost {
     pub const H100_BYTES: f64 = 3.35e12;
 
     /// Operations a second of an H100 SXM's tensor cores, dense (NVIDIA H100 data sheet): f32 takes three products of tf32.
-    pub fn h100_operations(element: Element) -> f64 {
-        match element {
-            Element::F32 => 495e12 / 3.0,
-            Element::F16 | Element::Bf16 => 990e12,
+    pub fn h100_operations(precision: Precision) -> f64 {
+        match precision {
+            Precision::F32 => 495e12 / 3.0,
+            Precision::F16 | Precision::Bf16 => 990e12,
         }
     }
 
     /// Seconds that an H100 needs at least, by its data sheet.
-    pub fn h100_floor(self, element: Element) -> f64 {
+    pub fn h100_floor(self, precision: Precision) -> f64 {
         let (bytes, operations) = (self.bytes as f64, self.operations as f64);
-        (bytes / Self::H100_BYTES).max(operations / Self::h100_operations(element))
+        (bytes / Self::H100_BYTES).max(operations / Self::h100_operations(precision))
     }
 }
 
 /// One launch: a kernel, its grid and its argument. The size of its blocks is the kernel's own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
-    /// The kernel's name without the element's, such as `conv`.
+    /// The kernel's name without the precision's, such as `conv`.
     pub kernel: &'static str,
     /// The type that it is compiled for; `None` where there is only one.
-    pub element: Option<Element>,
+    pub precision: Option<Precision>,
     /// Blocks.
     pub grid: [u32; 3],
     /// The kernel's one argument, a struct by value.
@@ -134,8 +134,8 @@ pub const THREADS: [(&str, u32); 11] = [
     ("conv", 128),
     ("embedding", 128),
     ("layer_norm", 128),
-    ("map", 256),
-    ("moments", 256),
+    ("elementwise", 256),
+    ("group_norm", 256),
     ("normals", 128),
     ("pixels", 128),
     ("sampler", 128),
@@ -150,7 +150,7 @@ impl Launch {
     /// If an edge of the grid is empty or exceeds the device's, which the callers' shapes do not reach.
     pub fn new(
         kernel: &'static str,
-        element: Option<Element>,
+        precision: Option<Precision>,
         grid: [usize; 3],
         args: &impl NoUninit,
         cost: Cost,
@@ -162,7 +162,7 @@ impl Launch {
         };
         let most = [i32::MAX as u32, 65_535, 65_535];
         let grid = [0, 1, 2].map(|axis| edge((grid[axis], most[axis])));
-        Self { kernel, element, grid, args: bytemuck::bytes_of(args).to_vec(), cost, op_by_op, layer: String::new() }
+        Self { kernel, precision, grid, args: bytemuck::bytes_of(args).to_vec(), cost, op_by_op, layer: String::new() }
     }
 
     /// The same for the layer of this name.
@@ -173,8 +173,8 @@ impl Launch {
 
     /// The kernel's whole name, such as `conv_f16`.
     pub fn name(&self) -> String {
-        match self.element {
-            Some(element) => format!("{}_{element}", self.kernel),
+        match self.precision {
+            Some(precision) => format!("{}_{precision}", self.kernel),
             None => self.kernel.to_owned(),
         }
     }

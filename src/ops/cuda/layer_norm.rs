@@ -1,6 +1,6 @@
 //! LayerNorm over the channels of each pixel (`kernels/layer_norm.cuh`).
 
-use super::{Cost, Element, Launch, Map};
+use super::{Cost, Launch, Map, Precision};
 use bytemuck::NoUninit;
 
 /// Pixels of a block.
@@ -35,7 +35,7 @@ struct Args {
 ///
 /// # Panics
 /// If the shapes differ.
-pub fn layer_norm(element: Element, x: &Map, norm: &LayerNorm, y: &Map) -> Launch {
+pub fn layer_norm(precision: Precision, x: &Map, norm: &LayerNorm, y: &Map) -> Launch {
     assert_eq!(Map { address: y.address, ..*x }, *y, "a norm keeps the shape");
     let pixels = x.samples * x.pixels();
     let args = Args {
@@ -48,6 +48,6 @@ pub fn layer_norm(element: Element, x: &Map, norm: &LayerNorm, y: &Map) -> Launc
         pitch: x.pitch() as u32,
         eps: norm.eps,
     };
-    let cost = Cost { bytes: (x.bytes(element) + y.bytes(element) + 8 * x.channels) as u64, operations: 0 };
-    Launch::new("layer_norm", Some(element), [pixels.div_ceil(PIXELS), 1, 1], &args, cost, 1)
+    let cost = Cost { bytes: (x.bytes(precision) + y.bytes(precision) + 8 * x.channels) as u64, operations: 0 };
+    Launch::new("layer_norm", Some(precision), [pixels.div_ceil(PIXELS), 1, 1], &args, cost, 1)
 }

@@ -1,13 +1,6 @@
-//! Feature maps, and the pass that normalises, activates, concatenates, resamples and adds them (`kernels/map.cuh`).
+//! Feature maps in a machine's memory.
 
-use super::moments::Affine;
-use super::{Cost, Element, Launch, pitch};
-use crate::ops::cpu::resample::Direction;
-use bytemuck::NoUninit;
-
-/// Most taps of a filter.
-pub const MAX_TAPS: usize = 8;
-const THREADS: usize = 256;
+use super::{Precision, pitch};
 
 /// Feature maps in a machine's memory: `[samples, height, width, pitch(channels)]`, zeros behind the channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,105 +29,21 @@ impl Map {
     }
 
     /// Its size.
-    pub fn bytes(&self, element: Element) -> usize {
-        self.samples * self.pixels() * self.pitch() * element.bytes()
+    pub fn bytes(&self, precision: Precision) -> usize {
+        self.samples * self.pixels() * self.pitch() * precision.bytes()
     }
 }
 
-/// EDM's resampling by 2 (Karras et al. 2022): as [`crate::ops::cpu::resample`] defines it.
-#[derive(Clone, Copy, Debug)]
-pub struct Filter<'a> {
-    /// Which way.
-    pub direction: Direction,
-    /// The taps of the 1-D filter, at most [`MAX_TAPS`].
-    pub taps: &'a [f32],
-    /// Zeros around the map.
-    pub pad: usize,
-}
-
-impl Filter<'_> {
-    /// The side of the output for an input of side `n`.
-    pub fn size(&self, n: usize) -> usize {
-        self.direction.size(n, self.taps.len(), self.pad)
-    }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, NoUninit)]
-struct Args {
-    x: [u64; 2],
-    affine: u64,
-    residual: u64,
-    y: u64,
-    widths: [u32; 2],
-    height: u32,
-    width: u32,
-    out_height: u32,
-    out_width: u32,
-    filter: u32,
-    taps: u32,
-    pad: u32,
-    silu: u32,
-    weights: [f32; MAX_TAPS],
-    scale: f32,
-    padding: u32,
-}
-
-/// `y = (filter(act(slope x + offset)) + residual) scale`, the channels of the parts of `x` side by side.
-///
-/// # Panics
-/// If the shapes do not fit, or the first of two parts has channels that are no multiple of 8.
-#[expect(clippy::too_many_arguments, reason = "what the pass does, named at each call")]
-pub fn map(
-    element: Element,
-    x: &[&Map],
-    affine: Option<Affine>,
-    silu: bool,
-    filter: Option<Filter>,
-    residual: Option<&Map>,
-    scale: f32,
-    y: &Map,
-) -> Launch {
-    let (widths, bytes) = parts(element, x);
-    let size = |n| filter.map_or(n, |filter| filter.size(n));
-    assert_eq!([y.height, y.width], [x[0].height, x[0].width].map(size), "size of the output");
-    assert_eq!(y.pitch(), widths.iter().sum::<usize>(), "channels of the output");
-    let gain = filter.map_or(1.0, |filter| filter.direction.gain().sqrt());
-    let taps = filter.map_or(&[][..], |filter| filter.taps);
-    let sum: f32 = taps.iter().sum();
-    let mut weights = [0.0; MAX_TAPS];
-    weights.iter_mut().zip(taps).for_each(|(weight, tap)| *weight = gain * tap / sum);
-    let args = Args {
-        x: [x[0].address, x.get(1).map_or(0, |map| map.address)],
-        affine: affine.map_or(0, |affine| affine.address),
-        residual: residual.map_or(0, |map| map.address),
-        y: y.address,
-        widths: widths.map(|width| width as u32),
-        height: x[0].height as u32,
-        width: x[0].width as u32,
-        out_height: y.height as u32,
-        out_width: y.width as u32,
-        filter: filter.map_or(0, |filter| if filter.direction == Direction::Down { 1 } else { 2 }),
-        taps: taps.len() as u32,
-        pad: filter.map_or(0, |filter| filter.pad) as u32,
-        silu: silu.into(),
-        weights,
-        scale,
-        padding: 0,
-    };
-    let vectors = y.pixels() * y.pitch() * element.bytes() / 16;
-    let bytes = bytes + y.bytes(element) + residual.map_or(0, |map| map.bytes(element));
-    let cost = Cost { bytes: bytes as u64, operations: 0 };
-    // What `moments` has not counted: SiLU, filter, sum and scale, or a concatenation alone.
-    let concatenated = affine.is_none() && x.len() > 1;
-    let terms = [silu, filter.is_some(), residual.is_some(), scale != 1.0, concatenated];
-    let op_by_op = terms.into_iter().filter(|&term| term).count();
-    Launch::new("map", Some(element), [vectors.div_ceil(THREADS), 1, y.samples], &args, cost, op_by_op)
+/// Slopes and offsets by sample and channel: f32 `[samples, 2, pitch]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affine {
+    /// Where they are.
+    pub address: u64,
 }
 
 /// The pitches of one or two parts, and the bytes of both.
-pub(super) fn parts(element: Element, x: &[&Map]) -> ([usize; 2], usize) {
+pub(super) fn parts(precision: Precision, x: &[&Map]) -> ([usize; 2], usize) {
     assert!(x.len() == 1 || x.len() == 2 && x[0].channels.is_multiple_of(8), "parts that lie side by side");
     assert!(x.iter().all(|map| (map.samples, map.pixels()) == (x[0].samples, x[0].pixels())), "parts of one size");
-    ([x[0].pitch(), x.get(1).map_or(0, |map| map.pitch())], x.iter().map(|map| map.bytes(element)).sum())
+    ([x[0].pitch(), x.get(1).map_or(0, |map| map.pitch())], x.iter().map(|map| map.bytes(precision)).sum())
 }

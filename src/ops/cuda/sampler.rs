@@ -1,6 +1,6 @@
 //! A solver's step in one pass (`kernels/sampler.cuh`).
 
-use super::{Cost, Element, Launch};
+use super::{Cost, Launch, Precision};
 use crate::nets::ImageShape;
 use bytemuck::{NoUninit, Zeroable};
 
@@ -60,8 +60,8 @@ pub fn state_bytes(image: ImageShape) -> usize {
 }
 
 /// Bytes of an image's input.
-pub fn input_bytes(element: Element, image: ImageShape) -> usize {
-    (image.height * image.width).next_multiple_of(16) * PITCH * element.bytes()
+pub fn input_bytes(precision: Precision, image: ImageShape) -> usize {
+    (image.height * image.width).next_multiple_of(16) * PITCH * precision.bytes()
 }
 
 #[repr(C)]
@@ -80,7 +80,7 @@ struct Args {
 /// # Panics
 /// For an image that is not of 1, 3 or 4 channels.
 pub fn sampler(
-    element: Element,
+    precision: Precision,
     image: ImageShape,
     rows: u64,
     count: usize,
@@ -92,10 +92,10 @@ pub fn sampler(
     let args =
         Args { rows, output: output.unwrap_or(0), faults, pixels: pixels as u32, channels: image.channels as u32 };
     // The image and the memory are read and written, the output is read and the input written.
-    let maps = pixels * PITCH * element.bytes() * if output.is_some() { 2 } else { 1 };
+    let maps = pixels * PITCH * precision.bytes() * if output.is_some() { 2 } else { 1 };
     let cost = Cost { bytes: (count * (4 * image.elements() * 4 + maps)) as u64, operations: 0 };
     // c_in x; c_skip x, c_out F and their sum; three terms of DPM-Solver++(2M) and their two sums. Guidance would be three more,
     // noise three.
     let op_by_op = if output.is_some() { 9 } else { 2 };
-    Launch::new("sampler", Some(element), [pixels.div_ceil(THREADS * PIXELS), count, 1], &args, cost, op_by_op)
+    Launch::new("sampler", Some(precision), [pixels.div_ceil(THREADS * PIXELS), count, 1], &args, cost, op_by_op)
 }

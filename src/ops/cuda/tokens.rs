@@ -1,6 +1,6 @@
 //! Between images and sequences of tokens (`kernels/tokens.cuh`). A sequence is a map of one column.
 
-use super::{Cost, Element, Launch, Map, pitch};
+use super::{Cost, Launch, Map, Precision, pitch};
 use bytemuck::NoUninit;
 
 /// Most vectors before the pixels of a map.
@@ -31,7 +31,7 @@ pub fn pack_positions(channels: usize, positions: &[f32]) -> Vec<f32> {
 ///
 /// # Panics
 /// If the shapes do not fit, or there are more than [`MAX_FRONT`] of `front`.
-pub fn tokens(element: Element, front: &[&Map], x: &Map, positions: u64, y: &Map) -> Launch {
+pub fn tokens(precision: Precision, front: &[&Map], x: &Map, positions: u64, y: &Map) -> Launch {
     assert!(front.len() <= MAX_FRONT, "few tokens before those of the map");
     let of_batch = |map: &&Map| (map.samples, map.pixels(), map.channels) == (1, x.samples, x.channels);
     assert!(front.iter().all(of_batch), "a vector for each sample");
@@ -47,12 +47,13 @@ pub fn tokens(element: Element, front: &[&Map], x: &Map, positions: u64, y: &Map
         pitch: x.pitch() as u32,
         padding: 0,
     };
-    let vectors = count * y.pitch() * element.bytes() / 16;
-    let read = x.bytes(element) + front.iter().map(|map| map.bytes(element)).sum::<usize>() + 4 * count * y.channels;
-    let cost = Cost { bytes: (read + y.bytes(element)) as u64, operations: 0 };
+    let vectors = count * y.pitch() * precision.bytes() / 16;
+    let read =
+        x.bytes(precision) + front.iter().map(|map| map.bytes(precision)).sum::<usize>() + 4 * count * y.channels;
+    let cost = Cost { bytes: (read + y.bytes(precision)) as u64, operations: 0 };
     // Concatenation and sum.
     let op_by_op = 1 + usize::from(!front.is_empty());
-    Launch::new("tokens", Some(element), [vectors.div_ceil(THREADS), 1, y.samples], &args, cost, op_by_op)
+    Launch::new("tokens", Some(precision), [vectors.div_ceil(THREADS), 1, y.samples], &args, cost, op_by_op)
 }
 
 #[repr(C)]
@@ -75,7 +76,7 @@ struct UnpatchArgs {
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn unpatch(element: Element, x: &Map, fronts: usize, patch: usize, y: &Map) -> Launch {
+pub fn unpatch(precision: Precision, x: &Map, fronts: usize, patch: usize, y: &Map) -> Launch {
     assert!(y.height.is_multiple_of(patch) && y.width.is_multiple_of(patch), "an image of whole patches");
     let [rows, columns] = [y.height, y.width].map(|side| side / patch);
     let shape = (y.samples, fronts + rows * columns, patch * patch * y.channels);
@@ -92,9 +93,9 @@ pub fn unpatch(element: Element, x: &Map, fronts: usize, patch: usize, y: &Map) 
         y_pitch: y.pitch() as u32,
         padding: 0,
     };
-    let vectors = y.pixels() * y.pitch() * element.bytes() / 16;
-    let read = y.samples * rows * columns * x.pitch() * element.bytes();
-    let cost = Cost { bytes: (read + y.bytes(element)) as u64, operations: 0 };
+    let vectors = y.pixels() * y.pitch() * precision.bytes() / 16;
+    let read = y.samples * rows * columns * x.pitch() * precision.bytes();
+    let cost = Cost { bytes: (read + y.bytes(precision)) as u64, operations: 0 };
     // The transposition of rows and patches; the first tokens are left out by a view.
-    Launch::new("unpatch", Some(element), [vectors.div_ceil(THREADS), 1, y.samples], &args, cost, 1)
+    Launch::new("unpatch", Some(precision), [vectors.div_ceil(THREADS), 1, y.samples], &args, cost, 1)
 }

@@ -2,8 +2,8 @@
 
 mod attention;
 mod conv;
+mod group_norm;
 mod linear;
-mod moments;
 mod resample;
 
 use super::panels::PANEL;

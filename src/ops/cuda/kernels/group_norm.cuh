@@ -7,7 +7,7 @@
 #pragma once
 #include "device.cuh"
 
-struct MomentsArgs {
+struct GroupNormArgs {
   u64 x[2];      // T [samples, pixels, widths[i]]: the channels of the second follow those of the first
   u64 scale;     // f32 [channels]
   u64 shift;     // f32 [channels]
@@ -25,12 +25,12 @@ struct MomentsArgs {
   u32 film_pitch;
 };
 
-constexpr u32 MOMENTS_THREADS = 256;
+constexpr u32 GROUP_NORM_THREADS = 256;
 
 // Grid: chunks, 1, samples.
-template <typename T> __device__ __forceinline__ void moments_body(const MomentsArgs& args) {
+template <typename T> __device__ __forceinline__ void group_norm_body(const GroupNormArgs& args) {
   constexpr u32 V = Pack<T>::V;
-  SHARED_ARRAY(float, shared, MOMENTS_THREADS * 2 * V);
+  SHARED_ARRAY(float, shared, GROUP_NORM_THREADS * 2 * V);
   SHARED_ARRAY(u32, last, 1);
   const u32 thread = threadIdx.x, sample = blockIdx.z, width = args.widths[0] + args.widths[1];
   const u32 vectors = width / V, begin = blockIdx.x * args.chunk;
@@ -38,9 +38,9 @@ template <typename T> __device__ __forceinline__ void moments_body(const Moments
   float* sums = reinterpret_cast<float*>(args.sums) + (u64)sample * args.chunks * 2 * width;
 
   // Lanes side by side in a vector of channels; more than the block has threads go in turns.
-  const u32 lanes = vectors < MOMENTS_THREADS ? MOMENTS_THREADS / vectors : 1;
-  for (u32 base = 0; base < vectors; base += MOMENTS_THREADS) {
-    const u32 here = min(vectors - base, MOMENTS_THREADS), lane = thread / here;
+  const u32 lanes = vectors < GROUP_NORM_THREADS ? GROUP_NORM_THREADS / vectors : 1;
+  for (u32 base = 0; base < vectors; base += GROUP_NORM_THREADS) {
+    const u32 here = min(vectors - base, GROUP_NORM_THREADS), lane = thread / here;
     float sum[V], squares[V];
 #pragma unroll
     for (u32 e = 0; e < V; ++e) sum[e] = squares[e] = 0.0f;
@@ -65,8 +65,8 @@ template <typename T> __device__ __forceinline__ void moments_body(const Moments
     __syncthreads();  // the turn before still reads
 #pragma unroll
     for (u32 e = 0; e < V; ++e) {
-      shared[(e * 2 + 0) * MOMENTS_THREADS + thread] = sum[e];
-      shared[(e * 2 + 1) * MOMENTS_THREADS + thread] = squares[e];
+      shared[(e * 2 + 0) * GROUP_NORM_THREADS + thread] = sum[e];
+      shared[(e * 2 + 1) * GROUP_NORM_THREADS + thread] = squares[e];
     }
     __syncthreads();
     if (thread < here) {
@@ -75,8 +75,8 @@ template <typename T> __device__ __forceinline__ void moments_body(const Moments
       for (u32 e = 0; e < V; ++e) {
         float total[2] = {0.0f, 0.0f};
         for (u32 l = 0; l < lanes; ++l) {
-          total[0] += shared[(e * 2 + 0) * MOMENTS_THREADS + l * here + thread];
-          total[1] += shared[(e * 2 + 1) * MOMENTS_THREADS + l * here + thread];
+          total[0] += shared[(e * 2 + 0) * GROUP_NORM_THREADS + l * here + thread];
+          total[1] += shared[(e * 2 + 1) * GROUP_NORM_THREADS + l * here + thread];
         }
         out[e] = total[0];
         out[width + e] = total[1];
@@ -97,7 +97,7 @@ template <typename T> __device__ __forceinline__ void moments_body(const Moments
 
   // By channel: the mean, and the sum of squared distances to it. They take the place of the first chunk's sums.
   const float count = (float)args.pixels;
-  for (u32 at = thread; at < width; at += MOMENTS_THREADS) {
+  for (u32 at = thread; at < width; at += GROUP_NORM_THREADS) {
     const u32 part = at < args.widths[0] ? 0u : 1u;
     const u32 stride = part ? args.widths[1] : args.widths[0];
     const T* x = reinterpret_cast<const T*>(part ? args.x[1] : args.x[0]) + (u64)sample * args.pixels * stride;
@@ -114,7 +114,7 @@ template <typename T> __device__ __forceinline__ void moments_body(const Moments
   }
   float* slope = reinterpret_cast<float*>(args.affine) + (u64)sample * 2 * width;
   float* offset = slope + width;
-  for (u32 at = thread; at < width; at += MOMENTS_THREADS) {
+  for (u32 at = thread; at < width; at += GROUP_NORM_THREADS) {
     const bool meant = at < args.widths[0] ? at < args.channels[0] : at - args.widths[0] < args.channels[1];
     if (!meant) slope[at] = offset[at] = 0.0f;
   }
@@ -127,7 +127,7 @@ template <typename T> __device__ __forceinline__ void moments_body(const Moments
   const float* shift = reinterpret_cast<const float*>(args.shift);
   const T* film_scale = reinterpret_cast<const T*>(args.film_scale) + (u64)sample * args.film_pitch;
   const T* film_shift = reinterpret_cast<const T*>(args.film_shift) + (u64)sample * args.film_pitch;
-  for (u32 group = thread >> 5; group < args.groups; group += MOMENTS_THREADS / 32) {
+  for (u32 group = thread >> 5; group < args.groups; group += GROUP_NORM_THREADS / 32) {
     const u32 from = starts[group], to = starts[group + 1], size = to - from;
     float mean = 0.0f, spread = 0.0f;
     for (u32 i = from + (thread & 31u); i < to; i += 32u) {
@@ -155,6 +155,6 @@ template <typename T> __device__ __forceinline__ void moments_body(const Moments
   }
 }
 
-KERNEL(moments_f32, MomentsArgs, MOMENTS_THREADS) { moments_body<float>(args); }
-KERNEL(moments_f16, MomentsArgs, MOMENTS_THREADS) { moments_body<f16>(args); }
-KERNEL(moments_bf16, MomentsArgs, MOMENTS_THREADS) { moments_body<bf16>(args); }
+KERNEL(group_norm_f32, GroupNormArgs, GROUP_NORM_THREADS) { group_norm_body<float>(args); }
+KERNEL(group_norm_f16, GroupNormArgs, GROUP_NORM_THREADS) { group_norm_body<f16>(args); }
+KERNEL(group_norm_bf16, GroupNormArgs, GROUP_NORM_THREADS) { group_norm_body<bf16>(args); }

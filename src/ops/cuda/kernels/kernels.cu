@@ -4,7 +4,7 @@
 #include "embedding.cuh"
 #include "group_norm.cuh"
 #include "layer_norm.cuh"
-#include "map.cuh"
+#include "elementwise.cuh"
 #include "noise.cuh"
 #include "pixels.cuh"
 #include "sampler.cuh"

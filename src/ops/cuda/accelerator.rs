@@ -37,7 +37,7 @@ impl From<Fault> for crate::Error {
 /// A machine with memory of its own that runs kernels in the order in which they are given.
 ///
 /// What it allocates it keeps until it is dropped.
-pub trait Machine: Send {
+pub trait Accelerator: Send {
     /// Launches that were made ready to run again and again.
     type Program: Send;
 

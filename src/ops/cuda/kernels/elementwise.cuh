@@ -6,16 +6,16 @@
 #include "device.cuh"
 
 constexpr u32 MAP_MAX_TAPS = 8;
-enum MapFilter : u32 { MAP_KEEP = 0, MAP_DOWN = 1, MAP_UP = 2 };
+enum ElementwiseFilter : u32 { ELEMENTWISE_KEEP = 0, ELEMENTWISE_DOWN = 1, ELEMENTWISE_UP = 2 };
 
-struct MapArgs {
+struct ElementwiseArgs {
   u64 x[2];      // T [samples, height, width, widths[i]]
   u64 affine;    // f32 [samples, 2, widths[0] + widths[1]]: slopes, then offsets; or 0
   u64 residual;  // T like y, or 0
   u64 y;         // T [samples, out_height, out_width, widths[0] + widths[1]]
   u32 widths[2];
   u32 height, width, out_height, out_width;
-  u32 filter;  // a MapFilter
+  u32 filter;  // a ElementwiseFilter
   u32 taps, pad;
   u32 silu;
   float weights[MAP_MAX_TAPS];  // along one axis, gain included
@@ -23,12 +23,12 @@ struct MapArgs {
   u32 padding;
 };
 
-constexpr u32 MAP_THREADS = 256;
+constexpr u32 ELEMENTWISE_THREADS = 256;
 
 // The input that tap `i` joins to output `o`; false where there is none.
-__device__ __forceinline__ bool map_input(u32 filter, u32 o, u32 n, u32 i, u32 pad, u32& at) {
-  if (filter == MAP_KEEP) { at = o; return true; }
-  if (filter == MAP_DOWN) {
+__device__ __forceinline__ bool elementwise_input(u32 filter, u32 o, u32 n, u32 i, u32 pad, u32& at) {
+  if (filter == ELEMENTWISE_KEEP) { at = o; return true; }
+  if (filter == ELEMENTWISE_DOWN) {
     at = 2 * o + i - pad;  // wraps to a large number below 0
     return at < n;
   }
@@ -38,10 +38,10 @@ __device__ __forceinline__ bool map_input(u32 filter, u32 o, u32 n, u32 i, u32 p
 }
 
 // Grid: output vectors of a sample, 1, samples.
-template <typename T> __device__ __forceinline__ void map_body(const MapArgs& args) {
+template <typename T> __device__ __forceinline__ void elementwise_body(const ElementwiseArgs& args) {
   constexpr u32 V = Pack<T>::V;
   const u32 width = args.widths[0] + args.widths[1], vectors = width / V;
-  const u32 index = blockIdx.x * MAP_THREADS + threadIdx.x, sample = blockIdx.z;
+  const u32 index = blockIdx.x * ELEMENTWISE_THREADS + threadIdx.x, sample = blockIdx.z;
   if (index >= args.out_height * args.out_width * vectors) return;
   const u32 pixel = index / vectors, at = index % vectors * V;
   const u32 oy = pixel / args.out_width, ox = pixel % args.out_width;
@@ -61,14 +61,14 @@ template <typename T> __device__ __forceinline__ void map_body(const MapArgs& ar
       for (u32 i = 0; i < 4; ++i) { slope[e + i] = s.e[i]; offset[e + i] = o.e[i]; }
     }
   }
-  const u32 taps = args.filter == MAP_KEEP ? 1u : args.taps;
+  const u32 taps = args.filter == ELEMENTWISE_KEEP ? 1u : args.taps;
   for (u32 i = 0; i < taps; ++i) {
     u32 y;
-    if (!map_input(args.filter, oy, args.height, i, args.pad, y)) continue;
+    if (!elementwise_input(args.filter, oy, args.height, i, args.pad, y)) continue;
     for (u32 j = 0; j < taps; ++j) {
       u32 column;
-      if (!map_input(args.filter, ox, args.width, j, args.pad, column)) continue;
-      const float weight = args.filter == MAP_KEEP ? 1.0f : args.weights[i] * args.weights[j];
+      if (!elementwise_input(args.filter, ox, args.width, j, args.pad, column)) continue;
+      const float weight = args.filter == ELEMENTWISE_KEEP ? 1.0f : args.weights[i] * args.weights[j];
       const Pack<T> values = load16(x + ((u64)y * args.width + column) * stride);
 #pragma unroll
       for (u32 e = 0; e < V; ++e) {
@@ -90,6 +90,6 @@ template <typename T> __device__ __forceinline__ void map_body(const MapArgs& ar
   store16(reinterpret_cast<T*>(args.y) + place, out);
 }
 
-KERNEL(map_f32, MapArgs, MAP_THREADS) { map_body<float>(args); }
-KERNEL(map_f16, MapArgs, MAP_THREADS) { map_body<f16>(args); }
-KERNEL(map_bf16, MapArgs, MAP_THREADS) { map_body<bf16>(args); }
+KERNEL(elementwise_f32, ElementwiseArgs, ELEMENTWISE_THREADS) { elementwise_body<float>(args); }
+KERNEL(elementwise_f16, ElementwiseArgs, ELEMENTWISE_THREADS) { elementwise_body<f16>(args); }
+KERNEL(elementwise_bf16, ElementwiseArgs, ELEMENTWISE_THREADS) { elementwise_body<bf16>(args); }

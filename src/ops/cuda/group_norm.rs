@@ -1,19 +1,12 @@
 //! GroupNorm's statistics over a channel -> group table (`kernels/group_norm.cuh`).
 
-use super::map::parts;
-use super::{Cost, Element, Launch, Map};
+use super::map::{Affine, parts};
+use super::{Cost, Launch, Map, Precision};
 use crate::ops::cpu::group_norm::GroupTable;
 use bytemuck::NoUninit;
 
 /// Pixels that a block sums up.
 const CHUNK: usize = 64;
-
-/// Slopes and offsets by sample and channel: f32 `[samples, 2, pitch]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Affine {
-    /// Where they are.
-    pub address: u64,
-}
 
 /// A norm's parameters and groups in a machine's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +55,7 @@ pub struct Film {
     pub pitch: usize,
 }
 
-/// The memory that [`moments`] needs beside its result.
+/// The memory that [`group_norm`] needs beside its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scratch {
     /// [`sums_bytes`] of it.
@@ -71,15 +64,15 @@ pub struct Scratch {
     pub counters: u64,
 }
 
-/// Bytes of the sums that [`moments`] takes on the way.
-pub fn sums_bytes(element: Element, x: &[&Map]) -> usize {
-    let width: usize = parts(element, x).0.iter().sum();
+/// Bytes of the sums that [`group_norm`] takes on the way.
+pub fn sums_bytes(precision: Precision, x: &[&Map]) -> usize {
+    let width: usize = parts(precision, x).0.iter().sum();
     x[0].samples * x[0].pixels().div_ceil(CHUNK) * 2 * width * 4
 }
 
 /// Bytes of its result.
-pub fn affine_bytes(element: Element, x: &[&Map]) -> usize {
-    let width: usize = parts(element, x).0.iter().sum();
+pub fn affine_bytes(precision: Precision, x: &[&Map]) -> usize {
+    let width: usize = parts(precision, x).0.iter().sum();
     x[0].samples * 2 * width * 4
 }
 
@@ -111,8 +104,8 @@ struct Args {
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn moments(
-    element: Element,
+pub fn group_norm(
+    precision: Precision,
     x: &[&Map],
     norm: &Norm,
     eps: f32,
@@ -120,7 +113,7 @@ pub fn moments(
     scratch: Scratch,
     affine: Affine,
 ) -> Launch {
-    let (widths, bytes) = parts(element, x);
+    let (widths, bytes) = parts(precision, x);
     let channels = [x[0].channels, x.get(1).map_or(0, |map| map.channels)];
     assert_eq!(norm.table.channels, channels.iter().sum::<usize>(), "channels of the norm");
     let chunks = x[0].pixels().div_ceil(CHUNK);
@@ -144,11 +137,11 @@ pub fn moments(
         eps,
         film_pitch: film.map_or(0, |film| film.pitch) as u32,
     };
-    let filmed = film.map_or(0, |_| 2 * x[0].samples * norm.table.channels * element.bytes());
-    let cost = Cost { bytes: (bytes + affine_bytes(element, x) + filmed) as u64, operations: 0 };
+    let filmed = film.map_or(0, |_| 2 * x[0].samples * norm.table.channels * precision.bytes());
+    let cost = Cost { bytes: (bytes + affine_bytes(precision, x) + filmed) as u64, operations: 0 };
     // GroupNorm with what `map` applies of it: 2 sums, 2 divisions, subtraction, square, eps, root, division, scale, shift; two
     // conversions around 16 bits; concatenation; 1 + s, product, sum.
     let filmed = if film.is_some() { 3 } else { 0 };
-    let op_by_op = if element == Element::F32 { 11 } else { 13 } + x.len() - 1 + filmed;
-    Launch::new("moments", Some(element), [chunks, 1, x[0].samples], &args, cost, op_by_op)
+    let op_by_op = if precision == Precision::F32 { 11 } else { 13 } + x.len() - 1 + filmed;
+    Launch::new("group_norm", Some(precision), [chunks, 1, x[0].samples], &args, cost, op_by_op)
 }

@@ -41,7 +41,7 @@ impl Threads {
 
 /// A network of a model directory in the host's memory, at all of its widths.
 #[derive(Debug)]
-pub struct Runner {
+pub struct HostRunner {
     network: Network,
     packed: Packed,
     views: Vec<SubnetView>,
@@ -49,7 +49,7 @@ pub struct Runner {
     workspace: Workspace,
 }
 
-impl Runner {
+impl HostRunner {
     /// Packs the model's weights. The model itself is not needed afterwards.
     ///
     /// # Errors
@@ -151,7 +151,7 @@ impl Runner {
     }
 }
 
-impl Denoiser for Runner {
+impl Denoiser for HostRunner {
     fn about(&self) -> &About {
         &self.about
     }
@@ -206,7 +206,7 @@ mod tests {
         Stream::new(2, 1, 0).fill_normals(&mut x);
         for subnet in 0..2 {
             let [scalar, narrower, widest] = on_every_instruction_set(|| {
-                let mut runner = Runner::new(&model, Threads::new(2)).unwrap();
+                let mut runner = HostRunner::new(&model, Threads::new(2)).unwrap();
                 runner.denoise(subnet, &x, &[0.3, 4.0], &[Some(1), None]).unwrap()
             });
             assert!(widest.iter().all(|value| value.is_finite()));

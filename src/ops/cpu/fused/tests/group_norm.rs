@@ -1,4 +1,4 @@
-use super::super::moments::Normalisation;
+use super::super::group_norm::Normalisation;
 use super::super::resample::copy;
 use super::super::{Map, Source};
 use super::{Rig, SAMPLES, dense, joined, map, sample_values, side_by_side};
