@@ -48,9 +48,9 @@ impl Coefficients {
 }
 
 impl Preconditioning {
-    const VP_BETA_D: f64 = 19.9;
-    const VP_BETA_MIN: f64 = 0.1;
-    const VP_STEPS: f64 = 1000.0;
+    pub(crate) const VP_BETA_D: f64 = 19.9;
+    pub(crate) const VP_BETA_MIN: f64 = 0.1;
+    pub(crate) const VP_STEPS: f64 = 1000.0;
 
     /// The coefficients at noise level `sigma` (Karras et al. 2022, table 1).
     pub fn coefficients(&self, sigma: f64) -> Coefficients {

@@ -13,6 +13,7 @@ pub mod placement;
 pub mod program;
 pub mod public;
 pub mod public_config;
+pub mod recognition;
 pub mod runner;
 mod sampler;
 pub mod sliced;

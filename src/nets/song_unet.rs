@@ -3,10 +3,13 @@
 use super::ImageShape;
 use super::builder::{Builder, Weight};
 use super::program::{Channels, Frequencies, NoiseEmbedding, Product, Program, Resample, ValueId, View};
+use super::public::RESAMPLE_FILTER;
+use crate::checkpoint::StateDict;
 use crate::ops::cpu::resample::Direction;
 use crate::supernet::spec::{Init, Pipe, PipeKind, PublicLayout};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::f32::consts::SQRT_2;
 use std::sync::Arc;
@@ -195,6 +198,116 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// How public files say it.
+impl Config {
+    /// The options that the class `SongUNet` of NVlabs/edm makes of these named arguments, with its defaults.
+    ///
+    /// # Errors
+    /// What is missing or does not fit.
+    pub fn of_arguments(arguments: &Map<String, Value>) -> std::result::Result<Self, String> {
+        let mut json = json!({
+            "model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16], "dropout": 0.1,
+            "embedding_type": "positional", "encoder_type": "standard", "decoder_type": "standard", "resample_filter": [1, 1],
+        });
+        for (name, value) in arguments {
+            match name.as_str() {
+                "in_channels" => json["img_channels"] = value.clone(),
+                // Only training drops labels.
+                "out_channels" | "label_dropout" => {}
+                _ => json[name] = value.clone(),
+            }
+        }
+        match (arguments.get("in_channels"), arguments.get("out_channels")) {
+            (from, to) if from != to => Err("in_channels and out_channels are not the same".into()),
+            _ => serde_json::from_value(json).map_err(|error| error.to_string()),
+        }
+    }
+
+    /// The options that tensors of these names and shapes most likely follow from. Whether all the tensors are those of the
+    /// network is to be checked; None where they are of something else.
+    pub fn recognise(tensors: &StateDict) -> Option<Self> {
+        const LARGEST: usize = 1 << 13;
+        // The decoder of a DhariwalUNet ends otherwise.
+        if tensors.shape("out_conv.weight").is_some() {
+            return None;
+        }
+        let axis = |name: &str, axis: usize| tensors.shape(name).and_then(|shape| shape.get(axis).copied());
+        let first = tensors.names().find_map(|name| name.strip_prefix("enc.")?.strip_suffix("_conv.weight"))?;
+        let img_resolution: usize = first.split_once('x')?.0.parse().ok().filter(|&side| side <= LARGEST)?;
+        let rows = |layer: String| axis(&format!("{layer}.weight"), 0).or_else(|| axis(&format!("{layer}.bias"), 0));
+        let place = |level: usize| format!("enc.{0}x{0}", img_resolution >> level);
+        let block = |level: usize, index: usize, part: &str| format!("{}_block{index}.{part}", place(level));
+        let conv = format!("{}_conv.weight", place(0));
+        let model_channels = axis(&conv, 0).filter(|&channels| channels > 0)?;
+        // A subnet's conv0 may be narrower than its block.
+        let channels = (0..).map_while(|level| rows(block(level, 0, "conv1")).filter(|_| img_resolution >> level > 0));
+        let channel_mult: Vec<usize> = channels.map(|channels| channels / model_channels).collect();
+        let levels = channel_mult.len();
+        let attended = (0..levels).filter(|&level| rows(block(level, 0, "qkv")).is_some());
+        let (channels_emb, channels_noise) = (axis("map_layer0.weight", 0)?, axis("map_layer0.weight", 1)?);
+        let has_aux =
+            (1..levels).any(|level| tensors.shape(&format!("{}_aux_residual.weight", place(level))).is_some());
+        let encoder_type = if has_aux { Encoder::Residual } else { Encoder::Standard };
+        let published = match encoder_type {
+            Encoder::Standard => vec![1.0, 1.0],
+            Encoder::Residual => vec![1.0, 3.0, 3.0, 1.0],
+        };
+        let buffer = tensors.names().find(|name| name.ends_with(RESAMPLE_FILTER));
+        Some(Self {
+            img_resolution,
+            img_channels: axis(&conv, 1)?,
+            label_dim: axis("map_label.weight", 1).unwrap_or(0),
+            model_channels,
+            num_blocks: (0..).take_while(|&index| rows(block(0, index, "conv1")).is_some()).count(),
+            attn_resolutions: attended.map(|level| img_resolution >> level).collect(),
+            channel_mult,
+            dropout: 0.0,
+            augment_dim: axis("map_augment.weight", 1).unwrap_or(0),
+            embedding_type: match tensors.shape("map_noise.freqs") {
+                Some(_) => Embedding::Fourier,
+                None => Embedding::Positional,
+            },
+            encoder_type,
+            decoder_type: Decoder::Standard,
+            channel_mult_noise: channels_noise / model_channels,
+            channel_mult_emb: channels_emb / model_channels,
+            resample_filter: buffer.and_then(|name| filter(tensors, name)).unwrap_or(published),
+            pipe_widths: BTreeMap::new(),
+        })
+    }
+
+    /// Refuses `resample_filter` buffers of another filter than that of the options.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the file and the buffer.
+    pub fn check_filters(&self, tensors: &StateDict) -> Result<()> {
+        let sum: f32 = self.resample_filter.iter().sum();
+        let wanted: Vec<f32> = self.resample_filter.iter().map(|tap| tap / sum).collect();
+        for name in tensors.names().filter(|name| name.ends_with(RESAMPLE_FILTER)) {
+            let taps = filter(tensors, name).unwrap_or_default();
+            let sum: f32 = taps.iter().sum();
+            let is_near = |(tap, wanted): (&f32, &f32)| (tap / sum - wanted).abs() < 1e-3;
+            if taps.len() != wanted.len() || !taps.iter().zip(&wanted).all(is_near) {
+                let problem = format!("is not the filter of resample_filter = {:?}", self.resample_filter);
+                return Err(Error::field(tensors.path(), &format!("{}{name}", tensors.prefix()), problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The 1-D filter f of a buffer `f f^T / (sum f)^2`: its rows' sums, scaled so that the first is 1, as published filters are.
+fn filter(tensors: &StateDict, name: &str) -> Option<Vec<f32>> {
+    let [.., taps] = *tensors.shape(name)? else { return None };
+    let values = tensors.values([name]).ok()?.pop()?;
+    let sums: Vec<f32> = values.chunks_exact(taps).map(|row| row.iter().sum()).collect();
+    let rounded = |sum: &f32| {
+        let tap = sum / sums[0];
+        if (tap - tap.round()).abs() < 1e-3 { tap.round() } else { tap }
+    };
+    Some(sums.iter().map(rounded).collect())
 }
 
 /// Groups of a GroupNorm: at most 32, of at least 4 channels.
