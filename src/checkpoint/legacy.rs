@@ -53,3 +53,28 @@ pub fn read(bytes: &[u8], start: usize) -> Result<Torch<'_>, String> {
     torch.place(storages);
     Ok(torch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storages_follow_the_pickles_and_may_be_parts_of_each_other() {
+        let mut file = b"before".to_vec();
+        file.extend([&b"\x80\x02\x8a\x0a"[..], &MAGIC, b".\x80\x02M\xe9\x03.\x80\x02}."].concat());
+        // A tensor of the elements 2 and 3 of a storage, in a part that begins at its element 1.
+        file.extend(b"\x80\x02}(X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n(");
+        file.extend(
+            b"(X\x07\0\0\0storagectorch\nHalfStorage\nX\x01\0\0\0aX\x03\0\0\0cpuK\x05(X\x01\0\0\0vK\x01K\x03ttQ",
+        );
+        file.extend(b"K\x01K\x02\x85K\x01\x85\x89NtRu.");
+        file.extend(b"\x80\x02]X\x01\0\0\0aa.");
+        file.extend(5u64.to_le_bytes());
+        file.extend([0.0, 1.0, 2.0, 3.0, 4.0].iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()));
+        let torch = read(&file, 6).unwrap();
+        let tensor = torch.tensor(torch.pickle.get(torch.pickle.root(), "w").unwrap()).unwrap().unwrap();
+        assert_eq!(tensor.values(&file).unwrap(), [2.0, 3.0]);
+        let cut = read(&file[..file.len() - 1], 6).unwrap_err();
+        assert_eq!(cut, "is not a whole PyTorch file: its storages are cut off");
+    }
+}

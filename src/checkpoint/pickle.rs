@@ -525,3 +525,56 @@ fn long(bytes: &[u8]) -> Option<i64> {
     value[..bytes.len()].copy_from_slice(bytes);
     Some(i64::from_le_bytes(value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(bytes: &[u8]) -> String {
+        Pickle::read(bytes, 0).unwrap_err()
+    }
+
+    #[test]
+    fn plain_data_is_what_python_made_it_of() {
+        // {"a": (1, -2, 300, True), "b": [0.5, None, 2**40], 3: "x"}
+        let bytes = b"\x80\x04}(\x8c\x01a(K\x01J\xfe\xff\xff\xffM\x2c\x01\x88t\x8c\x01b](G\x3f\xe0\0\0\0\0\0\0N\
+            \x8a\x06\0\0\0\0\0\x01eK\x03\x8c\x01xu.rest";
+        let pickle = Pickle::read(bytes, 0).unwrap();
+        assert_eq!(&bytes[pickle.end()..], b"rest");
+        let want = json!({ "a": [1, -2, 300, true], "b": [0.5, null, 1u64 << 40] });
+        assert_eq!(pickle.json(pickle.root()), want);
+        assert_eq!(pickle.size(pickle.items(pickle.root()).unwrap()[2].0), Some(3));
+    }
+
+    #[test]
+    fn calls_are_recorded_with_their_arguments_and_what_would_follow() {
+        // OrderedDict() with an item and a state, in a tuple with itself.
+        let bytes = b"\x80\x02ccollections\nOrderedDict\n)Rq\x05X\x01\0\0\0kK\x07s}bh\x05\x86.";
+        let pickle = Pickle::read(bytes, 0).unwrap();
+        let &[first, second] = pickle.tuple(pickle.root()).unwrap() else { panic!("two") };
+        assert_eq!(first, second);
+        assert_eq!(pickle.call(first), Some(("collections.OrderedDict", &[][..])));
+        assert_eq!(pickle.size(pickle.get(first, "k").unwrap()), Some(7));
+        assert!(pickle.state(first).is_some());
+    }
+
+    #[test]
+    fn what_is_no_pickle_of_data_is_refused() {
+        assert!(
+            refusal(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.").starts_with("needs builtins.eval, which is none")
+        );
+        assert_eq!(refusal(b"\x80\x01."), "is a pickle of protocol 1; 2 to 5 are read");
+        assert_eq!(refusal(b"\x80\x02K"), "is not a whole Python pickle: it is cut off");
+        assert_eq!(refusal(b"\x80\x02K\x01(0."), "is not a whole Python pickle: it takes more values than it made");
+        assert_eq!(refusal(b"\x80\x02K\x01)R."), "is not a whole Python pickle: it calls what is no constructor");
+        assert!(refusal(b"\x80\x02ios\nsystem\n").contains("opcode 0x69 at byte 2"));
+    }
+
+    #[test]
+    fn integers_are_of_as_many_bytes_as_they_take() {
+        assert_eq!(
+            [long(&[]), long(&[0xff]), long(&[0, 0x80]), long(&[1; 9])],
+            [Some(0), Some(-1), Some(-32768), None]
+        );
+    }
+}

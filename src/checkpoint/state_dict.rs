@@ -83,7 +83,7 @@ impl Stored {
     }
 
     /// Its elements as f32, row-major; None where they are no floats.
-    fn values(&self, file: &[u8]) -> Option<Vec<f32>> {
+    pub(super) fn values(&self, file: &[u8]) -> Option<Vec<f32>> {
         fn picked<const N: usize>(bytes: &[u8], places: &[usize], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
             let elements = bytes.as_chunks::<N>().0;
             places.iter().map(|&place| value(elements[place])).collect()
@@ -224,5 +224,65 @@ pub fn listed(names: &[impl Display]) -> String {
     match names.len().saturating_sub(NAMED) {
         0 => named,
         more => format!("{named} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_floats_become_f32_and_everything_else_is_refused_by_name() {
+        use candle_core::{DType, Device, Tensor};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mixed");
+        let tensor = |dtype| Tensor::new(&[[1f32, -0.5], [0.25, 3.0]], &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        let infinite = Tensor::new(&[f64::MAX], &Device::Cpu).unwrap();
+        let tensors =
+            [("f16", DType::F16), ("bf16", DType::BF16), ("f32", DType::F32), ("f64", DType::F64), ("i", DType::I64)];
+        let tensors = tensors.map(|(name, dtype)| (name, tensor(dtype)));
+        crate::files::write_tensors(&path, tensors.into_iter().chain([("large", infinite)]), None).unwrap();
+        let file = Arc::new(std::fs::read(&path).unwrap());
+        let tensors = StateDict::of_safetensors(&path, file).unwrap();
+        for values in tensors.values(["f16", "bf16", "f32", "f64"]).unwrap() {
+            assert_eq!(values, [1.0, -0.5, 0.25, 3.0]);
+        }
+        let refusal = |name| tensors.values([name]).unwrap_err().to_string();
+        assert!(refusal("i").ends_with("mixed: has weights that are none of F64, F32, F16, BF16: i (I64)"));
+        // Too large for f32.
+        assert!(refusal("large").ends_with("mixed: has values that are not finite in large"));
+    }
+
+    #[test]
+    fn a_view_is_within_its_storage_and_has_no_value_twice() {
+        let view = |shape: &[usize], strides: &[usize], offset| {
+            Stored::new(Dtype::F32, shape.to_vec(), strides.to_vec(), offset, 8..8 + 4 * 6)
+        };
+        assert_eq!(view(&[2, 3], &[1, 2], 0).unwrap().places(), [0, 2, 4, 1, 3, 5]);
+        assert_eq!(view(&[], &[], 5).unwrap().places(), [5]);
+        assert!(view(&[9, 0], &[1, 1], 99).unwrap().places().is_empty());
+        for (shape, strides, offset) in [
+            (&[2, 3][..], &[3, 1][..], 1),
+            (&[7], &[0], 0),
+            (&[2], &[usize::MAX], 0),
+            (&[usize::MAX, 3], &[1, 1], 0),
+            (&[3], &[2, 1], 0),
+        ] {
+            assert!(view(shape, strides, offset).is_err(), "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn ten_names_are_given_and_the_others_counted() {
+        assert_eq!(listed(&["a", "b"]), "a, b");
+        assert!(listed(&(0..22).collect::<Vec<_>>()).ends_with("8, 9 and 12 more"));
+    }
+
+    #[test]
+    fn wrappers_are_parted_from_names_in_any_order() {
+        assert_eq!(
+            ["model.a", "module._orig_mod.a.model.b", "a.model.b"].map(wrapper),
+            ["model.", "module._orig_mod.", ""]
+        );
     }
 }
