@@ -13,7 +13,7 @@ use accordion::diffusion::Trajectory;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::Backbone;
 use accordion::nets::sliced::Sliced;
-use accordion::nets::song_unet::Embedding;
+use accordion::nets::song_unet::EmbeddingType;
 use accordion::nets::{Denoiser, Model, Runner, Threads};
 use accordion::ops::Tape;
 use accordion::supernet::Order;
@@ -87,7 +87,7 @@ proptest! {
             let model = shape.allocated(order);
             let Backbone::SongUnet(config) = &model.card.backbone;
             // Both at once make angles of ten thousands of radians, which f32 does not hold. No published network has both.
-            prop_assume!(config.embedding_type != Embedding::Fourier || model.card.preconditioning != Preconditioning::Vp);
+            prop_assume!(config.embedding_type != EmbeddingType::Fourier || model.card.preconditioning != Preconditioning::Vp);
             let (x, sigma, classes) = shape.batch(&model);
             let batch = Batch { x, sigma, classes };
             let (reference, mut runner) = (Reference::new(&model), Runner::new(&model, Threads::ALL).unwrap());

@@ -198,7 +198,7 @@ impl Case for Conv {
             let w = Tensor::from_vec(w, (kernel, kernel, inputs, whole), &Device::Cpu).unwrap();
             let w = w.narrow(2, 0, kept).unwrap().narrow(3, 0, self.outputs).unwrap();
             let bias = Tensor::from_slice(&bias[..self.outputs], self.outputs, &Device::Cpu).unwrap();
-            let y = ops::conv::conv2d(&Tape::off(), &x, &w, &bias, pad).unwrap();
+            let y = ops::conv::conv2d(&Tape::off(), &x, &w, &bias, 1, pad).unwrap();
             assert_near(Element::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want.data, "the CPU's conv");
         }
     }

@@ -1,4 +1,4 @@
-//! What holds for every SongUNet, whatever its shape: tried on random networks with random weights.
+//! What holds for every network, whatever its family and its shape: tried on random networks with random weights.
 
 #[path = "support/company.rs"]
 mod company;
@@ -71,10 +71,10 @@ proptest! {
                 let (json, weights) = (dir.path().join("config.json"), dir.path().join("weights.safetensors"));
                 let params = extracted.in_original_order().unwrap();
                 public::write(extracted.network.spec(), &params, &weights).unwrap();
-                public_config::write_song_unet(&extracted.card.backbone, &extracted.network, &json).unwrap();
+                public_config::write(&extracted.card.backbone, &extracted.network, &json).unwrap();
                 let hints = Hints { config: Some(&json), ..Hints::default() };
                 let found = find(&checkpoint::open(&weights).unwrap(), &hints).unwrap();
-                let params = public::read(found.network.spec(), &found.tensors).unwrap();
+                let params = found.params().unwrap();
                 let supernet = Supernet::original(found.network.spec(), params);
                 let card = Card::new("public".into(), found.backbone, found.network.preconditioning(), vec![]);
                 let public = Model::unallocated(card, supernet).unwrap();

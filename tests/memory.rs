@@ -4,7 +4,7 @@
 use accordion::diffusion::Stream;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::model::Card;
-use accordion::nets::song_unet::{Config, Decoder, Embedding, Encoder};
+use accordion::nets::song_unet::{Config, Decoder, EmbeddingType, Encoder};
 use accordion::nets::{Backbone, Network};
 use accordion::nets::{Denoiser, Model, Runner, Threads};
 use accordion::supernet::{Pipe, Spec, Subnet, Widths};
@@ -69,7 +69,7 @@ fn model(subnets: usize) -> Model {
         attn_resolutions: vec![8],
         dropout: 0.0,
         augment_dim: 0,
-        embedding_type: Embedding::Positional,
+        embedding_type: EmbeddingType::Positional,
         encoder_type: Encoder::Standard,
         decoder_type: Decoder::Standard,
         channel_mult_noise: 1,

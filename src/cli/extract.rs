@@ -46,7 +46,7 @@ impl Args {
                 let params = extracted.in_original_order()?;
                 public::write(extracted.network.spec(), &params, &dir.join("weights.safetensors"))?;
                 let path = dir.join("config.json");
-                public_config::write_song_unet(&extracted.card.backbone, &extracted.network, &path)
+                public_config::write(&extracted.card.backbone, &extracted.network, &path)
             }
         })
     }

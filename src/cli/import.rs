@@ -1,11 +1,10 @@
 //! `accordion import`: a public checkpoint becomes a model directory.
 
 use crate::files::{check_vacant, write_directory};
-use crate::nets::backbone::Arch;
+use crate::nets::Model;
 use crate::nets::model::Card;
 use crate::nets::public_config::Kind;
-use crate::nets::recognition::{Hints, find};
-use crate::nets::{Model, public};
+use crate::nets::recognition::{Arch, Hints, find};
 use crate::supernet::Supernet;
 use crate::{Error, Result, checkpoint, classes, console};
 use candle_core::DType;
@@ -64,7 +63,7 @@ impl Args {
         if !classes.is_empty() && classes.len() != network.classes() {
             return Err(refuse(format!("{} names for a network of {} classes", classes.len(), network.classes())));
         }
-        let params = public::read(network.spec(), &found.tensors)?;
+        let params = found.params()?;
         console::note(format_args!("import: {found}"));
         let directory = || self.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = self.name.clone().unwrap_or_else(directory);

@@ -1,69 +1,49 @@
 //! The backbones that there are: the one place that tells them apart.
 
-use super::ImageShape;
+use super::builder::Builder;
 use super::program::Program;
-use super::song_unet;
-use crate::Result;
-use crate::checkpoint::StateDict;
+use super::{ImageShape, adm, song_unet, u_vit};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
-/// The architectures of the backbones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Arch {
-    /// DDPM++ and NCSN++ of NVlabs/edm.
-    SongUnet,
-}
+/// The options of a kind of backbone: what its own file says of it.
+pub trait Architecture {
+    /// The size of its images.
+    fn image(&self) -> ImageShape;
 
-impl Arch {
-    /// All of them.
-    pub const ALL: [Self; 1] = [Self::SongUnet];
+    /// The number of its classes; 0 if it is unconditional.
+    fn classes(&self) -> usize;
 
-    /// The architecture of our name, or of the name of a class in public code; what follows a `-` there says more of it.
-    pub fn named(name: &str) -> Option<Self> {
-        let is_named = |arch: &Self| name == arch.as_str() || name.split('-').next() == Some(arch.class());
-        Self::ALL.into_iter().find(is_named)
-    }
+    /// Widths of the pipes that are narrower than their block, by name: what an extracted subnet keeps.
+    fn pipe_widths(&self) -> &BTreeMap<String, usize>;
 
-    /// Our name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::SongUnet => "song-unet",
-        }
-    }
+    /// The same, to change them.
+    fn pipe_widths_mut(&mut self) -> &mut BTreeMap<String, usize>;
 
-    /// The name of its class in public code.
-    pub fn class(self) -> &'static str {
-        match self {
-            Self::SongUnet => "SongUNet",
-        }
-    }
-
-    /// The backbone of the `config` in a public JSON file.
+    /// Checks what the types do not.
     ///
     /// # Errors
-    /// What does not fit.
-    pub fn of_json(self, config: Value) -> std::result::Result<Backbone, serde_json::Error> {
-        match self {
-            Self::SongUnet => serde_json::from_value(config).map(Backbone::SongUnet),
-        }
-    }
+    /// [`Error::Input`] with the field and what it accepts.
+    fn check(&self) -> Result<()>;
 
-    /// The backbone that public code makes of these named arguments.
+    /// Writes the network, which [`Self::check`] has passed.
     ///
     /// # Errors
-    /// What does not fit.
-    pub fn of_arguments(self, arguments: &Map<String, Value>) -> std::result::Result<Backbone, String> {
-        match self {
-            Self::SongUnet => song_unet::Config::of_arguments(arguments).map(Backbone::SongUnet),
-        }
+    /// [`Error::Input`] with the field that does not fit the others.
+    fn build(&self, b: &mut Builder) -> Result<()>;
+
+    /// What is most likely a slip: a field, what of it has no effect, and what would have.
+    fn warning(&self) -> Option<String> {
+        None
     }
 
-    /// The backbone whose tensors these most likely are, by their names and shapes.
-    pub fn recognise(self, tensors: &StateDict) -> Option<Backbone> {
-        match self {
-            Self::SongUnet => song_unet::Config::recognise(tensors).map(Backbone::SongUnet),
-        }
+    /// Whether training does all that the options ask for.
+    ///
+    /// # Errors
+    /// A field, and what of it is not supported.
+    fn check_trainable(&self) -> std::result::Result<(), (&'static str, &'static str)> {
+        Ok(())
     }
 }
 
@@ -73,62 +53,65 @@ impl Arch {
 pub enum Backbone {
     /// DDPM++ and NCSN++.
     SongUnet(song_unet::Config),
+    /// ADM.
+    Adm(adm::Config),
+    /// U-ViT.
+    UVit(u_vit::Config),
 }
 
 impl Backbone {
-    /// The backbone whose tensors these most likely are, by their names and shapes; `arch`, where that is known.
-    pub fn recognise(tensors: &StateDict, arch: Option<Arch>) -> Option<Self> {
-        let possible = arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
-        possible.into_iter().find_map(|arch| arch.recognise(tensors))
-    }
-
-    /// Its architecture.
-    pub fn arch(&self) -> Arch {
+    fn options(&self) -> &dyn Architecture {
         match self {
-            Self::SongUnet(_) => Arch::SongUnet,
+            Self::SongUnet(config) => config,
+            Self::Adm(config) => config,
+            Self::UVit(config) => config,
         }
     }
 
-    /// Refuses tensors beside the parameters, constants of public code, that are not those of the options.
-    ///
-    /// # Errors
-    /// [`crate::Error::Input`] with the file and the tensor.
-    pub fn check_buffers(&self, tensors: &StateDict) -> Result<()> {
+    fn options_mut(&mut self) -> &mut dyn Architecture {
         match self {
-            Self::SongUnet(config) => config.check_filters(tensors),
+            Self::SongUnet(config) => config,
+            Self::Adm(config) => config,
+            Self::UVit(config) => config,
         }
     }
 
     /// The network.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] with the option that does not fit.
+    /// [`Error::Input`] with the option that does not fit.
     pub fn program(&self) -> Result<Program> {
-        match self {
-            Self::SongUnet(config) => config.program(),
+        let options = self.options();
+        options.check()?;
+        if !options.pipe_widths().is_empty() {
+            let mut whole = self.clone();
+            whole.options_mut().pipe_widths_mut().clear();
+            check_pipe_widths(options.pipe_widths(), &whole.program()?)?;
         }
+        let mut builder = Builder::new(self.image(), self.classes(), options.pipe_widths().clone());
+        options.build(&mut builder)?;
+        Ok(builder.build())
     }
 
     /// The same with narrower pipes, by name and width: an extracted subnet.
     pub fn narrowed(mut self, pipes: impl IntoIterator<Item = (String, usize)>) -> Self {
-        match &mut self {
-            Self::SongUnet(config) => config.pipe_widths.extend(pipes),
-        }
+        self.options_mut().pipe_widths_mut().extend(pipes);
         self
     }
 
     /// The size of its images.
     pub fn image(&self) -> ImageShape {
-        match self {
-            Self::SongUnet(config) => config.image(),
-        }
+        self.options().image()
+    }
+
+    /// The number of its classes; 0 if it is unconditional.
+    pub fn classes(&self) -> usize {
+        self.options().classes()
     }
 
     /// What is most likely a slip: a field, what of it has no effect, and what would have.
     pub fn warning(&self) -> Option<String> {
-        match self {
-            Self::SongUnet(config) => config.warning(),
-        }
+        self.options().warning()
     }
 
     /// Whether training does all that the options ask for.
@@ -136,15 +119,21 @@ impl Backbone {
     /// # Errors
     /// A field, and what of it is not supported.
     pub fn check_trainable(&self) -> std::result::Result<(), (&'static str, &'static str)> {
-        match self {
-            Self::SongUnet(config) => config.check_trainable(),
-        }
+        self.options().check_trainable()
     }
+}
 
-    /// The number of its classes; 0 if it is unconditional.
-    pub fn classes(&self) -> usize {
-        match self {
-            Self::SongUnet(config) => config.label_dim,
+/// Whether a network that is `whole` otherwise can have pipes of these widths.
+fn check_pipe_widths(widths: &BTreeMap<String, usize>, whole: &Program) -> Result<()> {
+    for (name, &width) in widths {
+        let place = format!("pipe_widths.{name}");
+        match whole.spec.pipes.iter().find(|pipe| pipe.name == *name) {
+            None => return Err(Error::input(place, "the network has no such pipe")),
+            Some(pipe) if width > pipe.width => {
+                return Err(Error::input(place, format!("{width} is not a width from 0 to {}", pipe.width)));
+            }
+            Some(_) => {}
         }
     }
+    Ok(())
 }

@@ -5,11 +5,11 @@
 
 use super::ImageShape;
 use super::program::{
-    Branch, Channels, Dense, Extent, Groups, IMAGE, Layer, NoiseEmbedding, Norm, Op, ParamId, PipeId, Product, Program,
-    Value, ValueId, View,
+    Branch, Channels, Dense, Embedding, Extent, IMAGE, Layer, Norm, Op, Over, ParamId, PipeId, Product, Program, Value,
+    ValueId, View,
 };
 use crate::ops::cpu::group_norm::GroupTable;
-use crate::supernet::spec::{Init, Param, Pipe, PublicLayout, Role, Slice, Spec};
+use crate::supernet::spec::{Init, Param, Pipe, Public, Role, Slice, Spec};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -25,13 +25,43 @@ pub struct Builder {
     pipe_widths: BTreeMap<String, usize>,
 }
 
-/// How a weight is drawn, and how often an image uses it.
+/// What there is to say of a layer's parameters beside their channels.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight {
-    /// A factor on Xavier's initialisation.
-    pub gain: f64,
+    /// How they are drawn before training.
+    pub draw: Draw,
     /// Output positions of an image.
     pub uses: usize,
+    /// Whether there is a bias.
+    pub bias: bool,
+}
+
+/// How a weight and its bias are drawn.
+#[derive(Clone, Copy, Debug)]
+pub enum Draw {
+    /// Xavier's initialisation times this; the bias is zero.
+    Xavier(f64),
+    /// Kaiming's uniform one times this, the bias like the weight.
+    Kaiming(f64),
+    /// Normal of this standard deviation; the bias is zero.
+    Normal(f64),
+}
+
+impl Weight {
+    /// Drawn so, with a bias, used once.
+    pub fn new(draw: Draw) -> Self {
+        Self { draw, uses: 1, bias: true }
+    }
+
+    /// The same, at so many positions of an image.
+    pub fn at(self, uses: usize) -> Self {
+        Self { uses, ..self }
+    }
+
+    /// The same without a bias.
+    pub fn without_bias(self) -> Self {
+        Self { bias: false, ..self }
+    }
 }
 
 impl Builder {
@@ -66,7 +96,11 @@ impl Builder {
 
     /// Adds a pipe.
     pub fn pipe(&mut self, mut pipe: Pipe) -> PipeId {
-        pipe.width = self.pipe_widths.get(&pipe.name).copied().unwrap_or(pipe.width);
+        if let Some(&width) = self.pipe_widths.get(&pipe.name) {
+            // A block as wide as its pipe is what that pipe is.
+            pipe.block_width = if pipe.block_width == pipe.width { width } else { pipe.block_width };
+            pipe.width = width;
+        }
         self.spec.pipes.push(pipe);
         self.spec.pipes.len() - 1
     }
@@ -76,7 +110,8 @@ impl Builder {
         let width = |pipe: PipeId| self.spec.pipes[pipe].width;
         match channels {
             Channels::Fixed(channels) => vec![channels],
-            Channels::Pipe(pipe) => vec![width(pipe)],
+            Channels::Pipe { pipe, parts: 1 } => vec![width(pipe)],
+            Channels::Pipe { pipe, parts } => vec![parts, width(pipe)],
             Channels::Heads { pipe, parts: 1, heads } => vec![heads, width(pipe)],
             Channels::Heads { pipe, parts, heads } => vec![parts, heads, width(pipe)],
         }
@@ -89,33 +124,31 @@ impl Builder {
         name: String,
         kernel: &[usize],
         channels: &[(Channels, Role)],
-        public: PublicLayout,
+        public: Public,
         init: Init,
         uses: usize,
     ) -> ParamId {
         let (mut shape, mut slices) = (kernel.to_vec(), Vec::new());
         for &(channels, role) in channels {
-            shape.extend(self.axes(channels));
-            let axis = shape.len() - 1;
-            slices.extend(channels.pipe().map(|pipe| Slice { axis, pipe, role }));
+            let axes = self.axes(channels);
+            shape.extend(&axes);
+            let (axis, copies) = (shape.len() - 1, axes[..axes.len() - 1].iter().product());
+            slices.extend(channels.pipe().map(|pipe| Slice { axis, pipe, role, copies }));
         }
         self.spec.params.push(Param { name, shape, slices, public, init, uses: uses as u64, trainable: true });
         self.spec.params.len() - 1
     }
 
     /// A parameter that no gradient reaches.
-    pub fn buffer(&mut self, name: &str, shape: &[usize], public: PublicLayout, init: Init) -> ParamId {
+    pub fn buffer(&mut self, name: &str, shape: &[usize], public: Public, init: Init) -> ParamId {
         let param = self.param(name.into(), shape, &[], public, init, 0);
         self.spec.params[param].trainable = false;
         param
     }
 
-    fn vector(&mut self, name: String, channels: Channels, value: f32) -> ParamId {
-        let public = match channels {
-            Channels::Heads { .. } => PublicLayout::QkvBias,
-            _ => PublicLayout::Vector,
-        };
-        self.param(name, &[], &[(channels, Role::Follows)], public, Init::Constant(value), 0)
+    /// A vector of channels; `order` of its axes is that of the public checkpoints.
+    fn vector(&mut self, name: String, channels: Channels, order: Vec<usize>, init: Init) -> ParamId {
+        self.param(name, &[], &[(channels, Role::Follows)], Public(vec![order]), init, 0)
     }
 
     /// A weight and a bias. `kernel` is the side of a convolution's; `None` is a matrix.
@@ -127,21 +160,32 @@ impl Builder {
         (to, role): (Channels, Role),
         weight: Weight,
     ) -> Dense {
-        let sides = kernel.map_or(vec![], |side| vec![side; 2]);
+        let (inputs, outputs) = (self.axes(from), self.axes(to));
+        // Beside attention the kernel of a convolution is 1x1, and our weight a matrix.
+        let is_plain = |channels| !matches!(channels, Channels::Heads { .. });
+        let sides = kernel.filter(|_| is_plain(from) && is_plain(to)).map_or(vec![], |side| vec![side; 2]);
         let taps: usize = sides.iter().product();
-        let fan = |axes: Vec<usize>| axes.iter().product::<usize>() * taps;
-        let (fan_in, fan_out) = (fan(self.axes(from)), fan(self.axes(to)));
-        let init = Init::Xavier { fan_in, fan_out, gain: weight.gain };
-        let (public, sides) = match (from, to, kernel) {
-            // In the checkpoints these are 1x1 convolutions.
-            (Channels::Heads { .. }, _, _) => (PublicLayout::AttnOut, vec![]),
-            (_, Channels::Heads { .. }, _) => (PublicLayout::Qkv, vec![]),
-            (_, _, Some(_)) => (PublicLayout::Conv, sides),
-            (_, _, None) => (PublicLayout::Linear, sides),
+        let (fan_in, fan_out) = (inputs.iter().product::<usize>() * taps, outputs.iter().product::<usize>() * taps);
+        let (init, bias) = match weight.draw {
+            Draw::Xavier(gain) => (Init::Xavier { fan_in, fan_out, gain }, Init::Constant(0.0)),
+            Draw::Kaiming(gain) => (Init::Kaiming { fan_in, gain }, Init::Kaiming { fan_in, gain }),
+            Draw::Normal(deviation) => (Init::Normal(deviation), Init::Constant(0.0)),
         };
+        // EDM's convolutions make the queries, keys and values of a channel neighbours.
+        let order: Vec<usize> = match (to, kernel) {
+            (Channels::Heads { parts: 2.., .. }, Some(_)) => vec![1, 2, 0],
+            _ => (0..outputs.len()).collect(),
+        };
+        let after = |axes: &[usize], first: usize| axes.iter().map(|axis| axis + first).collect::<Vec<_>>();
+        let first = sides.len();
+        let mut public = vec![after(&order, first + inputs.len()), (first..first + inputs.len()).collect()];
+        public
+            .extend(kernel.iter().flat_map(|_| [0, 1].map(|side| if sides.is_empty() { vec![] } else { vec![side] })));
         let channels = [(from, Role::Consumes), (to, role)];
-        let weight = self.param(format!("{name}.weight"), &sides, &channels, public, init, weight.uses);
-        let bias = self.vector(format!("{name}.bias"), to, 0.0);
+        let uses = weight.uses;
+        let has_bias = weight.bias;
+        let weight = self.param(format!("{name}.weight"), &sides, &channels, Public(public), init, uses);
+        let bias = has_bias.then(|| self.vector(format!("{name}.bias"), to, order, bias));
         Dense { weight, bias, to }
     }
 
@@ -150,27 +194,43 @@ impl Builder {
         self.dense(name, Some(kernel), from, (to, Role::Produces), weight)
     }
 
-    /// The parameters of a linear layer on a vector; its outputs follow their pipe, where they have one.
-    pub fn linear(&mut self, name: &str, from: usize, to: Channels) -> Dense {
-        self.dense(name, None, Channels::Fixed(from), (to, Role::Follows), Weight { gain: 1.0, uses: 1 })
+    /// The parameters of a linear layer whose outputs make their pipe, where they have one.
+    pub fn linear(&mut self, name: &str, from: Channels, to: Channels, weight: Weight) -> Dense {
+        self.dense(name, None, from, (to, Role::Produces), weight)
+    }
+
+    /// A table of so many rows of so many channels, as it stands in public checkpoints.
+    pub fn table(&mut self, name: &str, rows: usize, channels: usize, deviation: f64) -> ParamId {
+        let public = Public(vec![vec![0], vec![1]]);
+        self.param(format!("{name}.weight"), &[rows, channels], &[], public, Init::Normal(deviation), 1)
+    }
+
+    /// The parameters of a linear layer on a vector of so many channels for [`Self::branch`]; its outputs follow their pipe.
+    pub fn affine(&mut self, name: &str, from: usize, to: Channels, draw: Draw) -> Dense {
+        self.dense(name, None, Channels::Fixed(from), (to, Role::Follows), Weight::new(draw))
     }
 
     /// The parameters of a GroupNorm of channels that no pipe shrinks, in so many groups of neighbours.
     pub fn group_norm(&mut self, name: &str, channels: usize, groups: usize, eps: f32) -> Norm {
         let share = channels / groups;
         let table = GroupTable::new((0..channels).map(|channel| (channel / share) as u32).collect());
-        self.norm(name, Channels::Fixed(channels), Groups::Fixed(Arc::new(table)), eps)
+        self.norm(name, Channels::Fixed(channels), Over::Groups(Arc::new(table)), eps)
     }
 
     /// The parameters of a GroupNorm of a pipe's channels.
     pub fn pipe_norm(&mut self, name: &str, pipe: PipeId, eps: f32) -> Norm {
-        self.norm(name, Channels::Pipe(pipe), Groups::Pipe(pipe), eps)
+        self.norm(name, Channels::of(pipe), Over::PipeGroups(pipe), eps)
     }
 
-    fn norm(&mut self, name: &str, channels: Channels, groups: Groups, eps: f32) -> Norm {
-        let scale = self.vector(format!("{name}.weight"), channels, 1.0);
-        let shift = self.vector(format!("{name}.bias"), channels, 0.0);
-        Norm { scale, shift, groups, eps }
+    /// The parameters of a LayerNorm of so many channels.
+    pub fn layer_norm(&mut self, name: &str, channels: usize, eps: f32) -> Norm {
+        self.norm(name, Channels::Fixed(channels), Over::Pixel, eps)
+    }
+
+    fn norm(&mut self, name: &str, channels: Channels, over: Over, eps: f32) -> Norm {
+        let scale = self.vector(format!("{name}.weight"), channels, vec![0], Init::Constant(1.0));
+        let shift = self.vector(format!("{name}.bias"), channels, vec![0], Init::Constant(0.0));
+        Norm { scale, shift, over, eps, film: None }
     }
 
     fn layer(&mut self, name: String, op: Op, extent: Extent, channels: Channels) -> ValueId {
@@ -179,14 +239,29 @@ impl Builder {
         self.values.len() - 1
     }
 
-    /// The noise level, and the class where there are classes, as a vector of so many channels.
-    pub fn embedding(&mut self, embedding: NoiseEmbedding, channels: usize) -> ValueId {
-        self.layer("embedding".into(), Op::Embedding(embedding), Extent::Vector, Channels::Fixed(channels))
+    /// A vector of so many channels of the noise level or the class.
+    pub fn embedding(&mut self, name: &str, embedding: Embedding, channels: usize) -> ValueId {
+        self.layer(name.into(), Op::Embedding(embedding), Extent::Vector, Channels::Fixed(channels))
+    }
+
+    /// A sequence of tokens, whose positions have this name.
+    pub fn tokens(&mut self, name: &str, front: Vec<ValueId>, x: ValueId, deviation: f64) -> ValueId {
+        let (tokens, channels) = (front.len() + self.values[x].extent.pixels(), self.stream(&[x]));
+        let public = Public(vec![vec![], vec![0], vec![1]]);
+        let positions = self.param(name.into(), &[tokens, channels], &[], public, Init::Normal(deviation), 0);
+        let extent = Extent::Map { height: tokens, width: 1 };
+        self.layer(name.into(), Op::Tokens { front, x, positions }, extent, Channels::Fixed(channels))
+    }
+
+    /// The last tokens as an image of this size, in squares of `patch * patch` pixels.
+    pub fn unpatch(&mut self, x: ValueId, patch: usize, height: usize, width: usize) -> ValueId {
+        let channels = Channels::Fixed(self.stream(&[x]) / (patch * patch));
+        self.layer("unpatch".into(), Op::Unpatch { x, patch }, Extent::Map { height, width }, channels)
     }
 
     /// A convolution or a linear layer.
     pub fn product(&mut self, product: Product) -> ValueId {
-        let extent = self.extent(&product.x).convolved(product.kernel, product.pad);
+        let extent = self.extent(&product.x).convolved(product.kernel, product.stride, product.pad);
         let (name, to) = (self.name_of(product.weight), product.to);
         self.layer(name, Op::Product(product), extent, to)
     }
@@ -196,20 +271,31 @@ impl Builder {
         self.layer("branches".into(), Op::Branches { x, to: Vec::new() }, Extent::Vector, Channels::Fixed(0))
     }
 
-    /// Adds a linear layer to that of all branches: for [`Product::sample_bias`]. `more` is added to its bias.
+    /// Adds a linear layer to that of all branches, as one branch for [`Product::sample_bias`] or as two for [`Norm::film`], of
+    /// which it gives the first. `more` is added to the bias.
     ///
     /// # Panics
     /// If there is no such layer yet.
-    pub fn branch(&mut self, layer: Dense, more: ParamId) -> usize {
+    pub fn branch(&mut self, layer: Dense, parts: usize, more: Option<ParamId>) -> usize {
         let full = self.spec.full();
         let open = self.layers.iter_mut().zip(&mut self.values[1..]).find_map(|(open, value)| match &mut open.op {
             Op::Branches { to, .. } => Some((to, &mut value.channels)),
             _ => None,
         });
         let (to, channels) = open.expect("the branches come before what reads them");
-        to.push(Branch { weight: layer.weight, bias: vec![layer.bias, more], to: layer.to });
+        let bias: Vec<ParamId> = layer.bias.into_iter().chain(more).collect();
+        let each = match layer.to {
+            Channels::Fixed(channels) => Channels::Fixed(channels / parts),
+            channels => Channels::of(channels.pipe().expect("what is not fixed is a pipe's")),
+        };
+        to.extend((0..parts).map(|part| Branch {
+            weight: layer.weight,
+            bias: bias.clone(),
+            part: (part, parts),
+            to: each,
+        }));
         *channels = Channels::Fixed(to.iter().map(|branch| branch.to.kept(&full)).sum());
-        to.len() - 1
+        to.len() - parts
     }
 
     /// Attention in the heads of `qkv`.

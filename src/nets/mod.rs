@@ -1,8 +1,10 @@
 //! Backbones built of blocks: they say what is computed.
 
+pub mod adm;
 pub mod backbone;
 pub mod builder;
 pub mod device_runner;
+mod edm_unet;
 mod extraction;
 pub mod model;
 pub mod network;
@@ -18,6 +20,7 @@ pub mod runner;
 mod sampler;
 pub mod sliced;
 pub mod song_unet;
+pub mod u_vit;
 mod warm;
 
 pub use backbone::Backbone;

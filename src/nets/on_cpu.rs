@@ -1,19 +1,23 @@
 //! Inference on the CPU: a [`Program`] whose weights are packed once for all subnets, run layer by layer in fused kernels.
 
 use super::program::{
-    Channels, Dense, Extent, Groups, IMAGE, NoiseEmbedding, Norm, Op, ParamId, Product, Program, ValueId, View,
+    Branch, Channels, Embedding, Extent, IMAGE, Norm, Op, Over, ParamId, Product, Program, ValueId, View,
 };
 use super::sliced::Tables;
 use crate::Result;
-use crate::ops::cpu::activation::silu_in_place;
+use crate::ops::cpu::activation;
+use crate::ops::cpu::fused::activate::activate;
 use crate::ops::cpu::fused::attention::{self, attention};
 use crate::ops::cpu::fused::conv::{Conv, Finish, Method};
+use crate::ops::cpu::fused::layer_norm::layer_norm;
 use crate::ops::cpu::fused::linear::{self, Linear, Output};
-use crate::ops::cpu::fused::moments::Normalisation;
+use crate::ops::cpu::fused::moments::{Film, Normalisation};
 use crate::ops::cpu::fused::panels::pitch;
 use crate::ops::cpu::fused::resample::{copy, resample};
+use crate::ops::cpu::fused::tokens::{tokens, unpatch};
 use crate::ops::cpu::fused::{Kind, Map, Source, Workspace};
 use crate::ops::cpu::resample::Resampler;
+use crate::ops::cpu::tokens::Patches;
 use crate::supernet::{Spec, Supernet, Widths};
 use std::sync::Arc;
 
@@ -51,7 +55,7 @@ pub struct Packed {
 /// What a layer needs beside its description.
 #[derive(Debug)]
 enum PackedLayer {
-    /// Of an embedding: the frequencies, and a row by class, the last for none.
+    /// Of an embedding: the frequencies, and a row by class, the last for none; either may be empty.
     Embedding {
         frequencies: Vec<f32>,
         rows: Vec<f32>,
@@ -68,6 +72,9 @@ enum PackedLayer {
     Branches(Vec<Linear>),
     Attention,
     Write(PackedView),
+    /// Of tokens: their positions.
+    Tokens(Vec<f32>),
+    Unpatch(Patches),
 }
 
 /// What reading a view needs.
@@ -86,7 +93,8 @@ impl Packed {
     pub fn new(program: Arc<Program>, supernet: &Supernet) -> Result<Self> {
         let weights = supernet.values()?;
         let packer = Packer { program: &program, weights: &weights };
-        let layers = program.layers.iter().map(|layer| packer.layer(&layer.op)).collect();
+        let layers =
+            program.layers.iter().enumerate().map(|(index, layer)| packer.layer(index + 1, &layer.op)).collect();
         // On whole panels.
         let (offsets, row) = program.branch_offsets(pitch);
         Ok(Self { layers, branches: (program.branches(), offsets, row), program })
@@ -112,8 +120,8 @@ impl Packed {
         for (index, (layer, packed)) in program.layers.iter().zip(&self.layers).enumerate() {
             let mut call = Call { packed: self, workspace, subnet, values: &values, name: &layer.name };
             let made = match (&layer.op, packed) {
-                (Op::Embedding(_), PackedLayer::Embedding { frequencies, rows }) => {
-                    call.embedding(frequencies, rows, noise, class)
+                (Op::Embedding(embedding), PackedLayer::Embedding { frequencies, rows }) => {
+                    call.embedding(embedding, frequencies, rows, noise, class)
                 }
                 (Op::Product(product), PackedLayer::Linear(linear)) => call.linear(product, linear),
                 (Op::Product(product), PackedLayer::Conv { view, conv, bias }) => {
@@ -124,6 +132,8 @@ impl Packed {
                 }
                 (Op::Attention { qkv }, PackedLayer::Attention) => call.attention(*qkv),
                 (Op::Write { x, residual, scale }, PackedLayer::Write(view)) => call.write(x, view, *residual, *scale),
+                (Op::Tokens { front, x, .. }, PackedLayer::Tokens(positions)) => call.tokens(front, *x, positions),
+                (Op::Unpatch { x, .. }, PackedLayer::Unpatch(patches)) => call.unpatch(*x, *patches),
                 _ => unreachable!("layers are packed one by one"),
             };
             values.made[program.slot(index + 1)] = Some(made);
@@ -144,8 +154,9 @@ impl PackedLayer {
                 view.bytes() + conv.as_ref().map_or(0, Conv::bytes) + size_of_val(&**bias)
             }
             Self::Branches(layers) => layers.iter().map(Linear::bytes).sum(),
-            Self::Attention => 0,
+            Self::Attention | Self::Unpatch(_) => 0,
             Self::Write(view) => view.bytes(),
+            Self::Tokens(positions) => size_of_val(&**positions),
         }
     }
 }
@@ -212,25 +223,35 @@ impl Call<'_> {
         self.workspace.arena.map([1, self.values.image.batch, 1, channels])
     }
 
-    fn embedding(&mut self, frequencies: &[f32], rows: &[f32], noise: &[f32], class: &[Option<usize>]) -> Map {
-        let channels = 2 * frequencies.len();
+    fn embedding(
+        &mut self,
+        embedding: &Embedding,
+        frequencies: &[f32],
+        rows: &[f32],
+        noise: &[f32],
+        class: &[Option<usize>],
+    ) -> Map {
+        let none = self.packed.program.classes;
+        let channels = if rows.is_empty() { 2 * frequencies.len() } else { rows.len() / (none + 1) };
         let mut y = self.vectors(channels);
         let row = y.pitch();
-        let none = (rows.len() / channels).saturating_sub(1);
+        let cosines_first = embedding.waves.as_ref().is_some_and(|waves| waves.cosines_first);
         for ((y, &noise), class) in y.data_mut().chunks_exact_mut(row).zip(noise).zip(class) {
             y.fill(0.0);
             if !rows.is_empty() {
                 let class = class.filter(|&class| class < none).unwrap_or(none);
                 y[..channels].copy_from_slice(&rows[class * channels..][..channels]);
             }
-            // Sines before cosines: EDM computes them the other way round, then swaps the halves.
-            let (sines, cosines) = y.split_at_mut(frequencies.len());
+            let (first, second) = y.split_at_mut(frequencies.len());
+            let (sines, cosines) = if cosines_first { (second, first) } else { (first, second) };
             for ((sine, cosine), frequency) in sines.iter_mut().zip(cosines).zip(frequencies) {
                 *sine += (noise * frequency).sin();
                 *cosine += (noise * frequency).cos();
             }
         }
-        self.linear_ended(noise.len(), none, channels);
+        // What the class costs by the definition, which multiplies a one-hot row.
+        let inputs = embedding.class.map_or(0, |class| self.packed.program.spec.params[class.weight].shape[0]);
+        self.linear_ended(noise.len(), inputs, channels);
         y
     }
 
@@ -239,8 +260,12 @@ impl Call<'_> {
         let mut y = self.vectors(channels);
         let (x_pitch, y_pitch, team) = (x.pitch(), y.pitch(), &mut self.workspace.team);
         linear::run(team, x.data(), x_pitch, &[Output { layer, channels, offset: 0 }], y.data_mut(), y_pitch);
-        if product.silu {
-            silu_in_place(y.data_mut());
+        if let Some(residual) = product.residual {
+            let residual = self.values.of(residual).data();
+            y.data_mut().iter_mut().zip(residual).for_each(|(y, residual)| *y = (*y + residual) * product.scale);
+        }
+        if let Some(act) = product.act {
+            activation::in_place(act, y.data_mut());
         }
         self.linear_ended(x.height, x.channels, channels);
         y
@@ -268,14 +293,18 @@ impl Call<'_> {
         let normalisation = self.normalisation(&product.x, view, parts.as_slice());
         let affine = normalisation.as_ref().map(|normalisation| normalisation.affine(product.x.silu));
         let source = Source { parts: parts.as_slice(), affine };
-        let resampled = view.resampler.as_ref().map(|resampler| self.resampled(resampler, source));
-        let whole = resampled.as_ref().map(|map| [map]);
+        let written = self.written(&product.x, view, source);
+        let whole = written.as_ref().map(|map| [map]);
         let source = whole.as_ref().map_or(source, |parts| Source { parts, affine: None });
 
         let [batch, height, width] = source.size();
-        let grow = |side: usize| side + 2 * product.pad + 1 - product.kernel;
+        let Extent::Map { height, width } =
+            (Extent::Map { height, width }).convolved(product.kernel, product.stride, product.pad)
+        else {
+            unreachable!("a map stays one")
+        };
         let widths = &self.subnet.widths;
-        let mut y = self.workspace.arena.map([batch, grow(height), grow(width), stored(product.to, widths)]);
+        let mut y = self.workspace.arena.map([batch, height, width, stored(product.to, widths)]);
         let (branches, offsets, row) = &self.packed.branches;
         let bias = match (product.sample_bias, branches) {
             (Some(branch), Some(branches)) => Some((&values.of(*branches).data()[offsets[branch]..], *row)),
@@ -297,7 +326,11 @@ impl Call<'_> {
                 self.workspace.ended(format_args!("{}", self.name), Kind::Elementwise, shape, 0);
             }
         }
-        if let Some(map) = resampled {
+        if let Some(act) = product.act {
+            activate(&mut self.workspace.team, act, &mut y);
+            self.ended("act", Kind::Elementwise, &y);
+        }
+        if let Some(map) = written {
             self.workspace.arena.put(map);
         }
         if let Some(normalisation) = normalisation {
@@ -329,10 +362,7 @@ impl Call<'_> {
         let normalisation = self.normalisation(x, view, parts.as_slice());
         let affine = normalisation.as_ref().map(|normalisation| normalisation.affine(x.silu));
         let source = Source { parts: parts.as_slice(), affine };
-        let mut y = match &view.resampler {
-            Some(resampler) => self.resampled(resampler, source),
-            None => self.copied(source),
-        };
+        let mut y = self.written(x, view, source).unwrap_or_else(|| self.copied(source));
         if let Some(normalisation) = normalisation {
             normalisation.put(&mut self.workspace.arena);
         }
@@ -350,15 +380,56 @@ impl Call<'_> {
         if parts.iter().all(|part| part.channels == 0) {
             return None;
         }
-        let table = match &norm.groups {
-            Groups::Fixed(table) => table,
-            Groups::Pipe(pipe) => self.subnet.tables.of(*pipe),
+        let table = match &norm.over {
+            Over::Groups(table) => table,
+            Over::PipeGroups(pipe) => self.subnet.tables.of(*pipe),
+            Over::Pixel => return None,
         };
-        let normalisation = Normalisation::new(self.workspace, parts, table, scale, shift, norm.eps);
+        let (branches, offsets, pitch) = &self.packed.branches;
+        let film = norm.film.zip(*branches).map(|(film, branches)| {
+            let of = |branch: usize| &self.values.of(branches).data()[offsets[branch]..];
+            Film { scale: of(film), shift: of(film + 1), pitch: *pitch }
+        });
+        let normalisation = Normalisation::new(self.workspace, parts, table, scale, shift, norm.eps, film);
         let shape = [parts[0].height, parts[0].width, table.channels(), table.channels()];
         let name = self.packed.program.layer_of(norm.scale);
         self.workspace.ended(format_args!("{name}"), Kind::Norm, shape, 0);
         Some(normalisation)
+    }
+
+    /// What a view's parts become before a kernel can read them, where none can read the view as it is.
+    fn written(&mut self, x: &View, view: &PackedView, source: Source) -> Option<Map> {
+        match (&x.norm, &view.norm, &view.resampler) {
+            (Some(Norm { over: Over::Pixel, scale: param, eps, .. }), Some((scale, shift)), _) => {
+                let x = source.parts[0];
+                let mut y = self.workspace.arena.map([x.batch, x.height, x.width, x.channels]);
+                layer_norm(self.workspace, x, scale, shift, *eps, &mut y);
+                let shape = [y.height, y.width, y.channels, y.channels];
+                let name = self.packed.program.layer_of(*param);
+                self.workspace.ended(format_args!("{name}"), Kind::Norm, shape, 0);
+                Some(y)
+            }
+            (.., Some(resampler)) => Some(self.resampled(resampler, source)),
+            _ => None,
+        }
+    }
+
+    fn tokens(&mut self, front: &[ValueId], x: ValueId, positions: &[f32]) -> Map {
+        let (x, values) = (self.values.of(x), self.values);
+        let mut y = self.workspace.arena.map([x.batch, front.len() + x.height * x.width, 1, x.channels]);
+        let front: Vec<&Map> = front.iter().map(|&vector| values.of(vector)).collect();
+        tokens(&front, x, positions, &mut y);
+        self.workspace.ended(format_args!("{}", self.name), Kind::Copy, [y.height, 1, y.channels, y.channels], 0);
+        y
+    }
+
+    fn unpatch(&mut self, x: ValueId, patches: Patches) -> Map {
+        let x = self.values.of(x);
+        let channels = x.channels / (patches.patch * patches.patch);
+        let mut y = self.workspace.arena.map([x.batch, patches.height, patches.width, channels]);
+        unpatch(x, patches, &mut y);
+        self.workspace.ended(format_args!("{}", self.name), Kind::Copy, [y.height, y.width, channels, channels], 0);
+        y
     }
 
     /// The source written down.
@@ -409,24 +480,26 @@ struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    fn layer(&self, op: &Op) -> PackedLayer {
+    fn layer(&self, value: ValueId, op: &Op) -> PackedLayer {
         match op {
-            Op::Embedding(embedding) => self.embedding(embedding),
+            Op::Embedding(embedding) => self.embedding(value, embedding),
             Op::Product(product) => match self.program.values[product.x.parts[0]].extent {
-                Extent::Vector => PackedLayer::Linear(self.linear(product.weight, &product.bias)),
+                Extent::Vector => PackedLayer::Linear(self.linear(product)),
                 Extent::Map { .. } => self.conv(product),
             },
-            Op::Branches { to, .. } => {
-                PackedLayer::Branches(to.iter().map(|branch| self.linear(branch.weight, &branch.bias)).collect())
-            }
+            Op::Branches { to, .. } => PackedLayer::Branches(to.iter().map(|branch| self.branch(branch)).collect()),
             Op::Attention { .. } => PackedLayer::Attention,
             Op::Write { x, .. } => PackedLayer::Write(self.view(x)),
+            Op::Tokens { positions, .. } => PackedLayer::Tokens(self.weights[*positions].clone()),
+            Op::Unpatch { .. } => PackedLayer::Unpatch(self.program.patches(value)),
         }
     }
 
-    fn embedding(&self, NoiseEmbedding { frequencies, class }: &NoiseEmbedding) -> PackedLayer {
-        let frequencies = frequencies.values(|param| self.weights[param].clone());
-        let rows = class.map_or(vec![], |class| class_rows(class, self.program.classes, self.weights));
+    fn embedding(&self, value: ValueId, Embedding { waves, class }: &Embedding) -> PackedLayer {
+        let waves = waves.as_ref();
+        let frequencies = waves.map_or(vec![], |waves| waves.frequencies.values(|param| self.weights[param].clone()));
+        let channels = self.program.values[value].channels.kept(&self.program.spec.full());
+        let rows = class.map_or(vec![], |class| class.values(self.program.classes, self.weights, channels));
         PackedLayer::Embedding { frequencies, rows }
     }
 
@@ -440,12 +513,18 @@ impl Packer<'_> {
         bias
     }
 
-    /// `[in, out]` weights and their biases.
-    fn linear(&self, weight: ParamId, bias: &[ParamId]) -> Linear {
-        let c_in = self.program.spec.params[weight].shape[0];
-        let (weights, bias) = (&self.weights[weight], self.bias(bias));
-        let c_out = bias.len();
-        Linear::new([c_in, c_out], &bias, |i, o| weights[i * c_out + o])
+    fn linear(&self, product: &Product) -> Linear {
+        let weights = &self.weights[product.weight];
+        let (c_in, c_out) = (self.program.width(&product.x), product.to.kept(&self.program.spec.full()));
+        Linear::new([c_in, c_out], &self.bias(&product.bias), |i, o| weights[i * c_out + o])
+    }
+
+    fn branch(&self, Branch { weight, bias, part: (part, parts), to }: &Branch) -> Linear {
+        let c_in = self.program.spec.params[*weight].shape[0];
+        let c_out = to.kept(&self.program.spec.full());
+        let weights = &self.weights[*weight];
+        let bias = &self.bias(bias)[part * c_out..][..c_out];
+        Linear::new([c_in, c_out], bias, |i, o| weights[(i * parts + part) * c_out + o])
     }
 
     fn view(&self, view: &View) -> PackedView {
@@ -462,7 +541,6 @@ impl Packer<'_> {
     }
 
     fn conv(&self, product: &Product) -> PackedLayer {
-        assert!(!product.silu, "no kernel of the CPU activates a map on the way out");
         let view = self.view(&product.x);
         let (weights, shape) = (&self.weights[product.weight], &self.program.spec.params[product.weight].shape);
         let bias = self.bias(&product.bias);
@@ -484,8 +562,9 @@ impl Packer<'_> {
                 }
                 let stride = 3 * heads * dim;
                 let value = |_, i: usize, column: usize| places[column].map_or(0.0, |at| weights[i * stride + at]);
-                let conv = Conv::new(Method::Direct, [1, 0, c_in, columns], value);
-                (Some(conv), places.iter().map(|place| place.map_or(0.0, |place| bias[place])).collect())
+                let conv = Conv::new(Method::Direct, [1, 1, 0], [c_in, columns], value);
+                let at = |place: &Option<usize>| place.map_or(0.0, |place| bias[place]);
+                (Some(conv), if bias.is_empty() { bias } else { places.iter().map(at).collect() })
             }
             (Channels::Heads { heads, .. }, _) => {
                 let (dim, c_out) = (shape[1], shape[2]);
@@ -493,27 +572,18 @@ impl Packer<'_> {
                     let (head, offset) = attention::head_and_offset(heads, i);
                     weights[(head * dim + offset) * c_out + o]
                 };
-                (Some(Conv::new(Method::Direct, [1, 0, heads * dim, c_out], value)), bias)
+                (Some(Conv::new(Method::Direct, [1, 1, 0], [heads * dim, c_out], value)), bias)
             }
             _ => {
-                let (kernel, pad, c_in, c_out) = (product.kernel, product.pad, shape[2], shape[3]);
+                let geometry = [product.kernel, product.stride, product.pad];
+                let (c_in, c_out) = (self.program.width(&product.x), product.to.kept(&self.program.spec.full()));
                 let side = self.program.extent(&product.x).height();
                 let value = |tap, i, o| weights[(tap * c_in + i) * c_out + o];
-                (Some(Conv::new(Method::of(kernel, pad, c_in, side), [kernel, pad, c_in, c_out], value)), bias)
+                (Some(Conv::new(Method::of(geometry, c_in, side), geometry, [c_in, c_out], value)), bias)
             }
         };
         // On whole panels.
         bias.resize(pitch(bias.len()), 0.0);
         PackedLayer::Conv { view, conv, bias }
     }
-}
-
-/// What an embedding adds for each class, and last for none: the label layer on one-hot rows, which EDM scales by the root of
-/// their length. `[classes + 1, channels]`.
-pub(super) fn class_rows(layer: Dense, classes: usize, weights: &[Vec<f32>]) -> Vec<f32> {
-    let scale = (classes as f32).sqrt();
-    let (weights, bias) = (&weights[layer.weight], &weights[layer.bias]);
-    let row = |row: &[f32]| row.iter().zip(bias).map(|(weight, bias)| scale * weight + bias).collect::<Vec<f32>>();
-    let rows = weights.chunks_exact(bias.len()).flat_map(row);
-    rows.chain(bias.iter().copied()).collect()
 }

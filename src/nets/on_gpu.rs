@@ -2,11 +2,11 @@
 //!
 //! Nothing here touches a device: the list of a call says what it costs and what memory it needs before there is any.
 
-use super::on_cpu::class_rows;
 use super::program::{
-    Branch, Channels, Extent, Groups, IMAGE, NoiseEmbedding, Norm, Op, ParamId, Product, Program, Value, ValueId, View,
+    Branch, Channels, Embedding, Extent, IMAGE, Norm, Op, Over, ParamId, Product, Program, Value, ValueId, View,
 };
 use super::sliced::Tables;
+use crate::ops::Act;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::cuda::attention::attention;
 use crate::ops::cuda::conv::{Finish, Weights, conv, pack, pack_bias};
@@ -168,6 +168,16 @@ fn check(program: &Program) -> Result<()> {
     let refuse = |problem: String| Err(Error::input("backbone", problem));
     let inner = program.layers.iter().zip(&program.values[1..]).take(program.layers.len() - 1);
     for (layer, value) in inner {
+        let new = match &layer.op {
+            Op::Embedding(Embedding { waves: Some(waves), .. }) => waves.cosines_first,
+            Op::Product(product) => product.stride > 1 || product.act == Some(Act::Gelu),
+            Op::Embedding(_) | Op::Tokens { .. } | Op::Unpatch { .. } => true,
+            _ => false,
+        };
+        let norm = layer.op.view().and_then(|view| view.norm.as_ref());
+        if new || norm.is_some_and(|norm| norm.film.is_some() || matches!(norm.over, Over::Pixel)) {
+            return refuse(format!("{} is of a kind that a GPU does not take yet", layer.name));
+        }
         match (&layer.op, value.channels) {
             (Op::Branches { .. }, _) => {}
             (_, Channels::Fixed(channels)) if !channels.is_multiple_of(VECTOR) => {
@@ -233,7 +243,7 @@ impl Call<'_> {
                     sample_bias: product.sample_bias.map(|branch| self.branch(branch)),
                     residual: residual.as_ref(),
                     scale: product.scale,
-                    silu: product.silu,
+                    silu: product.act == Some(Act::Silu),
                 };
                 let y = self.convolve(name, product, normed, weights, finish);
                 normed.iter().for_each(|normed| self.put(normed));
@@ -317,10 +327,10 @@ impl Call<'_> {
         let norm = view.norm.as_ref().expect("placed with its norm");
         let (element, parts) = (self.compiled.element, self.parts(view));
         let parts: Vec<&Map> = parts.iter().collect();
-        let table = match (placed.fixed, &norm.groups) {
+        let table = match (placed.fixed, &norm.over) {
             (Some(table), _) => table,
-            (None, Groups::Pipe(pipe)) => self.subnet.tables[*pipe],
-            (None, Groups::Fixed(_)) => unreachable!("fixed tables are placed with their norm"),
+            (None, Over::PipeGroups(pipe)) => self.subnet.tables[*pipe],
+            (None, _) => unreachable!("fixed tables are placed with their norm"),
         };
         let table = Table { address: self.at(table.address), ..table };
         let params = moments::Norm { scale: self.at(placed.scale), shift: self.at(placed.shift), table };
@@ -413,6 +423,7 @@ impl Layout<'_> {
             Op::Branches { x, to } => self.branches(*x, to),
             Op::Attention { .. } => CompiledLayer::Attention,
             Op::Write { x, .. } => CompiledLayer::Write(x.norm.as_ref().map(|norm| self.norm(norm))),
+            Op::Tokens { .. } | Op::Unpatch { .. } => unreachable!("checked"),
         }
     }
 
@@ -431,10 +442,12 @@ impl Layout<'_> {
         Table { address: self.push(bytemuck::cast_slice(&words)), ..placed }
     }
 
-    fn embedding(&mut self, NoiseEmbedding { frequencies, class }: &NoiseEmbedding) -> CompiledLayer {
-        let frequencies = frequencies.values(|param| self.weights[param].clone());
+    fn embedding(&mut self, Embedding { waves, class }: &Embedding) -> CompiledLayer {
+        let waves = waves.as_ref().expect("checked");
+        let frequencies = waves.frequencies.values(|param| self.weights[param].clone());
+        let labels = class.map(|class| class.values(self.program.classes, self.weights, 2 * frequencies.len()));
         let frequencies = self.floats(&frequencies);
-        let labels = class.map(|class| self.floats(&class_rows(class, self.program.classes, self.weights)));
+        let labels = labels.map(|labels| self.floats(&labels));
         CompiledLayer::Embedding { frequencies, labels }
     }
 
@@ -494,9 +507,9 @@ impl Layout<'_> {
     fn norm(&mut self, norm: &Norm) -> CompiledNorm {
         let weights = self.weights;
         let [scale, shift] = [norm.scale, norm.shift].map(|param| self.floats(&weights[param]));
-        let fixed = match &norm.groups {
-            Groups::Fixed(table) => Some(self.table(table)),
-            Groups::Pipe(_) => None,
+        let fixed = match &norm.over {
+            Over::Groups(table) => Some(self.table(table)),
+            _ => None,
         };
         CompiledNorm { scale, shift, fixed }
     }

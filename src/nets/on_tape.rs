@@ -1,10 +1,12 @@
 //! A [`Program`] on plain tensors, recorded for gradients: what training runs, and what inference is held against.
 
-use super::program::{Channels, Extent, Groups, NoiseEmbedding, Norm, Op, ParamId, Product, Program, Resample, View};
+use super::program::{
+    Branch, Channels, Embedding, Extent, Norm, Op, Over, ParamId, Product, Program, Resample, ValueId, View,
+};
 use super::sliced::Sliced;
 use crate::Result;
 use crate::ops::cpu::resample::Direction;
-use crate::ops::{Tape, attention, conv, elementwise, group_norm, resample};
+use crate::ops::{Act, Tape, attention, conv, elementwise, group_norm, layer_norm, resample, tokens};
 use candle_core::{DType, Device, Tensor};
 
 /// The raw network F of the subnet `w`: `x` is `[B, H, W, C]`, `noise` (c_noise) and `class` have B entries; class `None`
@@ -21,18 +23,13 @@ pub fn forward(
     class: &[Option<usize>],
 ) -> Result<Tensor> {
     let mut run = Run { program, tape, w, values: vec![x.clone()], branches: Vec::new() };
-    for layer in &program.layers {
+    for (index, layer) in program.layers.iter().enumerate() {
         let made = match &layer.op {
             Op::Embedding(embedding) => run.embedding(embedding, noise, class)?,
             Op::Product(product) => run.product(product)?,
             Op::Branches { x, to } => {
                 for branch in to {
-                    let (x, weight) = (&run.values[*x], w.at(branch.weight));
-                    let made = match weight.dim(1)? {
-                        0 => Tensor::zeros((x.dim(0)?, 0), DType::F32, &Device::Cpu)?,
-                        _ => conv::linear(tape, x, weight, &run.bias(&branch.bias, branch.to)?)?,
-                    };
-                    run.branches.push(made);
+                    run.branches.push(run.branch(&run.values[*x], branch)?);
                 }
                 // Whoever reads it reads one of them.
                 run.values[*x].clone()
@@ -53,6 +50,8 @@ pub fn forward(
                     None => x,
                 }
             }
+            Op::Tokens { front, x, positions } => run.tokens(front, *x, *positions)?,
+            Op::Unpatch { x, .. } => tokens::unpatch(tape, &run.values[*x], program.patches(index + 1))?,
         };
         run.values.push(made);
     }
@@ -70,36 +69,75 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn embedding(&self, embedding: &NoiseEmbedding, noise: &[f32], class: &[Option<usize>]) -> Result<Tensor> {
-        let param = |param| self.w.at(param).to_vec1::<f32>().expect("a vector of f32");
-        let frequencies = embedding.frequencies.values(param);
-        // Sines before cosines: EDM computes them the other way round, then swaps the halves.
-        let mut values = Vec::with_capacity(noise.len() * frequencies.len() * 2);
-        for &noise in noise {
-            values.extend(frequencies.iter().map(|frequency| (noise * frequency).sin()));
-            values.extend(frequencies.iter().map(|frequency| (noise * frequency).cos()));
-        }
-        let emb = Tensor::from_vec(values, (noise.len(), frequencies.len() * 2), &Device::Cpu)?;
-        let Some(layer) = embedding.class else { return Ok(emb) };
-        // One-hot rows, which EDM scales by the root of their length.
-        let classes = self.program.classes;
-        let mut rows = vec![0.0; class.len() * classes];
-        for (row, class) in rows.chunks_exact_mut(classes).zip(class) {
-            if let Some(class) = class.filter(|&class| class < classes) {
-                row[class] = (classes as f32).sqrt();
+    fn embedding(&self, embedding: &Embedding, noise: &[f32], class: &[Option<usize>]) -> Result<Tensor> {
+        let waves = embedding.waves.as_ref().map(|waves| {
+            let frequencies = waves.frequencies.values(|param| self.w.at(param).to_vec1().expect("a vector of f32"));
+            let mut values = Vec::with_capacity(noise.len() * frequencies.len() * 2);
+            let part = |noise: f32, of: fn(f32) -> f32| frequencies.iter().map(move |frequency| of(noise * frequency));
+            for &noise in noise {
+                let of: [fn(f32) -> f32; 2] =
+                    if waves.cosines_first { [f32::cos, f32::sin] } else { [f32::sin, f32::cos] };
+                of.into_iter().for_each(|of| values.extend(part(noise, of)));
             }
+            Tensor::from_vec(values, (noise.len(), frequencies.len() * 2), &Device::Cpu)
+        });
+        let class = embedding.class.map(|rows| -> Result<Tensor> {
+            let (weight, classes) = (self.w.at(rows.weight), self.program.classes);
+            // One-hot rows; one of zeros where there is no row for none.
+            let length = weight.dim(0)?;
+            let mut told = vec![0.0; class.len() * length];
+            for (told, class) in told.chunks_exact_mut(length).zip(class) {
+                let class = class.filter(|&class| class < classes).unwrap_or(classes);
+                told.get_mut(class).into_iter().for_each(|told| *told = rows.scale);
+            }
+            let told = Tensor::from_vec(told, (class.len(), length), &Device::Cpu)?;
+            let bias = self.bias(rows.bias.as_slice(), weight.dim(1)?)?;
+            Ok(conv::linear(self.tape, &told, weight, &bias)?)
+        });
+        match (waves.transpose()?, class.transpose()?) {
+            (Some(waves), Some(class)) => Ok(elementwise::add_scale(self.tape, &waves, &class, 1.0)?),
+            (waves, class) => Ok(waves.or(class).expect("an embedding is of something")),
         }
-        let rows = Tensor::from_vec(rows, (class.len(), classes), &Device::Cpu)?;
-        let mapped = conv::linear(self.tape, &rows, self.w.at(layer.weight), self.w.at(layer.bias))?;
-        Ok(elementwise::add_scale(self.tape, &emb, &mapped, 1.0)?)
+    }
+
+    /// `[B, out]`
+    fn branch(&self, x: &Tensor, Branch { weight, bias, part: (part, parts), .. }: &Branch) -> Result<Tensor> {
+        let weight = self.w.at(*weight);
+        let (c_in, all) = (weight.dim(0)?, weight.elem_count() / weight.dim(0)?);
+        if all == 0 {
+            return Ok(Tensor::zeros((x.dim(0)?, 0), DType::F32, &Device::Cpu)?);
+        }
+        let (bias, weight) = (self.bias(bias, all)?, self.tape.reshape(weight, (c_in, all))?);
+        let made = conv::linear(self.tape, x, &weight, &bias)?;
+        match parts {
+            1 => Ok(made),
+            _ => Ok(self.tape.narrow(&made, 1, part * (all / parts), all / parts)?),
+        }
+    }
+
+    /// `[B, tokens, 1, C]`
+    fn tokens(&self, front: &[ValueId], x: ValueId, positions: ParamId) -> Result<Tensor> {
+        let (batch, height, width, channels) = self.values[x].dims4()?;
+        let mut tokens = self.tape.reshape(&self.values[x], (batch, height * width * channels))?;
+        for &vector in front.iter().rev() {
+            tokens = elementwise::concat(self.tape, &self.values[vector], &tokens)?;
+        }
+        let tokens = elementwise::add_row(self.tape, &tokens, self.w.at(positions))?;
+        Ok(self.tape.reshape(&tokens, (batch, front.len() + height * width, 1, channels))?)
     }
 
     fn product(&self, product: &Product) -> Result<Tensor> {
         let x = self.view(&product.x)?;
         let weight = self.w.at(product.weight);
+        let rows = product.kernel * product.kernel * x.dim(x.rank() - 1)?;
+        let c_out = match product.to {
+            Channels::Fixed(channels) => channels,
+            // Without a channel on the way in nothing but the bias says how many there are.
+            _ => weight.elem_count().checked_div(rows).unwrap_or(0),
+        };
         let bias = match product.sample_bias {
             Some(branch) => self.branches[branch].clone(),
-            None => self.bias(&product.bias, product.to)?,
+            None => self.bias(&product.bias, c_out)?,
         };
         let mut y = match self.program.extent(&product.x) {
             Extent::Vector => conv::linear(self.tape, &x, weight, &bias)?,
@@ -111,47 +149,42 @@ impl Run<'_> {
             Extent::Map { .. } if x.dim(3)? == 0 => {
                 let (batch, height, width, _) = x.dims4()?;
                 let (nothing, kernel) = (zeros([batch, height, width, 1])?, zeros([1, 1, 1, bias.elem_count()])?);
-                conv::conv2d(self.tape, &nothing, &kernel, &bias, 0)?
+                conv::conv2d(self.tape, &nothing, &kernel, &bias, 1, 0)?
             }
             Extent::Map { .. } => {
                 let weight = self.kernel(product, weight, x.dim(3)?)?;
-                conv::conv2d(self.tape, &x, &weight, &bias, product.pad)?
+                conv::conv2d(self.tape, &x, &weight, &bias, product.stride, product.pad)?
             }
         };
         if let Some(residual) = product.residual {
             y = elementwise::add_scale(self.tape, &y, &self.values[residual], product.scale)?;
         }
-        if product.silu {
-            y = elementwise::silu(self.tape, &y)?;
+        match product.act {
+            Some(act) => Ok(elementwise::act(self.tape, &y, act)?),
+            None => Ok(y),
         }
-        Ok(y)
     }
 
-    /// The weight as `[kernel, kernel, in, out]`: heads lie side by side.
+    /// The weight as `[kernel, kernel, in, out]`: heads lie side by side, and a matrix has one tap.
     fn kernel(&self, product: &Product, weight: &Tensor, c_in: usize) -> Result<Tensor> {
-        let from = self.program.values[product.x.parts[0]].channels;
-        match (from, product.to) {
-            (Channels::Heads { .. }, _) | (_, Channels::Heads { .. }) => {
-                let c_out = weight.elem_count() / c_in;
-                Ok(self.tape.reshape(weight, (1, 1, c_in, c_out))?)
-            }
+        match product.kernel {
+            1 => Ok(self.tape.reshape(weight, (1, 1, c_in, weight.elem_count() / c_in))?),
             _ => Ok(weight.clone()),
         }
     }
 
     /// The sum of these biases, `[out]`; zeros where there are none.
-    fn bias(&self, params: &[ParamId], to: Channels) -> Result<Tensor> {
+    fn bias(&self, params: &[ParamId], c_out: usize) -> Result<Tensor> {
         let Some((first, more)) = params.split_first() else {
-            let Channels::Fixed(channels) = to else { unreachable!("what has no bias is outside of blocks") };
-            return Ok(Tensor::zeros(channels, DType::F32, &Device::Cpu)?);
+            return Ok(Tensor::zeros(c_out, DType::F32, &Device::Cpu)?);
         };
         let mut bias = self.w.at(*first).clone();
         for &more in more {
             bias = elementwise::add_scale(self.tape, &bias, self.w.at(more), 1.0)?;
         }
-        match to {
-            Channels::Heads { .. } => Ok(self.tape.reshape(&bias, bias.elem_count())?),
-            _ => Ok(bias),
+        match bias.rank() {
+            1 => Ok(bias),
+            _ => Ok(self.tape.reshape(&bias, bias.elem_count())?),
         }
     }
 
@@ -165,7 +198,7 @@ impl Run<'_> {
         }
         x = match (&view.norm, view.silu) {
             (Some(norm), silu) => self.norm(norm, &x, silu)?,
-            (None, true) => elementwise::silu(self.tape, &x)?,
+            (None, true) => elementwise::act(self.tape, &x, Act::Silu)?,
             (None, false) => x,
         };
         match &view.resample {
@@ -178,11 +211,18 @@ impl Run<'_> {
     }
 
     fn norm(&self, norm: &Norm, x: &Tensor, silu: bool) -> Result<Tensor> {
-        let table = match &norm.groups {
-            Groups::Fixed(table) => table,
-            Groups::Pipe(pipe) => self.w.table(*pipe),
+        let (mut scale, mut shift) = (self.w.at(norm.scale).clone(), self.w.at(norm.shift).clone());
+        let table = match &norm.over {
+            Over::Groups(table) => table,
+            Over::PipeGroups(pipe) => self.w.table(*pipe),
+            Over::Pixel => return Ok(layer_norm::layer_norm(self.tape, x, &scale, &shift, norm.eps)?),
         };
-        Ok(group_norm::group_norm(self.tape, x, self.w.at(norm.scale), self.w.at(norm.shift), table, norm.eps, silu)?)
+        if let Some(film) = norm.film {
+            let [by, plus] = [film, film + 1].map(|branch| &self.branches[branch]);
+            scale = elementwise::scale_row(self.tape, &scale, by)?;
+            shift = elementwise::add_scale(self.tape, &elementwise::scale_row(self.tape, &shift, by)?, plus, 1.0)?;
+        }
+        Ok(group_norm::group_norm(self.tape, x, &scale, &shift, table, norm.eps, silu)?)
     }
 }
 

@@ -7,8 +7,10 @@
 //! scale are part of the layer that makes the sum. So no reader has to find the fusions again.
 
 use crate::nets::ImageShape;
+use crate::ops::Act;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::cpu::resample::Direction;
+use crate::ops::cpu::tokens::Patches;
 use crate::supernet::{Spec, Widths};
 use std::f32::consts::TAU;
 use std::sync::Arc;
@@ -70,8 +72,13 @@ pub enum Extent {
 pub enum Channels {
     /// As many in every subnet.
     Fixed(usize),
-    /// Those of a pipe.
-    Pipe(PipeId),
+    /// Those of a pipe, `parts` times side by side.
+    Pipe {
+        /// The pipe.
+        pipe: PipeId,
+        /// How often.
+        parts: usize,
+    },
     /// The offsets of a pipe of attention, in each of `heads` heads, `parts` times: three for queries, keys and values side
     /// by side.
     Heads {
@@ -85,11 +92,16 @@ pub enum Channels {
 }
 
 impl Channels {
+    /// The channels of a pipe, once.
+    pub fn of(pipe: PipeId) -> Self {
+        Self::Pipe { pipe, parts: 1 }
+    }
+
     /// The pipe that they shrink with.
     pub fn pipe(self) -> Option<PipeId> {
         match self {
             Self::Fixed(_) => None,
-            Self::Pipe(pipe) | Self::Heads { pipe, .. } => Some(pipe),
+            Self::Pipe { pipe, .. } | Self::Heads { pipe, .. } => Some(pipe),
         }
     }
 
@@ -97,7 +109,7 @@ impl Channels {
     pub fn kept(self, widths: &Widths) -> usize {
         match self {
             Self::Fixed(channels) => channels,
-            Self::Pipe(pipe) => widths.0[pipe],
+            Self::Pipe { pipe, parts } => parts * widths.0[pipe],
             Self::Heads { pipe, parts, heads } => parts * heads * widths.0[pipe],
         }
     }
@@ -115,11 +127,11 @@ pub struct Layer {
 /// What a layer computes.
 #[derive(Debug)]
 pub enum Op {
-    /// The noise level as sines and cosines, and the class: the first vector.
-    Embedding(NoiseEmbedding),
+    /// The noise level as sines and cosines, and the class: a vector that reads no value.
+    Embedding(Embedding),
     /// A convolution or a linear layer.
     Product(Product),
-    /// Linear layers on one vector, all at once: what [`Product::sample_bias`] reads. Its value holds them one after the
+    /// Linear layers on one vector, all at once: what [`Product::sample_bias`] and [`Norm::film`] read. Its value holds them one after the
     /// other; how far apart is the reader's affair.
     Branches {
         /// The vector.
@@ -141,19 +153,65 @@ pub enum Op {
         /// A factor on the sum.
         scale: f32,
     },
+    /// A sequence of tokens: vectors, then the pixels of a map row by row, plus positions. Its value is a map of one column.
+    Tokens {
+        /// The vectors, one token each.
+        front: Vec<ValueId>,
+        /// The map.
+        x: ValueId,
+        /// `[tokens, channels]`: added.
+        positions: ParamId,
+    },
+    /// The last tokens as an image, each a square of `patch * patch` pixels whose channels follow each other row by row.
+    Unpatch {
+        /// The tokens.
+        x: ValueId,
+        /// Side of a square.
+        patch: usize,
+    },
 }
 
-/// `(sin(noise f), cos(noise f)) + class`, sines before cosines.
+/// `waves + class`, either of which may be missing.
 #[derive(Debug)]
-pub struct NoiseEmbedding {
+pub struct Embedding {
+    /// The noise level.
+    pub waves: Option<Waves>,
+    /// The class.
+    pub class: Option<ClassRows>,
+}
+
+/// `(sin(noise f), cos(noise f))`
+#[derive(Debug)]
+pub struct Waves {
     /// Where the frequencies f come from.
     pub frequencies: Frequencies,
-    /// The linear layer of the class's one-hot row times `sqrt(classes)`, where there are classes; its bias is all there is of
-    /// an absent one.
-    pub class: Option<Dense>,
+    /// Whether `(cos, sin)` is meant.
+    pub cosines_first: bool,
 }
 
-/// Frequencies of an [`NoiseEmbedding`].
+/// A vector for each class: `scale * row + bias`.
+#[derive(Clone, Copy, Debug)]
+pub struct ClassRows {
+    /// `[rows, channels]`: a row for each class, and perhaps one more for none; without it the bias is all there is of none.
+    pub weight: ParamId,
+    /// `[channels]`
+    pub bias: Option<ParamId>,
+    /// A factor on a row.
+    pub scale: f32,
+}
+
+impl ClassRows {
+    /// The vectors themselves, the last for none: `[classes + 1, channels]`, given the values of parameters.
+    pub fn values(&self, classes: usize, weights: &[Vec<f32>], channels: usize) -> Vec<f32> {
+        let zeros = vec![0.0; channels];
+        let (rows, bias) = (&weights[self.weight], self.bias.map_or(&zeros, |bias| &weights[bias]));
+        let none = (rows.len() == classes * channels).then_some(&zeros);
+        let rows = rows.chunks_exact(channels).chain(none.map(Vec::as_slice));
+        rows.flat_map(|row| row.iter().zip(bias).map(|(row, bias)| self.scale * row + bias)).collect()
+    }
+}
+
+/// Frequencies of [`Waves`].
 #[derive(Debug)]
 pub enum Frequencies {
     /// These.
@@ -178,24 +236,25 @@ pub struct Dense {
     /// `[in, out]`, or `[kernel, kernel, in, out]`.
     pub weight: ParamId,
     /// `[out]`.
-    pub bias: ParamId,
+    pub bias: Option<ParamId>,
     /// What it makes.
     pub to: Channels,
 }
 
-/// A layer of [`Op::Branches`].
+/// A layer of [`Op::Branches`], or one of the equal parts that its outputs fall into.
 #[derive(Clone, Debug)]
 pub struct Branch {
-    /// `[in, out]`.
+    /// `[in, (parts,) out]`.
     pub weight: ParamId,
-    /// Added up.
+    /// `[(parts,) out]`: added up.
     pub bias: Vec<ParamId>,
+    /// Which part, of how many.
+    pub part: (usize, usize),
     /// What it makes.
     pub to: Channels,
 }
 
-/// `act((x * weight + bias + sample_bias + residual) * scale)`: a convolution of a map with stride 1, or a linear layer of a
-/// vector.
+/// `act((x * weight + bias + sample_bias + residual) * scale)`: a convolution of a map, or a linear layer of a vector.
 #[derive(Clone, Debug)]
 pub struct Product {
     /// What it reads.
@@ -206,6 +265,8 @@ pub struct Product {
     pub to: Channels,
     /// Side of the kernel; 1 for a linear layer.
     pub kernel: usize,
+    /// Pixels from a place of the kernel to the next.
+    pub stride: usize,
     /// Zeros around the map.
     pub pad: usize,
     /// Added up.
@@ -216,8 +277,8 @@ pub struct Product {
     pub residual: Option<ValueId>,
     /// A factor on the sum.
     pub scale: f32,
-    /// Whether SiLU follows.
-    pub silu: bool,
+    /// What follows.
+    pub act: Option<Act>,
 }
 
 impl Product {
@@ -228,12 +289,13 @@ impl Product {
             weight: layer.weight,
             to: layer.to,
             kernel,
+            stride: 1,
             pad: kernel / 2,
-            bias: vec![layer.bias],
+            bias: layer.bias.into_iter().collect(),
             sample_bias: None,
             residual: None,
             scale: 1.0,
-            silu: false,
+            act: None,
         }
     }
 }
@@ -280,26 +342,30 @@ impl View {
     }
 }
 
-/// GroupNorm (Wu and He 2018).
+/// `(x - mean) / sqrt(variance + eps) * scale + shift`
 #[derive(Clone, Debug)]
 pub struct Norm {
     /// `[channels]`: on what is normalised.
     pub scale: ParamId,
     /// `[channels]`: added then.
     pub shift: ParamId,
-    /// Which channels share statistics.
-    pub groups: Groups,
+    /// What a mean and a variance are over.
+    pub over: Over,
     /// Added to the variance.
     pub eps: f32,
+    /// `y (1 + f) + g` of what comes out (FiLM, Perez et al. 2018): f is this branch, g the next.
+    pub film: Option<usize>,
 }
 
-/// Which channels share a group.
+/// What shares a mean and a variance.
 #[derive(Clone, Debug)]
-pub enum Groups {
-    /// The same in every subnet: the channels of the residual stream.
-    Fixed(Arc<GroupTable>),
-    /// Those of a pipe, which depend on what is kept.
-    Pipe(PipeId),
+pub enum Over {
+    /// All pixels and some channels (GroupNorm, Wu and He 2018), the same in every subnet: the residual stream's.
+    Groups(Arc<GroupTable>),
+    /// The same of a pipe, whose groups depend on what is kept.
+    PipeGroups(PipeId),
+    /// The channels of a pixel (LayerNorm, Ba et al. 2016).
+    Pixel,
 }
 
 /// EDM's resampling by 2 (Karras et al. 2022): as [`crate::ops::cpu::resample`] defines it.
@@ -331,12 +397,12 @@ impl Extent {
         }
     }
 
-    /// What a convolution makes of it.
-    pub fn convolved(self, kernel: usize, pad: usize) -> Self {
-        let grow = |side: usize| side + 2 * pad + 1 - kernel;
+    /// What a product makes of it.
+    pub fn convolved(self, kernel: usize, stride: usize, pad: usize) -> Self {
+        let places = |side: usize| (side + 2 * pad - kernel) / stride + 1;
         match self {
             Self::Vector => Self::Vector,
-            Self::Map { height, width } => Self::Map { height: grow(height), width: grow(width) },
+            Self::Map { height, width } => Self::Map { height: places(height), width: places(width) },
         }
     }
 
@@ -347,27 +413,43 @@ impl Extent {
             Self::Map { height, .. } => height,
         }
     }
+
+    /// Pixels; 1 for a vector.
+    pub fn pixels(self) -> usize {
+        match self {
+            Self::Vector => 1,
+            Self::Map { height, width } => height * width,
+        }
+    }
 }
 
 impl Op {
     /// The values that it reads, some perhaps twice. `branches` is the value of the network's [`Op::Branches`].
     pub fn reads(&self, branches: Option<ValueId>) -> Vec<ValueId> {
         let mut reads = Vec::new();
+        if let Some(view) = self.view() {
+            reads.extend(&view.parts);
+            reads.extend(view.norm.as_ref().and_then(|norm| norm.film).and(branches));
+        }
         match self {
             Self::Embedding(_) => {}
-            Self::Product(Product { x, residual, sample_bias, .. }) => {
-                reads.extend(&x.parts);
+            Self::Product(Product { residual, sample_bias, .. }) => {
                 reads.extend(residual);
                 reads.extend(sample_bias.and(branches));
             }
-            Self::Branches { x, .. } => reads.push(*x),
-            Self::Attention { qkv } => reads.push(*qkv),
-            Self::Write { x, residual, .. } => {
-                reads.extend(&x.parts);
-                reads.extend(residual);
-            }
+            Self::Write { residual, .. } => reads.extend(residual),
+            Self::Branches { x, .. } | Self::Attention { qkv: x } | Self::Unpatch { x, .. } => reads.push(*x),
+            Self::Tokens { front, x, .. } => reads.extend(front.iter().chain([x])),
         }
         reads
+    }
+
+    /// The view that it reads, if it reads one.
+    pub fn view(&self) -> Option<&View> {
+        match self {
+            Self::Product(Product { x, .. }) | Self::Write { x, .. } => Some(x),
+            _ => None,
+        }
     }
 }
 
@@ -441,6 +523,17 @@ impl Program {
     pub fn width(&self, view: &View) -> usize {
         let full = self.spec.full();
         view.parts.iter().map(|&part| self.values[part].channels.kept(&full)).sum()
+    }
+
+    /// How an [`Op::Unpatch`] that makes this value reads its tokens.
+    pub(super) fn patches(&self, value: ValueId) -> Patches {
+        let (Op::Unpatch { x, patch }, Extent::Map { height, width }) =
+            (&self.layers[value - 1].op, self.values[value].extent)
+        else {
+            unreachable!("only an image is made of tokens")
+        };
+        let image = height / patch * (width / patch);
+        Patches { front: self.values[*x].extent.pixels() - image, patch: *patch, height, width }
     }
 
     /// The name of a parameter's layer.
@@ -542,22 +635,25 @@ mod tests {
             let mut used = BTreeSet::new();
             for layer in &program.layers {
                 match &layer.op {
-                    Op::Embedding(NoiseEmbedding { frequencies, class }) => {
-                        used.extend(class.iter().flat_map(|class| [class.weight, class.bias]));
-                        if let Frequencies::Param(param) = frequencies {
+                    Op::Embedding(Embedding { waves, class }) => {
+                        used.extend(class.iter().flat_map(|class| class.bias.into_iter().chain([class.weight])));
+                        if let Some(Waves { frequencies: Frequencies::Param(param), .. }) = waves {
                             used.insert(*param);
                         }
                     }
                     Op::Product(product) => {
                         used.insert(product.weight);
                         used.extend(&product.bias);
-                        used.extend(product.x.norm.iter().flat_map(|norm| [norm.scale, norm.shift]));
                     }
                     Op::Branches { to, .. } => {
                         to.iter().for_each(|branch| used.extend(branch.bias.iter().chain([&branch.weight])));
                     }
-                    Op::Attention { .. } | Op::Write { .. } => {}
+                    Op::Tokens { positions, .. } => {
+                        used.insert(*positions);
+                    }
+                    Op::Attention { .. } | Op::Write { .. } | Op::Unpatch { .. } => {}
                 }
+                used.extend(layer.op.view().and_then(|view| view.norm.as_ref()).iter().flat_map(|norm| [norm.scale, norm.shift]));
             }
             prop_assert_eq!(used.len(), program.spec.params.len());
         }

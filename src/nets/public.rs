@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{StateDict, listed};
 use crate::files::write_tensors;
-use crate::supernet::{Param, Spec, spec::PublicLayout};
+use crate::supernet::{Param, Spec};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::collections::HashSet;
@@ -15,42 +15,21 @@ pub const RESAMPLE_FILTER: &str = ".resample_filter";
 
 /// The shape of `param` in the public layout.
 fn public_shape(param: &Param) -> Vec<usize> {
-    let s = &param.shape;
-    match param.public {
-        PublicLayout::Vector => s.clone(),
-        PublicLayout::Linear => vec![s[1], s[0]],
-        PublicLayout::Conv => vec![s[3], s[2], s[0], s[1]],
-        PublicLayout::Qkv => vec![s[1] * s[2] * s[3], s[0], 1, 1],
-        PublicLayout::QkvBias => vec![s.iter().product()],
-        PublicLayout::AttnOut => vec![s[2], s[0] * s[1], 1, 1],
-    }
+    param.public.0.iter().map(|axes| axes.iter().map(|&axis| param.shape[axis]).product()).collect()
 }
 
 /// A public tensor in our layout.
 fn from_public(param: &Param, tensor: &Tensor) -> Result<Tensor> {
-    let s = &param.shape;
-    let ours = match param.public {
-        PublicLayout::Vector => tensor.clone(),
-        PublicLayout::Linear => tensor.t()?,
-        PublicLayout::Conv => tensor.permute((2, 3, 1, 0))?,
-        PublicLayout::Qkv => tensor.reshape((s[2], s[3], s[1], s[0]))?.permute((3, 2, 0, 1))?,
-        PublicLayout::QkvBias => tensor.reshape((s[1], s[2], s[0]))?.permute((2, 0, 1))?,
-        PublicLayout::AttnOut => tensor.reshape((s[2], s[0], s[1]))?.permute((1, 2, 0))?,
-    };
-    Ok(ours.contiguous()?)
+    let order: Vec<usize> = param.public.0.concat();
+    let split: Vec<usize> = order.iter().map(|&axis| param.shape[axis]).collect();
+    let mut back = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(place, &axis)| back[axis] = place);
+    Ok(tensor.reshape(split)?.permute(back)?.contiguous()?)
 }
 
 /// Our tensor in the public layout.
 fn to_public(param: &Param, tensor: &Tensor) -> Result<Tensor> {
-    let public = match param.public {
-        PublicLayout::Vector => tensor.clone(),
-        PublicLayout::Linear => tensor.t()?,
-        PublicLayout::Conv => tensor.permute((3, 2, 0, 1))?,
-        PublicLayout::Qkv => tensor.permute((2, 3, 1, 0))?,
-        PublicLayout::QkvBias => tensor.permute((1, 2, 0))?,
-        PublicLayout::AttnOut => tensor.permute((2, 0, 1))?,
-    };
-    Ok(public.contiguous()?.reshape(public_shape(param))?)
+    Ok(tensor.permute(param.public.0.concat())?.contiguous()?.reshape(public_shape(param))?)
 }
 
 /// How many of the parameters of `spec` are among `tensors`, by name.

@@ -1,7 +1,8 @@
 //! The JSON beside a public checkpoint: the network's options and its preconditioning.
 
-use super::backbone::{Arch, Backbone};
+use super::backbone::Backbone;
 use super::network::Network;
+use super::recognition::Arch;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::{refuse_foreign, write_whole};
 use crate::supernet::groups;
@@ -85,7 +86,9 @@ impl<'a> PublicConfig<'a> {
     /// One sentence with the file and the field that is missing or does not fit.
     pub fn backbone(&self, arch: Arch) -> Result<Backbone> {
         let config = self.json.get("config").ok_or_else(|| Error::field(self.path, "config", "is missing"))?;
-        arch.of_json(config.clone()).map_err(|error| Error::field(self.path, "config", error))
+        let refuse = |problem: String| Error::field(self.path, "config", problem);
+        let Value::Object(config) = config else { return Err(refuse("is no object".into())) };
+        arch.options(config.clone()).map_err(refuse)
     }
 
     /// The preconditioning, where the file says it; `sigma_data` is 0.5 where it is not said.
@@ -114,13 +117,14 @@ impl<'a> PublicConfig<'a> {
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written.
-pub fn write_song_unet(backbone: &Backbone, network: &Network, path: &Path) -> Result<()> {
-    let Backbone::SongUnet(config) = backbone;
+pub fn write(backbone: &Backbone, network: &Network, path: &Path) -> Result<()> {
+    let mut config = serde_json::to_value(backbone).expect("options are plain data");
+    let arch = config.as_object_mut().and_then(|config| config.remove("arch"));
     let pipes = network.spec().pipes.iter();
     let norm_groups: BTreeMap<String, usize> = pipes
         .filter_map(|pipe| Some((format!("{}.norm1", pipe.block), groups::count(pipe.width, pipe.norm_groups?))))
         .collect();
-    let mut json = json!({ "arch": backbone.arch().as_str(), "config": config, "norm_groups": norm_groups });
+    let mut json = json!({ "arch": arch, "config": config, "norm_groups": norm_groups });
     json["preconditioning"] = Kind::of(network.preconditioning()).as_str().into();
     if let Preconditioning::Edm { sigma_data } = network.preconditioning() {
         json["sigma_data"] = sigma_data.into();

@@ -1,6 +1,12 @@
 //! Which network a checkpoint holds, and where: told by a config, by the file itself, or by names and shapes.
 
-use super::backbone::{Arch, Backbone};
+mod arch;
+mod edm;
+mod u_vit;
+
+pub use arch::Arch;
+
+use super::backbone::Backbone;
 use super::network::Network;
 use super::program::Program;
 use super::public_config::{Kind, PublicConfig, SIGMA_DATA};
@@ -8,6 +14,7 @@ use super::{ImageShape, public};
 use crate::checkpoint::{Checkpoint, Described, Part, StateDict, listed};
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::{Error, Result};
+use candle_core::Tensor;
 use std::fmt;
 use std::path::Path;
 
@@ -90,7 +97,8 @@ pub fn find(checkpoint: &Checkpoint, hints: &Hints) -> Result<Found> {
         [guess] => guess,
         several => return Err(refuse(ambiguous(several))),
     };
-    let preconditioning = match (guess.preconditioning, hints.preconditioning) {
+    let arch = Arch::of(&guess.backbone);
+    let preconditioning = match (guess.preconditioning.or(arch.preconditioning()), hints.preconditioning) {
         (Some(said), Some(asked)) if Kind::of(said) != asked => {
             let problem = format!("{} is not {}, which the checkpoint says", asked.as_str(), Kind::of(said).as_str());
             return Err(Error::input("--preconditioning", problem));
@@ -98,18 +106,29 @@ pub fn find(checkpoint: &Checkpoint, hints: &Hints) -> Result<Found> {
         (Some(said), _) => said,
         (None, Some(asked)) => asked.with(SIGMA_DATA),
         (None, None) => {
-            let arch = guess.backbone.arch().as_str();
             return Err(refuse(format!(
-                "is a {arch}, whose preconditioning cannot be told from its tensors: give --preconditioning edm, vp or ve, or \
-                 --config with it"
+                "is a network of {}, whose preconditioning cannot be told from its tensors: give --preconditioning edm, vp or ve, or \
+                 --config with it",
+                arch.as_str()
             )));
         }
     };
     let Guess { candidate: Candidate { part, tensors }, backbone, told_by, .. } = guess;
-    backbone.check_buffers(tensors)?;
     let network = Network::new(backbone, preconditioning)?;
     let (key, tensors) = (part.key.clone(), tensors.clone());
     Ok(Found { network, backbone: backbone.clone(), tensors, key, told_by: *told_by })
+}
+
+impl Found {
+    /// The network's parameters.
+    ///
+    /// # Errors
+    /// As [`public::read`]; and where a filter among the tensors is not that of the network.
+    pub fn params(&self) -> Result<Vec<Tensor>> {
+        let params = public::read(self.network.spec(), &self.tensors)?;
+        edm::check_filters(&self.backbone, &self.tensors)?;
+        Ok(params)
+    }
 }
 
 /// The tensors that may be a network's: all that lie together and are wrapped in the same way.
@@ -144,8 +163,8 @@ fn candidates<'a>(checkpoint: &'a Checkpoint, hints: &Hints) -> Result<Vec<Candi
 /// Each candidate as the network of a config.
 fn by_config<'a>(config: &Path, path: &Path, candidates: &'a [Candidate], hints: &Hints) -> Result<Vec<Guess<'a>>> {
     let file = PublicConfig::open(config)?;
-    let recognised = || candidates.iter().find_map(|candidate| Backbone::recognise(&candidate.tensors, None));
-    let arch = hints.arch.or_else(|| file.arch()).or_else(|| Some(recognised()?.arch()));
+    let is = |arch: &Arch| candidates.iter().any(|candidate| arch.recognise(&candidate.tensors).is_some());
+    let arch = hints.arch.or_else(|| file.arch()).or_else(|| Arch::ALL.into_iter().find(is));
     let missing =
         || Error::field(config, "arch", format!("is missing; give one of {}, or --arch", names(Arch::as_str)));
     let backbone = file.backbone(arch.ok_or_else(missing)?)?;
@@ -164,7 +183,11 @@ fn by_content<'a>(path: &Path, candidates: &'a [Candidate], hints: &Hints) -> Re
     let mut guesses = Vec::new();
     for candidate in candidates {
         let (backbone, preconditioning, told_by) = match &candidate.part.described {
-            None => (Backbone::recognise(&candidate.tensors, hints.arch), None, ToldBy::Shapes),
+            None => {
+                let possible = Arch::ALL.into_iter().filter(|arch| hints.arch.is_none_or(|asked| asked == *arch));
+                let recognised = possible.filter_map(|arch| arch.recognise(&candidate.tensors)).next().transpose();
+                (recognised.map_err(|problem| Error::input(path.display(), problem))?, None, ToldBy::Shapes)
+            }
             Some(described) => {
                 let Some(inner) = network(described) else { continue };
                 let backbone = inner.1.of_arguments(&inner.0.arguments);
@@ -274,7 +297,7 @@ fn names(of: fn(Arch) -> &'static str) -> String {
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let ImageShape { height, width, channels } = self.network.image();
-        let arch = self.backbone.arch().as_str();
+        let arch = Arch::of(&self.backbone).as_str();
         let parameters = self.network.spec().parameters(&self.network.spec().full());
         write!(f, "{}", self.tensors.path().display())?;
         if !self.key.is_empty() {

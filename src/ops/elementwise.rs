@@ -1,7 +1,7 @@
-//! Residual sums, concatenation and SiLU.
+//! Residual sums, concatenation, activations, and vectors on rows.
 
 use super::cpu::{activation, elementwise as cpu};
-use super::{Tape, contiguous, with_slice};
+use super::{Act, Tape, contiguous, with_slice};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 /// `(a + b) * scale`, for tensors of one shape.
@@ -14,9 +14,19 @@ pub fn concat(tape: &Tape, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     tape.apply2(Concat, a, b)
 }
 
-/// `x * sigmoid(x)`.
-pub fn silu(tape: &Tape, x: &Tensor) -> Result<Tensor> {
-    tape.apply1(Silu, x)
+/// `act(x)`, elementwise.
+pub fn act(tape: &Tape, x: &Tensor, act: Act) -> Result<Tensor> {
+    tape.apply1(act, x)
+}
+
+/// `x + row` with `row` of N elements on each of the B rows of `x`: `[B, N]`.
+pub fn add_row(tape: &Tape, x: &Tensor, row: &Tensor) -> Result<Tensor> {
+    tape.apply2(AddRow, x, row)
+}
+
+/// `row * (1 + x)` with `row` of N elements on each of the B rows of `x`: `[B, N]`.
+pub fn scale_row(tape: &Tape, row: &Tensor, x: &Tensor) -> Result<Tensor> {
+    tape.apply2(ScaleRow, row, x)
 }
 
 struct AddScale(f32);
@@ -80,23 +90,69 @@ impl CustomOp2 for Concat {
     }
 }
 
-struct Silu;
-
-impl CustomOp1 for Silu {
+impl CustomOp1 for Act {
     fn name(&self) -> &'static str {
-        "silu"
+        "act"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(self.name(), x, layout)?;
         let mut y = vec![0.0; x.len()];
-        activation::silu(x, &mut y);
+        activation::forward(*self, x, &mut y);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let mut dx = vec![0.0; x.elem_count()];
-        with_slice(x, |x| with_slice(dy, |dy| activation::silu_backward(x, dy, &mut dx)))??;
+        with_slice(x, |x| with_slice(dy, |dy| activation::backward(*self, x, dy, &mut dx)))??;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
+}
+
+struct AddRow;
+
+impl CustomOp2 for AddRow {
+    fn name(&self) -> &'static str {
+        "add_row"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, row: &CpuStorage, lr: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, row) = (contiguous(self.name(), x, lx)?, contiguous(self.name(), row, lr)?);
+        let sum = x.iter().zip(row.iter().cycle()).map(|(x, row)| x + row);
+        Ok((CpuStorage::F32(sum.collect()), lx.shape().clone()))
+    }
+
+    fn bwd(&self, _x: &Tensor, row: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut drow = vec![0.0; row.elem_count()];
+        with_slice(dy, |dy| cpu::sum_rows(dy, &mut drow))?;
+        Ok((Some(dy.clone()), Some(Tensor::from_vec(drow, row.shape(), row.device())?)))
+    }
+}
+
+struct ScaleRow;
+
+impl CustomOp2 for ScaleRow {
+    fn name(&self) -> &'static str {
+        "scale_row"
+    }
+
+    fn cpu_fwd(&self, row: &CpuStorage, lr: &Layout, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (row, x) = (contiguous(self.name(), row, lr)?, contiguous(self.name(), x, lx)?);
+        let scaled = x.iter().zip(row.iter().cycle()).map(|(x, row)| row * (1.0 + x));
+        Ok((CpuStorage::F32(scaled.collect()), lx.shape().clone()))
+    }
+
+    fn bwd(&self, row: &Tensor, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (rows, xs, dys) = (values(row)?, values(x)?, values(dy)?);
+        let mut drow = vec![0.0; rows.len()];
+        let shares: Vec<f32> = xs.iter().zip(&dys).map(|(x, dy)| dy * (1.0 + x)).collect();
+        cpu::sum_rows(&shares, &mut drow);
+        let dx: Vec<f32> = dys.iter().zip(rows.iter().cycle()).map(|(dy, row)| dy * row).collect();
+        let device = row.device();
+        Ok((Some(Tensor::from_vec(drow, row.shape(), device)?), Some(Tensor::from_vec(dx, x.shape(), device)?)))
+    }
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
 }

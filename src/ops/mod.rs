@@ -3,16 +3,20 @@
 //! Every op is a candle custom op with a hand-written `bwd`; a [`Tape`] applies it and, in training, records it.
 //! Tensors are f32 and channels last.
 
+pub mod act;
 pub mod attention;
 pub mod conv;
 pub mod cpu;
 pub mod cuda;
 pub mod elementwise;
 pub mod group_norm;
+pub mod layer_norm;
 pub mod pixels;
 pub mod resample;
 pub mod tape;
+pub mod tokens;
 
+pub use act::Act;
 pub use tape::{Gradients, Tape};
 
 use candle_core::{CpuStorage, Layout, Result, Tensor};

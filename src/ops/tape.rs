@@ -30,6 +30,8 @@ enum Op {
     Two(Box<dyn CustomOp2>),
     Three(Box<dyn CustomOp3>),
     Reshape,
+    /// Some places of an axis, from this one on.
+    Narrow(usize, usize),
 }
 
 /// The gradients of the leaves of a [`Tape`].
@@ -82,6 +84,13 @@ impl Tape {
         Ok(out)
     }
 
+    /// The elements at `len` places of an axis, from `start` on, as a tensor of their own.
+    pub fn narrow(&self, a: &Tensor, axis: usize, start: usize, len: usize) -> Result<Tensor> {
+        let out = a.narrow(axis, start, len)?.contiguous()?;
+        self.record(|| Op::Narrow(axis, start), &[a], &out);
+        Ok(out)
+    }
+
     fn record(&self, op: impl FnOnce() -> Op, args: &[&Tensor], out: &Tensor) {
         let Some(record) = &self.0 else { return };
         let mut record = record.borrow_mut();
@@ -108,6 +117,10 @@ impl Tape {
                     vec![a, b, c]
                 }
                 Op::Reshape => vec![Some(grad.reshape(args[0].shape())?)],
+                Op::Narrow(axis, start) => {
+                    let after = args[0].dim(*axis)? - start - out.dim(*axis)?;
+                    vec![Some(grad.pad_with_zeros(*axis, *start, after)?)]
+                }
             };
             for (arg, grad) in args.iter().zip(arg_grads) {
                 let Some(grad) = grad.filter(|_| tracked.contains(&arg.id())) else { continue };

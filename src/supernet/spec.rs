@@ -38,6 +38,8 @@ pub struct Pipe {
     pub kind: PipeKind,
     /// Its full width, in channels.
     pub width: usize,
+    /// |l| of the paper's Formula 5: the outputs of a convolutional block, the residual width of a transformer's.
+    pub block_width: usize,
     /// The blocks that share a channel budget in the paper's Formula 5, for example `enc_16x16`.
     pub allocation_group: String,
     /// Groups, at most, of the GroupNorm that normalises these channels, where there is one: see
@@ -67,26 +69,27 @@ pub struct Slice {
     pub pipe: usize,
     /// Whether the parameter makes or uses the channels.
     pub role: Role,
+    /// The channels of the parameter that share a place in the pipe, along the axes right before: heads, times queries, keys
+    /// and values. Each counts in importance with an absolute value of its own.
+    pub copies: usize,
 }
 
-/// How the public checkpoints (NVlabs/edm) lay a parameter out, against our input-major, channels-last layout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PublicLayout {
-    /// The same: a vector.
-    Vector,
-    /// Public `[out, in]`, ours `[in, out]`.
-    Linear,
-    /// Public `[out, in, kh, kw]`, ours `[kh, kw, in, out]`.
-    Conv,
-    /// Public `[(head, channel, {q,k,v}), in, 1, 1]`, ours `[in, {q,k,v}, head, channel]`: EDM interleaves q, k and v by channel.
-    Qkv,
-    /// Public `[(head, channel, {q,k,v})]`, ours `[{q,k,v}, head, channel]`.
-    QkvBias,
-    /// Public `[out, (head, channel), 1, 1]`, ours `[head, channel, out]`.
-    AttnOut,
+/// How the public checkpoints lay a parameter out: by public axis, our axes that it runs over, the slowest first. An axis
+/// over none of ours has length 1.
+///
+/// Ours is input-major and channels last. So `[[1], [0]]` is a linear layer, `[out, in]`; `[[3], [2], [0], [1]]` a
+/// convolution, `[out, in, kh, kw]`; `[[2, 3, 1], [0], [], []]` EDM's `qkv`, `[(head, channel, {q,k,v}), in, 1, 1]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Public(pub Vec<Vec<usize>>);
+
+impl Public {
+    /// As it is: a vector.
+    pub fn vector() -> Self {
+        Self(vec![vec![0]])
+    }
 }
 
-/// How a parameter is drawn before training (the initialisation of NVlabs/edm's SongUNet).
+/// How a parameter is drawn before training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// Uniform Xavier: `gain * U(-1, 1) * sqrt(6 / (fan_in + fan_out))`.
@@ -95,6 +98,13 @@ pub enum Init {
         fan_in: usize,
         /// Number of outputs of one input.
         fan_out: usize,
+        /// A factor on top.
+        gain: f64,
+    },
+    /// Uniform Kaiming: `gain * U(-1, 1) * sqrt(3 / fan_in)`.
+    Kaiming {
+        /// Number of inputs of one output.
+        fan_in: usize,
         /// A factor on top.
         gain: f64,
     },
@@ -114,7 +124,7 @@ pub struct Param {
     /// The axes that shrink with a pipe.
     pub slices: Vec<Slice>,
     /// How the public checkpoints lay it out.
-    pub public: PublicLayout,
+    pub public: Public,
     /// How it is drawn before training.
     pub init: Init,
     /// How often an image uses each element in a multiply-accumulate: output positions for a weight, 0 for the rest.

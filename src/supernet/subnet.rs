@@ -87,6 +87,7 @@ mod tests {
             block: block.to_owned(),
             kind,
             width,
+            block_width: width,
             allocation_group: "all".to_owned(),
             norm_groups: None,
             macs_per_channel: 10,

@@ -3,7 +3,7 @@
 use crate::diffusion::noise::Stream;
 use crate::nets::{Network, sliced::Sliced};
 use crate::ops::{Gradients, Tape};
-use crate::supernet::spec::{Param, PublicLayout, Role, Slice};
+use crate::supernet::spec::{Param, Role, Slice};
 use crate::supernet::{Spec, Supernet};
 use crate::training::data::{Dataset, to_unit};
 use crate::{Error, Result};
@@ -140,32 +140,21 @@ fn scores(spec: &Spec, full: &Sliced, gradients: &Gradients) -> Result<Vec<Vec<f
     Ok(scores)
 }
 
-/// Adds `sum over parts |sum w g|` of each channel along the slice's axis.
+/// Adds `sum over copies |sum w g|` of each channel along the slice's axis.
 fn add_products(param: &Param, slice: &Slice, weight: &[f32], gradient: &[f32], scores: &mut [f64]) {
     let width = param.shape[slice.axis];
     if width == 0 {
         return;
     }
     let inner: usize = param.shape[slice.axis + 1..].iter().product();
-    let parts = parts(param);
-    let mut sums = vec![0.0; parts * width];
+    let mut sums = vec![0.0; slice.copies * width];
     let rows = weight.chunks_exact(inner).zip(gradient.chunks_exact(inner));
     for (row, (weight, gradient)) in rows.enumerate() {
         let (outer, channel) = (row / width, row % width);
         let products = weight.iter().zip(gradient).map(|(&w, &g)| f64::from(w) * f64::from(g));
-        sums[outer % parts * width + channel] += products.sum::<f64>();
+        sums[outer % slice.copies * width + channel] += products.sum::<f64>();
     }
-    for part in sums.chunks_exact(width) {
-        scores.iter_mut().zip(part).for_each(|(score, sum)| *score += sum.abs());
-    }
-}
-
-/// The channels of a parameter that share an offset, each with an absolute value of its own: the heads, times q, k and v.
-/// They are the axes right before the pipe's.
-fn parts(param: &Param) -> usize {
-    match param.public {
-        PublicLayout::Qkv => param.shape[1] * param.shape[2],
-        PublicLayout::AttnOut => param.shape[0],
-        _ => 1,
+    for copy in sums.chunks_exact(width) {
+        scores.iter_mut().zip(copy).for_each(|(score, sum)| *score += sum.abs());
     }
 }

@@ -48,13 +48,12 @@ pub fn initial(spec: &Spec, seed: u64) -> Result<Supernet> {
     for (index, param) in spec.params.iter().enumerate() {
         let stream = Draw::Init.at(seed, index as u64);
         let len = param.shape.iter().product::<usize>() as u64;
+        let uniform = |bound: f64| (0..len).map(|i| (bound * (2.0 * stream.uniform(i) - 1.0)) as f32).collect();
         let values: Vec<f32> = match param.init {
             Init::Constant(value) => vec![value; len as usize],
             Init::Normal(std) => (0..len).map(|i| (std * stream.normal(i)) as f32).collect(),
-            Init::Xavier { fan_in, fan_out, gain } => {
-                let bound = gain * (6.0 / (fan_in + fan_out) as f64).sqrt();
-                (0..len).map(|i| (bound * (2.0 * stream.uniform(i) - 1.0)) as f32).collect()
-            }
+            Init::Xavier { fan_in, fan_out, gain } => uniform(gain * (6.0 / (fan_in + fan_out) as f64).sqrt()),
+            Init::Kaiming { fan_in, gain } => uniform(gain * (3.0 / fan_in as f64).sqrt()),
         };
         params.push(Tensor::from_vec(values, param.shape.as_slice(), &Device::Cpu)?);
     }

@@ -72,7 +72,7 @@ pub fn generic(network: &Network) -> Supernet {
         let stream = Stream::new(3, 98, index as u64);
         let (scale, spread) = match param.init {
             Init::Xavier { gain, .. } => (gain.max(0.5) / gain, 0.0),
-            Init::Constant(_) | Init::Normal(_) => (1.0, 0.2),
+            Init::Constant(_) | Init::Kaiming { .. } | Init::Normal(_) => (1.0, 0.2),
         };
         let value = |(i, value): (usize, &f32)| scale as f32 * value + (spread * stream.normal(i as u64)) as f32;
         let generic: Vec<f32> = values(tensor).iter().enumerate().map(value).collect();

@@ -4,11 +4,11 @@ use accordion::diffusion::Stream;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::Model;
 use accordion::nets::model::Card;
-use accordion::nets::song_unet::{Config, Decoder, Embedding, Encoder};
 use accordion::nets::{Backbone, Network};
 use accordion::supernet::{Order, Param, Spec, Subnet, Supernet, Widths, ranking};
 use candle_core::{Device, Tensor};
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 /// Samples of a batch.
 const BATCH: usize = 3;
@@ -16,52 +16,81 @@ const BATCH: usize = 3;
 /// A network without weights.
 #[derive(Clone, Debug)]
 pub struct Shape {
-    config: Config,
+    backbone: Backbone,
     preconditioning: Preconditioning,
     seed: u64,
 }
 
-/// Every kind of network that a config can name.
+/// Networks of every family, of every kind that a config can name.
 pub fn shapes() -> impl Strategy<Value = Shape> {
-    let widths = (2usize..=4, prop::collection::vec(1usize..=2, 1..=2), 1usize..=2);
-    let options = (prop::sample::select(vec![0usize, 3]), prop::sample::select(vec![1usize, 3]), any::<[bool; 4]>());
     let preconditioning =
         prop::sample::select(vec![Preconditioning::Vp, Preconditioning::Ve, Preconditioning::Edm { sigma_data: 0.4 }]);
-    (widths, options, preconditioning, any::<u64>()).prop_map(|(widths, options, preconditioning, seed)| {
-        let (quarters, channel_mult, num_blocks) = widths;
+    let backbones = prop_oneof![2 => song_unets(), 1 => adms(), 2 => u_vits()];
+    (backbones, preconditioning, any::<u64>()).prop_map(|(config, preconditioning, seed)| {
+        let backbone = serde_json::from_value(config).unwrap();
+        Shape { backbone, preconditioning, seed }
+    })
+}
+
+fn song_unets() -> impl Strategy<Value = Value> {
+    let widths = (2usize..=4, prop::collection::vec(1usize..=2, 1..=2), 1usize..=2);
+    let options = (prop::sample::select(vec![0, 3]), prop::sample::select(vec![1, 3]), any::<[bool; 4]>());
+    (widths, options).prop_map(|((quarters, channel_mult, num_blocks), options)| {
         let (label_dim, img_channels, [fourier, residual, long_filter, attention]) = options;
-        let config = Config {
-            img_resolution: 8,
-            img_channels,
-            label_dim,
-            model_channels: 4 * quarters,
-            channel_mult,
-            num_blocks,
-            attn_resolutions: if attention { vec![8, 4] } else { vec![] },
-            dropout: 0.0,
-            augment_dim: 0,
-            embedding_type: if fourier { Embedding::Fourier } else { Embedding::Positional },
-            encoder_type: if residual { Encoder::Residual } else { Encoder::Standard },
-            decoder_type: Decoder::Standard,
-            channel_mult_noise: 1,
-            channel_mult_emb: 2,
-            resample_filter: if long_filter { vec![1.0, 3.0, 3.0, 1.0] } else { vec![1.0, 1.0] },
-            pipe_widths: Default::default(),
-        };
-        Shape { config, preconditioning, seed }
+        json!({
+            "arch": "song-unet", "img_resolution": 8, "img_channels": img_channels, "label_dim": label_dim,
+            "model_channels": 4 * quarters, "channel_mult": channel_mult, "num_blocks": num_blocks,
+            "attn_resolutions": if attention { vec![8, 4] } else { vec![] },
+            "embedding_type": if fourier { "fourier" } else { "positional" },
+            "encoder_type": if residual { "residual" } else { "standard" }, "decoder_type": "standard",
+            "channel_mult_noise": 1, "channel_mult_emb": 2,
+            "resample_filter": if long_filter { vec![1, 3, 3, 1] } else { vec![1, 1] },
+        })
+    })
+}
+
+/// Some wide enough for several heads of attention.
+fn adms() -> impl Strategy<Value = Value> {
+    let widths = (prop::sample::select(vec![8, 12, 64, 96]), prop::collection::vec(1usize..=2, 1..=2));
+    let options = (prop::sample::select(vec![0, 3]), prop::sample::select(vec![1, 3]), any::<bool>());
+    (widths, options).prop_map(|((model_channels, channel_mult), (label_dim, img_channels, attention))| {
+        json!({
+            "arch": "adm", "img_resolution": if model_channels < 64 { 8 } else { 4 }, "img_channels": img_channels,
+            "label_dim": label_dim, "model_channels": model_channels, "channel_mult": channel_mult, "num_blocks": 1,
+            "attn_resolutions": if attention { vec![8, 4, 2] } else { vec![] }, "channel_mult_emb": 2,
+        })
+    })
+}
+
+fn u_vits() -> impl Strategy<Value = Value> {
+    let widths = (1usize..=3, prop::sample::select(vec![4, 6, 10, 18]), prop::sample::select(vec![0, 2, 4]));
+    let image = (prop::sample::select(vec![1, 2, 4]), prop::sample::select(vec![1, 3]));
+    let options = (prop::sample::select(vec![-1, 3, 4]), any::<[bool; 3]>());
+    (widths, image, options).prop_map(|((num_heads, head, depth), (patch_size, in_chans), (num_classes, flags))| {
+        let [qkv_bias, mlp_time_embed, conv] = flags;
+        json!({
+            "arch": "u-vit", "img_size": 8, "patch_size": patch_size, "in_chans": in_chans,
+            "embed_dim": num_heads * head, "depth": depth, "num_heads": num_heads, "mlp_ratio": 2.5,
+            "qkv_bias": qkv_bias, "mlp_time_embed": mlp_time_embed, "num_classes": num_classes,
+            "null_class": num_classes == 4, "conv": conv,
+        })
     })
 }
 
 impl Shape {
-    /// The same with so many channels at its first level.
+    /// The same with so many channels at its first level, or a multiple of them in a token.
     #[allow(dead_code, reason = "not every test needs a width that a GPU takes")]
     pub fn of_channels(mut self, channels: usize) -> Self {
-        self.config.model_channels = channels;
+        match &mut self.backbone {
+            Backbone::SongUnet(config) => config.model_channels = channels,
+            Backbone::Adm(config) => config.model_channels = config.model_channels.next_multiple_of(channels),
+            Backbone::UVit(config) => config.embed_dim = config.num_heads * channels,
+        }
         self
     }
 
     pub fn model(&self) -> Model {
-        let backbone = Backbone::SongUnet(self.config.clone());
+        let backbone = self.backbone.clone();
         let network = Network::new(&backbone, self.preconditioning).unwrap();
         let spec = network.spec();
         let params = spec.params.iter().enumerate().map(|(index, param)| self.param(index, param)).collect();

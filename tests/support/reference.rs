@@ -4,7 +4,7 @@
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::Backbone;
 use accordion::nets::Model;
-use accordion::nets::song_unet::{Config, Embedding, Encoder};
+use accordion::nets::song_unet::{Config, EmbeddingType, Encoder};
 use accordion::supernet::groups;
 use std::collections::{BTreeMap, HashMap};
 use std::f64::consts::{FRAC_1_SQRT_2, TAU};
@@ -99,10 +99,10 @@ impl Reference {
     fn embedding(&self, c_noise: f64, class: Option<usize>) -> Vec<f64> {
         let half = self.config.model_channels * self.config.channel_mult_noise / 2;
         let frequencies: Vec<f64> = match self.config.embedding_type {
-            Embedding::Positional => {
+            EmbeddingType::Positional => {
                 (0..half).map(|i| (1.0 / 10000.0f64).powf(i as f64 / (half - 1).max(1) as f64)).collect()
             }
-            Embedding::Fourier => self.array("map_noise.freqs").values.iter().map(|f| TAU * f).collect(),
+            EmbeddingType::Fourier => self.array("map_noise.freqs").values.iter().map(|f| TAU * f).collect(),
         };
         // EDM puts cosines first, then swaps the halves.
         let sines = frequencies.iter().map(|f| (f * c_noise).sin());

@@ -1,4 +1,4 @@
-//! Stride-1 convolution as strips of im2col and matrix products, forward and both gradients.
+//! Convolution as strips of im2col and matrix products, forward and both gradients.
 
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -10,7 +10,7 @@ const STRIP_FLOATS: usize = 96 * 1024;
 /// Partial sums of a weight gradient: fixed, so that the sum does not depend on the number of threads.
 const GRADIENT_CHUNKS: usize = 8;
 
-/// Shape of a stride-1 convolution with square kernel and symmetric zero padding, channels last.
+/// Shape of a convolution with square kernel and symmetric zero padding, channels last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Samples.
@@ -21,6 +21,8 @@ pub struct Geometry {
     pub width: usize,
     /// Rows and columns of the kernel.
     pub kernel: usize,
+    /// Pixels from a place of the kernel to the next.
+    pub stride: usize,
     /// Zeros added on each side.
     pub pad: usize,
     /// Input channels.
@@ -32,12 +34,12 @@ pub struct Geometry {
 impl Geometry {
     /// Rows of the output.
     pub fn out_height(&self) -> usize {
-        self.height + 2 * self.pad + 1 - self.kernel
+        (self.height + 2 * self.pad - self.kernel) / self.stride + 1
     }
 
     /// Columns of the output.
     pub fn out_width(&self) -> usize {
-        self.width + 2 * self.pad + 1 - self.kernel
+        (self.width + 2 * self.pad - self.kernel) / self.stride + 1
     }
 
     /// Values of one input sample.
@@ -60,11 +62,13 @@ impl Geometry {
         (STRIP_FLOATS / (self.depth() * self.out_width()).max(1)).clamp(1, self.out_height())
     }
 
-    /// The convolution that carries the gradient of the output back to the input.
+    /// The convolution that carries the gradient of the output, with zeros where the stride has no place, back to the input.
     fn transposed(&self) -> Self {
+        let dense = Self { stride: 1, ..*self };
         Self {
-            height: self.out_height(),
-            width: self.out_width(),
+            height: dense.out_height(),
+            width: dense.out_width(),
+            stride: 1,
             pad: self.kernel - 1 - self.pad,
             c_in: self.c_out,
             c_out: self.c_in,
@@ -124,7 +128,7 @@ impl<'a> Kernel<'a> {
     }
 }
 
-/// `y[b, p, o] = bias[b, o] + sum_{ky, kx, i} x[b, p + (ky, kx) - pad, i] w[ky, kx, i, o]`.
+/// `y[b, p, o] = bias[b, o] + sum_{ky, kx, i} x[b, stride p + (ky, kx) - pad, i] w[ky, kx, i, o]`.
 ///
 /// `x` is `[batch, height, width, c_in]`, `y` is `[batch, out_height, out_width, c_out]`; `bias` is `[c_out]`, or
 /// `[batch, c_out]`, or empty.
@@ -158,7 +162,21 @@ pub fn backward_input(dy: &[f32], kernel: Kernel, g: &Geometry, dx: &mut [f32]) 
     let transposed = g.transposed();
     let reversed = kernel.reversed(g);
     let kernel = Kernel { data: &reversed, strides: [g.kernel * g.c_in * g.c_out, g.c_in * g.c_out, g.c_in, 1] };
-    forward(dy, kernel, &[], &transposed, dx);
+    let dy = if g.stride == 1 { Cow::Borrowed(dy) } else { Cow::Owned(spread(dy, g, &transposed)) };
+    forward(&dy, kernel, &[], &transposed, dx);
+}
+
+/// The gradient of the output where a stride of 1 would have it, and zeros between.
+fn spread(dy: &[f32], g: &Geometry, dense: &Geometry) -> Vec<f32> {
+    let mut spread = vec![0.0; g.batch * dense.in_elements()];
+    for (row, dy) in dy.chunks_exact(g.out_width() * g.c_out).enumerate() {
+        let (sample, y) = (row / g.out_height(), row % g.out_height() * g.stride);
+        let to = &mut spread[sample * dense.in_elements() + y * dense.width * g.c_out..];
+        for (to, dy) in to.chunks_mut(g.stride * g.c_out).zip(dy.chunks_exact(g.c_out)) {
+            to[..g.c_out].copy_from_slice(dy);
+        }
+    }
+    spread
 }
 
 /// The gradient of the weights, contiguous `[kh, kw, in, out]`: `dw = sum_{b, p} x dy`.
@@ -215,7 +233,7 @@ pub fn backward_bias(dy: &[f32], g: &Geometry, db: &mut [f32]) {
 /// needs none: its input is the matrix.
 fn with_columns(x: &[f32], g: &Geometry, first_row: usize, pixels: usize, then: impl FnOnce(&[f32])) {
     thread_local!(static COLUMNS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
-    if g.kernel == 1 && g.pad == 0 {
+    if g.kernel == 1 && g.pad == 0 && g.stride == 1 {
         let start = first_row * g.width * g.c_in;
         return then(&x[start..start + pixels * g.c_in]);
     }
@@ -233,8 +251,8 @@ fn with_columns(x: &[f32], g: &Geometry, first_row: usize, pixels: usize, then: 
 fn fill_columns(x: &[f32], g: &Geometry, first_row: usize, columns: &mut [f32]) {
     let run = g.kernel * g.c_in;
     for (pixel, columns) in columns.chunks_exact_mut(g.depth()).enumerate() {
-        let top = (first_row + pixel / g.out_width()) as isize - g.pad as isize;
-        let left = (pixel % g.out_width()) as isize - g.pad as isize;
+        let top = ((first_row + pixel / g.out_width()) * g.stride) as isize - g.pad as isize;
+        let left = (pixel % g.out_width() * g.stride) as isize - g.pad as isize;
         // The taps of one kernel row are neighbours in memory: one copy, cut where it leaves the image.
         let skip = (-left).clamp(0, g.kernel as isize) as usize;
         let take = (g.width as isize - left).clamp(skip as isize, g.kernel as isize) as usize;
@@ -309,7 +327,7 @@ mod tests {
             for oy in 0..g.out_height() {
                 for ox in 0..g.out_width() {
                     for tap in 0..g.kernel * g.kernel {
-                        let (iy, ix) = (oy + tap / g.kernel, ox + tap % g.kernel);
+                        let (iy, ix) = (oy * g.stride + tap / g.kernel, ox * g.stride + tap % g.kernel);
                         if iy < g.pad || ix < g.pad || iy - g.pad >= g.height || ix - g.pad >= g.width {
                             continue;
                         }
@@ -326,14 +344,18 @@ mod tests {
 
     #[test]
     fn convolution_and_its_gradients_match_loops_in_f64() {
-        for (batch, height, width, kernel, pad, c_in, c_out) in [
-            (1, 5, 7, 3, 1, 3, 4),
-            (3, 4, 4, 3, 2, 5, 8),
-            (2, 7, 3, 1, 0, 6, 3),
-            (9, 1, 1, 1, 0, 8, 5),
-            (2, 28, 28, 3, 1, 40, 33),
+        for (batch, height, width, [kernel, stride, pad], c_in, c_out) in [
+            (1, 5, 7, [3, 1, 1], 3, 4),
+            (3, 4, 4, [3, 1, 2], 5, 8),
+            (2, 7, 3, [1, 1, 0], 6, 3),
+            (9, 1, 1, [1, 1, 0], 8, 5),
+            (2, 28, 28, [3, 1, 1], 40, 33),
+            (2, 8, 8, [3, 2, 1], 4, 5),
+            (3, 7, 9, [3, 2, 1], 3, 4),
+            (2, 8, 12, [4, 4, 0], 3, 7),
+            (1, 5, 4, [1, 2, 0], 3, 2),
         ] {
-            let g = Geometry { batch, height, width, kernel, pad, c_in, c_out };
+            let g = Geometry { batch, height, width, kernel, stride, pad, c_in, c_out };
             let x = values(1, batch * g.in_elements());
             let w = values(2, g.depth() * c_out);
             let bias = values(3, batch * c_out);
@@ -371,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_prefix_of_wider_weights_is_used_in_place() {
-        let wide = Geometry { batch: 1, height: 6, width: 6, kernel: 3, pad: 1, c_in: 8, c_out: 12 };
+        let wide = Geometry { batch: 1, height: 6, width: 6, kernel: 3, stride: 1, pad: 1, c_in: 8, c_out: 12 };
         let narrow = Geometry { c_in: 5, c_out: 7, ..wide };
         let w = values(5, wide.depth() * wide.c_out);
         let x = values(6, narrow.in_elements());
@@ -389,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_the_same_alone_and_in_a_batch() {
-        let g = Geometry { batch: 5, height: 14, width: 14, kernel: 3, pad: 1, c_in: 48, c_out: 40 };
+        let g = Geometry { batch: 5, height: 14, width: 14, kernel: 3, stride: 1, pad: 1, c_in: 48, c_out: 40 };
         let (x, w, bias) = (values(8, 5 * g.in_elements()), values(9, g.depth() * g.c_out), values(10, g.c_out));
         let kernel = Kernel { data: &w, strides: contiguous(&g) };
         let mut together = vec![0.0; 5 * g.out_elements()];
@@ -409,7 +431,7 @@ mod tests {
 
     #[test]
     fn results_do_not_depend_on_the_number_of_threads() {
-        let g = Geometry { batch: 11, height: 14, width: 14, kernel: 3, pad: 1, c_in: 24, c_out: 20 };
+        let g = Geometry { batch: 11, height: 14, width: 14, kernel: 3, stride: 1, pad: 1, c_in: 24, c_out: 20 };
         let (x, w) = (values(11, 11 * g.in_elements()), values(12, g.depth() * g.c_out));
         let dy = values(13, 11 * g.out_elements());
         let kernel = Kernel { data: &w, strides: contiguous(&g) };

@@ -22,6 +22,14 @@ pub fn add_scale(a: &[f32], b: &[f32], s: f32, y: &mut [f32]) {
     });
 }
 
+/// The sum of the rows of `x`, each as long as `sum`, in order.
+pub fn sum_rows(x: &[f32], sum: &mut [f32]) {
+    sum.fill(0.0);
+    for row in x.chunks_exact(sum.len().max(1)) {
+        sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+    }
+}
+
 /// `y = x * s`
 pub fn scale(x: &[f32], s: f32, y: &mut [f32]) {
     assert_eq!(x.len(), y.len());

@@ -10,11 +10,13 @@ pub mod conv;
 pub mod elementwise;
 pub mod fused;
 pub mod group_norm;
+pub mod layer_norm;
 pub mod memory;
 mod parts;
 pub mod peak;
 pub mod resample;
 pub(crate) mod simd;
+pub mod tokens;
 
 #[cfg(test)]
 mod testing;

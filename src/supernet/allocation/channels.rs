@@ -2,8 +2,7 @@
 
 use super::{Constraint, check_importance, check_ratio};
 use crate::Result;
-use crate::supernet::spec::Role;
-use crate::supernet::{PipeKind, Spec, Widths};
+use crate::supernet::{Spec, Widths};
 use std::collections::BTreeMap;
 
 /// The widths for a ratio P of the channels, by Formula 5 of the paper and the rounding of its reference code.
@@ -38,10 +37,10 @@ pub fn channels(spec: &Spec, importance: &[Vec<f64>], ratio: f64, constraint: Co
         for (pipes, score) in blocks.values().zip(&scores) {
             // A group that nothing ranks shares evenly.
             let share = if total > 0.0 { score / total } else { 1.0 / count };
-            let block = block_width(spec, pipes);
+            let block = spec.pipes[pipes[0]].block_width;
             let kept = kept_of_block(share * count * ratio, block, constraint.align);
             for &p in pipes {
-                widths.0[p] = kept_of_pipe(spec, p, kept as f64 / block as f64, constraint);
+                widths.0[p] = kept_of_pipe(spec, p, kept as f64 / block.max(1) as f64, constraint);
             }
         }
     }
@@ -57,24 +56,11 @@ fn groups(spec: &Spec) -> BTreeMap<&str, BTreeMap<&str, Vec<usize>>> {
     groups
 }
 
-/// |l|: the outputs of a convolutional block, or the residual width that a transformer block's MLP reads.
-fn block_width(spec: &Spec, pipes: &[usize]) -> usize {
-    let of_kind = |kind| pipes.iter().copied().find(|&p| spec.pipes[p].kind == kind);
-    let conv = of_kind(PipeKind::Conv).map(|p| spec.pipes[p].width);
-    let residual = || of_kind(PipeKind::Ffn).and_then(|p| inputs(spec, p));
-    let widest = || pipes.iter().map(|&p| spec.pipes[p].width).max();
-    conv.or_else(residual).or_else(widest).unwrap_or(1)
-}
-
-/// Inputs of the matrix that produces `pipe` and nothing else.
-fn inputs(spec: &Spec, pipe: usize) -> Option<usize> {
-    let produces = |slice: &crate::supernet::spec::Slice| slice.pipe == pipe && slice.role == Role::Produces;
-    let param = spec.params.iter().find(|p| p.shape.len() == 2 && matches!(&p.slices[..], [s] if produces(s)))?;
-    Some(param.shape[1 - param.slices[0].axis])
-}
-
 /// C_l, of a block of `width` channels whose unclamped share of them is `share`.
 fn kept_of_block(share: f64, width: usize, align: usize) -> usize {
+    if width == 0 {
+        return 0;
+    }
     let minimum = quarter(width);
     let kept = ((share * width as f64).round_ties_even() as usize).clamp(minimum, width);
     if kept == width { width } else { (kept / align * align).max(minimum) }
@@ -82,6 +68,9 @@ fn kept_of_block(share: f64, width: usize, align: usize) -> usize {
 
 fn kept_of_pipe(spec: &Spec, pipe: usize, share: f64, constraint: Constraint) -> usize {
     let pipe = &spec.pipes[pipe];
+    if pipe.width == 0 {
+        return 0;
+    }
     // The formula leaves a narrow pipe of a wide block with none where its share rounds to 0.
     let kept = ((share * pipe.width as f64).round_ties_even() as usize).clamp(1, pipe.width);
     match pipe.norm_groups.filter(|_| constraint.within_group) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::supernet::spec::{Init, Param, PublicLayout, Role, Slice};
+use crate::supernet::spec::{Init, Param, Public, Role, Slice};
 use crate::supernet::{PipeKind, Widths};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -11,8 +11,8 @@ fn matrix(name: String, shape: [usize; 2], axis: usize, pipe: usize, uses: u64) 
     Param {
         name,
         shape: shape.to_vec(),
-        slices: vec![Slice { axis, pipe, role }],
-        public: PublicLayout::Linear,
+        slices: vec![Slice { axis, pipe, role, copies: 1 }],
+        public: Public(vec![vec![1], vec![0]]),
         init: Init::Constant(0.0),
         uses,
         trainable: true,
@@ -30,6 +30,7 @@ fn spec_of(rows: &[Row], whole: usize) -> Spec {
             block: block.clone(),
             kind: *kind,
             width: *width,
+            block_width: if *kind != PipeKind::Conv && *residual > 1 { *residual } else { *width },
             allocation_group: group.clone(),
             norm_groups: *norm_groups,
             macs_per_channel: if *kind == PipeKind::Attn { 1000 } else { 0 },

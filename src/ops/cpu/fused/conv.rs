@@ -1,4 +1,4 @@
-//! Stride-1 convolution on packed weights.
+//! Convolution on packed weights.
 
 use super::panels::{Line, PANEL, Panels, floats_mut, panels};
 use super::record::Kind;
@@ -19,13 +19,13 @@ pub enum Method {
 
 impl Method {
     /// The method for a kernel of `kernel` by `kernel` on maps of `side` by `side`.
-    pub fn of(kernel: usize, pad: usize, c_in: usize, side: usize) -> Self {
-        match (kernel, pad) {
+    pub fn of([kernel, stride, pad]: [usize; 3], c_in: usize, side: usize) -> Self {
+        match (kernel, stride, pad) {
             // Few input channels leave less to multiply than the transforms cost.
-            (3, 1) if c_in < PANEL => Self::Direct,
+            (3, 1, 1) if c_in < PANEL => Self::Direct,
             // On few tiles the weights are read for little arithmetic, and F(2x2) has less than half of them.
-            (3, 1) if side <= 8 => Self::Winograd(Filtering::F2),
-            (3, 1) => Self::Winograd(Filtering::F4),
+            (3, 1, 1) if side <= 8 => Self::Winograd(Filtering::F2),
+            (3, 1, 1) => Self::Winograd(Filtering::F4),
             _ => Self::Direct,
         }
     }
@@ -36,6 +36,7 @@ impl Method {
 pub struct Conv {
     method: Method,
     kernel: usize,
+    stride: usize,
     pad: usize,
     weights: Panels,
 }
@@ -121,7 +122,8 @@ impl Conv {
     /// Packs the weights `[kernel, kernel, c_in, c_out]`, read by `value(tap, input, output)`.
     pub fn new(
         method: Method,
-        [kernel, pad, c_in, c_out]: [usize; 4],
+        [kernel, stride, pad]: [usize; 3],
+        [c_in, c_out]: [usize; 2],
         value: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
         let kernel_of = |input: usize, output: usize| {
@@ -130,14 +132,14 @@ impl Conv {
         let weights = match method {
             Method::Direct => Panels::by_panel(kernel * kernel, c_in, c_out, &value),
             Method::Winograd(filtering) => {
-                assert!(kernel == 3 && pad == 1, "Winograd is for padded 3x3 kernels");
+                assert_eq!([kernel, stride, pad], [3, 1, 1], "Winograd is for padded 3x3 kernels");
                 match filtering {
                     Filtering::F2 => Panels::transformed::<16>(c_in, c_out, |i, o| transform_weights(kernel_of(i, o))),
                     Filtering::F4 => Panels::transformed::<36>(c_in, c_out, |i, o| transform_weights(kernel_of(i, o))),
                 }
             }
         };
-        Self { method, kernel, pad, weights }
+        Self { method, kernel, stride, pad, weights }
     }
 
     /// `y = finish(source * weights)` with as many of the inputs and outputs as `source` and `y` have channels.
@@ -146,14 +148,16 @@ impl Conv {
     /// If a size does not fit.
     pub fn run(&self, workspace: &mut Workspace, source: Source, finish: &Finish, y: &mut Map) {
         let [batch, height, width] = source.size();
-        let out = |size: usize| size + 2 * self.pad + 1 - self.kernel;
+        let out = |size: usize| (size + 2 * self.pad - self.kernel) / self.stride + 1;
         assert_eq!([y.batch, y.height, y.width], [batch, out(height), out(width)], "size of the output");
         let long = |(bias, pitch): (&[f32], usize)| bias.len() >= (batch - 1) * pitch + y.pitch();
         assert!(finish.bias.is_none_or(long), "length of the bias");
         assert!(finish.residual.is_none_or(|residual| residual.data().len() == y.data().len()), "size of the residual");
         match self.method {
             Method::Winograd(filtering) => winograd::run(workspace, filtering, source, &self.weights, finish, y),
-            Method::Direct => direct::run(workspace, source, [self.kernel, self.pad], &self.weights, finish, y),
+            Method::Direct => {
+                direct::run(workspace, source, [self.kernel, self.stride, self.pad], &self.weights, finish, y);
+            }
         }
     }
 

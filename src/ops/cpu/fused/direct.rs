@@ -1,4 +1,4 @@
-//! Convolution by its definition: 1x1 kernels, few input channels, unusual padding.
+//! Convolution by its definition: 1x1 kernels, few input channels, strides, unusual padding.
 
 use super::conv::{Finish, with_scratch};
 use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
@@ -12,13 +12,14 @@ use pulp::{Simd, WithSimd};
 const STRIP: usize = 32 * 1024;
 
 /// Taps of the largest kernel.
-const MOST_TAPS: usize = 49;
+const MOST_TAPS: usize = 64;
 
-/// `y = finish(source * weights)` with the weights of `kernel * kernel` taps and `pad` zeros on each side.
+/// `y = finish(source * weights)` with the weights of `kernel * kernel` taps, `stride` pixels apart, and `pad` zeros on each
+/// side.
 pub fn run(
     workspace: &mut Workspace,
     source: Source,
-    [kernel, pad]: [usize; 2],
+    [kernel, step, pad]: [usize; 3],
     weights: &Panels,
     finish: &Finish,
     y: &mut Map,
@@ -26,7 +27,7 @@ pub fn run(
     let [batch, _, width] = source.size();
     let c_in = source.channels();
     let (stride, columns) = (pitch(c_in), width + 2 * pad);
-    let rows = (STRIP / (columns * stride)).clamp(1, y.height);
+    let rows = (STRIP / (columns * stride * step)).clamp(1, y.height);
     let strips = y.height.div_ceil(rows);
     let rows = y.height.div_ceil(strips);
     // Enough tasks for all threads, where there are panels to share out; each then reads the input again.
@@ -43,8 +44,8 @@ pub fn run(
         let rows = rows.min(height - top);
         let window = Window {
             sample,
-            top: top as isize - pad as isize,
-            rows: rows + kernel - 1,
+            top: (top * step) as isize - pad as isize,
+            rows: (rows - 1) * step + kernel,
             left: -(pad as isize),
             columns,
             channels: 0..c_in,
@@ -54,9 +55,10 @@ pub fn run(
         with_scratch(window.rows * columns * stride, |strip| {
             source.read(&window, strip, stride);
             // Without a border the pixels of all rows follow each other.
-            let (lines, wide) = if kernel == 1 && pad == 0 { (1, rows * width) } else { (rows, out_width) };
+            let (lines, wide) = if [kernel, step, pad] == [1, 1, 0] { (1, rows * width) } else { (rows, out_width) };
             for line in 0..lines {
-                let a = Rows { data: &strip[line * columns * stride..], row: stride, taps: &taps[..kernel * kernel] };
+                let first_row = line * step * columns * stride;
+                let a = Rows { data: &strip[first_row..], row: step * stride, taps: &taps[..kernel * kernel] };
                 let product = Product { a, w: weights.from(0, first), rows: wide, depth: c_in, panels: share };
                 let start = ((sample * height + top + line) * out_width) * y_pitch + first * PANEL;
                 let c = y.at(start, (wide - 1) * y_pitch + share * PANEL);

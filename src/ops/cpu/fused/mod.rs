@@ -4,9 +4,11 @@
 //! weights that were packed once for all subnets, and adds bias and residual on the way out. Loops are shared out to a
 //! [`Team`]; buffers come from an [`Arena`]. No buffer is allocated once every subnet has run the largest batch.
 
+pub mod activate;
 pub mod attention;
 pub mod conv;
 mod direct;
+pub mod layer_norm;
 pub mod linear;
 pub mod map;
 pub mod moments;
@@ -17,6 +19,7 @@ pub mod source;
 pub mod team;
 #[cfg(test)]
 mod tests;
+pub mod tokens;
 pub mod winograd;
 
 pub use map::{Arena, Map};

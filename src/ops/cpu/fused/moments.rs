@@ -18,12 +18,34 @@ pub struct Normalisation {
     lines: usize,
 }
 
+/// `y (1 + scale) + shift` of what a norm makes, by sample and channel (FiLM, Perez et al. 2018).
+#[derive(Clone, Copy, Debug)]
+pub struct Film<'a> {
+    /// A sample's begin with the first.
+    pub scale: &'a [f32],
+    /// A sample's begin with the first.
+    pub shift: &'a [f32],
+    /// Elements from a sample to the next.
+    pub pitch: usize,
+}
+
+impl Film<'_> {
+    fn apply(&self, sample: usize, slopes: &mut [f32], shifts: &mut [f32]) {
+        let (scale, shift) = (&self.scale[sample * self.pitch..], &self.shift[sample * self.pitch..]);
+        for (((slope, offset), scale), shift) in slopes.iter_mut().zip(shifts).zip(scale).zip(shift) {
+            *slope *= 1.0 + scale;
+            *offset = offset.mul_add(1.0 + scale, *shift);
+        }
+    }
+}
+
 impl Normalisation {
     /// What GroupNorm does to maps with these moments, `(x - mean_g) / sqrt(var_g + eps) * scale + shift` (Wu and He 2018,
     /// eq. 1 to 3), as one slope and one shift a channel.
     ///
     /// The channels of `parts` side by side are those of `table`, `scale` and `shift`. Mean and biased variance are over
-    /// the pixels and the channels of a group.
+    /// the pixels and the channels of a group. `film` comes after the rest.
+    #[expect(clippy::too_many_arguments, reason = "what is normalised, and how, named at each call")]
     pub fn new(
         workspace: &mut Workspace,
         parts: &[&Map],
@@ -31,6 +53,7 @@ impl Normalisation {
         scale: &[f32],
         shift: &[f32],
         eps: f32,
+        film: Option<Film>,
     ) -> Self {
         let Workspace { team, arena, .. } = workspace;
         let (batch, pixels) = (parts[0].batch, parts[0].height * parts[0].width);
@@ -62,6 +85,9 @@ impl Normalisation {
                 let out = unsafe { (slopes.slice(sample * lines, lines), shifts.slice(sample * lines, lines)) };
                 let (slopes, shifts) = (floats_mut(out.0), floats_mut(out.1));
                 finish(parts, sample, sums, table, (scale, shift), eps, slopes, shifts);
+                if let Some(film) = film {
+                    film.apply(sample, &mut slopes[..table.channels()], shifts);
+                }
             });
         }
         arena.put_lines(sums);

@@ -139,7 +139,7 @@ impl Case {
     fn conv(&self) -> Conv {
         let ([c_in, c_out], weights) = (self.packed, self.weights());
         let value = |tap: usize, i: usize, o: usize| weights[(tap * c_in + i) * c_out + o];
-        Conv::new(self.method, [self.kernel, self.pad, c_in, c_out], value)
+        Conv::new(self.method, [self.kernel, 1, self.pad], [c_in, c_out], value)
     }
 
     #[track_caller]
@@ -271,11 +271,11 @@ fn a_sample_has_the_same_bits_in_a_large_batch() {
 
 #[test]
 fn winograd_is_for_padded_3x3_kernels_of_enough_inputs() {
-    assert_eq!(Method::of(3, 1, 16, 7), Method::Winograd(Filtering::F2));
-    assert_eq!(Method::of(3, 1, 16, 14), Method::Winograd(Filtering::F4));
+    assert_eq!(Method::of([3, 1, 1], 16, 7), Method::Winograd(Filtering::F2));
+    assert_eq!(Method::of([3, 1, 1], 16, 14), Method::Winograd(Filtering::F4));
     for [kernel, pad, c_in] in [[1, 0, 64], [3, 2, 64], [3, 0, 64], [3, 1, 1]] {
         for side in [7, 14] {
-            assert_eq!(Method::of(kernel, pad, c_in, side), Method::Direct);
+            assert_eq!(Method::of([kernel, 1, pad], c_in, side), Method::Direct);
         }
     }
 }

@@ -82,7 +82,7 @@ impl Case {
             });
             let maps: Vec<Map> = maps.collect();
             let views: Vec<&Map> = maps.iter().collect();
-            let normalisation = Normalisation::new(workspace, &views, &table, &scale, &shift, EPS);
+            let normalisation = Normalisation::new(workspace, &views, &table, &scale, &shift, EPS, None);
             let mut y = workspace.arena.map([samples.len(), height, width, self.channels()]);
             let source = Source { parts: &views, affine: Some(normalisation.affine(false)) };
             copy(workspace, source, &mut y);
