@@ -320,3 +320,79 @@ impl fmt::Display for Found {
         write!(f, ", {:.1} M parameters, {preconditioning}; told by {told_by}", parameters as f64 / 1e6)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nets::{adm, song_unet};
+    use serde_json::{Value, json};
+
+    fn module(class: &str, attributes: Value, model: Option<Described>) -> Described {
+        let Value::Object(attributes) = attributes else { panic!("attributes are an object") };
+        Described { class: class.into(), arguments: Default::default(), attributes, model: model.map(Box::new) }
+    }
+
+    #[test]
+    fn a_module_says_how_its_network_is_preconditioned() {
+        let path = Path::new("net.pkl");
+        let inner = || Some(module("SongUNet", json!({}), None));
+        let of = |class, attributes| preconditioning(path, &module(class, attributes, inner()));
+        assert_eq!(of("VEPrecond", json!({ "sigma_min": 0.02 })).unwrap(), Some(Preconditioning::Ve));
+        let constants = json!({ "beta_d": 19.9, "beta_min": 0.1, "M": 1000 });
+        assert_eq!(of("VPPrecond", constants).unwrap(), Some(Preconditioning::Vp));
+        let sigma_data = Preconditioning::Edm { sigma_data: 0.25 };
+        assert_eq!(of("EDMPrecond", json!({ "sigma_data": 0.25 })).unwrap(), Some(sigma_data));
+        assert_eq!(preconditioning(path, &inner().unwrap()).unwrap(), None);
+        let refusal = |class, attributes| of(class, attributes).unwrap_err().to_string();
+        assert_eq!(
+            refusal("VPPrecond", json!({ "M": 100 })),
+            "net.pkl: is wrapped in VPPrecond with M = 100; 1000 is supported"
+        );
+        let says = "net.pkl: is wrapped in iDDPMPrecond, which is none of EDMPrecond, VPPrecond, VEPrecond";
+        assert_eq!(refusal("iDDPMPrecond", json!({})), says);
+        assert!(refusal("EDMPrecond", json!({ "sigma_data": -1 })).ends_with("which is not positive"));
+    }
+
+    #[test]
+    fn arguments_of_public_classes_are_options_where_they_are_given() {
+        let arguments = |json: Value| if let Value::Object(map) = json { map } else { panic!("an object") };
+        let adm = json!({
+            "img_resolution": 64, "in_channels": 3, "out_channels": 3, "label_dim": 1000, "model_channels": 192,
+            "channel_mult": [1, 2, 3, 4], "label_dropout": 0,
+        });
+        let Ok(Backbone::Adm(adm::Config { num_blocks, attn_resolutions, label_dim, channel_mult_emb, .. })) =
+            Arch::Adm.of_arguments(&arguments(adm))
+        else {
+            panic!("an ADM")
+        };
+        assert_eq!((num_blocks, &attn_resolutions[..], label_dim, channel_mult_emb), (3, &[32, 16, 8][..], 1000, 4));
+        let song = json!({
+            "img_resolution": 64, "in_channels": 3, "out_channels": 3, "model_channels": 128, "channel_mult": [1, 2, 2, 2],
+            "embedding_type": "fourier", "encoder_type": "residual", "decoder_type": "standard", "channel_mult_noise": 2,
+            "resample_filter": [1, 3, 3, 1], "dropout": 0.25,
+        });
+        let Ok(Backbone::SongUnet(song_unet::Config {
+            num_blocks, attn_resolutions, resample_filter, dropout, ..
+        })) = Arch::SongUnet.of_arguments(&arguments(song))
+        else {
+            panic!("a SongUNet")
+        };
+        assert_eq!((num_blocks, &attn_resolutions[..], dropout), (4, &[16][..], 0.25));
+        assert_eq!(resample_filter, [1.0, 3.0, 3.0, 1.0]);
+        let refusal = |json| Arch::SongUnet.of_arguments(&arguments(json)).unwrap_err();
+        assert!(refusal(json!({ "in_channels": 3 })).starts_with("in_channels and out_channels"));
+        let skip = json!({ "img_resolution": 64, "decoder_type": "skip" });
+        assert!(refusal(skip).contains("unknown variant `skip`"));
+    }
+
+    #[test]
+    fn architectures_have_our_names_and_those_of_public_classes() {
+        assert_eq!(Arch::named("SongUNet-ncsnpp"), Some(Arch::SongUnet));
+        assert_eq!(Arch::named("u-vit"), Some(Arch::UVit));
+        assert_eq!(Arch::named("unet"), None);
+        for arch in Arch::ALL {
+            assert_eq!(Arch::named(arch.as_str()), Some(arch));
+            assert_eq!(Arch::named(arch.class()), Some(arch));
+        }
+    }
+}

@@ -44,3 +44,38 @@ pub fn recognise(tensors: &StateDict) -> Option<Result<Config, String>> {
         pipe_widths: BTreeMap::new(),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device, Tensor};
+    use std::sync::Arc;
+
+    fn recognised(width: usize, classes: Option<usize>) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("net");
+        let mut tensors = vec![
+            ("patch_embed.proj.weight".to_owned(), vec![width, 3, 4, 4]),
+            ("pos_embed".to_owned(), vec![1, 256 + 1 + usize::from(classes.is_some()), width]),
+            ("mid_block.mlp.fc1.weight".to_owned(), vec![4 * width, width]),
+        ];
+        tensors.extend((0..6).map(|index| (format!("in_blocks.{index}.norm1.weight"), vec![width])));
+        tensors.extend(classes.map(|rows| ("label_emb.weight".to_owned(), vec![rows, width])));
+        let zeros = |shape: Vec<usize>| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let tensors = tensors.into_iter().map(|(name, shape)| (name, zeros(shape)));
+        crate::files::write_tensors(&path, tensors, None).unwrap();
+        let file = Arc::new(std::fs::read(&path).unwrap());
+        recognise(&StateDict::of_safetensors(&path, file).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn published_widths_tell_the_heads_and_tables_of_1001_rows_the_null_class() {
+        let config = recognised(512, Some(1001)).unwrap();
+        assert_eq!((config.img_size, config.patch_size, config.in_chans), (64, 4, 3));
+        assert_eq!((config.depth, config.num_heads, config.mlp_ratio), (12, 8, 4.0));
+        assert_eq!((config.num_classes, config.null_class, config.conv, config.qkv_bias), (1001, true, false, false));
+        let config = recognised(768, None).unwrap();
+        assert_eq!((config.num_classes, config.null_class, config.num_heads, config.img_size), (-1, false, 12, 64));
+        assert!(recognised(64, None).unwrap_err().contains("is a U-ViT of 64 channels"));
+    }
+}
