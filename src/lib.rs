@@ -20,6 +20,7 @@ pub mod ops;
 pub mod picture;
 pub mod routing;
 pub mod server;
+pub mod subnet_name;
 pub mod supernet;
 pub mod training;
 

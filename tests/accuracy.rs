@@ -11,14 +11,12 @@ mod reference;
 
 use accordion::diffusion::Trajectory;
 use accordion::diffusion::preconditioning::Preconditioning;
-use accordion::nets::Backbone;
 use accordion::nets::sliced::Sliced;
-use accordion::nets::song_unet::EmbeddingType;
 use accordion::nets::{Denoiser, Model, Runner, Threads};
 use accordion::ops::Tape;
 use accordion::supernet::Order;
 use compare::relative_error;
-use golden::{NAMES, golden, images};
+use golden::{NAMES, golden, images, output};
 use proptest::prelude::*;
 use random::shapes;
 use rayon::prelude::*;
@@ -38,10 +36,10 @@ struct Batch {
 
 impl Batch {
     /// What the reference makes of each sample.
-    fn exact(&self, model: &Model, reference: &Reference, subnet: usize) -> Vec<Vec<f64>> {
-        let (elements, widths) = (model.image().elements(), &model.subnets()[subnet].widths);
+    fn exact(&self, model: &Model, subnet: usize) -> Vec<Vec<f64>> {
+        let (elements, reference) = (model.image().elements(), Reference::new(model, subnet));
         let samples = self.x.par_chunks_exact(elements).zip(&self.sigma).zip(&self.classes);
-        samples.map(|((x, &sigma), &class)| reference.denoise(widths, x, sigma, class)).collect()
+        samples.map(|((x, &sigma), &class)| reference.denoise(x, sigma, class)).collect()
     }
 
     /// The runner's error on each sample, as a share of the sample's largest value.
@@ -59,16 +57,16 @@ fn worst(errors: &[f64]) -> f64 {
 fn the_reference_computes_what_pytorch_computed_and_inference_what_the_reference_does() {
     for name in NAMES {
         let golden = golden(name);
-        let batch = Batch { x: golden.images("x"), sigma: golden.sigma(), classes: golden.classes() };
+        let [.., x] = golden.batch();
+        let batch = Batch { x, sigma: golden.sigma(), classes: golden.classes() };
         let (model, expected) = golden.allocated();
-        let (reference, mut runner) = (Reference::new(&model), Runner::new(&model, Threads::ALL).unwrap());
+        let mut runner = Runner::new(&model, Threads::ALL).unwrap();
         for (subnet, row) in model.subnets().iter().enumerate() {
-            let exact = batch.exact(&model, &reference, subnet);
-            let tensor = match row.name.as_str() {
-                "full" => "denoised_full".to_owned(),
-                ratio => format!("denoised_subnet_{ratio}"),
-            };
-            let pytorch = relative_error(&images(&expected, &tensor), &exact.concat());
+            let exact = batch.exact(&model, subnet);
+            let suffix = if row.name == "full" { "full".to_owned() } else { format!("subnet_{}", row.name) };
+            let reference: Vec<f32> = exact.concat().into_iter().map(|value| value as f32).collect();
+            let (what, reference) = output(&expected, &batch.x, &batch.sigma, &reference);
+            let pytorch = relative_error(&images(&expected, &format!("{what}_{suffix}")), &reference);
             let errors = batch.errors(&model, &mut runner, subnet, &exact);
             println!("{name} {}: PyTorch {pytorch:.1e}, inference {:.1e}", row.name, worst(&errors));
             // PyTorch computes in float32.
@@ -85,14 +83,14 @@ proptest! {
     fn inference_is_near_the_reference_for_networks_of_every_kind(shape in shapes()) {
         for order in [Order::Global, Order::WithinGroup] {
             let model = shape.allocated(order);
-            let Backbone::SongUnet(config) = &model.card.backbone;
             // Both at once make angles of ten thousands of radians, which f32 does not hold. No published network has both.
-            prop_assume!(config.embedding_type != EmbeddingType::Fourier || model.card.preconditioning != Preconditioning::Vp);
+            let is_fourier = model.network.spec().params.iter().any(|param| param.name == "map_noise.freqs");
+            prop_assume!(!is_fourier || model.card.preconditioning != Preconditioning::Vp);
             let (x, sigma, classes) = shape.batch(&model);
             let batch = Batch { x, sigma, classes };
-            let (reference, mut runner) = (Reference::new(&model), Runner::new(&model, Threads::ALL).unwrap());
+            let mut runner = Runner::new(&model, Threads::ALL).unwrap();
             for subnet in 0..model.subnets().len() {
-                let exact = batch.exact(&model, &reference, subnet);
+                let exact = batch.exact(&model, subnet);
                 let errors = batch.errors(&model, &mut runner, subnet, &exact);
                 prop_assert!(worst(&errors) < TOLERANCE, "{:?}, subnet {}: {:?}", order, subnet, errors);
             }
@@ -128,14 +126,14 @@ fn draw(
 #[test]
 fn the_shipped_model_is_near_the_reference_all_along_its_trajectories() {
     let model = shipped();
-    let (reference, mut runner) = (Reference::new(&model), Runner::new(&model, Threads::ALL).unwrap());
+    let mut runner = Runner::new(&model, Threads::ALL).unwrap();
     let jobs = [(1, Some(0)), (2, Some(5)), (3, None)];
     for name in ["0.250", "0.500", "full"] {
         let (mut calls, mut errors) = (0, Vec::new());
         draw(&model, &format!("heun-18@{name}"), &jobs, |subnet, batch| {
             // Every other call begins a step; the one between is at the level of the next step's.
             if calls % 2 == 0 {
-                let exact = batch.exact(&model, &reference, subnet);
+                let exact = batch.exact(&model, subnet);
                 let error = worst(&batch.errors(&model, &mut runner, subnet, &exact));
                 errors.push((error, batch.sigma[0]));
             }

@@ -236,7 +236,11 @@ fn a_machine_without_the_memory_is_refused_with_both_numbers_and_keeps_nothing()
     assert_eq!(refused.unwrap_err().to_string(), says);
     let runner = DeviceRunner::new(whole, &model, Element::F32, 16).unwrap();
     let taken = PLENTY - whole_limits.lock().unwrap().free;
-    assert_eq!(taken, Denoiser::weight_bytes(&runner) + Denoiser::activation_bytes(&runner), "what it says it takes");
+    assert_eq!(
+        taken,
+        Denoiser::about(&runner).weight_bytes + Denoiser::activation_bytes(&runner),
+        "what it says it takes"
+    );
     assert_eq!(message, format!("GPU memory: {taken} bytes are needed and {free} are free"));
     assert_eq!(limits.lock().unwrap().free, free, "nothing was allocated");
 }
@@ -360,7 +364,7 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
     let mut runner = DeviceRunner::new(machine, &model, Element::Bf16, 4).unwrap();
     let before = limits.lock().unwrap().launches;
     let uploaded = limits.lock().unwrap().uploaded;
-    assert!(uploaded >= Denoiser::weight_bytes(&runner), "the weights, once");
+    assert!(uploaded >= Denoiser::about(&runner).weight_bytes, "the weights, once");
     let pace = Pace { time: Duration::ZERO, rounds: 1 };
     let ms = Subject::time(&mut runner, &[(0, 1), (3, 4)], pace, &mut |_| {}).unwrap();
     assert!(ms.len() == 2 && ms.iter().all(|&ms| ms > 0.0));
@@ -369,7 +373,7 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
     assert_eq!(limits.lock().unwrap().launches - before, 1 + 2 * of(0, 1) + 2 * of(3, 4));
     // A call is told little: the weights stay where they are.
     let told = limits.lock().unwrap().uploaded - uploaded;
-    assert!(told < Denoiser::weight_bytes(&runner) / 4, "{told} bytes were uploaded for four calls");
+    assert!(told < Denoiser::about(&runner).weight_bytes / 4, "{told} bytes were uploaded for four calls");
     assert_eq!(runner.device().instruction_set, "cuda bf16");
 }
 
@@ -377,16 +381,16 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
 fn all_subnets_share_one_copy_of_the_weights() {
     let model = shipped();
     let runner = device(&model, Element::F16, Order::Greedy(Sequence::Forward));
-    let one = Denoiser::weight_bytes(&runner);
+    let one = Denoiser::about(&runner).weight_bytes;
     let widest = shipped().with_subnets("channels", vec![]).unwrap();
     let alone = device(&widest, Element::F16, Order::Greedy(Sequence::Forward));
-    let tables = one - Denoiser::weight_bytes(&alone);
+    let tables = one - Denoiser::about(&alone).weight_bytes;
     // More subnets take their tables of groups.
     assert!(tables * 20 < one, "{tables} of {one} bytes");
     // As networks of their own they would take about what the metric says: layers are filled up to multiples of 8 channels.
     let extracted = (0..model.subnets().len()).map(|subnet| {
         let runner = device(&model.extract(subnet).unwrap(), Element::F16, Order::Greedy(Sequence::Forward));
-        Denoiser::weight_bytes(&runner)
+        Denoiser::about(&runner).weight_bytes
     });
     let (copies, said) = (extracted.sum::<usize>() as f64, bytes_as_copies(model.subnets(), one) as f64);
     println!("one copy {one} bytes, {copies} as networks of their own, said to be {said}");

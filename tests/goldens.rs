@@ -23,7 +23,7 @@ fn the_imported_network_denoises_as_the_reference_does() {
         let golden = golden(name);
         let [.., x] = golden.batch();
         let got = runner(&golden.model).denoise(0, &x, &golden.sigma(), &golden.classes()).unwrap();
-        let (what, got) = golden.output(&got);
+        let (what, got) = output(&golden.expected, &x, &golden.sigma(), &got);
         let error = relative_error(&got, &golden.images(&format!("{what}_full")));
         println!("{name}: {error:.1e}");
         assert!(error < 1e-5, "{name}: {error:.1e} of the range");

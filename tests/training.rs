@@ -198,7 +198,7 @@ fn the_flow_leaves_every_stage_and_a_model_whose_subnets_nest() {
     assert_eq!(Model::open(&out.join("full")).unwrap().table.subnets.len(), 1);
     let (ranked, model) = (Model::open(&out.join("ranked")).unwrap(), Model::open(out).unwrap());
     assert!(out.join("ranked/importance.safetensors").is_file());
-    let names: Vec<&str> = model.table.subnets.iter().map(|subnet| subnet.name.as_str()).collect();
+    let names: Vec<&str> = model.table.subnets.iter().map(|subnet| &*subnet.name).collect();
     assert_eq!(names, ["0.250", "0.500", "0.750", "full"]);
     assert_eq!((&model.table.target, &model.table.subnets), (&ranked.table.target, &ranked.table.subnets));
     assert_eq!(model.supernet.permutations, ranked.supernet.permutations);

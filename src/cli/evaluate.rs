@@ -41,7 +41,7 @@ impl Args {
         ]);
         for (subnet, loss) in model.subnets().iter().zip(losses) {
             table.row([
-                subnet.name.clone(),
+                subnet.name.to_string(),
                 subnet.parameters.to_string(),
                 subnet.macs.to_string(),
                 format!("{loss:.4}"),

@@ -1,6 +1,6 @@
 //! `accordion forward`: one denoiser call, to compare with other implementations.
 
-use super::tensors::TensorFile;
+use super::tensors::{Levels, Noisy, TensorFile};
 use crate::Result;
 use crate::files::write_tensors;
 use crate::nets::{ImageShape, Model, Runner, Threads};
@@ -19,10 +19,11 @@ pub struct Args {
     /// The subnet: `full` or a ratio, such as 0.5.
     #[arg(long, env = "ACCORDION_SUBNET", default_value = "full")]
     subnet: String,
-    /// File with `x` [B, C, H, W], `sigma` [B] and, for a conditional model, `class_labels` [B, classes] (zeros without it).
+    /// File with `x` [B, C, H, W] and `sigma` [B] or, for a variance preserving model, `xt` and times `t` [B]; for a conditional
+    /// model also `class_labels` [B, classes] (zeros without it) or `class_index` [B].
     #[arg(long, env = "ACCORDION_INPUT")]
     input: PathBuf,
-    /// File to write `denoised` [B, C, H, W] to.
+    /// File to write `denoised` [B, C, H, W] to, or `noise_pred` where times are given.
     #[arg(long, env = "ACCORDION_OUTPUT")]
     output: PathBuf,
 }
@@ -34,20 +35,22 @@ impl Args {
         let subnet = model.subnet(&self.subnet)?;
         let input = TensorFile::open(&self.input)?;
         let ImageShape { height, width, channels } = model.image();
-        let (batch, x) = input.images("x", model.image())?;
-        let sigma = input.sigma(batch)?;
-        let classes = input.classes(&model.network, batch)?;
+        let Noisy { x, levels: Levels { sigma, are_times }, classes } = input.noisy(&model.network)?;
+        let batch = sigma.len();
 
         let elements = model.image().elements();
         let mut runner = Runner::new(&model, Threads::ALL)?;
-        let mut denoised = Vec::with_capacity(x.len());
+        let mut output = Vec::with_capacity(x.len());
         for start in (0..batch).step_by(BATCH) {
             let end = (start + BATCH).min(batch);
-            let x = &x[start * elements..end * elements];
-            denoised.extend(runner.call(subnet, x, &sigma[start..end], &classes[start..end]));
+            let (x, sigma, classes) = (&x[start * elements..end * elements], &sigma[start..end], &classes[start..end]);
+            output.extend(match are_times {
+                true => runner.raw(subnet, x, sigma, classes),
+                false => runner.call(subnet, x, sigma, classes),
+            });
         }
-        let denoised = Tensor::from_vec(denoised, (batch, height, width, channels), &Device::Cpu)?;
-        let denoised = denoised.permute((0, 3, 1, 2))?.contiguous()?;
-        write_tensors(&self.output, [("denoised", &denoised)], None)
+        let output = Tensor::from_vec(output, (batch, height, width, channels), &Device::Cpu)?;
+        let output = output.permute((0, 3, 1, 2))?.contiguous()?;
+        write_tensors(&self.output, [(if are_times { "noise_pred" } else { "denoised" }, &output)], None)
     }
 }

@@ -6,7 +6,7 @@ use crate::console::print;
 use crate::digits::to_decimals;
 use crate::files::write_whole;
 use crate::loadtest::{Arrivals, Contestant, Deadline, Experiment, Overhead, Process, Report, Row, client, plan, plot};
-use crate::nets::model::FULL;
+use crate::subnet_name::FULL;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::net::SocketAddr;

@@ -20,8 +20,8 @@ pub struct Args {
     /// Training config whose `[data]` table names the images to rank on, and whose `[loss]` table the noise levels.
     #[arg(long, env = "ACCORDION_DATA", conflicts_with = "inputs")]
     data: Option<PathBuf>,
-    /// File with `x0` and `noise` [N, C, H, W], `sigma` [N] and, for a conditional model, `class_labels` [N, classes] to
-    /// rank on.
+    /// File to rank on with `x0` and `noise` [N, C, H, W] and `sigma` [N], or, for a variance preserving model, `x0`, `eps` and
+    /// times `t`; for a conditional model also `class_labels` [N, classes] or `class_index` [N].
     #[arg(long, env = "ACCORDION_INPUTS")]
     inputs: Option<PathBuf>,
     /// Whether channels may leave their GroupNorm group.
@@ -99,10 +99,7 @@ impl Args {
     fn read_samples(&self, model: &Model) -> Result<Samples> {
         let network = &model.network;
         if let Some(path) = &self.inputs {
-            let file = TensorFile::open(path)?;
-            let (count, x0) = file.images("x0", network.image())?;
-            let noise = file.images_of("noise", network.image(), count)?;
-            return Ok(Samples { x0, noise, sigma: file.sigma(count)?, classes: file.classes(network, count)? });
+            return TensorFile::open(path)?.samples(network);
         }
         let Some(path) = &self.data else {
             let problem = "taylor ranks on images: give --data CONFIG.toml or --inputs FILE.safetensors";

@@ -7,6 +7,6 @@ pub mod schedule;
 pub mod solver;
 
 pub use noise::{NoiseKey, Stream};
-pub use plan::{Plan, Respacing, Solver, WidthRun, subnet_name};
+pub use plan::{Plan, Respacing, Solver, WidthRun};
 pub use schedule::{SigmaRange, Spacing, levels, sigmas};
 pub use solver::{Call, Course, Noise, State, Trajectory, Update, guide};

@@ -1,6 +1,7 @@
 //! What one request runs, as data, and its compact text: `dpmpp2m-12@0.250*8,full*4~logsnr`.
 
 use super::schedule::Spacing;
+use crate::subnet_name::{SubnetName, thousandths};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -51,8 +52,8 @@ pub struct Respacing {
 /// Consecutive steps on one subnet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WidthRun {
-    /// The name of the subnet, as [`subnet_name`] writes it.
-    pub subnet: String,
+    /// The subnet.
+    pub subnet: SubnetName,
     /// How many steps, at least 1.
     pub steps: usize,
 }
@@ -97,28 +98,13 @@ impl FromStr for Solver {
     }
 }
 
-/// The name under which a subnet is known: `full`, or its ratio with three decimals (`0.5` is `0.500`; `1` is `full`).
-///
-/// # Errors
-/// If `text` is neither `full` nor a decimal number that rounds to 0.001 to 1.000.
-pub fn subnet_name(text: &str) -> Result<String> {
-    if text == "full" {
-        return Ok(text.to_owned());
-    }
-    match thousandths(text) {
-        Some(1.0) => Ok("full".to_owned()),
-        Some(ratio) if ratio > 0.0 && ratio < 1.0 => Ok(format!("{ratio:.3}")),
-        _ => Err(wrong(format!("subnet {text:?} is not full or a ratio from 0.001 to 1, such as 0.250"))),
-    }
-}
-
 impl Plan {
     /// Every step on one subnet, with Karras spacing and no churn.
     ///
     /// # Errors
     /// If `steps` is out of [`STEPS`] or `subnet` is no subnet name.
     pub fn constant(solver: Solver, steps: usize, subnet: &str) -> Result<Self> {
-        let widths = vec![WidthRun { subnet: subnet_name(subnet)?, steps }];
+        let widths = vec![WidthRun { subnet: subnet.parse()?, steps }];
         let plan = Self { solver, spacing: Spacing::Karras, steps, churn: 0.0, widths, respacings: Vec::new() };
         plan.check()?;
         Ok(plan)
@@ -128,7 +114,7 @@ impl Plan {
     ///
     /// # Panics
     /// If `step` is not below `steps`.
-    pub fn subnet_at(&self, step: usize) -> &str {
+    pub fn subnet_at(&self, step: usize) -> &SubnetName {
         let mut end = 0;
         let run = self.widths.iter().find(|run| {
             end += run.steps;
@@ -183,11 +169,11 @@ impl Plan {
         Some(plan)
     }
 
-    fn push(&mut self, subnet: &str, steps: usize) {
+    fn push(&mut self, subnet: &SubnetName, steps: usize) {
         match self.widths.last_mut() {
             _ if steps == 0 => {}
-            Some(last) if last.subnet == subnet => last.steps += steps,
-            _ => self.widths.push(WidthRun { subnet: subnet.to_owned(), steps }),
+            Some(last) if last.subnet == *subnet => last.steps += steps,
+            _ => self.widths.push(WidthRun { subnet: subnet.clone(), steps }),
         }
     }
 
@@ -306,14 +292,14 @@ impl From<Plan> for String {
 /// One subnet for all `steps`, or counted runs; neighbours with the same subnet become one.
 fn parse_widths(text: &str, steps: usize) -> Result<Vec<WidthRun>> {
     if !text.contains(['*', ',']) {
-        return Ok(vec![WidthRun { subnet: subnet_name(text)?, steps }]);
+        return Ok(vec![WidthRun { subnet: text.parse()?, steps }]);
     }
     let mut runs: Vec<WidthRun> = Vec::new();
     for run in text.split(',') {
         let (subnet, steps) = run
             .split_once('*')
             .ok_or_else(|| wrong(format!("width {run:?} is not <subnet>*<steps>, such as 0.250*8")))?;
-        let (subnet, steps) = (subnet_name(subnet)?, count(steps)?);
+        let (subnet, steps): (SubnetName, usize) = (subnet.parse()?, count(steps)?);
         match runs.last_mut() {
             Some(last) if last.subnet == subnet => last.steps += steps,
             _ => runs.push(WidthRun { subnet, steps }),
@@ -346,15 +332,6 @@ fn count(text: &str) -> Result<usize> {
     })
 }
 
-/// A plain decimal number such as `12` or `0.25`, rounded to three decimals. `f64::from_str` would also take a sign, an
-/// exponent, `inf` and `nan`.
-fn thousandths(text: &str) -> Option<f64> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    let number: f64 = (digits(whole) && digits(fraction)).then(|| text.parse().ok()).flatten()?;
-    Some((number * 1000.0).round() / 1000.0)
-}
-
 fn wrong(problem: String) -> Error {
     Error::input("plan", problem)
 }
@@ -383,13 +360,13 @@ mod tests {
                 steps: 12,
                 churn: 0.0,
                 widths: vec![
-                    WidthRun { subnet: "0.250".into(), steps: 8 },
-                    WidthRun { subnet: "full".into(), steps: 4 }
+                    WidthRun { subnet: SubnetName::of(0.25), steps: 8 },
+                    WidthRun { subnet: SubnetName::full(), steps: 4 }
                 ],
                 respacings: vec![],
             }
         );
-        let subnets: Vec<&str> = (0..12).map(|step| plan.subnet_at(step)).collect();
+        let subnets: Vec<&str> = (0..12).map(|step| &**plan.subnet_at(step)).collect();
         assert_eq!(subnets, [vec!["0.250"; 8], vec!["full"; 4]].concat());
     }
 
@@ -471,22 +448,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn subnet_names_have_three_decimals() {
-        for (text, name) in [("full", "full"), ("0.5", "0.500"), ("1", "full"), ("1.0", "full"), ("0.001", "0.001")] {
-            assert_eq!(subnet_name(text).unwrap(), name);
-        }
-        for text in
-            ["", "0", "0.0001", "1.001", "-0.5", "+0.5", "5e-1", ".5", "1.", "nan", "inf", "Full", "0.5 ", "٠.٥"]
-        {
-            assert!(subnet_name(text).is_err(), "{text:?}");
-        }
-    }
-
     fn any_plan() -> impl Strategy<Value = Plan> {
-        let name =
-            // 1.000 is spelt `full`.
-            prop_oneof![Just("full".to_owned()), (1..=999u32).prop_map(|p| format!("{:.3}", f64::from(p) / 1e3))];
+        let name = prop_oneof![Just(SubnetName::full()), (1..=999u32).prop_map(|p| SubnetName::of(f64::from(p) / 1e3))];
         let run = (name, 1..=100usize).prop_map(|(subnet, steps)| WidthRun { subnet, steps });
         let solver = prop_oneof![Just(Solver::Heun), Just(Solver::Euler), Just(Solver::DpmPp2m)];
         let spacing = prop_oneof![Just(Spacing::Karras), Just(Spacing::LogSnr)];
@@ -503,7 +466,7 @@ mod tests {
 
     #[test]
     fn a_plan_that_goes_on_otherwise_says_where_and_reads_back() {
-        let run = |subnet: &str, steps| WidthRun { subnet: subnet.into(), steps };
+        let run = |subnet: &str, steps| WidthRun { subnet: subnet.parse().unwrap(), steps };
         let plan = parse("dpmpp2m-12@full");
         let shorter = plan.continued(5, &[run("0.250", 2), run("full", 1)]).unwrap();
         assert_eq!(shorter.to_string(), "dpmpp2m-8@full*5,0.250*2,full*1~respace=5/12");

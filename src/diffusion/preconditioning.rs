@@ -52,6 +52,11 @@ impl Preconditioning {
     pub(crate) const VP_BETA_MIN: f64 = 0.1;
     pub(crate) const VP_STEPS: f64 = 1000.0;
 
+    /// The noise level of the variance preserving process at `time` in (0, 1] (Karras et al. 2022, table 1).
+    pub fn vp_sigma(time: f64) -> f64 {
+        (0.5 * Self::VP_BETA_D * time * time + Self::VP_BETA_MIN * time).exp_m1().sqrt()
+    }
+
     /// The coefficients at noise level `sigma` (Karras et al. 2022, table 1).
     pub fn coefficients(&self, sigma: f64) -> Coefficients {
         let variance = sigma * sigma;

@@ -1,6 +1,6 @@
 //! A denoiser that is known in closed form, with a gate, for tests.
 
-use crate::nets::{Denoiser, ImageShape};
+use crate::nets::{About, Denoiser, ImageShape};
 use crate::supernet::Subnet;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -95,10 +95,8 @@ impl Drop for Bomb {
 ///
 /// A narrower subnet knows the mean less well, so that subnets can be told apart.
 pub(crate) struct Gaussian {
-    shape: ImageShape,
     gate: Arc<Gate>,
-    classes: Vec<String>,
-    subnets: Vec<Subnet>,
+    about: About,
 }
 
 impl Gaussian {
@@ -118,14 +116,14 @@ impl Gaussian {
     /// Of two colour channels, which no image format has.
     pub fn unencodable() -> (Box<Self>, Arc<Gate>) {
         let (mut denoiser, gate) = Self::unconditional();
-        denoiser.shape.channels = 2;
+        denoiser.about.image.channels = 2;
         (denoiser, gate)
     }
 
     fn with_classes(classes: &[&str]) -> (Box<Self>, Arc<Gate>) {
         let gate = Arc::new(Gate::default());
         let subnet = |(name, ratio): (&str, f64)| Subnet {
-            name: name.to_owned(),
+            name: name.parse().unwrap(),
             ratio,
             parameters: (ratio * 1e6) as u64,
             macs: (ratio * 1e9) as u64,
@@ -133,30 +131,19 @@ impl Gaussian {
         };
         let subnets = [("0.250", 0.25), ("0.500", 0.5), ("full", 1.0)].map(subnet).to_vec();
         let classes = classes.iter().map(|&name| name.to_owned()).collect();
-        (Box::new(Self { shape: Self::SHAPE, gate: gate.clone(), classes, subnets }), gate)
+        let about = About { image: Self::SHAPE, classes, subnets, weight_bytes: Self::WEIGHT_BYTES };
+        (Box::new(Self { about, gate: gate.clone() }), gate)
     }
 
     fn mean(&self, subnet: usize, class: Option<usize>) -> f64 {
-        let known = self.subnets[subnet].ratio;
+        let known = self.about.subnets[subnet].ratio;
         known * class.map_or(0.0, |class| if class == 0 { -0.5 } else { 0.5 })
     }
 }
 
 impl Denoiser for Gaussian {
-    fn image(&self) -> ImageShape {
-        self.shape
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn subnets(&self) -> &[Subnet] {
-        &self.subnets
-    }
-
-    fn weight_bytes(&self) -> usize {
-        Self::WEIGHT_BYTES
+    fn about(&self) -> &About {
+        &self.about
     }
 
     fn activation_bytes(&self) -> usize {
@@ -172,7 +159,7 @@ impl Denoiser for Gaussian {
             Some(Fault::NotFinite) => return Ok(vec![f32::NAN; x.len()]),
             Some(Fault::Bomb) => std::panic::panic_any(Bomb),
         }
-        let rows = x.chunks_exact(self.shape.elements()).zip(sigma).zip(class);
+        let rows = x.chunks_exact(self.about.image.elements()).zip(sigma).zip(class);
         let denoised = rows.flat_map(|((row, sigma), class)| {
             let mean = self.mean(subnet, *class);
             let shrink = Self::SD.powi(2) / (Self::SD.powi(2) + sigma * sigma);

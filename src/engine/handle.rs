@@ -6,8 +6,7 @@ use crate::engine::job::whole_seconds;
 use crate::engine::policy::{Ask, Planned, Policy, RequestId, Wish};
 use crate::engine::pool::{Entry, Pool};
 use crate::engine::{EngineError, EngineStats, Job, Ticket, worker};
-use crate::nets::{ImageShape, Sampler};
-use crate::supernet::Subnet;
+use crate::nets::{About, Sampler};
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -54,15 +53,15 @@ pub struct Engine {
     places: Arc<Semaphore>,
     capacity: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
-    image: ImageShape,
-    classes: Vec<String>,
-    subnets: Vec<Subnet>,
-    weight_bytes: usize,
+    about: About,
 }
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("capacity", &self.capacity).field("image", &self.image).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("capacity", &self.capacity)
+            .field("image", &self.about.image)
+            .finish_non_exhaustive()
     }
 }
 
@@ -81,12 +80,11 @@ impl Engine {
         if capacity == 0 || capacity > Semaphore::MAX_PERMITS {
             return Err(Error::input("queue_images", format!("{capacity} is not accepted: it must be at least 1")));
         }
-        let (image, classes, subnets) = (sampler.image(), sampler.classes().to_vec(), sampler.subnets().to_vec());
-        if subnets.is_empty() {
+        let about = sampler.about().clone();
+        if about.subnets.is_empty() {
             return Err(Error::input("subnets", "the model has none"));
         }
-        let weight_bytes = sampler.weight_bytes();
-        let stats = Arc::new(EngineStats::new(subnets.iter().map(|subnet| subnet.name.clone())));
+        let stats = Arc::new(EngineStats::new(about.subnets.iter().map(|subnet| subnet.name.to_string())));
         let (inbox, arrivals) = mpsc::channel();
         let (pool, mut device) = (Pool::new(range, stats.clone()), Device::new(sampler, stats.clone()));
         let shared = Arc::new(Shared { policy: Mutex::new(policy), stats, start: Instant::now() });
@@ -104,31 +102,13 @@ impl Engine {
             places: Arc::new(Semaphore::new(capacity)),
             capacity,
             thread: Mutex::new(Some(thread)),
-            image,
-            classes,
-            subnets,
-            weight_bytes,
+            about,
         })
     }
 
-    /// The size of the images that it draws.
-    pub fn image(&self) -> ImageShape {
-        self.image
-    }
-
-    /// Class names by index; empty for an unconditional model.
-    pub fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    /// The model's subnets, from the narrowest to the widest.
-    pub fn subnets(&self) -> &[Subnet] {
-        &self.subnets
-    }
-
-    /// Memory that the weights of all subnets take together.
-    pub fn weight_bytes(&self) -> usize {
-        self.weight_bytes
+    /// What there is to know of its network.
+    pub fn about(&self) -> &About {
+        &self.about
     }
 
     /// What it has done and is doing.
@@ -215,14 +195,17 @@ impl Engine {
     }
 
     fn check(&self, job: &Job) -> std::result::Result<(), EngineError> {
-        let known = |name: &str| self.subnets.iter().any(|subnet| subnet.name == name);
+        let known = |name: &str| self.about.subnets.iter().any(|subnet| subnet.name == name);
         if let Wish::Exact(plan) = &job.wish
             && let Some(run) = plan.widths.iter().find(|run| !known(&run.subnet))
         {
             return Err(EngineError::Unfit(format!("the model has no subnet {}", run.subnet)));
         }
-        if let Some(class) = job.class.filter(|&class| class >= self.classes.len()) {
-            return Err(EngineError::Unfit(format!("class {class} is not one of the model's {}", self.classes.len())));
+        if let Some(class) = job.class.filter(|&class| class >= self.about.classes.len()) {
+            return Err(EngineError::Unfit(format!(
+                "class {class} is not one of the model's {}",
+                self.about.classes.len()
+            )));
         }
         if job.images == 0 || job.images as usize > self.capacity {
             let (images, capacity) = (job.images, self.capacity);

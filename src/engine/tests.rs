@@ -17,7 +17,7 @@ const RANGE: SigmaRange = SigmaRange { min: 0.002, max: 80.0 };
 /// First come, first served, so many samples a call.
 fn engine(max_batch: usize, queue_images: usize) -> (Engine, Arc<Gate>) {
     let (denoiser, gate) = Gaussian::conditional();
-    let policy = Box::new(Fixed::unmeasured(denoiser.subnets(), max_batch));
+    let policy = Box::new(Fixed::unmeasured(&denoiser.about().subnets, max_batch));
     let sampler = Box::new(HostSampler::new(denoiser));
     (Engine::start(sampler, RANGE, EngineLimits { queue_images }, policy).unwrap(), gate)
 }
@@ -125,8 +125,8 @@ fn a_batch_never_exceeds_its_limit_and_the_older_request_finishes_first() {
 #[test]
 fn a_short_exact_request_takes_its_turn_beside_a_long_one() {
     let (denoiser, gate) = Gaussian::conditional();
-    let row = |(subnet, ms): (&Subnet, f64)| (subnet.name.clone(), vec![(1, ms / 1e3), (8, 6.0 * ms / 1e3)]);
-    let times = StepTimes::new(denoiser.subnets().iter().zip([1.0, 2.0, 4.0]).map(row), 8);
+    let row = |(subnet, ms): (&Subnet, f64)| (subnet.name.to_string(), vec![(1, ms / 1e3), (8, 6.0 * ms / 1e3)]);
+    let times = StepTimes::new(denoiser.about().subnets.iter().zip([1.0, 2.0, 4.0]).map(row), 8);
     let ladder = Ladder::new([("heun-18@full".parse().unwrap(), 1.0)], &times).unwrap();
     let policy = Box::new(Elastic::new(ladder, times, 8));
     let limits = EngineLimits { queue_images: 32 };

@@ -72,7 +72,9 @@ fn uniform(solver: Solver, steps: usize, subnet: &str) -> Plan {
 
 fn changing(solver: Solver, steps: usize, subnets: [&str; 2], split: usize) -> Plan {
     let widths = subnets.into_iter().zip([split, steps - split]);
-    let widths = widths.map(|(subnet, steps)| WidthRun { subnet: subnet.to_owned(), steps }).collect();
+    let run =
+        |(subnet, steps): (&str, usize)| WidthRun { subnet: subnet.parse().expect("the name of a subnet"), steps };
+    let widths = widths.map(run).collect();
     Plan { widths, ..uniform(solver, steps, subnets[0]) }
 }
 

@@ -27,7 +27,7 @@ pub fn denoising_losses(
     let loss = Loss { label_dropout: 0.0, ..loss.clone() };
     let mut batches = Batches::new(dataset, &loss, classes, seed);
     let elements = image.elements();
-    let mut sums = vec![0.0; runner.subnets().len()];
+    let mut sums = vec![0.0; runner.about().subnets.len()];
     for start in (0..samples).step_by(BATCH) {
         let batch = batches.draw(start as u64, BATCH.min(samples - start));
         for (subnet, sum) in sums.iter_mut().enumerate() {

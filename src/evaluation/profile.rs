@@ -182,7 +182,7 @@ impl Profile {
     /// One sentence with the file, the field and the subnet that only one of the two has.
     pub fn check_against(&self, subnets: &[Subnet], path: &Path) -> Result<()> {
         let refuse = |field: &str, problem| Err(Error::field(path, field, problem));
-        let names: Vec<&str> = subnets.iter().map(|subnet| subnet.name.as_str()).collect();
+        let names: Vec<&str> = subnets.iter().map(|subnet| &*subnet.name).collect();
         for (index, row) in self.latency.iter().enumerate() {
             if !names.contains(&row.subnet.as_str()) {
                 let problem = format!("the model has no `{}`; it has {}", row.subnet, names.join(", "));
@@ -385,7 +385,7 @@ quality = 1.0
     fn a_profile_of_another_model_is_refused() {
         let check = |names: &[&str]| {
             let subnet = |name: &&str| Subnet {
-                name: name.to_string(),
+                name: name.parse().unwrap(),
                 ratio: 1.0,
                 parameters: 1,
                 macs: 1,

@@ -42,7 +42,7 @@ impl Yardstick {
     /// # Errors
     /// If the images are no numbers or do not depend on the seed, or the device fails.
     pub fn new(denoiser: &mut dyn Denoiser, range: SigmaRange, images: usize) -> Result<Self> {
-        let starts = starts(images.max(2), denoiser.classes().len());
+        let starts = starts(images.max(2), denoiser.about().classes.len());
         let images = draw(denoiser, range, &starts, &reference())?;
         let unrelated = unrelated(&starts, &images);
         if !(unrelated.is_finite() && unrelated > 0.0) {
@@ -85,14 +85,14 @@ pub(crate) fn starts(images: usize, classes: usize) -> Vec<Start> {
 
 /// The images of a plan, in the order of `starts`. Those of one call are at the same step, so on the same subnet.
 fn draw(denoiser: &mut dyn Denoiser, range: SigmaRange, starts: &[Start], plan: &Plan) -> Result<Vec<Vec<f64>>> {
-    let (plan, elements) = (Arc::new(plan.clone()), denoiser.image().elements());
+    let (plan, elements) = (Arc::new(plan.clone()), denoiser.about().image.elements());
     let mut images = Vec::with_capacity(starts.len());
     for starts in starts.chunks(BATCH) {
         let class: Vec<Option<usize>> = starts.iter().map(|start| start.class).collect();
         let begin = |start: &Start| Trajectory::new(plan.clone(), range, start.seed, 0, elements);
         let mut trajectories: Vec<Trajectory> = starts.iter().map(begin).collect();
         while let Some(call) = trajectories[0].next_call() {
-            let subnet = denoiser.subnets().iter().position(|subnet| subnet.name == call.subnet);
+            let subnet = denoiser.about().subnets.iter().position(|subnet| subnet.name == call.subnet);
             let subnet = subnet.ok_or_else(|| Error::input("plan", format!("the model has no `{}`", call.subnet)))?;
             let sigma = vec![call.sigma; starts.len()];
             let x: Vec<f32> = trajectories.iter().flat_map(Trajectory::input).map(|&value| value as f32).collect();

@@ -107,7 +107,7 @@ impl<M: Machine + 'static> Subject for DeviceRunner<M> {
         for (image, &sigma) in sigmas.iter().enumerate() {
             let noise = [Noise { scale: sigma, draw: NoiseKey::INITIAL }, Noise::default()];
             let slot = self.begin(NoiseKey { seed: 0, image: image as u32 }, noise, sigma)?;
-            let class = image.checked_rem(Denoiser::classes(self).len());
+            let class = image.checked_rem(Denoiser::about(self).classes.len());
             // Each image stays where it is: calls are alike.
             let update = Update { a_x: 1.0, ..Update::default() };
             moves.push(Move { slot, sigma, class, guidance: None, update, next_sigma: Some(sigma), watched: false });

@@ -84,7 +84,7 @@ impl Profile {
         };
         let points = search.points;
         let rated = points.iter().map(|Point { plan, quality, .. }| Rated { plan: plan.clone(), quality: *quality });
-        let bytes = subject.denoiser().weight_bytes();
+        let bytes = subject.denoiser().about().weight_bytes;
         let profile = Profile::new(subject.device(), bytes, Quality::from(&yardstick), latency.clone(), rated);
         Ok(Survey { profile, points })
     }
@@ -110,7 +110,7 @@ fn latencies(
     effort: &Effort,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<Latency>> {
-    let names: Vec<String> = subject.denoiser().subnets().iter().map(|subnet| subnet.name.clone()).collect();
+    let names: Vec<String> = subject.denoiser().about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
     let (batches, pace) = match effort {
         Effort::Quick { max_batch } => {
             // The time of a call of the widest subnet on one image says what else is affordable.
@@ -158,7 +158,7 @@ impl Search<'_> {
     /// Every shape at full width, those that are good there at all widths, and width schedules of those on the frontier
     /// so far.
     fn thorough(&mut self, range: SigmaRange, images: usize) -> Result<Yardstick> {
-        let names: Vec<String> = self.denoiser.subnets().iter().map(|subnet| subnet.name.clone()).collect();
+        let names: Vec<String> = self.denoiser.about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let (full, others) = names.split_last().expect("a model has a full width");
         let yardstick = self.yardstick(range, images)?;
@@ -173,7 +173,7 @@ impl Search<'_> {
 
     /// As many images, and then as many plans, as are affordable.
     fn quick(&mut self, range: SigmaRange) -> Result<Yardstick> {
-        let names: Vec<String> = self.denoiser.subnets().iter().map(|subnet| subnet.name.clone()).collect();
+        let names: Vec<String> = self.denoiser.about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
         let plans = candidates::quick(&names.iter().map(String::as_str).collect::<Vec<_>>());
         let costs: Vec<f64> = plans.iter().map(|plan| self.ms(plan)).collect();
         let (images, count) = affordable(self.ms(&reference()), &costs, QUICK[1]);

@@ -52,7 +52,7 @@ impl Overhead {
             let clients = 2 * config.max_batch;
             let client = Arc::new(Client::connect(server.address, clients).await?);
             let fleet = server.state.fleet();
-            let starts = asked(clients, fleet.any().classes().len());
+            let starts = asked(clients, fleet.any().about().classes.len());
             let (mut http, mut alone) = (Vec::new(), Vec::new());
             for _ in 0..=TURNS {
                 http.push(over_http(&client, &starts, plan, clients, window).await?);

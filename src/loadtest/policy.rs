@@ -2,9 +2,9 @@
 
 use crate::diffusion::plan::Plan;
 use crate::loadtest::target::{Loaded, LoadedSubnet};
-use crate::nets::model::FULL;
 use crate::routing::PolicyChoice;
 use crate::server::ServeConfig;
+use crate::subnet_name::FULL;
 use crate::{Error, Result};
 use std::time::Duration;
 

@@ -3,12 +3,11 @@
 
 use super::network::Network;
 use super::on_gpu::{Addresses, Compiled};
-use super::{Denoiser, ImageShape, Model, Move, Sampler, Slot};
+use super::{About, Denoiser, ImageShape, Model, Move, Sampler, Slot};
 use crate::diffusion::preconditioning::Coefficients;
 use crate::diffusion::{Noise, NoiseKey};
 use crate::ops::cuda::sampler::{self, Row};
 use crate::ops::cuda::{Element, Fault, Launch, Machine, pixels};
-use crate::supernet::Subnet;
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -30,8 +29,7 @@ pub struct DeviceRunner<M: Machine> {
     machine: M,
     network: Network,
     compiled: Compiled,
-    classes: Vec<String>,
-    subnets: Vec<Subnet>,
+    about: About,
     /// Samples of one call: lowered where the machine has not the memory for so many.
     most: usize,
     addresses: Addresses,
@@ -121,9 +119,10 @@ impl<M: Machine> DeviceRunner<M> {
                 format!("{most} is not accepted on a GPU: it must be at most {MOST}"),
             ));
         }
-        let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
+        let network = model.network.clone();
         let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
         let (compiled, bytes) = network.compile(&model.supernet, element, &widths)?;
+        let about = About::of(model, compiled.weight_bytes() + compiled.table_bytes());
         let image = network.image();
         let sizes = [
             bytes.len(),
@@ -148,8 +147,7 @@ impl<M: Machine> DeviceRunner<M> {
             machine,
             network,
             compiled,
-            classes: model.card.classes.clone(),
-            subnets: model.table.subnets.clone(),
+            about,
             most,
             addresses: Addresses { weights, arena, noise, classes, samples, counters },
             control,
@@ -328,7 +326,7 @@ impl<M: Machine> DeviceRunner<M> {
 /// # Errors
 /// As [`Network::compile`].
 pub fn launches(model: &Model, element: Element, samples: usize) -> Result<Vec<Vec<Launch>>> {
-    let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
+    let network = model.network.clone();
     let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
     let (compiled, _) = network.compile(&model.supernet, element, &widths)?;
     let step = |subnet| step(&compiled, network.image(), subnet, samples, &Addresses::default(), [0; 2]);
@@ -361,24 +359,12 @@ fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 impl<M: Machine> Denoiser for DeviceRunner<M> {
-    fn image(&self) -> ImageShape {
-        self.network.image()
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn subnets(&self) -> &[Subnet] {
-        &self.subnets
-    }
-
-    fn weight_bytes(&self) -> usize {
-        self.compiled.weight_bytes() + self.compiled.table_bytes()
+    fn about(&self) -> &About {
+        &self.about
     }
 
     fn activation_bytes(&self) -> usize {
-        self.bytes - Denoiser::weight_bytes(self)
+        self.bytes - self.about.weight_bytes
     }
 
     fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
@@ -425,20 +411,8 @@ impl<M: Machine> DeviceRunner<M> {
 }
 
 impl<M: Machine> Sampler for DeviceRunner<M> {
-    fn image(&self) -> ImageShape {
-        Denoiser::image(self)
-    }
-
-    fn classes(&self) -> &[String] {
-        Denoiser::classes(self)
-    }
-
-    fn subnets(&self) -> &[Subnet] {
-        Denoiser::subnets(self)
-    }
-
-    fn weight_bytes(&self) -> usize {
-        Denoiser::weight_bytes(self)
+    fn about(&self) -> &About {
+        &self.about
     }
 
     fn activation_bytes(&self) -> usize {

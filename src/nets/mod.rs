@@ -1,5 +1,6 @@
 //! Backbones built of blocks: they say what is computed.
 
+mod about;
 pub mod adm;
 pub mod backbone;
 pub mod builder;
@@ -23,6 +24,7 @@ pub mod song_unet;
 pub mod u_vit;
 mod warm;
 
+pub use about::About;
 pub use backbone::Backbone;
 pub use device_runner::DeviceRunner;
 pub use model::Model;
@@ -33,7 +35,6 @@ pub use sampler::{HostSampler, Move, Sampler, Slot};
 pub use warm::warm;
 
 use crate::Result;
-use crate::supernet::Subnet;
 
 /// The size of an image, in pixels and channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,17 +56,8 @@ impl ImageShape {
 
 /// A denoiser `D(x; sigma, class)` at several widths, in the host's memory.
 pub trait Denoiser: Send {
-    /// The size of the images that it denoises.
-    fn image(&self) -> ImageShape;
-
-    /// Class names by index; empty for an unconditional network.
-    fn classes(&self) -> &[String];
-
-    /// Its subnets, from the narrowest to the widest; the last is `full`.
-    fn subnets(&self) -> &[Subnet];
-
-    /// Memory that the weights of all subnets take together.
-    fn weight_bytes(&self) -> usize;
+    /// What there is to know of it.
+    fn about(&self) -> &About;
 
     /// Memory in its buffers of activations.
     fn activation_bytes(&self) -> usize;

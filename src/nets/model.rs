@@ -8,7 +8,8 @@ use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;
 use crate::files::{read_toml, sha256, write_toml};
 use crate::labels;
-use crate::supernet::{Order, Spec, Subnet, Supernet, Widths, ranking, subnet_name, widths_of};
+use crate::subnet_name::SubnetName;
+use crate::supernet::{Order, Spec, Subnet, Supernet, Widths, ranking, widths_of};
 use crate::{Error, Result};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
@@ -21,8 +22,6 @@ const FORMAT: u32 = 1;
 pub const CARD: &str = "model.toml";
 const WEIGHTS: &str = "supernet.safetensors";
 const SUBNETS: &str = "subnets.toml";
-/// The name of the subnet that keeps everything.
-pub const FULL: &str = "full";
 
 /// `model.toml`: what the model is and how it was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -157,7 +156,7 @@ impl Card {
 impl SubnetTable {
     /// Checks what the types cannot say. The error is a place and what is wrong with it.
     fn check(&self, spec: &Spec) -> std::result::Result<(), (String, String)> {
-        if self.subnets.last().is_none_or(|last| last.name != FULL) {
+        if self.subnets.last().is_none_or(|last| !last.name.is_full()) {
             return Err(("subnet".to_owned(), "the last subnet must be `full`".to_owned()));
         }
         for (index, subnet) in self.subnets.iter().enumerate() {
@@ -197,7 +196,7 @@ impl Model {
     /// As [`Model::open`], without a file.
     pub fn with_subnets(self, target: &str, mut rows: Vec<Subnet>) -> Result<Self> {
         let spec = self.network.spec();
-        rows.retain(|row| row.name != FULL);
+        rows.retain(|row| !row.name.is_full());
         rows.sort_by_key(|row| row.macs);
         rows.push(Subnet::new(spec, 1.0, &spec.full()));
         let table = SubnetTable { format: FORMAT, target: target.into(), weights: None, subnets: rows };
@@ -288,12 +287,9 @@ impl Model {
     /// # Errors
     /// One sentence that lists the names.
     pub fn subnet(&self, name: &str) -> Result<usize> {
-        let canonical = match name.parse::<f64>() {
-            Ok(ratio) => subnet_name(ratio),
-            Err(_) => name.to_string(),
-        };
-        self.table.subnets.iter().position(|subnet| subnet.name == canonical).ok_or_else(|| {
-            let names: Vec<&str> = self.table.subnets.iter().map(|subnet| subnet.name.as_str()).collect();
+        let known = name.parse::<SubnetName>().ok();
+        self.table.subnets.iter().position(|subnet| known.as_ref() == Some(&subnet.name)).ok_or_else(|| {
+            let names: Vec<&str> = self.table.subnets.iter().map(|subnet| &*subnet.name).collect();
             Error::input("subnet", format!("`{name}` is none of {}", names.join(", ")))
         })
     }

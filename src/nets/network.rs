@@ -15,8 +15,8 @@ use crate::supernet::{Spec, Supernet, Widths};
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
-/// A backbone with its preconditioning.
-#[derive(Debug)]
+/// A backbone with its preconditioning. Clones share the program.
+#[derive(Clone, Debug)]
 pub struct Network {
     program: Arc<Program>,
     preconditioning: Preconditioning,
@@ -39,6 +39,11 @@ impl Network {
     /// [`crate::Error::Input`] with the option that does not fit.
     pub fn new(backbone: &Backbone, preconditioning: Preconditioning) -> Result<Self> {
         Ok(Self { program: Arc::new(backbone.program()?), preconditioning })
+    }
+
+    /// The network as data.
+    pub fn program(&self) -> &Program {
+        &self.program
     }
 
     /// The network as a table.

@@ -2,10 +2,10 @@
 
 use super::network::Network;
 use super::on_cpu::{Packed, SubnetView};
-use super::{Denoiser, ImageShape, Model};
+use super::{About, Denoiser, ImageShape, Model};
 use crate::Result;
+use crate::diffusion::preconditioning::Coefficients;
 use crate::ops::cpu::fused::{Kind, Layer, Recorder, Team, Workspace};
-use crate::supernet::Subnet;
 
 /// The threads that compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +45,7 @@ pub struct Runner {
     network: Network,
     packed: Packed,
     views: Vec<SubnetView>,
-    classes: Vec<String>,
-    subnets: Vec<Subnet>,
+    about: About,
     workspace: Workspace,
 }
 
@@ -56,22 +55,12 @@ impl Runner {
     /// # Errors
     /// [`crate::Error::Tensor`] on a device fault.
     pub fn new(model: &Model, threads: Threads) -> Result<Self> {
-        let network = Network::new(&model.card.backbone, model.card.preconditioning)?;
+        let network = model.network.clone();
         let views = (0..model.table.subnets.len())
             .map(|subnet| SubnetView::new(network.spec(), &model.supernet, model.widths(subnet)));
-        Ok(Self {
-            packed: network.pack(&model.supernet)?,
-            views: views.collect(),
-            network,
-            classes: model.card.classes.clone(),
-            subnets: model.table.subnets.clone(),
-            workspace: Workspace::new(threads.team()),
-        })
-    }
-
-    /// Memory that the weights of all subnets take together, tables of groups included.
-    pub fn weight_bytes(&self) -> usize {
-        self.packed.bytes() + self.views.iter().map(SubnetView::bytes).sum::<usize>()
+        let (packed, views) = (network.pack(&model.supernet)?, views.collect::<Vec<_>>());
+        let bytes = packed.bytes() + views.iter().map(SubnetView::bytes).sum::<usize>();
+        Ok(Self { about: About::of(model, bytes), packed, views, network, workspace: Workspace::new(threads.team()) })
     }
 
     /// Memory in the buffers of activations.
@@ -101,6 +90,22 @@ impl Runner {
 
     /// As [`Denoiser::denoise`], which cannot fail on the host.
     pub fn call(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Vec<f32> {
+        self.run(subnet, x, sigma, class, Coefficients::denoised)
+    }
+
+    /// The raw network's output F for the same: the predicted noise of a variance preserving network.
+    pub fn raw(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Vec<f32> {
+        self.run(subnet, x, sigma, class, |_, _, raw| raw)
+    }
+
+    fn run(
+        &mut self,
+        subnet: usize,
+        x: &[f32],
+        sigma: &[f64],
+        class: &[Option<usize>],
+        output: impl Fn(&Coefficients, f32, f32) -> f32,
+    ) -> Vec<f32> {
         let (elements, batch) = (self.network.image().elements(), sigma.len());
         assert!(x.len() == batch * elements && class.len() == batch, "size of the batch");
         if batch == 0 {
@@ -123,7 +128,7 @@ impl Runner {
         let samples = denoised.chunks_exact_mut(elements).zip(raw.data().chunks_exact(raw.sample()));
         for ((x, raw), c) in samples.zip(&coefficients) {
             let raw = raw.chunks_exact(raw.len() / (height * width)).flat_map(|pixel| &pixel[..channels]);
-            x.iter_mut().zip(raw).for_each(|(x, &raw)| *x = c.denoised(*x, raw));
+            x.iter_mut().zip(raw).for_each(|(x, &raw)| *x = output(c, *x, raw));
         }
         self.workspace.arena.put(input);
         self.workspace.arena.put(raw);
@@ -147,20 +152,8 @@ impl Runner {
 }
 
 impl Denoiser for Runner {
-    fn image(&self) -> ImageShape {
-        self.network.image()
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn subnets(&self) -> &[Subnet] {
-        &self.subnets
-    }
-
-    fn weight_bytes(&self) -> usize {
-        Self::weight_bytes(self)
+    fn about(&self) -> &About {
+        &self.about
     }
 
     fn activation_bytes(&self) -> usize {
@@ -180,7 +173,7 @@ mod tests {
     use crate::nets::Backbone;
     use crate::nets::model::Card;
     use crate::ops::cpu::simd::narrowed::on_every_instruction_set;
-    use crate::supernet::{Supernet, Widths};
+    use crate::supernet::{Subnet, Supernet, Widths};
     use candle_core::{Device, Tensor};
 
     /// A network with every kind of layer, its subnet `0.500`, and `full`.

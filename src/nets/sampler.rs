@@ -1,9 +1,8 @@
 //! The images that are being drawn, where the denoiser keeps its memory.
 
-use super::{Denoiser, ImageShape};
+use super::{About, Denoiser};
 use crate::diffusion::{Noise, NoiseKey, State, Update, guide};
 use crate::ops::pixels::byte;
-use crate::supernet::Subnet;
 use crate::{Error, Result};
 
 /// Names an image that a sampler holds, from [`Sampler::begin`] to [`Sampler::end`]; then the number may serve again.
@@ -43,17 +42,8 @@ impl Move {
 /// Subnets, classes and slots are the caller's contract: a sampler may panic where they do not exist. After a step that
 /// failed or panicked, only the images that were in it are lost; their slots have to be ended all the same.
 pub trait Sampler: Send {
-    /// The size of the images that it draws.
-    fn image(&self) -> ImageShape;
-
-    /// Class names by index; empty for an unconditional network.
-    fn classes(&self) -> &[String];
-
-    /// Its subnets, from the narrowest to the widest; the last is `full`.
-    fn subnets(&self) -> &[Subnet];
-
-    /// Memory that the weights of all subnets take together.
-    fn weight_bytes(&self) -> usize;
+    /// What there is to know of it.
+    fn about(&self) -> &About;
 
     /// Memory in its buffers of activations.
     fn activation_bytes(&self) -> usize;
@@ -120,20 +110,8 @@ impl HostSampler {
 }
 
 impl Sampler for HostSampler {
-    fn image(&self) -> ImageShape {
-        self.denoiser.image()
-    }
-
-    fn classes(&self) -> &[String] {
-        self.denoiser.classes()
-    }
-
-    fn subnets(&self) -> &[Subnet] {
-        self.denoiser.subnets()
-    }
-
-    fn weight_bytes(&self) -> usize {
-        self.denoiser.weight_bytes()
+    fn about(&self) -> &About {
+        self.denoiser.about()
     }
 
     fn activation_bytes(&self) -> usize {
@@ -141,7 +119,7 @@ impl Sampler for HostSampler {
     }
 
     fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], _sigma: f64) -> Result<Slot> {
-        let image = Image { key, state: State::new(self.image().elements(), noise, key), estimate: None };
+        let image = Image { key, state: State::new(self.about().image.elements(), noise, key), estimate: None };
         let free = self.images.iter().position(Option::is_none);
         let slot = free.unwrap_or_else(|| {
             self.images.push(None);
@@ -152,7 +130,7 @@ impl Sampler for HostSampler {
     }
 
     fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()> {
-        let (elements, rows) = (self.image().elements(), moves.iter().map(Move::rows).sum());
+        let (elements, rows) = (self.about().image.elements(), moves.iter().map(Move::rows).sum());
         let mut x = Vec::with_capacity(rows * elements);
         let (mut sigma, mut class) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         for step in moves {

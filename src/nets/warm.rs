@@ -12,13 +12,13 @@ const MOST: usize = 64;
 /// [`Error::Input`] for a subnet whose output is not finite: its weights are damaged; the denoiser's own.
 pub fn warm(denoiser: &mut dyn Denoiser, max_batch: usize) -> Result<()> {
     let largest = max_batch.clamp(1, MOST);
-    let (elements, subnets) = (denoiser.image().elements(), denoiser.subnets().len());
+    let (elements, subnets) = (denoiser.about().image.elements(), denoiser.about().subnets.len());
     for batch in [1, largest.div_ceil(4), largest] {
         let (x, sigma, class) = (vec![0.5; batch * elements], vec![1.0; batch], vec![None; batch]);
         for subnet in 0..subnets {
             let denoised = denoiser.denoise(subnet, &x, &sigma, &class)?;
             if !denoised.iter().all(|value| value.is_finite()) {
-                let name = &denoiser.subnets()[subnet].name;
+                let name = &denoiser.about().subnets[subnet].name;
                 return Err(Error::input(format!("subnet {name}"), "its first call gave values that are not finite"));
             }
         }

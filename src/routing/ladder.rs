@@ -180,8 +180,8 @@ impl Ladder {
             let position = 1.0 - left * (1.0 - (step as f64 + 0.5) / steps as f64);
             let subnet = rung.subnet_at(((position * rung.steps as f64) as usize).min(rung.steps - 1));
             match runs.last_mut() {
-                Some(last) if last.subnet == subnet => last.steps += 1,
-                _ => runs.push(WidthRun { subnet: subnet.to_owned(), steps: 1 }),
+                Some(last) if last.subnet == *subnet => last.steps += 1,
+                _ => runs.push(WidthRun { subnet: subnet.clone(), steps: 1 }),
             }
         }
         runs

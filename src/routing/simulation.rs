@@ -98,7 +98,7 @@ fn simulate(policy: &mut dyn Policy, machine: &Machine, arrivals: &[Arrival]) ->
             let key = (member.request, member.image);
             let (plan, done) = images.get_mut(&key).expect("a member has begun");
             let (step, _) = plan.position(*done);
-            assert_eq!(plan.subnet_at(step), names[turn.subnet], "the subnet of the member's next call");
+            assert_eq!(*plan.subnet_at(step), names[turn.subnet], "the subnet of the member's next call");
             *done += 1;
             if *done == plan.evaluations() {
                 let (plan, _) = images.remove(&key).unwrap();

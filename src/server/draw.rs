@@ -65,7 +65,7 @@ pub(super) fn take(
     observation: &mut Observation,
 ) -> Result<Taken, ApiError> {
     let Order { arrived, budget, min_quality, class, seed, n, guidance } = order;
-    let class = class.map(|choice| class_index(state.fleet.any().classes(), choice)).transpose()?;
+    let class = class.map(|choice| class_index(&state.fleet.any().about().classes, choice)).transpose()?;
     let guidance = guidance_scale(guidance, class)?;
     let images = image_count(state, n)?;
     if let Budget::Exact(plan) = &budget {
@@ -177,7 +177,7 @@ fn image_count(state: &AppState, asked: Option<u32>) -> Result<u32, ApiError> {
     if !(1..=state.limits.max_n).contains(&images) {
         return out_of_range(format!("1 to {}", state.limits.max_n));
     }
-    let grid = grid_shape(state.fleet.any().image(), images as usize);
+    let grid = grid_shape(state.fleet.any().about().image, images as usize);
     if grid.height * grid.width > state.limits.max_pixels {
         return out_of_range(format!("so few that their grid has at most {} pixels", state.limits.max_pixels));
     }
@@ -187,7 +187,7 @@ fn image_count(state: &AppState, asked: Option<u32>) -> Result<u32, ApiError> {
 /// The most images that a request may ask for: their grid has to be small enough as well.
 pub(super) fn most_images(state: &AppState) -> u32 {
     let fits = |images: &u32| {
-        let grid = grid_shape(state.fleet.any().image(), *images as usize);
+        let grid = grid_shape(state.fleet.any().about().image, *images as usize);
         grid.height * grid.width <= state.limits.max_pixels
     };
     (1..=state.limits.max_n).take_while(fits).last().unwrap_or(0)

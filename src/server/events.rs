@@ -140,7 +140,7 @@ async fn progress(state: &AppState, step: Step) -> Vec<Event> {
     let Step { image, step, plan, estimate } = step;
     let mut events =
         vec![event("step", &json!({ "image": image, "step": step, "of": plan.steps, "plan": plan.to_string() }))];
-    let shape = state.fleet.any().image();
+    let shape = state.fleet.any().about().image;
     let preview = move || Raster { shape, bytes: estimate }.encode(Format::Png);
     // Away from the threads that serve connections. A preview that fails is left out: the images will say why.
     if let Ok(Ok(file)) = tokio::task::spawn_blocking(preview).await {

@@ -144,7 +144,7 @@ pub(super) async fn file_of(
     format: Format,
     observation: &mut Observation,
 ) -> Result<(File, Timings), ApiError> {
-    let shape = state.fleet.any().image();
+    let shape = state.fleet.any().about().image;
     let file = move |raster: &Raster| raster.encode(format);
     let (mut files, timings) = drawn.encode(state, file, |images| vec![Raster::grid(shape, images)]).await?;
     observation.succeed(&timings, drawn, format);

@@ -211,7 +211,7 @@ impl Observation {
     /// The label is the subnet of the plan, or `mixed`.
     pub fn set_plan(&mut self, plan: &Plan) {
         let subnet = match plan.widths.as_slice() {
-            [only] => only.subnet.clone(),
+            [only] => only.subnet.to_string(),
             _ => "mixed".to_owned(),
         };
         self.subnet = Some(subnet);
@@ -385,8 +385,8 @@ fn read(fleet: &Fleet, deficit: &Deficit) -> Result<Vec<Box<dyn Collector>>> {
         for (gauge, value) in [
             (&waiting, engine.waiting()),
             (&active, stats.active()),
-            (&weights, engine.weight_bytes()),
-            (&copies, bytes_as_copies(engine.subnets(), engine.weight_bytes())),
+            (&weights, engine.about().weight_bytes),
+            (&copies, bytes_as_copies(&engine.about().subnets, engine.about().weight_bytes)),
             (&activations, stats.activation_bytes()),
             (&up, usize::from(engine.is_alive())),
         ] {

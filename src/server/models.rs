@@ -69,9 +69,9 @@ struct LoadedSubnet {
     responses((status = 200, description = "What is loaded.", body = LoadedModel), Locked, Failures)
 )]
 pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedModel> {
-    let image = state.fleet.any().image();
+    let image = state.fleet.any().about().image;
     let subnet = |subnet: &crate::supernet::Subnet| LoadedSubnet {
-        name: subnet.name.clone(),
+        name: subnet.name.to_string(),
         ratio: subnet.ratio,
         parameters: subnet.parameters,
         macs: subnet.macs,
@@ -88,8 +88,8 @@ pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedMo
     Json(LoadedModel {
         model: state.model.clone(),
         image: Size { height: image.height, width: image.width, channels: image.channels },
-        classes: state.fleet.any().classes().to_vec(),
-        subnets: state.fleet.any().subnets().iter().map(subnet).collect(),
+        classes: state.fleet.any().about().classes.to_vec(),
+        subnets: state.fleet.any().about().subnets.iter().map(subnet).collect(),
         metric: state.metric.clone(),
         frontier: state.ladder.rungs().iter().map(frontier).collect(),
         budgets: state.budgets.named().map(|(name, budget)| (name, loaded(budget))).into(),

@@ -67,7 +67,7 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
     let (format, jpeg_quality) = checked(state, &body)?;
     let carrier = body.response_format.as_deref();
     let carrier = carrier.map(|asked| chosen("response_format", Some(asked), &RESPONSE_FORMATS)).transpose()?;
-    let classes = state.fleet.any().classes();
+    let classes = &state.fleet.any().about().classes;
     let class = match classes.is_empty() {
         true => None,
         false => Some(ClassChoice::Index(prompt::class_of(&body.prompt, classes)? as u64)),
@@ -75,7 +75,7 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
     let order = Order { arrived, budget, min_quality: None, class, seed: body.seed, n: body.n, guidance: None };
     let drawn = take(state, order, None, observation)?.drawn(state, observation).await?;
 
-    let shape = state.fleet.any().image();
+    let shape = state.fleet.any().about().image;
     let file = move |raster: &Raster| match format {
         Format::Jpeg => raster.encode_jpeg(jpeg_quality),
         Format::Png | Format::Webp => raster.encode(format),
@@ -102,7 +102,7 @@ fn checked(state: &AppState, body: &ImagesBody) -> Result<(Format, u8), ApiError
     if let Some(n) = body.n.filter(|n| !(1..=most).contains(n)) {
         return Err(ApiError::OutOfRange { field: "n", value: n.to_string(), accepted: format!("1 to {most}") });
     }
-    let size = size_of(state.fleet.any().image());
+    let size = size_of(state.fleet.any().about().image);
     chosen("size", body.size.as_deref(), &[("auto", ()), (&size, ())])?;
     chosen("background", body.background.as_deref(), &BACKGROUNDS)?;
     chosen("moderation", body.moderation.as_deref(), &MODERATIONS)?;

@@ -87,7 +87,7 @@ impl AppState {
         registry: Registry,
     ) -> Result<Arc<Self>> {
         config.check().map_err(|(field, problem)| Error::input(field, problem))?;
-        let subnets: Vec<String> = fleet.any().subnets().iter().map(|subnet| subnet.name.clone()).collect();
+        let subnets: Vec<String> = fleet.any().about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
         let fleet = Arc::new(fleet);
         let longest = Duration::from_secs(config.limits.request_timeout_s);
         let metrics = Metrics::register(registry, &fleet, &config.budgets, longest);

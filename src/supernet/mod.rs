@@ -9,4 +9,4 @@ pub mod subnet;
 
 pub use checkpoint::{Order, Supernet};
 pub use spec::{Param, Pipe, PipeKind, Spec};
-pub use subnet::{Subnet, Widths, bytes_as_copies, subnet_name, widths_of};
+pub use subnet::{Subnet, Widths, bytes_as_copies, widths_of};

@@ -1,5 +1,6 @@
 //! A subnet is a table of kept widths, one per pipe.
 
+use crate::subnet_name::SubnetName;
 use crate::supernet::Spec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -19,8 +20,8 @@ impl Widths {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subnet {
-    /// The ratio with three decimals (`0.500`), or `full`.
-    pub name: String,
+    /// Its ratio with three decimals (`0.500`), or `full`.
+    pub name: SubnetName,
     /// The ratio P that it was allocated for.
     pub ratio: f64,
     /// Its parameters.
@@ -36,7 +37,7 @@ impl Subnet {
     pub fn new(spec: &Spec, ratio: f64, widths: &Widths) -> Self {
         let names = spec.pipes.iter().map(|pipe| pipe.name.clone());
         Self {
-            name: subnet_name(ratio),
+            name: SubnetName::of(ratio),
             ratio,
             parameters: spec.parameters(widths),
             macs: spec.macs(widths),
@@ -51,11 +52,6 @@ pub fn bytes_as_copies(subnets: &[Subnet], shared: usize) -> usize {
     let all: u64 = subnets.iter().map(|subnet| subnet.parameters).sum();
     let widest = subnets.iter().map(|subnet| subnet.parameters).max().unwrap_or(1).max(1);
     (shared as u128 * u128::from(all) / u128::from(widest)) as usize
-}
-
-/// The name of the subnet of a ratio: three decimals, or `full` for the whole network.
-pub fn subnet_name(ratio: f64) -> String {
-    if ratio == 1.0 { "full".to_owned() } else { format!("{ratio:.3}") }
 }
 
 /// The widths of a row of `subnets.toml`, in the order of `spec.pipes`.
@@ -99,7 +95,7 @@ mod tests {
     fn a_row_gives_back_the_widths_that_it_was_made_of() {
         let widths = Widths(vec![5, 2]);
         let row = Subnet::new(&spec(), 0.5, &widths);
-        assert_eq!((row.name.as_str(), row.macs, row.widths["b.conv"]), ("0.500", 70, 5));
+        assert_eq!((&*row.name, row.macs, row.widths["b.conv"]), ("0.500", 70, 5));
         assert_eq!(widths_of(&spec(), &row), Ok(widths));
         assert_eq!(Subnet::new(&spec(), 1.0, &spec().full()).name, "full");
     }

@@ -8,7 +8,8 @@ use super::{importance, progress::Progress};
 use crate::files::write_directory;
 use crate::nets::model::{CARD, Card, DataStatistics};
 use crate::nets::{Model, Network};
-use crate::supernet::{Subnet, Supernet, ranking, subnet_name};
+use crate::subnet_name::SubnetName;
+use crate::supernet::{Subnet, Supernet, ranking};
 use crate::{Error, Result};
 use candle_core::DType;
 use std::path::{Path, PathBuf};
@@ -245,7 +246,7 @@ impl Flow<'_> {
                 .ratios()
                 .iter()
                 .zip(&position.losses)
-                .filter_map(|(ratio, loss)| loss.map(|loss| format!("{}: loss {loss:.4}", subnet_name(*ratio))))
+                .filter_map(|(ratio, loss)| loss.map(|loss| format!("{}: loss {loss:.4}", SubnetName::of(*ratio))))
                 .collect();
             progress.at(position.seen, &losses.join(", "));
             let stop = self.stop.load(Ordering::Relaxed);

@@ -76,6 +76,7 @@ impl Golden {
     }
 
     /// The clean images, the noise on them, and both together.
+    #[allow(dead_code, reason = "not every test calls the network")]
     pub fn batch(&self) -> [Vec<f32>; 3] {
         let noise = if self.is_of_time() { "eps" } else { "noise" };
         let (x0, noise) = (self.images("x0"), self.images(noise));
@@ -111,12 +112,6 @@ impl Golden {
         }
     }
 
-    /// What the reference names the output for these denoised images, and the output itself.
-    pub fn output(&self, denoised: &[f32]) -> (&'static str, Vec<f32>) {
-        let [.., x] = self.batch();
-        output(&self.expected, &x, &self.sigma(), denoised)
-    }
-
     pub fn classes(&self) -> Vec<Option<usize>> {
         match self.expected.get("class_labels") {
             None => vec![None; self.sigma().len()],
@@ -139,6 +134,7 @@ pub fn sigma_at(t: f64) -> f64 {
     (0.5 * 19.9 * t * t + 0.1 * t).exp_m1().sqrt()
 }
 
+#[allow(dead_code, reason = "not every test compares with it")]
 /// What a reference names its output, and that output for these denoised images of `x`: the noise, where it predicts noise.
 pub fn output(
     expected: &HashMap<String, Tensor>,

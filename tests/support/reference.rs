@@ -1,32 +1,27 @@
-//! SongUNet in plain f64 loops, one sample at a time: after its definition (NVlabs/edm, `training/networks.py`; subnets as
-//! in the README of the golden values) and the layouts that the spec names, without a kernel or a forward pass of the crate.
+//! Any program in plain f64 loops, one sample at a time, without a kernel of the crate: what its layers mean.
 
 use accordion::diffusion::preconditioning::Preconditioning;
-use accordion::nets::Backbone;
 use accordion::nets::Model;
-use accordion::nets::song_unet::{Config, EmbeddingType, Encoder};
-use accordion::supernet::groups;
-use std::collections::{BTreeMap, HashMap};
-use std::f64::consts::{FRAC_1_SQRT_2, TAU};
+use accordion::nets::program::{
+    Branch, Channels, Embedding, Extent, Frequencies, Norm, Op, Over, Product, Program, ValueId, View,
+};
+use accordion::ops::Act;
+use accordion::ops::cpu::resample::Direction;
+use accordion::supernet::{Widths, groups};
+use std::f64::consts::TAU;
 
-const EPS: f64 = 1e-6;
-
-/// A model's weights in f64.
-pub struct Reference {
-    config: Config,
+/// A subnet of a model in f64.
+pub struct Reference<'a> {
+    program: &'a Program,
     preconditioning: Preconditioning,
-    weights: HashMap<String, Array>,
-    /// By pipe: the original channel at each position.
-    permutations: HashMap<String, Vec<u32>>,
+    widths: Widths,
+    /// By parameter: what the subnet keeps of it.
+    weights: Vec<Vec<f64>>,
+    /// By pipe: the group of each kept channel.
+    groups: Vec<Vec<u32>>,
 }
 
-/// A parameter at full width.
-struct Array {
-    shape: Vec<usize>,
-    values: Vec<f64>,
-}
-
-/// Pixels, channels last.
+/// Pixels, channels last; a vector is a map of one.
 #[derive(Clone)]
 struct Map {
     height: usize,
@@ -35,41 +30,39 @@ struct Map {
     values: Vec<f64>,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Resampling {
-    Keep,
-    Down,
-    Up,
+/// A call on one sample.
+struct Call<'a> {
+    net: &'a Reference<'a>,
+    values: Vec<Map>,
+    branches: Vec<Vec<f64>>,
 }
 
-/// A forward pass of one subnet on one sample.
-struct Pass<'a> {
-    net: &'a Reference,
-    /// Kept channels by pipe.
-    widths: &'a BTreeMap<String, usize>,
-    emb: Vec<f64>,
-}
-
-impl Reference {
-    pub fn new(model: &Model) -> Self {
-        let Backbone::SongUnet(config) = &model.card.backbone;
-        let spec = model.network.spec();
+impl<'a> Reference<'a> {
+    pub fn new(model: &'a Model, subnet: usize) -> Self {
+        let (program, widths) = (model.network.program(), model.widths(subnet));
+        let spec = &program.spec;
         let weights = spec.params.iter().zip(&model.supernet.params).map(|(param, tensor)| {
-            let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
-            let values = values.into_iter().map(f64::from).collect();
-            (param.name.clone(), Array { shape: param.shape.clone(), values })
+            let whole: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+            let kept = spec.sliced_shape(param, &widths);
+            let is_kept = |mut index: usize| {
+                param.shape.iter().zip(&kept).rev().all(|(length, kept)| {
+                    let place = index % length;
+                    index /= length;
+                    place < *kept
+                })
+            };
+            whole.into_iter().enumerate().filter(|&(i, _)| is_kept(i)).map(|(_, value)| f64::from(value)).collect()
         });
-        let permutations = spec.pipes.iter().zip(&model.supernet.permutations);
-        Self {
-            config: config.clone(),
-            preconditioning: model.card.preconditioning,
-            weights: weights.collect(),
-            permutations: permutations.map(|(pipe, origin)| (pipe.name.clone(), origin.clone())).collect(),
-        }
+        let pipes = spec.pipes.iter().zip(&model.supernet.permutations).zip(&widths.0);
+        let groups = pipes.map(|((pipe, origin), &kept)| {
+            if kept == 0 { vec![] } else { groups::membership(&origin[..kept], pipe.norm_groups.unwrap_or(1)) }
+        });
+        let (weights, groups) = (weights.collect(), groups.collect());
+        Self { program, preconditioning: model.card.preconditioning, widths, weights, groups }
     }
 
-    /// The denoised image of `x` through the subnet of these widths (Karras et al. 2022, eq. 7 and table 1).
-    pub fn denoise(&self, widths: &BTreeMap<String, usize>, x: &[f32], sigma: f64, class: Option<usize>) -> Vec<f64> {
+    /// The denoised image of `x` (Karras et al. 2022, eq. 7 and table 1).
+    pub fn denoise(&self, x: &[f32], sigma: f64, class: Option<usize>) -> Vec<f64> {
         let [c_skip, c_out, c_in, c_noise] = match self.preconditioning {
             Preconditioning::Vp => {
                 let (beta_d, beta_min) = (19.9, 0.1f64);
@@ -83,279 +76,268 @@ impl Reference {
                 [c_skip, sigma * sigma_data / total.sqrt(), 1.0 / total.sqrt(), sigma.ln() / 4.0]
             }
         };
-        let side = self.config.img_resolution;
+        let image = self.program.image;
         let values = x.iter().map(|&x| c_in * f64::from(x)).collect();
-        let input = Map { height: side, width: side, channels: self.config.img_channels, values };
-        let pass = Pass { net: self, widths, emb: self.embedding(c_noise, class) };
-        let raw = pass.raw(input);
+        let image = Map { height: image.height, width: image.width, channels: image.channels, values };
+        let mut call = Call { net: self, values: vec![image], branches: Vec::new() };
+        for index in 0..self.program.layers.len() {
+            let made = call.layer(index, c_noise, class);
+            call.values.push(made);
+        }
+        let raw = call.values.pop().unwrap();
         x.iter().zip(&raw.values).map(|(&x, raw)| c_skip * f64::from(x) + c_out * raw).collect()
     }
+}
 
-    fn array(&self, name: &str) -> &Array {
-        self.weights.get(name).unwrap_or_else(|| panic!("the model has no {name}"))
-    }
-
-    /// The noise level and the class, as all blocks see them.
-    fn embedding(&self, c_noise: f64, class: Option<usize>) -> Vec<f64> {
-        let half = self.config.model_channels * self.config.channel_mult_noise / 2;
-        let frequencies: Vec<f64> = match self.config.embedding_type {
-            EmbeddingType::Positional => {
-                (0..half).map(|i| (1.0 / 10000.0f64).powf(i as f64 / (half - 1).max(1) as f64)).collect()
-            }
-            EmbeddingType::Fourier => self.array("map_noise.freqs").values.iter().map(|f| TAU * f).collect(),
-        };
-        // EDM puts cosines first, then swaps the halves.
-        let sines = frequencies.iter().map(|f| (f * c_noise).sin());
-        let mut emb: Vec<f64> = sines.chain(frequencies.iter().map(|f| (f * c_noise).cos())).collect();
-        let classes = self.config.label_dim;
-        if classes > 0 {
-            let label: Vec<f64> =
-                (0..classes).map(|i| if class == Some(i) { (classes as f64).sqrt() } else { 0.0 }).collect();
-            let mapped = self.linear("map_label", &label, emb.len());
-            emb.iter_mut().zip(mapped).for_each(|(emb, mapped)| *emb += mapped);
-        }
-        for layer in ["map_layer0", "map_layer1"] {
-            emb = self.linear(layer, &emb, self.config.model_channels * self.config.channel_mult_emb);
-            emb.iter_mut().for_each(|value| *value = silu(*value));
-        }
-        emb
-    }
-
-    /// The first `outputs` of `x w + b`, with `w` as `[in, out]`.
-    fn linear(&self, name: &str, x: &[f64], outputs: usize) -> Vec<f64> {
-        let (weight, bias) = (self.array(&format!("{name}.weight")), self.array(&format!("{name}.bias")));
-        let mut y = bias.values[..outputs].to_vec();
-        for (x, row) in x.iter().zip(weight.values.chunks_exact(weight.shape[1])) {
-            y.iter_mut().zip(row).for_each(|(y, w)| *y += x * w);
-        }
-        y
-    }
-
-    /// The groups of the `whole` channels that a norm has in the network that was trained.
-    fn groups(whole: usize) -> usize {
-        (whole / 4).min(32)
-    }
+fn vector(values: Vec<f64>) -> Map {
+    Map { height: 1, width: 1, channels: values.len(), values }
 }
 
 fn silu(z: f64) -> f64 {
     z / (1.0 + (-z).exp())
 }
 
-impl Pass<'_> {
-    fn raw(&self, image: Map) -> Map {
-        let config = &self.net.config;
-        let levels = config.channel_mult.len();
-        let channels = |level: usize| config.model_channels * config.channel_mult[level];
-        let mut skips: Vec<Map> = Vec::new();
-        let mut aux = image.clone();
-        let mut x = image;
-        for level in 0..levels {
-            let res = config.img_resolution >> level;
-            let name = |layer: &str| format!("enc.{res}x{res}_{layer}");
-            if level == 0 {
-                x = self.conv(&name("conv"), &x, config.model_channels, 1);
-            } else {
-                let c_out = x.channels;
-                x = self.block(&name("down"), &x, c_out, Resampling::Down, false);
-                if config.encoder_type == Encoder::Residual {
-                    skips.push(x.clone());
-                    x = self.aux_residual(&name("aux_residual"), &aux, &x);
-                    aux = x.clone();
-                    skips.pop();
-                }
-            }
-            skips.push(x.clone());
-            for index in 0..config.num_blocks {
-                let attention = config.attn_resolutions.contains(&res);
-                x = self.block(&name(&format!("block{index}")), &x, channels(level), Resampling::Keep, attention);
-                skips.push(x.clone());
-            }
+/// With erf by its Taylor series where that converges fast, else by the continued fraction of `1 - erf` (Laplace).
+fn gelu(x: f64) -> f64 {
+    let z = x.abs() / std::f64::consts::SQRT_2;
+    let erf = if z < 2.0 {
+        let (mut term, mut sum) = (z, z);
+        for n in 1..60 {
+            term *= -z * z / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
         }
-        for level in (0..levels).rev() {
-            let res = config.img_resolution >> level;
-            let name = |layer: &str| format!("dec.{res}x{res}_{layer}");
-            let c_out = x.channels;
-            if level + 1 == levels {
-                x = self.block(&name("in0"), &x, c_out, Resampling::Keep, true);
-                x = self.block(&name("in1"), &x, c_out, Resampling::Keep, false);
-            } else {
-                x = self.block(&name("up"), &x, c_out, Resampling::Up, false);
+        sum * std::f64::consts::FRAC_2_SQRT_PI
+    } else {
+        let fraction = (1..=120).rev().fold(z, |rest, n| z + 0.5 * f64::from(n) / rest);
+        1.0 - (-z * z).exp() / (std::f64::consts::PI.sqrt() * fraction)
+    };
+    0.5 * x * (1.0 + erf * x.signum())
+}
+
+impl Call<'_> {
+    fn weight(&self, param: usize) -> &[f64] {
+        &self.net.weights[param]
+    }
+
+    fn kept(&self, channels: Channels) -> usize {
+        channels.kept(&self.net.widths)
+    }
+
+    fn layer(&mut self, index: usize, c_noise: f64, class: Option<usize>) -> Map {
+        let program = self.net.program;
+        match &program.layers[index].op {
+            Op::Embedding(embedding) => vector(self.embedding(embedding, c_noise, class)),
+            Op::Product(product) => self.product(product),
+            Op::Branches { x, to } => {
+                self.branches = to.iter().map(|branch| self.branch(&self.values[*x].values, branch)).collect();
+                vector(vec![])
             }
-            for index in 0..=config.num_blocks {
-                x = beside(&x, &skips.pop().unwrap());
-                let attention = index == config.num_blocks && config.attn_resolutions.contains(&res);
-                x = self.block(&name(&format!("block{index}")), &x, channels(level), Resampling::Keep, attention);
+            Op::Attention { qkv } => {
+                let Channels::Heads { heads, pipe, .. } = program.values[*qkv].channels else { panic!("heads") };
+                attention(&self.values[*qkv], heads, self.net.widths.0[pipe])
             }
-        }
-        let res = config.img_resolution;
-        let c_out = x.channels;
-        let x = self.norm(&format!("dec.{res}x{res}_aux_norm"), x, &fixed_groups(c_out), true);
-        self.conv(&format!("dec.{res}x{res}_aux_conv"), &x, config.img_channels, 1)
-    }
-
-    /// `(x + down(conv(aux))) / sqrt 2`, convolved on the finer grid with room for the filter.
-    fn aux_residual(&self, name: &str, aux: &Map, x: &Map) -> Map {
-        let filter = &self.net.config.resample_filter;
-        let wide = self.conv(name, aux, x.channels, 1 + (filter.len() - 1) / 2);
-        added(down(&wide, filter, 0), x)
-    }
-
-    fn block(&self, name: &str, x: &Map, c_out: usize, resampling: Resampling, attention: bool) -> Map {
-        let inner = self.kept(&format!("{name}.conv"), c_out);
-        let h = self.norm(&format!("{name}.norm0"), x.clone(), &fixed_groups(x.channels), true);
-        let mut h = self.conv(&format!("{name}.conv0"), &self.resampled(&h, resampling), inner, 1);
-        let params = self.net.linear(&format!("{name}.affine"), &self.emb, inner);
-        h.pixels().for_each(|pixel| pixel.iter_mut().zip(&params).for_each(|(h, param)| *h += param));
-        let h = self.norm(&format!("{name}.norm1"), h, &self.pipe_groups(&format!("{name}.conv"), c_out), true);
-        let h = self.conv(&format!("{name}.conv1"), &h, c_out, 1);
-        let skip = if x.channels != c_out || resampling != Resampling::Keep {
-            self.conv(&format!("{name}.skip"), &self.resampled(x, resampling), c_out, 0)
-        } else {
-            x.clone()
-        };
-        let x = added(h, &skip);
-        if attention { self.attention(name, x) } else { x }
-    }
-
-    /// Channels kept of a pipe that is `whole` wide; a block without one keeps all.
-    fn kept(&self, pipe: &str, whole: usize) -> usize {
-        self.widths.get(pipe).copied().unwrap_or(whole)
-    }
-
-    /// The group of each kept channel of a pipe.
-    fn pipe_groups(&self, pipe: &str, whole: usize) -> Vec<u32> {
-        match self.net.permutations.get(pipe) {
-            Some(origin) => groups::membership(&origin[..self.kept(pipe, whole)], Reference::groups(whole)),
-            None => fixed_groups(whole),
-        }
-    }
-
-    fn attention(&self, name: &str, x: Map) -> Map {
-        let normed = self.norm(&format!("{name}.norm2"), x.clone(), &fixed_groups(x.channels), false);
-        let (weight, bias) =
-            (self.net.array(&format!("{name}.qkv.weight")), self.net.array(&format!("{name}.qkv.bias")));
-        let proj = self.net.array(&format!("{name}.proj.weight"));
-        let [_, _, heads, full] = weight.shape[..] else { panic!("shape of {name}.qkv.weight") };
-        let dim = self.kept(&format!("{name}.attn"), full);
-        let pixels = x.height * x.width;
-        let mut hidden = vec![0.0; x.values.len()];
-        let proj_bias = &self.net.array(&format!("{name}.proj.bias")).values;
-        hidden.chunks_exact_mut(x.channels).for_each(|pixel| pixel.copy_from_slice(proj_bias));
-        if dim == 0 {
-            return added(Map { values: hidden, ..x }, &x);
-        }
-        for head in 0..heads {
-            // q, k and v: [pixels, dim].
-            let [q, k, v] = [0, 1, 2].map(|part| {
-                let mut y = vec![0.0; pixels * dim];
-                for (y, x) in y.chunks_exact_mut(dim).zip(normed.values.chunks_exact(normed.channels)) {
-                    y.copy_from_slice(&bias.values[(part * heads + head) * full..][..dim]);
-                    for (i, x) in x.iter().enumerate() {
-                        let row = &weight.values[((i * 3 + part) * heads + head) * full..][..dim];
-                        y.iter_mut().zip(row).for_each(|(y, w)| *y += x * w);
-                    }
-                }
+            Op::Write { x, residual, scale } => {
+                let mut y = self.view(x);
+                let residual = residual.map_or(vec![0.0; y.values.len()], |value| self.values[value].values.clone());
+                y.values.iter_mut().zip(residual).for_each(|(y, residual)| *y = (*y + residual) * f64::from(*scale));
                 y
-            });
-            for (q, hidden) in q.chunks_exact(dim).zip(hidden.chunks_exact_mut(x.channels)) {
-                let dot = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (dim as f64).sqrt();
-                let scores: Vec<f64> = k.chunks_exact(dim).map(dot).collect();
-                let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let total: f64 = scores.iter().map(|score| (score - most).exp()).sum();
-                let mut mixed = vec![0.0; dim];
-                for (score, v) in scores.iter().zip(v.chunks_exact(dim)) {
-                    let share = (score - most).exp() / total;
-                    mixed.iter_mut().zip(v).for_each(|(mixed, v)| *mixed += share * v);
-                }
-                for (offset, mixed) in mixed.iter().enumerate() {
-                    let row = &proj.values[(head * full + offset) * x.channels..][..x.channels];
-                    hidden.iter_mut().zip(row).for_each(|(hidden, w)| *hidden += mixed * w);
-                }
             }
+            Op::Tokens { front, x, positions } => {
+                let parts = front.iter().chain([x]).map(|&part| self.values[part].values.clone());
+                let mut values: Vec<f64> = parts.flatten().collect();
+                values.iter_mut().zip(self.weight(*positions)).for_each(|(value, position)| *value += position);
+                let channels = self.values[*x].channels;
+                Map { height: values.len() / channels, width: 1, channels, values }
+            }
+            Op::Unpatch { x, patch } => self.unpatch(*x, *patch, program.values[index + 1].extent),
         }
-        added(Map { values: hidden, ..x }, &x)
     }
 
-    /// GroupNorm (Wu and He 2018): mean and biased variance over the pixels and channels of each group.
-    fn norm(&self, name: &str, mut x: Map, group_of: &[u32], silu_follows: bool) -> Map {
-        if x.channels == 0 {
-            return x;
+    fn embedding(&self, Embedding { waves, class: rows }: &Embedding, c_noise: f64, class: Option<usize>) -> Vec<f64> {
+        let mut emb = Vec::new();
+        if let Some(waves) = waves {
+            let frequencies: Vec<f64> = match &waves.frequencies {
+                Frequencies::Fixed(frequencies) => frequencies.iter().map(|&f| f64::from(f)).collect(),
+                Frequencies::Param(param) => self.weight(*param).iter().map(|f| TAU * f).collect(),
+            };
+            emb.extend(frequencies.iter().map(|f| (f * c_noise).sin()));
+            emb.extend(frequencies.iter().map(|f| (f * c_noise).cos()));
+            emb.rotate_left(if waves.cosines_first { frequencies.len() } else { 0 });
         }
-        let scale = &self.net.array(&format!("{name}.weight")).values;
-        let shift = &self.net.array(&format!("{name}.bias")).values;
-        let count = group_of.iter().max().unwrap() + 1;
-        let pixels = (x.height * x.width) as f64;
-        let over = |x: &Map, group: u32, value: &dyn Fn(f64) -> f64| {
-            let members: Vec<usize> = (0..x.channels).filter(|&c| group_of[c] == group).collect();
-            let of_pixel = |pixel: &[f64]| members.iter().map(|&c| value(pixel[c])).sum::<f64>();
-            x.values.chunks_exact(x.channels).map(of_pixel).sum::<f64>() / (pixels * members.len() as f64)
+        if let Some(rows) = rows {
+            let param = &self.net.program.spec.params[rows.weight];
+            emb.resize(param.shape[1], 0.0);
+            // A row for none may stand after those of the classes.
+            let row = class.unwrap_or(self.net.program.classes);
+            for (channel, emb) in emb.iter_mut().enumerate() {
+                let value = self.weight(rows.weight).get(row * param.shape[1] + channel);
+                *emb += value.map_or(0.0, |value| f64::from(rows.scale) * value);
+                *emb += rows.bias.map_or(0.0, |bias| self.weight(bias)[channel]);
+            }
+        }
+        emb
+    }
+
+    fn branch(&self, x: &[f64], Branch { weight, bias, part: (part, parts), to }: &Branch) -> Vec<f64> {
+        let outputs = self.kept(*to);
+        let output = |o: usize| {
+            let column = part * outputs + o;
+            let row = |i: usize| self.weight(*weight)[i * parts * outputs + column];
+            let sum = x.iter().enumerate().map(|(i, x)| x * row(i)).sum::<f64>();
+            sum + bias.iter().map(|&bias| self.weight(bias)[column]).sum::<f64>()
         };
-        let moments: Vec<(f64, f64)> = (0..count)
-            .map(|group| {
-                let mean = over(&x, group, &|x| x);
-                (mean, (over(&x, group, &|x| (x - mean).powi(2)) + EPS).sqrt())
-            })
-            .collect();
-        x.pixels().for_each(|pixel| {
-            for (c, x) in pixel.iter_mut().enumerate() {
-                let (mean, deviation) = moments[group_of[c] as usize];
-                *x = (*x - mean) / deviation * scale[c] + shift[c];
-                if silu_follows {
-                    *x = silu(*x);
+        (0..outputs).map(output).collect()
+    }
+
+    fn product(&self, product: &Product) -> Map {
+        let x = self.view(&product.x);
+        let c_out = self.kept(product.to);
+        let mut bias = vec![0.0; c_out];
+        for from in product.bias.iter().map(|&bias| self.weight(bias)) {
+            bias.iter_mut().zip(from).for_each(|(bias, from)| *bias += from);
+        }
+        if let Some(branch) = product.sample_bias {
+            bias.clone_from(&self.branches[branch]);
+        }
+        let mut y = conv(&x, self.weight(product.weight), &bias, product);
+        if let Some(residual) = product.residual {
+            y.values.iter_mut().zip(&self.values[residual].values).for_each(|(y, residual)| *y += residual);
+        }
+        for y in &mut y.values {
+            *y *= f64::from(product.scale);
+            *y = match product.act {
+                Some(Act::Silu) => silu(*y),
+                Some(Act::Gelu) => gelu(*y),
+                None => *y,
+            };
+        }
+        y
+    }
+
+    /// `y[(i p + a), (j p + b), c] = x[front + i (width / p) + j, (a p + b) C + c]`
+    fn unpatch(&self, x: ValueId, patch: usize, extent: Extent) -> Map {
+        let (x, Extent::Map { height, width }) = (&self.values[x], extent) else { panic!("an image") };
+        let (across, channels) = (width / patch, x.channels / (patch * patch));
+        let front = x.height - height / patch * across;
+        let mut values = Vec::with_capacity(height * width * channels);
+        for (row, column) in (0..height).flat_map(|row| (0..width).map(move |column| (row, column))) {
+            let token = front + row / patch * across + column / patch;
+            let place = row % patch * patch + column % patch;
+            values.extend(&x.values[token * x.channels + place * channels..][..channels]);
+        }
+        Map { height, width, channels, values }
+    }
+
+    fn view(&self, view: &View) -> Map {
+        let mut x = self.values[view.parts[0]].clone();
+        for &part in &view.parts[1..] {
+            x = beside(&x, &self.values[part]);
+        }
+        if let Some(norm) = view.norm.as_ref().filter(|_| x.channels > 0) {
+            x = self.norm(norm, x);
+        }
+        if view.silu {
+            x.values.iter_mut().for_each(|x| *x = silu(*x));
+        }
+        match &view.resample {
+            Some(by) if by.direction == Direction::Down => down(&x, &by.filter, by.pad),
+            Some(by) => up(&x, &by.filter, by.pad),
+            None => x,
+        }
+    }
+
+    /// Mean and biased variance over the pixels and channels of each group (Wu and He 2018), or over those of a pixel.
+    fn norm(&self, norm: &Norm, mut x: Map) -> Map {
+        let group_of = match &norm.over {
+            Over::Groups(table) => table.group_of(),
+            Over::PipeGroups(pipe) => &self.net.groups[*pipe],
+            Over::Pixel => &vec![0; x.channels][..],
+        };
+        let share = if matches!(norm.over, Over::Pixel) { x.channels } else { x.values.len() };
+        let count = group_of.iter().max().unwrap() + 1;
+        let channels = x.channels;
+        for values in x.values.chunks_exact_mut(share) {
+            for group in 0..count {
+                let members = || (0..values.len()).filter(|i| group_of[i % channels] == group);
+                let over =
+                    |of: &dyn Fn(f64) -> f64| members().map(|i| of(values[i])).sum::<f64>() / members().count() as f64;
+                let mean = over(&|x| x);
+                let deviation = (over(&|x| (x - mean).powi(2)) + f64::from(norm.eps)).sqrt();
+                for i in members().collect::<Vec<_>>() {
+                    values[i] = (values[i] - mean) / deviation;
                 }
             }
-        });
+        }
+        let (scale, shift) = (self.weight(norm.scale), self.weight(norm.shift));
+        for pixel in x.pixels() {
+            for (c, x) in pixel.iter_mut().enumerate() {
+                *x = *x * scale[c] + shift[c];
+                if let Some(film) = norm.film {
+                    *x = *x * (1.0 + self.branches[film][c]) + self.branches[film + 1][c];
+                }
+            }
+        }
         x
     }
+}
 
-    /// Cross-correlation with the first inputs and outputs of a kernel `[kh, kw, in, out]`, padded with zeros, and its bias.
-    fn conv(&self, name: &str, x: &Map, c_out: usize, pad: usize) -> Map {
-        let weight = self.net.array(&format!("{name}.weight"));
-        let bias = &self.net.array(&format!("{name}.bias")).values[..c_out];
-        let [kernel, _, full_in, full_out] = weight.shape[..] else { panic!("shape of {name}.weight") };
-        let grown = |side: usize| side + 2 * pad + 1 - kernel;
-        let (height, width) = (grown(x.height), grown(x.width));
-        if c_out == 0 {
-            return Map { height, width, channels: 0, values: Vec::new() };
-        }
-        let mut values = vec![0.0; height * width * c_out];
-        for (row, y) in values.chunks_exact_mut(width * c_out).enumerate() {
-            y.chunks_exact_mut(c_out).for_each(|pixel| pixel.copy_from_slice(bias));
-            for (ky, kx) in (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx))) {
-                let Some(from_row) = (row + ky).checked_sub(pad).filter(|&row| row < x.height) else { continue };
-                let columns = (0..width).filter_map(|column| {
-                    let from = (column + kx).checked_sub(pad).filter(|&from| from < x.width)?;
-                    Some((column, (from_row * x.width + from) * x.channels))
-                });
-                let columns: Vec<(usize, usize)> = columns.collect();
-                let weights = &weight.values[(ky * kernel + kx) * full_in * full_out..];
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        for channel in 0..x.channels {
-                            let w = &weights[channel * full_out..][..c_out];
-                            for &(column, from) in &columns {
-                                let value = x.values[from + channel];
-                                let y = &mut y[column * c_out..][..c_out];
-                                y.iter_mut().zip(w).for_each(|(y, w)| *y += value * w);
-                            }
-                        }
-                    },
-                );
+/// `qkv` has q, k and v one after the other, each with its heads one after the other.
+fn attention(qkv: &Map, heads: usize, dim: usize) -> Map {
+    let pixels = qkv.height * qkv.width;
+    let mut y = Map { channels: heads * dim, values: vec![0.0; pixels * heads * dim], ..*qkv };
+    for head in 0..if dim > 0 { heads } else { 0 } {
+        let of = |pixel: usize, part: usize| &qkv.values[pixel * qkv.channels + (part * heads + head) * dim..][..dim];
+        for pixel in 0..pixels {
+            let q = of(pixel, 0);
+            let dot = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (dim as f64).sqrt();
+            let scores: Vec<f64> = (0..pixels).map(|key| dot(of(key, 1))).collect();
+            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = scores.iter().map(|score| (score - most).exp()).sum();
+            let mixed = &mut y.values[pixel * heads * dim + head * dim..][..dim];
+            for (key, score) in scores.iter().enumerate() {
+                let share = (score - most).exp() / total;
+                mixed.iter_mut().zip(of(key, 2)).for_each(|(mixed, v)| *mixed += share * v);
             }
         }
-        Map { height, width, channels: c_out, values }
     }
+    y
+}
 
-    fn resampled(&self, x: &Map, resampling: Resampling) -> Map {
-        let filter = &self.net.config.resample_filter;
-        let pad = (filter.len() - 1) / 2;
-        match resampling {
-            Resampling::Keep => x.clone(),
-            Resampling::Down => down(x, filter, pad),
-            Resampling::Up => up(x, filter, pad),
+/// Cross-correlation with a kernel `[kh, kw, in, out]`, padded with zeros, and a bias.
+fn conv(x: &Map, weight: &[f64], bias: &[f64], &Product { kernel, stride, pad, .. }: &Product) -> Map {
+    let (c_in, c_out) = (x.channels, bias.len());
+    let places = |side: usize| (side + 2 * pad - kernel) / stride + 1;
+    let (height, width) = (places(x.height), places(x.width));
+    if c_out == 0 {
+        return Map { height, width, channels: 0, values: Vec::new() };
+    }
+    let mut values = vec![0.0; height * width * c_out];
+    for (row, y) in values.chunks_exact_mut(width * c_out).enumerate() {
+        y.chunks_exact_mut(c_out).for_each(|pixel| pixel.copy_from_slice(bias));
+        for (ky, kx) in (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx))) {
+            let Some(from_row) = (row * stride + ky).checked_sub(pad).filter(|&row| row < x.height) else { continue };
+            let columns = (0..width).filter_map(|column| {
+                let from = (column * stride + kx).checked_sub(pad).filter(|&from| from < x.width)?;
+                Some((column, (from_row * x.width + from) * x.channels))
+            });
+            let columns: Vec<(usize, usize)> = columns.collect();
+            let weights = &weight[(ky * kernel + kx) * c_in * c_out..];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for channel in 0..c_in {
+                        let w = &weights[channel * c_out..][..c_out];
+                        for &(column, from) in &columns {
+                            let value = x.values[from + channel];
+                            let y = &mut y[column * c_out..][..c_out];
+                            y.iter_mut().zip(w).for_each(|(y, w)| *y += value * w);
+                        }
+                    }
+                },
+            );
         }
     }
+    Map { height, width, channels: c_out, values }
 }
 
 /// Lets the compiler use this machine's vectors for a plain loop.
@@ -370,22 +352,11 @@ impl Map {
     }
 }
 
-/// Neighbours share a group, as PyTorch has them.
-fn fixed_groups(channels: usize) -> Vec<u32> {
-    let share = channels / Reference::groups(channels);
-    (0..channels).map(|channel| (channel / share) as u32).collect()
-}
-
+/// The pixels of both with their channels side by side.
 fn beside(a: &Map, b: &Map) -> Map {
     let pixels = a.values.chunks_exact(a.channels).zip(b.values.chunks_exact(b.channels));
     let values = pixels.flat_map(|(a, b)| a.iter().chain(b)).copied().collect();
     Map { channels: a.channels + b.channels, values, ..*a }
-}
-
-/// `(a + b) / sqrt 2`
-fn added(mut a: Map, b: &Map) -> Map {
-    a.values.iter_mut().zip(&b.values).for_each(|(a, b)| *a = (*a + b) * FRAC_1_SQRT_2);
-    a
 }
 
 /// The 2-D filter `f f' / (sum f)²` at a tap.

@@ -104,10 +104,10 @@ impl Report {
                 kernels.entry(launch.kernel).or_default().push(launch);
             }
             let kernels = kernels.into_iter().map(|(kernel, launches)| (kernel, Sum::of(launches, precision)));
-            Step { subnet: model.subnets()[subnet].name.clone(), batch, ms, kernels: kernels.collect() }
+            Step { subnet: model.subnets()[subnet].name.to_string(), batch, ms, kernels: kernels.collect() }
         };
         let steps = settings.iter().zip(ms).map(step).collect();
-        Ok(Self { model: model.card.name.clone(), precision, device, steps })
+        Ok(Self { model: model.card.name.to_string(), precision, device, steps })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::evaluation::latency::{self, Pace, Setting};
 use crate::evaluation::subject::Subject;
 use crate::evaluation::switching::switching;
 use crate::files::{write_json, write_whole};
-use crate::nets::{Model, Placement, Runner, Threads};
+use crate::nets::{Denoiser, Model, Placement, Runner, Threads};
 use crate::{Error, Result};
 use layers::LayerTable;
 use report::{Report, Row, Switch};
@@ -73,7 +73,7 @@ impl Args {
         let mut runner = Runner::new(&model, Threads::ALL)?;
         let settings = self.settings(&model, runner.threads())?;
         let timings = latency::measure(&mut runner, &settings, self.pin, Pace::thorough(self.seconds), &mut |_| {});
-        let name = |subnet: usize| model.subnets()[subnet].name.as_str();
+        let name = |subnet: usize| &*model.subnets()[subnet].name;
 
         // The settings are in order: threads, then subnets, then batches.
         let (narrow, wide) = (settings[0], settings[settings.len() - 1]);
@@ -94,7 +94,7 @@ impl Args {
         let rows = settings.iter().zip(&timings.ms);
         let report = Report {
             model: model.card.name.clone(),
-            weight_bytes: runner.weight_bytes(),
+            weight_bytes: runner.about().weight_bytes,
             activation_bytes: runner.activation_bytes(),
             results: rows
                 .map(|(setting, &ms)| {

@@ -75,7 +75,7 @@ impl Row {
         let operations = 2.0 * subnet.macs as f64 * setting.batch as f64;
         let gflops = operations / ms / 1e6;
         Self {
-            subnet: subnet.name.clone(),
+            subnet: subnet.name.to_string(),
             batch: setting.batch,
             threads: setting.threads,
             ms,
@@ -154,7 +154,7 @@ pub(super) mod tests {
     /// Two subnets at two batches on a machine of 100 GFLOP/s.
     pub fn report() -> Report {
         let subnet = |name: &str, macs| Subnet {
-            name: name.to_owned(),
+            name: name.parse().unwrap(),
             ratio: 1.0,
             parameters: 1,
             macs,

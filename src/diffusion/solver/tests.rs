@@ -210,7 +210,7 @@ proptest! {
 
 #[test]
 fn a_plan_that_changes_while_it_runs_draws_what_its_text_draws() {
-    let narrow = [crate::diffusion::WidthRun { subnet: "0.250".into(), steps: 3 }];
+    let narrow = [crate::diffusion::WidthRun { subnet: "0.250".parse().unwrap(), steps: 3 }];
     for text in ["euler-9@full", "heun-9@full", "dpmpp2m-9@full", "dpmpp2m-9@full~logsnr"] {
         let start = |plan: Arc<Plan>| Trajectory::new(plan, RANGE, 7, 1, 4);
         let mut trajectory = start(plan(text));

@@ -4,9 +4,8 @@ use super::{Gate, Gaussian, HostSampler, RANGE, images, job};
 use crate::diffusion::{Noise, NoiseKey};
 use crate::engine::gaussian::Fault;
 use crate::engine::{Engine, EngineError, EngineLimits, Job};
-use crate::nets::{Denoiser, ImageShape, Move, Sampler, Slot};
+use crate::nets::{About, Denoiser, Move, Sampler, Slot};
 use crate::routing::Fixed;
-use crate::supernet::Subnet;
 use crate::{Error, Result};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -32,20 +31,8 @@ impl Watched {
 }
 
 impl Sampler for Watched {
-    fn image(&self) -> ImageShape {
-        self.inner.image()
-    }
-
-    fn classes(&self) -> &[String] {
-        self.inner.classes()
-    }
-
-    fn subnets(&self) -> &[Subnet] {
-        self.inner.subnets()
-    }
-
-    fn weight_bytes(&self) -> usize {
-        self.inner.weight_bytes()
+    fn about(&self) -> &About {
+        self.inner.about()
     }
 
     fn activation_bytes(&self) -> usize {
@@ -101,7 +88,7 @@ impl View {
 
 fn watched(max_batch: usize) -> (Engine, View) {
     let (denoiser, gate) = Gaussian::conditional();
-    let policy = Box::new(Fixed::unmeasured(denoiser.subnets(), max_batch));
+    let policy = Box::new(Fixed::unmeasured(&denoiser.about().subnets, max_batch));
     let inner = HostSampler::new(denoiser);
     let view = View { gate, live: Arc::default(), broken: Arc::default(), estimates: Arc::default() };
     let (live, broken, estimates) = (view.live.clone(), view.broken.clone(), view.estimates.clone());

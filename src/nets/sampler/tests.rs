@@ -43,7 +43,7 @@ impl Drawing {
 fn alone(plan: &str, seed: u64, class: Option<usize>, guidance: Option<f64>) -> (Vec<f64>, Vec<f32>) {
     let (mut denoiser, _) = Gaussian::conditional();
     let plan: Arc<Plan> = Arc::new(plan.parse().unwrap());
-    let mut trajectory = Trajectory::new(plan, RANGE, seed, 0, denoiser.image().elements());
+    let mut trajectory = Trajectory::new(plan, RANGE, seed, 0, denoiser.about().image.elements());
     let mut last = Vec::new();
     while let Some(call) = trajectory.next_call() {
         let x: Vec<f32> = trajectory.input().iter().map(|&value| value as f32).collect();
@@ -139,20 +139,8 @@ fn a_step_that_fails_or_panics_leaves_the_other_images_as_they_were() {
 struct Short(Gaussian);
 
 impl Denoiser for Short {
-    fn image(&self) -> ImageShape {
-        self.0.image()
-    }
-
-    fn classes(&self) -> &[String] {
-        self.0.classes()
-    }
-
-    fn subnets(&self) -> &[Subnet] {
-        self.0.subnets()
-    }
-
-    fn weight_bytes(&self) -> usize {
-        self.0.weight_bytes()
+    fn about(&self) -> &About {
+        self.0.about()
     }
 
     fn activation_bytes(&self) -> usize {

@@ -25,7 +25,7 @@ impl Fixed {
     /// For jobs that all name their plans, on a machine of which nothing is known.
     pub fn unmeasured(subnets: &[Subnet], max_batch: usize) -> Self {
         // The work in seconds is then a count of calls; nobody asks for it.
-        let times = StepTimes::new(subnets.iter().map(|subnet| (subnet.name.clone(), vec![(1, 1.0)])), max_batch);
+        let times = StepTimes::new(subnets.iter().map(|subnet| (subnet.name.to_string(), vec![(1, 1.0)])), max_batch);
         let widest = times.subnets().last().map_or("full", String::as_str);
         let plan = Plan::constant(Solver::Heun, 18, widest).expect("a subnet's name is one of a plan");
         Self::new(Arc::new(plan), None, times, max_batch)

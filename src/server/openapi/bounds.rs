@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 /// Writes this server's bounds into the document of the types.
 pub(super) fn fill(document: &mut Value, state: &AppState) {
-    let classes = state.fleet.any().classes();
+    let classes = &state.fleet.any().about().classes;
     let most = most_images(state);
     let seed = json!({ "oneOf": [
         { "type": "null" },
@@ -67,7 +67,7 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
     }
     bound(body, "model", one_of(&[&state.model]));
     bound(body, "n", json!({ "minimum": 1, "maximum": wire::MAX_N.min(most), "default": 1 }));
-    bound(body, "size", one_of(&["auto", &size_of(state.fleet.any().image())]));
+    bound(body, "size", one_of(&["auto", &size_of(state.fleet.any().about().image)]));
     bound(body, "quality", one_of(&wire::QUALITIES.map(|(name, _)| name)));
     bound(body, "response_format", one_of(&wire::RESPONSE_FORMATS.map(|(name, _)| name)));
     bound(body, "output_format", one_of(&wire::FORMATS.map(|(name, _)| name)));

@@ -112,7 +112,7 @@ fn measured() -> Measured {
 }
 
 fn fleet(denoiser: Box<Gaussian>, config: &ServeConfig) -> Fleet {
-    assert_eq!(denoiser.subnets().len(), 3);
+    assert_eq!(denoiser.about().subnets.len(), 3);
     let Measured { ladder, times, .. } = measured();
     let policy = config.policy.build(ladder, times, config.max_batch);
     let sampler = Box::new(HostSampler::new(denoiser));
