@@ -14,8 +14,7 @@ mod support;
 
 use accordion::diffusion::{Course, NoiseKey, Update};
 use accordion::engine::{Engine, EngineError, EngineLimits, Job};
-use accordion::evaluation::latency::Pace;
-use accordion::evaluation::subject::Subject;
+use accordion::evaluation::latency::{self, Pace};
 use accordion::nets::{
     Denoiser, DeviceRunner, HostSampler, Model, Move, Runner, Sampler, Slot, Threads, device_runner,
 };
@@ -42,7 +41,7 @@ fn device(model: &Model, element: Element, order: Order) -> DeviceRunner<Emulate
 fn every_network<M: Machine>(machine: impl Fn() -> M) {
     for name in NAMES {
         let golden = golden(name);
-        let (x, sigma, classes) = (golden.images("x"), golden.sigma(), golden.classes());
+        let ([.., x], sigma, classes) = (golden.batch(), golden.sigma(), golden.classes());
         let (model, _) = golden.allocated();
         // One sample: the emulation takes its time.
         let (x, sigma, classes) = (&x[..model.image().elements()], &sigma[..1], &classes[..1]);
@@ -72,7 +71,7 @@ fn every_network_denoises_on_a_device_as_it_does_on_the_cpu() {
 
 proptest! {
     // The emulation takes its time.
-    #![proptest_config(ProptestConfig::with_cases(4))]
+    #![proptest_config(ProptestConfig::with_cases(6))]
 
     #[test]
     fn a_network_of_any_shape_denoises_on_a_device_as_it_does_on_the_cpu(shape in shapes(), eights in 1usize..=2) {
@@ -366,7 +365,7 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
     let uploaded = limits.lock().unwrap().uploaded;
     assert!(uploaded >= Denoiser::about(&runner).weight_bytes, "the weights, once");
     let pace = Pace { time: Duration::ZERO, rounds: 1 };
-    let ms = Subject::time(&mut runner, &[(0, 1), (3, 4)], pace, &mut |_| {}).unwrap();
+    let ms = latency::of_calls(&mut runner, &[(0, 1), (3, 4)], pace, &mut |_| {}).unwrap();
     assert!(ms.len() == 2 && ms.iter().all(|&ms| ms > 0.0));
     // Two calls of each; the noise of all images once.
     let of = |subnet: usize, batch| device_runner::launches(&model, Element::Bf16, batch).unwrap()[subnet].len();
@@ -374,7 +373,7 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
     // A call is told little: the weights stay where they are.
     let told = limits.lock().unwrap().uploaded - uploaded;
     assert!(told < Denoiser::about(&runner).weight_bytes / 4, "{told} bytes were uploaded for four calls");
-    assert_eq!(runner.device().instruction_set, "cuda bf16");
+    assert_eq!(accordion::evaluation::profile::Device::of(&runner).instruction_set, "cuda bf16");
 }
 
 #[test]

@@ -12,13 +12,16 @@ mod lab;
 
 use accordion::diffusion::noise::{NoiseKey, philox4x32};
 use accordion::nets::ImageShape;
+use accordion::ops::Act;
 use accordion::ops::cpu::group_norm::GroupTable;
 use accordion::ops::cpu::resample::Direction;
-use accordion::ops::cuda::conv::{Finish, Weights, conv, pack, pack_bias};
+use accordion::ops::cuda::conv::{Finish, Weights, Window, conv, pack, pack_bias};
 use accordion::ops::cuda::embedding::{Embedding, embedding};
+use accordion::ops::cuda::layer_norm::{LayerNorm, layer_norm};
 use accordion::ops::cuda::map::{Filter, map};
-use accordion::ops::cuda::moments::{Affine, Norm, Scratch, Table, affine_bytes, moments, sums_bytes};
+use accordion::ops::cuda::moments::{Affine, Film, Norm, Scratch, Table, affine_bytes, moments, sums_bytes};
 use accordion::ops::cuda::sampler::{PITCH, Row, input_bytes, sampler, state_bytes};
+use accordion::ops::cuda::tokens::{pack_positions, tokens, unpatch};
 use accordion::ops::cuda::{Cost, Element, Launch, Machine, Map, attention, launch, pitch, pixels};
 use accordion::ops::{self, Tape};
 use bytemuck::NoUninit;
@@ -90,6 +93,19 @@ fn silu(value: f64) -> f64 {
     value / (1.0 + (-value).exp())
 }
 
+/// `x Phi(x)`, the error function by a series without cancellation.
+fn gelu(value: f64) -> f64 {
+    let x = value / std::f64::consts::SQRT_2;
+    let (mut term, mut sum) = (x, 0.0);
+    for n in 0..200 {
+        sum += term;
+        term *= 2.0 * x * x / f64::from(2 * n + 3);
+    }
+    // Far out it is 1, and the series takes many terms.
+    let erf = if x.abs() > 6.0 { x.signum() } else { std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum };
+    0.5 * value * (1.0 + erf)
+}
+
 /// A prefix of a convolution's weights on one or two parts.
 #[derive(Clone, Copy, Debug)]
 struct Conv {
@@ -98,31 +114,32 @@ struct Conv {
     /// Channels of the parts; the second may be 0.
     parts: [usize; 2],
     kernel: usize,
-    pad: usize,
+    window: Window,
     /// Inputs and outputs of the weights, which the case is a prefix of.
     whole: [usize; 2],
     outputs: usize,
     groups: usize,
     /// Bias by sample, residual with a scale, samples by address.
     with: [bool; 3],
-    silu: bool,
+    act: Option<Act>,
 }
 
 const CONV: Conv = Conv {
     size: [2, 5, 7],
     parts: [13, 0],
     kernel: 3,
-    pad: 1,
+    window: Window { pad: 1, stride: 1 },
     whole: [24, 20],
     outputs: 9,
     groups: 1,
     with: [false; 3],
-    silu: false,
+    act: None,
 };
 
 impl Case for Conv {
     fn run<M: Machine>(&self, lab: &mut Lab<M>) {
-        let Self { size: [samples, height, width], parts, kernel, pad, whole: [inputs, whole], .. } = *self;
+        let Self { size: [samples, height, width], parts, kernel, window, whole: [inputs, whole], .. } = *self;
+        let Window { pad, stride } = window;
         let maps: Vec<_> = parts.iter().filter(|&&c| c > 0).map(|&c| lab.random([samples, height, width, c])).collect();
         let x = Values::beside(&maps.iter().map(|(_, values)| values).collect::<Vec<_>>());
         let kept: usize = parts.iter().sum();
@@ -139,7 +156,7 @@ impl Case for Conv {
         let bias_at = lab.floats(&pack_bias(&weights, |group, o| bias[group * whole + o]));
         let bias_pitch = pitch(self.outputs) + 8;
         let (sample_bias, sample_values) = lab.random([1, samples, 1, bias_pitch]);
-        let side = |n: usize| n + 2 * pad + 1 - kernel;
+        let side = |n| window.size(kernel, n);
         let group_pitch = pitch(self.outputs);
         let channels = if self.groups == 1 { self.outputs } else { self.groups * group_pitch };
         let shape = [samples, side(height), side(width), channels];
@@ -156,10 +173,11 @@ impl Case for Conv {
             sample_bias: by_sample.then_some((sample_bias.address, bias_pitch)),
             residual: with_residual.then_some(&residual),
             scale,
-            silu: self.silu,
+            act: self.act,
         };
         let parts: Vec<&Map> = maps.iter().map(|(map, _)| map).collect();
-        let launch = conv(lab.element, &parts, addressed.then_some(addresses), &weights, pad, self.outputs, finish, &y);
+        let launch =
+            conv(lab.element, &parts, addressed.then_some(addresses), &weights, window, self.outputs, finish, &y);
         lab.machine.launch(&launch).unwrap();
         let want = Values::from_fn(shape, |b, oy, ox, c| {
             let from = if addressed { samples - 1 - b } else { b };
@@ -172,7 +190,8 @@ impl Case for Conv {
             for tap in 0..kernel * kernel {
                 let (ky, kx) = ((tap / kernel) as isize - pad as isize, (tap % kernel) as isize - pad as isize);
                 for i in 0..kept {
-                    sum += x.at(from, oy + ky, ox + kx, i) * rounded[place(tap, i, group, o)];
+                    sum += x.at(from, oy * stride as isize + ky, ox * stride as isize + kx, i)
+                        * rounded[place(tap, i, group, o)];
                 }
             }
             if by_sample {
@@ -182,12 +201,17 @@ impl Case for Conv {
                 sum += residual_values.at(b, oy, ox, c);
             }
             let value = sum * f64::from(scale);
-            if self.silu { silu(value) } else { value }
+            match self.act {
+                None => value,
+                Some(Act::Silu) => silu(value),
+                Some(Act::Gelu) => gelu(value),
+            }
         });
         assert_near(lab.element, &lab.get(&y), &want.data, &format!("{self:?}"));
 
         // The CPU's op, where the case is one that it knows.
-        if lab.element == Element::F32 && self.groups == 1 && self.with == [false; 3] && !self.silu {
+        let is_plain = stride == 1 && self.groups == 1 && self.with == [false; 3] && self.act.is_none();
+        if lab.element == Element::F32 && is_plain {
             let x32: Vec<f32> = x.data.iter().map(|&value| value as f32).collect();
             let x = Tensor::from_vec(x32, (samples, height, width, kept), &Device::Cpu).unwrap();
             let all = (0..kernel * kernel).flat_map(|tap| (0..inputs).map(move |i| (tap, i)));
@@ -211,10 +235,47 @@ case!(
         CONV,
         Conv { size: [1, 1, 1], parts: [1, 0], outputs: 1, ..CONV },
         Conv { size: [1, 9, 8], parts: [16, 5], whole: [21, 70], outputs: 67, with: [true, true, false], ..CONV },
-        Conv { kernel: 1, pad: 0, parts: [8, 13], outputs: 20, with: [false, true, false], ..CONV },
-        Conv { parts: [3, 0], pad: 2, size: [3, 4, 4], with: [false, false, true], ..CONV },
-        Conv { kernel: 1, pad: 0, parts: [11, 0], groups: 3, outputs: 5, whole: [12, 12], ..CONV },
-        Conv { kernel: 1, pad: 0, size: [1, 3, 1], parts: [70, 0], whole: [80, 130], outputs: 130, silu: true, ..CONV },
+        Conv { kernel: 1, window: Window::LINEAR, parts: [8, 13], outputs: 20, with: [false, true, false], ..CONV },
+        Conv {
+            parts: [3, 0],
+            window: Window { pad: 2, stride: 1 },
+            size: [3, 4, 4],
+            with: [false, false, true],
+            ..CONV
+        },
+        Conv { kernel: 1, window: Window::LINEAR, parts: [11, 0], groups: 3, outputs: 5, whole: [12, 12], ..CONV },
+        Conv {
+            kernel: 1,
+            window: Window::LINEAR,
+            size: [1, 3, 1],
+            parts: [70, 0],
+            whole: [80, 130],
+            outputs: 130,
+            act: Some(Act::Silu),
+            ..CONV
+        },
+        // Patches of an image that is told by address.
+        Conv {
+            kernel: 2,
+            window: Window { pad: 0, stride: 2 },
+            size: [2, 4, 6],
+            parts: [3, 0],
+            whole: [3, 20],
+            with: [false, false, true],
+            ..CONV
+        },
+        Conv {
+            kernel: 4,
+            window: Window { pad: 0, stride: 4 },
+            size: [1, 8, 8],
+            parts: [1, 0],
+            whole: [1, 20],
+            act: Some(Act::Gelu),
+            ..CONV
+        },
+        // Down by 2: even and odd sides, several tiles of pixels.
+        Conv { window: Window { pad: 1, stride: 2 }, size: [2, 17, 18], with: [true, true, false], ..CONV },
+        Conv { window: Window { pad: 0, stride: 3 }, size: [1, 8, 7], act: Some(Act::Gelu), ..CONV },
     ]
 );
 
@@ -229,6 +290,8 @@ struct Normed {
     silu: bool,
     filter: Option<(Direction, &'static [f32])>,
     residual: bool,
+    /// A scale and a shift by sample after the norm.
+    film: bool,
 }
 
 impl Case for Normed {
@@ -252,9 +315,17 @@ impl Case for Normed {
         let scratch =
             Scratch { sums: lab.poison(sums_bytes(lab.element, &parts)), counters: lab.hold(&vec![0; 4 * samples]) };
         let affine = Affine { address: lab.poison(affine_bytes(lab.element, &parts)) };
+        let film_pitch = 2 * pitch(channels);
+        let (films, film_values) = lab.random([1, samples, 1, film_pitch]);
+        let film_shift = pitch(channels);
+        let film = self.film.then(|| Film {
+            scale: films.address,
+            shift: films.address + (film_shift * lab.element.bytes()) as u64,
+            pitch: film_pitch,
+        });
         // Twice: the counters must be as they were.
         for _ in 0..2 {
-            let launch = moments(lab.element, &parts, &norm, EPS as f32, scratch, affine);
+            let launch = moments(lab.element, &parts, &norm, EPS as f32, film, scratch, affine);
             lab.machine.launch(&launch).unwrap();
         }
         let filter = self.filter.map(|(direction, taps)| Filter { direction, taps, pad: (taps.len() - 1) / 2 });
@@ -281,7 +352,11 @@ impl Case for Normed {
                 for at in places() {
                     let c = at % channels;
                     let value = (x.data[at] - mean) / (variance + EPS).sqrt();
-                    let value = value * f64::from(scale[c]) + f64::from(shift[c]);
+                    let mut value = value * f64::from(scale[c]) + f64::from(shift[c]);
+                    if self.film {
+                        let of = |column| film_values.at(0, b as isize, 0, column);
+                        value = value * (1.0 + of(c)) + of(film_shift + c);
+                    }
                     normed.data[at] = if self.silu { silu(value) } else { value };
                 }
             }
@@ -300,7 +375,7 @@ impl Case for Normed {
         let allowed = tolerance(lab.element) + f64::from(self.mean) * 1.2e-7;
         assert!(error <= allowed, "{self:?}, {}: {error:.1e}", lab.element);
 
-        if lab.element == Element::F32 && self.filter.is_none() && !self.residual {
+        if lab.element == Element::F32 && self.filter.is_none() && !self.residual && !self.film {
             let x32: Vec<f32> = x.data.iter().map(|&value| value as f32).collect();
             let x = Tensor::from_vec(x32, (samples, height, width, channels), &Device::Cpu).unwrap();
             let [scale, shift] = [scale, shift].map(|values| Tensor::from_vec(values, channels, &Device::Cpu).unwrap());
@@ -344,6 +419,7 @@ fn normed() -> Vec<Normed> {
         silu: true,
         filter: None,
         residual: false,
+        film: false,
     };
     vec![
         plain.clone(),
@@ -366,33 +442,45 @@ fn normed() -> Vec<Normed> {
             residual: true,
             ..plain.clone()
         },
+        Normed { film: true, ..plain.clone() },
+        Normed {
+            film: true,
+            size: [3, 9, 9],
+            parts: [16, 5],
+            groups: (0..21).map(|c| c / 7).collect(),
+            ..plain.clone()
+        },
         Normed { filter: Some((Direction::Up, &[1.0, 3.0, 3.0, 1.0])), size: [1, 5, 3], ..plain },
     ]
 }
 
 case!(a_norm_follows_its_table_and_the_pass_does_the_rest, gpu_norm, normed());
 
-/// Attention of so many pixels and channels.
+/// Attention of so many pixels, heads and channels of each.
 #[derive(Clone, Copy, Debug)]
 struct Attend {
     size: [usize; 3],
+    heads: usize,
     dim: usize,
 }
 
 impl Case for Attend {
     fn run<M: Machine>(&self, lab: &mut Lab<M>) {
-        let Self { size: [samples, height, width], dim } = *self;
+        let Self { size: [samples, height, width], heads, dim } = *self;
         let step = pitch(dim);
-        let raw = lab.normals(samples * height * width * 3 * step);
+        let raw = lab.normals(samples * height * width * 3 * heads * step);
         let in_place = |(at, value): (usize, &f32)| if at % step < dim { 1.5 * value } else { 0.0 };
         let values: Vec<f32> = raw.iter().enumerate().map(in_place).collect();
-        let (qkv, x) = lab.put([samples, height, width, 3 * step], &values);
-        let y = lab.empty([samples, height, width, dim]);
-        lab.machine.launch(&attention::attention(lab.element, &qkv, &y)).unwrap();
+        let (qkv, x) = lab.put([samples, height, width, 3 * heads * step], &values);
+        let channels = attention::channels(heads, dim);
+        let y = lab.empty([samples, height, width, channels]);
+        lab.machine.launch(&attention::attention(lab.element, &qkv, heads, dim, &y)).unwrap();
         let pixels = height * width;
-        let part = |b: usize, p: usize, part: usize, c: usize| x.data[((b * pixels + p) * 3 + part) * step + c];
-        let mut want = Vec::new();
-        for b in 0..samples {
+        let mut want = vec![0.0; samples * pixels * channels];
+        for (b, head) in (0..samples).flat_map(|b| (0..heads).map(move |head| (b, head))) {
+            let part = |b: usize, p: usize, part: usize, c: usize| {
+                x.data[(((b * pixels + p) * 3 + part) * heads + head) * step + c]
+            };
             for q in 0..pixels {
                 let score =
                     |k| (0..dim).map(|c| part(b, q, 0, c) * part(b, k, 1, c)).sum::<f64>() / (dim as f64).sqrt();
@@ -400,14 +488,17 @@ impl Case for Attend {
                 let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
                 let total: f64 = weights.iter().sum();
-                want.extend((0..dim).map(|c| (0..pixels).map(|k| weights[k] * part(b, k, 2, c)).sum::<f64>() / total));
+                for c in 0..dim {
+                    let mixed = (0..pixels).map(|k| weights[k] * part(b, k, 2, c)).sum::<f64>() / total;
+                    want[(b * pixels + q) * channels + attention::channel(heads, head, c)] = mixed;
+                }
             }
         }
         // The weights of the values are rounded to the element as well.
         let got = lab.get(&y);
         let error = relative_error(&got, &want);
         assert!(error <= 2.0 * tolerance(lab.element), "{self:?}, {}: {error:.1e}", lab.element);
-        if lab.element == Element::F32 && step == dim {
+        if lab.element == Element::F32 && step == dim && heads == 1 {
             let qkv = Tensor::from_vec(values, (samples, height, width, 3 * dim), &Device::Cpu).unwrap();
             let y = ops::attention::attention(&Tape::off(), &qkv, 1).unwrap();
             assert_near(Element::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want, "the CPU's attention");
@@ -419,16 +510,22 @@ case!(
     attention_mixes_the_values_of_all_pixels,
     gpu_attention,
     [
-        Attend { size: [2, 7, 5], dim: 5 },
-        Attend { size: [1, 1, 1], dim: 1 },
-        Attend { size: [1, 9, 9], dim: 40 },
-        Attend { size: [1, 4, 8], dim: 136 },
+        Attend { size: [2, 7, 5], heads: 1, dim: 5 },
+        Attend { size: [1, 1, 1], heads: 1, dim: 1 },
+        Attend { size: [1, 9, 9], heads: 1, dim: 40 },
+        Attend { size: [1, 4, 8], heads: 1, dim: 136 },
+        Attend { size: [2, 6, 6], heads: 3, dim: 13 },
+        Attend { size: [1, 67, 1], heads: 2, dim: 64 },
+        Attend { size: [1, 3, 1], heads: 2, dim: 131 },
+        Attend { size: [1, 1, 2], heads: 5, dim: 1 },
     ]
 );
 
-/// The embedding, with classes or without.
+/// The embedding, with classes or without, with the level or without.
 struct Embed {
     classes: usize,
+    level: bool,
+    cosines_first: bool,
 }
 
 impl Case for Embed {
@@ -441,7 +538,8 @@ impl Case for Embed {
         let from = Embedding {
             noise: lab.floats(&noise),
             classes: lab.hold(bytemuck::cast_slice(&class)),
-            frequencies: lab.floats(&frequencies),
+            frequencies: self.level.then(|| lab.floats(&frequencies)),
+            cosines_first: self.cosines_first,
             labels: (self.classes > 0).then(|| lab.floats(&labels)),
         };
         let y = lab.empty([1, samples, 1, 2 * half]);
@@ -449,7 +547,8 @@ impl Case for Embed {
         let want = Values::from_fn([1, samples, 1, 2 * half], |_, b, _, c| {
             // The product is an f32's in the definition of the network.
             let angle = f64::from(noise[b as usize] * frequencies[c % half]);
-            let value = if c < half { angle.sin() } else { angle.cos() };
+            let value = if (c < half) == self.cosines_first { angle.cos() } else { angle.sin() };
+            let value = if self.level { value } else { 0.0 };
             let label = labels[class[b as usize] as usize * 2 * half + c];
             value + if self.classes > 0 { f64::from(label) } else { 0.0 }
         });
@@ -457,7 +556,136 @@ impl Case for Embed {
     }
 }
 
-case!(the_embedding_is_of_level_and_class, gpu_embedding, [Embed { classes: 0 }, Embed { classes: 3 }]);
+case!(
+    the_embedding_is_of_level_and_class,
+    gpu_embedding,
+    [
+        Embed { classes: 0, level: true, cosines_first: false },
+        Embed { classes: 3, level: true, cosines_first: false },
+        Embed { classes: 3, level: true, cosines_first: true },
+        Embed { classes: 2, level: false, cosines_first: true },
+    ]
+);
+
+/// LayerNorm of so many samples, rows and columns, and channels.
+struct LayerNormed {
+    shape: [usize; 4],
+    /// Added to every value: a mean that is large against the spread.
+    mean: f32,
+}
+
+impl Case for LayerNormed {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+        const EPS: f64 = 1e-5;
+        let channels = self.shape[3];
+        let values: Vec<f32> = lab.normals(self.shape.iter().product()).iter().map(|value| value + self.mean).collect();
+        let (x, values) = lab.put(self.shape, &values);
+        let [scale, shift] = [0, 1].map(|_| {
+            let mut values = lab.normals(channels);
+            values.resize(pitch(channels), 0.0);
+            values
+        });
+        let norm = LayerNorm { scale: lab.floats(&scale), shift: lab.floats(&shift), eps: EPS as f32 };
+        let y = lab.empty(self.shape);
+        lab.machine.launch(&layer_norm(lab.element, &x, &norm, &y)).unwrap();
+        let normed = |pixel: &[f64]| -> Vec<f64> {
+            let mean = pixel.iter().sum::<f64>() / channels as f64;
+            let variance = pixel.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / channels as f64;
+            let normed = |(value, c): (&f64, usize)| {
+                (value - mean) / (variance + EPS).sqrt() * f64::from(scale[c]) + f64::from(shift[c])
+            };
+            pixel.iter().zip(0..).map(normed).collect()
+        };
+        let want: Vec<f64> = values.data.chunks_exact(channels).flat_map(normed).collect();
+        let error = relative_error(&lab.get(&y), &want);
+        // A mean of a hundred leaves f32 seven bits fewer.
+        let allowed = tolerance(lab.element) + f64::from(self.mean) * 1.2e-7;
+        assert!(error <= allowed, "{:?}, {}: {error:.1e}", self.shape, lab.element);
+    }
+}
+
+case!(
+    a_layer_norm_is_of_each_pixel_alone,
+    gpu_layer_norm,
+    [([2, 3, 3], 13, 0.0), ([1, 1, 1], 1, 0.0), ([3, 5, 1], 520, 0.0), ([1, 7, 1], 24, 100.0)].map(
+        |([samples, height, width], channels, mean)| LayerNormed { shape: [samples, height, width, channels], mean }
+    )
+);
+
+/// Tokens of so many vectors and a map.
+struct Tokens {
+    fronts: usize,
+    shape: [usize; 4],
+}
+
+impl Case for Tokens {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+        let [samples, height, width, channels] = self.shape;
+        let fronts: Vec<_> = (0..self.fronts).map(|_| lab.random([1, samples, 1, channels])).collect();
+        let (x, values) = lab.random(self.shape);
+        let count = self.fronts + height * width;
+        let positions = lab.normals(count * channels);
+        let at = lab.floats(&pack_positions(channels, &positions));
+        let y = lab.empty([samples, count, 1, channels]);
+        let maps: Vec<&Map> = fronts.iter().map(|(map, _)| map).collect();
+        lab.machine.launch(&tokens(lab.element, &maps, &x, at, &y)).unwrap();
+        let want = Values::from_fn([samples, count, 1, channels], |b, token, _, c| {
+            let token = token as usize;
+            let value = match token.checked_sub(self.fronts) {
+                None => fronts[token].1.at(0, b as isize, 0, c),
+                Some(pixel) => values.at(b, (pixel / width) as isize, (pixel % width) as isize, c),
+            };
+            value + f64::from(positions[token * channels + c])
+        });
+        assert_near(lab.element, &lab.get(&y), &want.data, "tokens");
+    }
+}
+
+case!(
+    tokens_are_vectors_then_pixels_at_their_positions,
+    gpu_tokens,
+    [
+        Tokens { fronts: 0, shape: [2, 3, 2, 5] },
+        Tokens { fronts: 1, shape: [3, 4, 4, 40] },
+        Tokens { fronts: 2, shape: [2, 1, 3, 24] },
+    ]
+);
+
+/// An image of so many samples, rows and columns of patches of a side, and channels.
+struct Patches {
+    fronts: usize,
+    size: [usize; 3],
+    patch: usize,
+    channels: usize,
+}
+
+impl Case for Patches {
+    fn run<M: Machine>(&self, lab: &mut Lab<M>) {
+        let &Self { fronts, size: [samples, rows, columns], patch, channels } = self;
+        let (x, values) = lab.random([samples, fronts + rows * columns, 1, patch * patch * channels]);
+        let shape = [samples, rows * patch, columns * patch, channels];
+        let y = lab.empty(shape);
+        lab.machine.launch(&unpatch(lab.element, &x, fronts, patch, &y)).unwrap();
+        let want = Values::from_fn(shape, |b, oy, ox, c| {
+            let [oy, ox] = [oy, ox].map(|at| at as usize);
+            let token = fronts + oy / patch * columns + ox / patch;
+            values.at(b, token as isize, 0, (oy % patch * patch + ox % patch) * channels + c)
+        });
+        let got: Vec<f64> = lab.get(&y).into_iter().map(f64::from).collect();
+        assert_eq!(got, want.data, "values are moved, not changed");
+    }
+}
+
+case!(
+    an_image_is_put_together_from_its_patches,
+    gpu_unpatch,
+    [
+        Patches { fronts: 1, size: [2, 3, 2], patch: 2, channels: 3 },
+        Patches { fronts: 2, size: [1, 2, 5], patch: 4, channels: 1 },
+        Patches { fronts: 0, size: [3, 2, 2], patch: 1, channels: 13 },
+        Patches { fronts: 1, size: [1, 9, 9], patch: 2, channels: 4 },
+    ]
+);
 
 /// A sampler step on rows of every kind.
 #[derive(Clone, Copy, Debug)]
@@ -663,7 +891,8 @@ fn the_integers_behind_the_noise_are_the_cpu_s() {
 fn the_table_of_threads_is_that_of_the_kernels() {
     let mut known: Vec<String> = Vec::new();
     for kernel in emulation::kernels().into_iter().filter(|kernel| !kernel.name.starts_with("probe_")) {
-        let stem = kernel.name.split('_').next().unwrap();
+        let of_element = Element::ALL.iter().find_map(|element| kernel.name.strip_suffix(&format!("_{element}")));
+        let stem = of_element.unwrap_or(&kernel.name);
         let (_, threads) =
             launch::THREADS.into_iter().find(|(known, _)| *known == stem).expect("every kernel is listed");
         assert_eq!(threads, kernel.threads, "{}", kernel.name);

@@ -3,7 +3,6 @@
 mod support;
 
 use accordion::evaluation::profile::{Device, Profile, Quality};
-use accordion::evaluation::subject;
 use accordion::evaluation::survey::{Effort, Progress};
 use accordion::nets::{Model, Placement, Threads};
 use accordion::ops::cuda::Element;
@@ -192,7 +191,7 @@ fn a_profile_has_the_frontier_up_to_the_reference_and_it_can_be_drawn() {
 fn a_quick_measurement_gives_a_profile_that_another_machine_can_take_over() {
     let workspace = Workspace::new();
     let model = workspace.model();
-    let open = |threads| subject::open(&model, Placement::Cpu, Element::F32, 8, Threads::new(threads)).unwrap();
+    let open = |threads| accordion::nets::open(&model, Placement::Cpu, Element::F32, 8, Threads::new(threads)).unwrap();
     let mut subject = open(1);
     let effort = Effort::Quick { max_batch: 8 };
     let mut parts = Vec::new();
@@ -203,7 +202,7 @@ fn a_quick_measurement_gives_a_profile_that_another_machine_can_take_over() {
     assert_eq!(profile.device, Device::here(1));
 
     let mut subject = open(2);
-    assert_ne!(profile.device, subject.device());
+    assert_ne!(profile.device, Device::of(&*subject));
     let other = profile.clone().measured_here(&mut *subject, &effort, &mut progress).unwrap();
     assert_eq!((&other.device, &other.quality), (&Device::here(2), &profile.quality));
     let path = workspace.path("other.toml");

@@ -30,6 +30,14 @@ const CPU: &[(&str, &str)] = &[
     ("song_unet_ve_ncsnpp 0.500", "2262c917bd7a990a"),
     ("song_unet_ve_ncsnpp 0.750", "6d9a20cf1e4bed11"),
     ("song_unet_ve_ncsnpp full", "b2f9658b2e31ecff"),
+    ("adm_tiny 0.250", "a1200d976498df33"),
+    ("adm_tiny 0.500", "7de663123739e458"),
+    ("adm_tiny 0.750", "d3b63d3e6784092d"),
+    ("adm_tiny full", "466ae32e5ff0be1a"),
+    ("u_vit_uncond 0.250", "6633afba7480bd21"),
+    ("u_vit_uncond 0.500", "491c39e8273ba8e7"),
+    ("u_vit_uncond 0.750", "1ad6dc96a83455db"),
+    ("u_vit_uncond full", "39263d6697ae9d38"),
     ("shipped 0.250", "0f543731a65e92d0"),
     ("shipped 0.375", "f87380da1d3ac12e"),
     ("shipped 0.500", "ff04dfb96772f1d9"),
@@ -46,6 +54,10 @@ const EMULATED: &[(&str, &str)] = &[
     ("song_unet_edm_uncond full f16", "6fe00ad838873ec3"),
     ("song_unet_ve_ncsnpp 0.250 f32", "bafb6b60f1aca544"),
     ("song_unet_ve_ncsnpp full f16", "1df9e2c683301074"),
+    ("adm_tiny 0.250 f32", "5bb8e71a997c9bc4"),
+    ("adm_tiny full f16", "60a20bd17a577160"),
+    ("u_vit_uncond 0.250 f32", "88a46282928f97d7"),
+    ("u_vit_uncond full f16", "f86688b83f553f69"),
 ];
 
 /// The first digits of the SHA-256 of these values.
@@ -79,7 +91,7 @@ fn a_cpu_computes_the_pinned_values() {
     let mut found = Vec::new();
     for name in NAMES {
         let golden = golden(name);
-        let (x, sigma, class) = (golden.images("x"), golden.sigma(), golden.classes());
+        let ([.., x], sigma, class) = (golden.batch(), golden.sigma(), golden.classes());
         let (model, _) = golden.allocated();
         found.extend(on_cpu(name, &model, &x, &sigma, &class));
     }
@@ -95,7 +107,7 @@ fn the_emulated_gpu_computes_the_pinned_values() {
     let mut found = Vec::new();
     for name in NAMES {
         let golden = golden(name);
-        let (x, sigma, class) = (golden.images("x"), golden.sigma(), golden.classes());
+        let ([.., x], sigma, class) = (golden.batch(), golden.sigma(), golden.classes());
         let (model, _) = golden.allocated();
         let x = &x[..model.image().elements()];
         for (element, subnet) in [(Element::F32, "0.250"), (Element::F16, "full")] {

@@ -106,6 +106,22 @@ inline float exponential(float x) {
     return (std::fabs(power) < 0x1p-126f ? 0.0f : power) * float_of_bits(bits_of_float(scaled) << 23);
 }
 
+// As nvcc makes it: a polynomial up to about 1, and 1 less a power of 2 above, as in `exponential`.
+inline float error_function(float x) {
+    static constexpr u32 small[] = {0x38B1E96A, 0xBA574D20, 0x3BAAD5EA, 0xBCDC1BE7, 0x3DE718AF, 0xBEC093AC, 0x3E0375D3};
+    static constexpr u32 large[] = {0x38EB4C3A, 0xBAAE005B, 0x3C09919F, 0xBD24D99A, 0x3E235519, 0x3F69B4F9, 0x3F210A14};
+    const float size = std::fabs(x);
+    const bool is_large = size >= float_of_bits(0x3F8060FE);
+    const u32* coefficients = is_large ? large : small;
+    const float at = is_large ? size : x * x, factor = is_large ? -size : x;
+    float sum = float_of_bits(coefficients[0]);
+    for (u32 i = 1; i < 7; ++i) sum = fmaf(sum, at, float_of_bits(coefficients[i]));
+    sum = fmaf(sum, factor, factor);
+    if (!is_large) return sum;
+    const float power = float(std::exp2(double(sum)));
+    return std::copysign(1.0f - (power < 0x1p-126f ? 0.0f : power), x);
+}
+
 inline u32 shuffle(int line, u32 mask, u32 value, u32 source) {
     Exchange exchange{Collective::Shuffle, line, mask, value, source, nullptr, nullptr, nullptr};
     collective(exchange);
@@ -135,7 +151,7 @@ inline void mma(Collective what, float* d, const u32* a, const u32* b) {
 #define blockDim (emulation::place->threads)
 #define gridDim (emulation::place->grid)
 
-#define KERNEL(NAME, ARGS, THREADS)                                                                            \
+#define KERNEL(NAME, ARGS, THREADS, ...)                                                                       \
     static_assert(sizeof(ARGS) <= 4096, "the arguments of a kernel take at most 4096 bytes");                  \
     static void NAME(const ARGS& args);                                                                        \
     static const emulation::Kernel NAME##_entry(#NAME, THREADS, sizeof(ARGS), [](const void* args) {           \
@@ -149,6 +165,7 @@ inline void mma(Collective what, float* d, const u32* a, const u32* b) {
         emulation::shared_array([]() -> const void* { static char key; return &key; }(), sizeof(T) * (N)))
 
 #define expf(X) emulation::exponential(X)
+#define erff(X) emulation::error_function(X)
 
 #define __syncthreads() emulation::barrier(__LINE__)
 #define __syncwarp(...) emulation::sync_warp(__LINE__ __VA_OPT__(, ) __VA_ARGS__)

@@ -122,9 +122,10 @@ u32 parts(u32 whole, u32 part) { return (whole + part - 1) / part; }
 
 template <typename T>
 void conv(const char* type, u32 samples, u32 height, u32 width, u32 first, u32 second, u32 kernel,
-          u32 outputs, bool all) {
+          u32 outputs, bool all, u32 stride = 1) {
     Case test("conv", type);
     const u32 pixels = height * width, out = pitch(outputs), columns = pitch(outputs + 5);
+    const u32 out_height = parts(height, stride), out_width = parts(width, stride), out_pixels = out_height * out_width;
     const u32 rows = pitch(first) + pitch(second);
     ConvArgs args{};
     args.parts[0] = {test.input<T>(samples * pixels * pitch(first)), pitch(first), pitch(first), 0, 0};
@@ -136,11 +137,14 @@ void conv(const char* type, u32 samples, u32 height, u32 width, u32 first, u32 s
     if (all) {
         args.bias = test.input<float>(columns);
         args.sample_bias = test.input<T>(samples * out);
-        args.residual = test.input<T>(samples * pixels * out);
+        args.residual = test.input<T>(samples * out_pixels * out);
     }
-    args.y = test.output<T>(samples * pixels * out);
-    args.height = args.out_height = height;
-    args.width = args.out_width = width;
+    args.y = test.output<T>(samples * out_pixels * out);
+    args.height = height;
+    args.width = width;
+    args.out_height = out_height;
+    args.out_width = out_width;
+    args.stride = stride;
     args.kernel = kernel;
     args.pad = kernel / 2;
     args.tap_rows = rows;
@@ -148,24 +152,28 @@ void conv(const char* type, u32 samples, u32 height, u32 width, u32 first, u32 s
     args.groups = 1;
     args.outputs = outputs;
     args.group_pitch = args.sample_bias_pitch = out;
-    args.silu = all;
+    args.act = stride > 1 ? CONV_GELU : all ? CONV_SILU : CONV_IDENTITY;
     args.scale = 0.5f;
-    test.run({parts(pixels, CONV_ROWS), parts(out, CONV_COLUMNS), samples}, args);
+    test.run({parts(out_pixels, CONV_ROWS), parts(out, CONV_COLUMNS), samples}, args);
 }
 
-template <typename T> void attention(const char* type, u32 samples, u32 pixels, u32 dim) {
+template <typename T> void attention(const char* type, u32 samples, u32 pixels, u32 heads, u32 dim) {
     Case test("attention", type);
     AttentionArgs args{};
-    args.x = test.input<T>(samples * pixels * 3 * pitch(dim));
-    args.y = test.output<T>(samples * pixels * pitch(dim));
+    args.x = test.input<T>(samples * pixels * 3 * heads * pitch(dim));
+    args.y = test.output<T>(samples * pixels * heads * pitch(dim));
     args.pixels = pixels;
+    args.heads = heads;
+    args.row = heads * pitch(dim);
     args.dim = dim;
     args.pitch = pitch(dim);
     args.scale = 0.2f;
-    test.run({parts(pixels, ATTENTION_QUERIES), parts(pitch(dim), ATTENTION_CHANNELS), samples}, args);
+    test.run({parts(pixels, ATTENTION_QUERIES), heads * parts(pitch(dim), ATTENTION_CHANNELS), samples}, args);
 }
 
-template <typename T> void moments(const char* type, u32 samples, u32 pixels, u32 first, u32 second, u32 groups) {
+template <typename T>
+void moments(const char* type, u32 samples, u32 pixels, u32 first, u32 second, u32 groups,
+             bool film = false) {
     Case test("moments", type);
     const u32 channels = first + second, width = pitch(first) + pitch(second);
     MomentsArgs args{};
@@ -173,6 +181,11 @@ template <typename T> void moments(const char* type, u32 samples, u32 pixels, u3
     if (second) args.x[1] = test.input<T>(samples * pixels * pitch(second));
     args.scale = test.input<float>(channels);
     args.shift = test.input<float>(channels);
+    if (film) {
+        args.film_pitch = channels + 3;
+        args.film_scale = test.input<T>((samples - 1) * args.film_pitch + channels);
+        args.film_shift = test.input<T>((samples - 1) * args.film_pitch + channels);
+    }
     std::vector<u32> members, starts{0};
     for (u32 group = 0; group < groups; ++group) {
         for (u32 channel = group; channel < channels; channel += groups) members.push_back(channel);
@@ -222,17 +235,62 @@ void map(const char* type, u32 samples, u32 side, u32 first, u32 second, MapFilt
     test.run({parts(out * out * (width / Pack<T>::V), MAP_THREADS), 1, samples}, args);
 }
 
-template <typename T> void embedding(const char* type, u32 half) {
+template <typename T> void embedding(const char* type, u32 half, u32 width) {
     Case test("embedding", type);
     EmbeddingArgs args{};
     args.noise = test.input<float>(3);
     args.classes = test.hold(std::vector<u32>{1, 0, 4});
-    args.frequencies = test.input<float>(half);
-    args.labels = test.input<float>(5 * 2 * half);
+    if (half) args.frequencies = test.input<float>(half);
+    args.labels = test.input<float>(5 * width);
     args.half = half;
-    args.pitch = pitch(2 * half);
+    args.width = width;
+    args.pitch = pitch(width);
+    args.cosines_first = half > 50;
     args.y = test.output<T>(3 * args.pitch);
     test.run({3, 1, 1}, args);
+}
+
+template <typename T> void layer_norm(const char* type, u32 pixels, u32 channels) {
+    Case test("layer_norm", type);
+    LayerNormArgs args{};
+    args.x = test.input<T>(pixels * pitch(channels));
+    args.scale = test.input<float>(pitch(channels));
+    args.shift = test.input<float>(pitch(channels));
+    args.y = test.output<T>(pixels * pitch(channels));
+    args.pixels = pixels;
+    args.channels = channels;
+    args.pitch = pitch(channels);
+    args.eps = 1e-5f;
+    test.run({parts(pixels, LAYER_NORM_PIXELS), 1, 1}, args);
+}
+
+template <typename T> void tokens(const char* type, u32 samples, u32 fronts, u32 pixels, u32 channels) {
+    Case test("tokens", type);
+    const u32 width = pitch(channels), tokens = fronts + pixels;
+    TokensArgs args{};
+    for (u32 i = 0; i < fronts; ++i) args.front[i] = test.input<T>(samples * width);
+    args.x = test.input<T>(samples * pixels * width);
+    args.positions = test.input<float>(tokens * width);
+    args.y = test.output<T>(samples * tokens * width);
+    args.fronts = fronts;
+    args.pixels = pixels;
+    args.pitch = width;
+    test.run({parts(tokens * width / Pack<T>::V, TOKENS_THREADS), 1, samples}, args);
+}
+
+template <typename T> void unpatch(const char* type, u32 samples, u32 fronts, u32 side, u32 patch, u32 channels) {
+    Case test("unpatch", type);
+    const u32 pixels = side * patch * side * patch;
+    UnpatchArgs args{};
+    args.x_pitch = pitch(patch * patch * channels);
+    args.y_pitch = pitch(channels);
+    args.x = test.input<T>(samples * (fronts + side * side) * args.x_pitch);
+    args.y = test.output<T>(samples * pixels * args.y_pitch);
+    args.fronts = fronts;
+    args.rows = args.columns = side;
+    args.patch = patch;
+    args.channels = channels;
+    test.run({parts(pixels * args.y_pitch / Pack<T>::V, UNPATCH_THREADS), 1, samples}, args);
 }
 
 template <typename T> void sampler(const char* type, u32 pixels, u32 channels) {
@@ -266,17 +324,28 @@ template <typename T> void of_type(const char* type) {
     conv<T>(type, 1, 8, 8, 64, 0, 3, 16, false);
     conv<T>(type, 2, 5, 7, 13, 24, 3, 70, true);
     conv<T>(type, 3, 1, 1, 40, 0, 1, 9, true);
-    attention<T>(type, 1, 16, 8);
-    attention<T>(type, 2, 70, 20);
-    attention<T>(type, 1, 33, 136);
+    conv<T>(type, 2, 8, 6, 3, 0, 2, 20, true, 2);
+    attention<T>(type, 1, 16, 1, 8);
+    attention<T>(type, 2, 70, 1, 20);
+    attention<T>(type, 1, 33, 1, 136);
+    attention<T>(type, 2, 33, 3, 13);
     moments<T>(type, 2, 16, 8, 0, 2);
     moments<T>(type, 2, 50, 24, 13, 5);
+    moments<T>(type, 2, 20, 12, 0, 3, true);
     moments<T>(type, 1, 3, 2100, 0, 7);
     map<T>(type, 2, 4, 8, 0, MAP_KEEP, true);
     map<T>(type, 1, 6, 16, 13, MAP_DOWN, true);
     map<T>(type, 2, 5, 9, 0, MAP_UP, false);
-    embedding<T>(type, 6);
-    embedding<T>(type, 70);
+    embedding<T>(type, 6, 12);
+    embedding<T>(type, 70, 140);
+    embedding<T>(type, 0, 13);
+    layer_norm<T>(type, 5, 20);
+    layer_norm<T>(type, 8, 600);
+    tokens<T>(type, 3, 0, 9, 20);
+    tokens<T>(type, 2, 2, 30, 40);
+    unpatch<T>(type, 2, 1, 3, 2, 3);
+    unpatch<T>(type, 1, 2, 5, 4, 1);
+    unpatch<T>(type, 1, 0, 3, 1, 13);
     for (u32 channels : {1, 3, 4}) {
         sampler<T>(type, 49, channels);
         sampler<T>(type, 516, channels);

@@ -1,8 +1,7 @@
 //! Flags that say where a subcommand computes.
 
 use crate::Result;
-use crate::evaluation::subject::{self, Subject};
-use crate::nets::{Model, Placement, Threads};
+use crate::nets::{self, Model, Opened, Placement, Threads};
 use crate::ops::cuda::Element;
 
 /// Where to compute.
@@ -20,8 +19,8 @@ impl Device {
     /// The model there, with room for calls on `most` samples; `threads` compute where it is the CPU.
     ///
     /// # Errors
-    /// As [`subject::open`].
-    pub fn open(&self, model: &Model, most: usize, threads: Threads) -> Result<Box<dyn Subject>> {
-        subject::open(model, self.device, self.precision, most, threads)
+    /// As [`nets::open`].
+    pub fn open(&self, model: &Model, most: usize, threads: Threads) -> Result<Box<dyn Opened>> {
+        nets::open(model, self.device, self.precision, most, threads)
     }
 }

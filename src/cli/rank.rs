@@ -107,6 +107,6 @@ impl Args {
         };
         let config = DataConfig::open(path)?;
         let (dataset, loss) = (config.load_for(model)?, &config.loss);
-        Samples::draw(&dataset, network, loss.p_mean, loss.p_std, self.seed, self.samples as usize)
+        Samples::draw(&dataset, network, loss, self.seed, self.samples as usize)
     }
 }

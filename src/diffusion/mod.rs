@@ -8,5 +8,5 @@ pub mod solver;
 
 pub use noise::{NoiseKey, Stream};
 pub use plan::{Plan, Respacing, Solver, WidthRun};
-pub use schedule::{SigmaRange, Spacing, levels, sigmas};
+pub use schedule::{SigmaRange, Spacing, sigmas};
 pub use solver::{Call, Course, Noise, State, Trajectory, Update, guide};

@@ -1,6 +1,6 @@
 //! What one request runs, as data, and its compact text: `dpmpp2m-12@0.250*8,full*4~logsnr`.
 
-use super::schedule::Spacing;
+use super::schedule::{SigmaRange, Spacing, sigmas};
 use crate::subnet_name::{SubnetName, thousandths};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,22 @@ impl Plan {
         let plan = Self { solver, spacing: Spacing::Karras, steps, churn: 0.0, widths, respacings: Vec::new() };
         plan.check()?;
         Ok(plan)
+    }
+
+    /// The noise levels of its steps: those of [`sigmas`], spread anew over what is left at each of its respacings.
+    ///
+    /// Both spacings are uniform in a function of the level, so spreading as many steps as were left changes nothing but
+    /// roundings.
+    pub fn levels(&self, range: SigmaRange) -> Vec<f64> {
+        let totals = self.respacings.iter().map(|respacing| respacing.of).chain([self.steps]);
+        let cuts = self.respacings.iter().map(|respacing| respacing.done);
+        let mut levels: Vec<f64> = Vec::new();
+        for (done, total) in [0].into_iter().chain(cuts).zip(totals) {
+            let max = levels.get(done).copied().unwrap_or(range.max);
+            levels.truncate(done);
+            levels.extend(sigmas(self.spacing, total - done, SigmaRange { max, ..range }));
+        }
+        levels
     }
 
     /// The subnet of a step, counted from 0.
@@ -445,6 +461,24 @@ mod tests {
             ("heun-8@full~logsnr~logsnr", r#"plan: option "logsnr" repeats an earlier one"#),
         ] {
             assert_eq!(refusal(text), message);
+        }
+    }
+
+    #[test]
+    fn a_respaced_plan_keeps_the_levels_that_are_done_and_divides_what_is_left() {
+        let range = SigmaRange::new(0.002, 80.0).unwrap();
+        let levels = |text: &str| text.parse::<Plan>().unwrap().levels(range);
+        let twelve = levels("dpmpp2m-12@full");
+        assert_eq!(twelve, sigmas(Spacing::Karras, 12, range));
+        let respaced = levels("dpmpp2m-8@full~respace=5/12");
+        assert_eq!(respaced.len(), 9);
+        assert_eq!(respaced[..=5], twelve[..=5]);
+        assert_eq!(respaced[5..], sigmas(Spacing::Karras, 3, SigmaRange { max: twelve[5], ..range }));
+        let twice = levels("dpmpp2m-7@full~respace=5/12,6/8");
+        assert_eq!((&twice[..=6], twice[7]), (&respaced[..=6], 0.0));
+        let whole = levels("euler-12@full~logsnr");
+        for (again, whole) in levels("euler-12@full~respace=5/12~logsnr").iter().zip(&whole) {
+            assert!((again - whole).abs() <= 1e-14 * whole, "{again} is not {whole}");
         }
     }
 

@@ -1,6 +1,5 @@
 //! Noise levels: where on the way from noise to image a solver calls the denoiser.
 
-use super::plan::Plan;
 use super::preconditioning::Preconditioning;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -99,22 +98,6 @@ pub fn sigmas(spacing: Spacing, steps: usize, range: SigmaRange) -> Vec<f64> {
     (0..steps).map(|step| spacing.sigma(step as f64 / last, range)).chain([0.0]).collect()
 }
 
-/// The levels of a plan's steps: those of [`sigmas`], spread anew over what is left at each of its respacings.
-///
-/// Both spacings are uniform in a function of the level, so spreading as many steps as were left changes nothing but
-/// roundings.
-pub fn levels(plan: &Plan, range: SigmaRange) -> Vec<f64> {
-    let totals = plan.respacings.iter().map(|respacing| respacing.of).chain([plan.steps]);
-    let cuts = plan.respacings.iter().map(|respacing| respacing.done);
-    let mut levels: Vec<f64> = Vec::new();
-    for (done, total) in [0].into_iter().chain(cuts).zip(totals) {
-        let max = levels.get(done).copied().unwrap_or(range.max);
-        levels.truncate(done);
-        levels.extend(sigmas(plan.spacing, total - done, SigmaRange { max, ..range }));
-    }
-    levels
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,21 +162,6 @@ mod tests {
                 assert_eq!(levels[steps], 0.0);
             }
         }
-    }
-
-    #[test]
-    fn a_respaced_plan_keeps_the_levels_that_are_done_and_divides_what_is_left() {
-        let range = SigmaRange::new(0.002, 80.0).unwrap();
-        let levels = |text: &str| levels(&text.parse().unwrap(), range);
-        let twelve = levels("dpmpp2m-12@full");
-        assert_eq!(twelve, sigmas(Spacing::Karras, 12, range));
-        let respaced = levels("dpmpp2m-8@full~respace=5/12");
-        assert_eq!(respaced.len(), 9);
-        assert_eq!(respaced[..=5], twelve[..=5]);
-        assert_eq!(respaced[5..], sigmas(Spacing::Karras, 3, SigmaRange { max: twelve[5], ..range }));
-        let twice = levels("dpmpp2m-7@full~respace=5/12,6/8");
-        assert_eq!((&twice[..=6], twice[7]), (&respaced[..=6], 0.0));
-        assert_near(&levels("euler-12@full~respace=5/12~logsnr"), &levels("euler-12@full~logsnr"));
     }
 
     #[test]

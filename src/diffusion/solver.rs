@@ -3,7 +3,7 @@
 
 use super::noise::NoiseKey;
 use super::plan::{Plan, Solver};
-use super::schedule::{SigmaRange, levels};
+use super::schedule::SigmaRange;
 use std::f64::consts::SQRT_2;
 use std::sync::Arc;
 
@@ -120,7 +120,7 @@ impl Course {
 
     /// The start of `plan` at the first level of `range`.
     pub fn new(plan: Arc<Plan>, range: SigmaRange) -> Self {
-        let sigmas = levels(&plan, range);
+        let sigmas = plan.levels(range);
         let (sigma, _) = churned(&plan, 0, sigmas[0]);
         Self { plan, range, sigmas, step: 0, sigma, memory: Memory::Empty }
     }
@@ -169,7 +169,7 @@ impl Course {
     /// In the middle of a step, or if `plan` has another past.
     pub fn replan(&mut self, plan: Arc<Plan>) {
         assert!(!matches!(self.memory, Memory::Predicted { .. }), "a plan changes between steps");
-        let sigmas = levels(&plan, self.range);
+        let sigmas = plan.levels(self.range);
         assert_eq!(self.sigmas[..=self.step], sigmas[..=self.step], "the noise levels so far");
         (self.plan, self.sigmas) = (plan, sigmas);
     }

@@ -5,13 +5,14 @@ use crate::engine::device::Device;
 use crate::engine::job::whole_seconds;
 use crate::engine::policy::{Ask, Planned, Policy, RequestId, Wish};
 use crate::engine::pool::{Entry, Pool};
+use crate::engine::shared::{Shared, lock};
 use crate::engine::{EngineError, EngineStats, Job, Ticket, worker};
 use crate::nets::{About, Sampler};
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
 /// How long a client is told to wait at most.
@@ -22,24 +23,6 @@ const MAX_RETRY_AFTER_S: f64 = 300.0;
 pub struct EngineLimits {
     /// Images that may wait for their first step.
     pub queue_images: usize,
-}
-
-/// What the callers and the thread both reach.
-pub(super) struct Shared {
-    pub policy: Mutex<Box<dyn Policy>>,
-    stats: Arc<EngineStats>,
-    start: Instant,
-}
-
-impl Shared {
-    /// Time since the engine's start: the clock of the policy.
-    pub fn now(&self) -> Duration {
-        self.start.elapsed()
-    }
-
-    pub fn stats(&self) -> &EngineStats {
-        &self.stats
-    }
 }
 
 /// A thread that owns a sampler and draws images with it. Shared by reference: every method takes `&self`.
@@ -87,7 +70,7 @@ impl Engine {
         let stats = Arc::new(EngineStats::new(about.subnets.iter().map(|subnet| subnet.name.to_string())));
         let (inbox, arrivals) = mpsc::channel();
         let (pool, mut device) = (Pool::new(range, stats.clone()), Device::new(sampler, stats.clone()));
-        let shared = Arc::new(Shared { policy: Mutex::new(policy), stats, start: Instant::now() });
+        let shared = Arc::new(Shared::new(policy, stats));
         let thread = std::thread::Builder::new()
             .name("accordion-engine".to_owned())
             .spawn({
@@ -113,7 +96,7 @@ impl Engine {
 
     /// What it has done and is doing.
     pub fn stats(&self) -> &Arc<EngineStats> {
-        &self.shared.stats
+        self.shared.stats()
     }
 
     /// Images that wait for their first step.
@@ -164,7 +147,7 @@ impl Engine {
 
     /// Whether the thread runs, or has ended because it was told to.
     pub fn is_alive(&self) -> bool {
-        !self.shared.stats.died()
+        !self.shared.stats().died()
     }
 
     /// Takes no more jobs; those taken are finished.
@@ -183,7 +166,7 @@ impl Engine {
     }
 
     fn ask(&self, job: &Job, id: RequestId) -> Ask {
-        let came = job.arrived.saturating_duration_since(self.shared.start);
+        let came = self.shared.at(job.arrived);
         Ask {
             id,
             arrived: self.shared.now(),
@@ -219,9 +202,4 @@ impl Engine {
         let retry_after = whole_seconds(Duration::from_secs_f64(seconds));
         EngineError::QueueFull { waiting: self.waiting(), capacity: self.capacity, retry_after }
     }
-}
-
-/// What these mutexes guard is replaced whole, so it is sound even if a holder panicked.
-pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,6 +9,7 @@ pub mod image;
 mod job;
 pub mod policy;
 mod pool;
+mod shared;
 mod stats;
 #[cfg(test)]
 mod tests;

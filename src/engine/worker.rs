@@ -2,8 +2,8 @@
 
 use crate::engine::EngineError;
 use crate::engine::device::Device;
-use crate::engine::handle::{Shared, lock};
 use crate::engine::pool::{Entry, Pool};
+use crate::engine::shared::{Shared, lock};
 use crate::engine::stats::DeathWatch;
 use crate::nets::Move;
 use std::sync::mpsc::{Receiver, TryRecvError};

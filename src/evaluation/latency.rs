@@ -1,8 +1,9 @@
 //! How long a call of the denoiser takes.
 
 use crate::Result;
-use crate::diffusion::Stream;
-use crate::nets::{Network, Runner, Threads};
+use crate::diffusion::{Noise, NoiseKey, Stream, Update};
+use crate::nets::opened::Calls;
+use crate::nets::{Move, Network, Opened, Runner, Sampler, Threads};
 use crate::ops::cpu::fused::Layer;
 use crate::ops::cpu::peak;
 use std::collections::BTreeMap;
@@ -69,7 +70,7 @@ impl Input {
     }
 
     /// So many levels that a sampler passes.
-    pub fn levels(batch: usize) -> Vec<f64> {
+    fn levels(batch: usize) -> Vec<f64> {
         const SIGMA: [f64; 2] = [0.02, 20.0];
         let level = |sample: usize| SIGMA[0] * (SIGMA[1] / SIGMA[0]).powf((sample as f64 + 0.5) / batch as f64);
         (0..batch).map(level).collect()
@@ -84,6 +85,52 @@ impl Input {
     fn timed_call(&self, runner: &mut Runner, subnet: usize) -> Vec<Layer> {
         black_box(runner.timed_call(subnet, black_box(&self.x), &self.sigma, &self.classes)).1
     }
+}
+
+/// The median times of an engine's calls of an opened model, in milliseconds: `settings` are subnets and samples. `progress` is
+/// told how many rounds are over.
+///
+/// # Errors
+/// On a device fault.
+pub fn of_calls(
+    opened: &mut dyn Opened,
+    settings: &[(usize, usize)],
+    pace: Pace,
+    progress: &mut dyn FnMut(u32),
+) -> Result<Vec<f64>> {
+    match opened.calls() {
+        Calls::Host(runner, pin) => {
+            let threads = runner.threads();
+            let settings: Vec<_> = settings.iter().map(|&(subnet, batch)| Setting { subnet, batch, threads }).collect();
+            Ok(measure(runner, &settings, pin, pace, progress).ms)
+        }
+        Calls::Device(sampler) => of_steps(sampler, settings, pace, progress),
+    }
+}
+
+fn of_steps(
+    sampler: &mut dyn Sampler,
+    settings: &[(usize, usize)],
+    pace: Pace,
+    progress: &mut dyn FnMut(u32),
+) -> Result<Vec<f64>> {
+    let most = settings.iter().map(|&(_, batch)| batch).max().unwrap_or(0);
+    let sigmas = Input::levels(most);
+    let mut moves = Vec::with_capacity(most);
+    for (image, &sigma) in sigmas.iter().enumerate() {
+        let noise = [Noise { scale: sigma, draw: NoiseKey::INITIAL }, Noise::default()];
+        let slot = sampler.begin(NoiseKey { seed: 0, image: image as u32 }, noise, sigma)?;
+        let class = image.checked_rem(sampler.about().classes.len());
+        // Each image stays where it is: calls are alike.
+        let update = Update { a_x: 1.0, ..Update::default() };
+        moves.push(Move { slot, sigma, class, guidance: None, update, next_sigma: Some(sigma), watched: false });
+    }
+    let ms = rounds(settings.len(), pace, progress, |index| {
+        let (subnet, batch) = settings[index];
+        sampler.step(subnet, &moves[..batch])
+    });
+    moves.iter().for_each(|step| sampler.end(step.slot));
+    ms
 }
 
 /// Times the calls of each setting at this pace; a setting has at least one call a round, after one that is not timed.
@@ -148,7 +195,7 @@ fn round(pace: Pace, mut call: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
 ///
 /// # Errors
 /// The first of `call`.
-pub fn rounds(
+fn rounds(
     kinds: usize,
     pace: Pace,
     progress: &mut dyn FnMut(u32),

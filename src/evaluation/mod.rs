@@ -6,6 +6,5 @@ pub mod latency;
 pub mod loss;
 pub mod profile;
 pub mod quality;
-pub mod subject;
 pub mod survey;
 pub mod switching;

@@ -5,6 +5,8 @@ use super::frontier::{Point, pareto, time_of};
 use super::quality::{METRIC, Yardstick, reference};
 use crate::diffusion::Plan;
 use crate::files::{read_toml, write_toml};
+use crate::nets::Opened;
+use crate::nets::opened::Processor;
 use crate::ops::cpu::peak;
 use crate::supernet::Subnet;
 use crate::{Error, Result};
@@ -94,6 +96,17 @@ impl Device {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = model_name(&info).unwrap_or(std::env::consts::ARCH).to_owned();
         Self { processor: cpu, threads, instruction_set: peak::instruction_set().to_owned() }
+    }
+
+    /// What an opened model runs on.
+    pub fn of(opened: &dyn Opened) -> Self {
+        match opened.processor() {
+            Processor::Host(threads) => Self::here(threads),
+            // The thread is the engine's.
+            Processor::Gpu(processor, element) => {
+                Self { processor, threads: 1, instruction_set: format!("cuda {element}") }
+            }
+        }
     }
 }
 

@@ -2,13 +2,12 @@
 
 use super::candidates::{self, constants, schedules, shapes, shapes_of};
 use super::frontier::{Point, pareto, time_of};
-use super::latency::Pace;
-use super::profile::{Latency, Profile, Quality, Rated, call_ms};
+use super::latency::{self, Pace};
+use super::profile::{Device, Latency, Profile, Quality, Rated, call_ms};
 use super::quality::{Yardstick, reference};
-use super::subject::Subject;
 use crate::Result;
 use crate::diffusion::{Plan, SigmaRange};
-use crate::nets::Denoiser;
+use crate::nets::{Denoiser, Opened};
 use std::time::Duration;
 
 /// What a quick survey may take for its latencies, and for its qualities; together about 3 s.
@@ -71,21 +70,21 @@ impl Profile {
     /// # Errors
     /// As [`Yardstick::new`].
     pub fn measure(
-        subject: &mut dyn Subject,
+        opened: &mut dyn Opened,
         range: SigmaRange,
         effort: &Effort,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Survey> {
-        let latency = latencies(subject, effort, progress)?;
-        let mut search = Search { denoiser: subject.denoiser(), latency: &latency, points: Vec::new(), progress };
+        let latency = latencies(opened, effort, progress)?;
+        let mut search = Search { denoiser: opened.denoiser(), latency: &latency, points: Vec::new(), progress };
         let yardstick = match effort {
             Effort::Quick { .. } => search.quick(range)?,
             Effort::Thorough { images, .. } => search.thorough(range, *images)?,
         };
         let points = search.points;
         let rated = points.iter().map(|Point { plan, quality, .. }| Rated { plan: plan.clone(), quality: *quality });
-        let bytes = subject.denoiser().about().weight_bytes;
-        let profile = Profile::new(subject.device(), bytes, Quality::from(&yardstick), latency.clone(), rated);
+        let bytes = opened.denoiser().about().weight_bytes;
+        let profile = Profile::new(Device::of(opened), bytes, Quality::from(&yardstick), latency.clone(), rated);
         Ok(Survey { profile, points })
     }
 
@@ -95,27 +94,23 @@ impl Profile {
     /// On a device fault.
     pub fn measured_here(
         self,
-        subject: &mut dyn Subject,
+        opened: &mut dyn Opened,
         effort: &Effort,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self> {
-        let latency = latencies(subject, effort, progress)?;
-        Ok(self.with_latency(subject.device(), latency))
+        let latency = latencies(opened, effort, progress)?;
+        Ok(self.with_latency(Device::of(opened), latency))
     }
 }
 
 /// The time of every subnet at every batch.
-fn latencies(
-    subject: &mut dyn Subject,
-    effort: &Effort,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<Vec<Latency>> {
-    let names: Vec<String> = subject.denoiser().about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
+fn latencies(opened: &mut dyn Opened, effort: &Effort, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Vec<Latency>> {
+    let names: Vec<String> = opened.denoiser().about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
     let (batches, pace) = match effort {
         Effort::Quick { max_batch } => {
             // The time of a call of the widest subnet on one image says what else is affordable.
             let once = Pace { time: Duration::ZERO, rounds: 1 };
-            let call = subject.time(&[(names.len() - 1, 1)], once, &mut |_| {})?[0];
+            let call = latency::of_calls(opened, &[(names.len() - 1, 1)], once, &mut |_| {})?[0];
             (quick_batches(*max_batch, names.len(), Duration::from_secs_f64(call / 1e3)), QUICK_PACE)
         }
         Effort::Thorough { batches, time, .. } => (batches.clone(), Pace::thorough(*time)),
@@ -124,7 +119,7 @@ fn latencies(
     let settings: Vec<_> = every.collect();
     let total = pace.rounds as usize;
     let mut round = |done| progress(Progress { part: "latency", done: done as usize, total, plan: None });
-    let ms = subject.time(&settings, pace, &mut round)?;
+    let ms = latency::of_calls(opened, &settings, pace, &mut round)?;
     let row = |(&(subnet, batch), ms): (&(usize, usize), f64)| Latency {
         subnet: names[subnet].clone(),
         batch,

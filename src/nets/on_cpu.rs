@@ -8,9 +8,11 @@ use crate::Result;
 use crate::ops::cpu::activation;
 use crate::ops::cpu::fused::activate::activate;
 use crate::ops::cpu::fused::attention::{self, attention};
-use crate::ops::cpu::fused::conv::{Conv, Finish, Method};
+use crate::ops::cpu::fused::conv::Conv;
+use crate::ops::cpu::fused::epilogue::Epilogue;
 use crate::ops::cpu::fused::layer_norm::layer_norm;
 use crate::ops::cpu::fused::linear::{self, Linear, Output};
+use crate::ops::cpu::fused::method::Method;
 use crate::ops::cpu::fused::moments::{Film, Normalisation};
 use crate::ops::cpu::fused::panels::pitch;
 use crate::ops::cpu::fused::resample::{copy, resample};
@@ -313,16 +315,16 @@ impl Call<'_> {
         };
         let residual = product.residual.map(|residual| values.of(residual));
         let (c_in, c_out) = (source.channels(), product.to.kept(widths));
-        let (finish, shape) = (Finish { bias, residual, scale: product.scale }, [y.height, y.width, c_in, c_out]);
+        let (epilogue, shape) = (Epilogue { bias, residual, scale: product.scale }, [y.height, y.width, c_in, c_out]);
         match conv.filter(|_| c_in > 0 && c_out > 0) {
             Some(conv) => {
-                conv.run(self.workspace, source, &finish, &mut y);
+                conv.run(self.workspace, source, &epilogue, &mut y);
                 let macs = conv.macs(c_in, batch * y.height * y.width * c_out);
                 self.workspace.ended(format_args!("{}", self.name), conv.kind(), shape, macs);
             }
             // Of a block that is left out: nothing is read, or nothing made.
             None => {
-                finish.alone(&mut y);
+                epilogue.alone(&mut y);
                 self.workspace.ended(format_args!("{}", self.name), Kind::Elementwise, shape, 0);
             }
         }

@@ -2,17 +2,16 @@
 //!
 //! Nothing here touches a device: the list of a call says what it costs and what memory it needs before there is any.
 
-use super::program::{
-    Branch, Channels, Embedding, Extent, IMAGE, Norm, Op, Over, ParamId, Product, Program, Value, ValueId, View,
-};
+use super::program::{Branch, Channels, Embedding, IMAGE, Norm, Op, Over, ParamId, Product, Program, ValueId, View};
 use super::sliced::Tables;
-use crate::ops::Act;
 use crate::ops::cpu::group_norm::GroupTable;
-use crate::ops::cuda::attention::attention;
-use crate::ops::cuda::conv::{Finish, Weights, conv, pack, pack_bias};
+use crate::ops::cuda::attention::{self, attention};
+use crate::ops::cuda::conv::{Finish, Weights, Window, conv, pack, pack_bias};
 use crate::ops::cuda::embedding::{self, embedding};
+use crate::ops::cuda::layer_norm::{LayerNorm, layer_norm};
 use crate::ops::cuda::map::{Filter, MAX_TAPS, map};
-use crate::ops::cuda::moments::{self, Affine, Scratch, Table, moments};
+use crate::ops::cuda::moments::{self, Affine, Film, Scratch, Table, moments};
+use crate::ops::cuda::tokens::{MAX_FRONT, pack_positions, tokens, unpatch};
 use crate::ops::cuda::{Arena, Element, Launch, Map, pitch};
 use crate::supernet::{Supernet, Widths};
 use crate::{Error, Result};
@@ -20,7 +19,7 @@ use std::sync::Arc;
 
 /// Places start at multiples of this.
 const ALIGN: usize = 256;
-/// Channels of the residual stream come in multiples of this: a vector of the kernels, in every type.
+/// The first of two values that are read side by side has a multiple of so many channels: a vector of the kernels, in every type.
 const VECTOR: usize = 8;
 
 /// A network and its subnets for a machine. Addresses in it are places in the block of bytes that [`Compiled::new`] gives.
@@ -47,10 +46,12 @@ struct SubnetTables {
 /// Where what a layer needs beside its description is.
 #[derive(Debug)]
 enum CompiledLayer {
-    Embedding { frequencies: u64, labels: Option<u64> },
+    Embedding { frequencies: Option<u64>, labels: Option<u64> },
     Product { norm: Option<CompiledNorm>, weights: Weights, bias: Option<u64> },
     Attention,
     Write(Option<CompiledNorm>),
+    Tokens { positions: u64 },
+    Unpatch,
 }
 
 #[derive(Debug)]
@@ -103,7 +104,8 @@ impl Compiled {
         check(&program)?;
         let weights = supernet.values()?;
         let mut layout = Layout { program: &program, element, weights: &weights, bytes: Vec::new() };
-        let layers = program.layers.iter().map(|layer| layout.layer(&layer.op)).collect();
+        let layers =
+            program.layers.iter().enumerate().map(|(index, layer)| layout.layer(index + 1, &layer.op)).collect();
         let (branch_columns, _) = program.branch_offsets(pitch);
         let weight_bytes = layout.bytes.len();
         let mut placed = Vec::with_capacity(subnets.len());
@@ -166,33 +168,24 @@ impl Compiled {
 /// Whether the kernels take such a network.
 fn check(program: &Program) -> Result<()> {
     let refuse = |problem: String| Err(Error::input("backbone", problem));
-    let inner = program.layers.iter().zip(&program.values[1..]).take(program.layers.len() - 1);
-    for (layer, value) in inner {
-        let new = match &layer.op {
-            Op::Embedding(Embedding { waves: Some(waves), .. }) => waves.cosines_first,
-            Op::Product(product) => product.stride > 1 || product.act == Some(Act::Gelu),
-            Op::Embedding(_) | Op::Tokens { .. } | Op::Unpatch { .. } => true,
-            _ => false,
-        };
-        let norm = layer.op.view().and_then(|view| view.norm.as_ref());
-        if new || norm.is_some_and(|norm| norm.film.is_some() || matches!(norm.over, Over::Pixel)) {
-            return refuse(format!("{} is of a kind that a GPU does not take yet", layer.name));
+    for layer in &program.layers {
+        if let Op::Tokens { front, .. } = &layer.op
+            && front.len() > MAX_FRONT
+        {
+            let tokens = front.len();
+            return refuse(format!("{} puts {tokens} tokens first; a GPU takes at most {MAX_FRONT}", layer.name));
         }
-        match (&layer.op, value.channels) {
-            (Op::Branches { .. }, _) => {}
-            (_, Channels::Fixed(channels)) if !channels.is_multiple_of(VECTOR) => {
-                let name = &layer.name;
+        let Some(view) = layer.op.view() else { continue };
+        if let [first, _] = view.parts[..] {
+            let channels = program.values[first].channels;
+            if !matches!(channels, Channels::Fixed(channels) if channels.is_multiple_of(VECTOR)) {
+                let (name, channels) = (&layer.name, channels.kept(&program.spec.full()));
                 return refuse(format!(
-                    "{name} makes {channels} channels, not a multiple of {VECTOR}, which a GPU needs"
+                    "{name} reads {channels} channels before others, not a fixed multiple of {VECTOR}, which a GPU needs"
                 ));
             }
-            (_, Channels::Heads { heads, .. }) if heads > 1 => {
-                return refuse(format!("{} has {heads} heads; a GPU takes one", layer.name));
-            }
-            _ => {}
         }
-        let (Op::Product(Product { x, .. }) | Op::Write { x, .. }) = &layer.op else { continue };
-        if let Some(taps) = x.resample.as_ref().map(|by| by.filter.len()).filter(|&taps| taps > MAX_TAPS) {
+        if let Some(taps) = view.resample.as_ref().map(|by| by.filter.len()).filter(|&taps| taps > MAX_TAPS) {
             return refuse(format!("its resampling filter has {taps} taps; a GPU takes at most {MAX_TAPS}"));
         }
     }
@@ -217,11 +210,12 @@ impl Call<'_> {
         let (layer, name) = (&compiled.program.layers[index], compiled.program.layers[index].name.as_str());
         let mut freed = compiled.program.freed(index).to_vec();
         let y = match (&layer.op, &compiled.layers[index]) {
-            (Op::Embedding(_), CompiledLayer::Embedding { frequencies, labels }) => {
+            (Op::Embedding(op), CompiledLayer::Embedding { frequencies, labels }) => {
                 let from = embedding::Embedding {
                     noise: self.addresses.noise,
                     classes: self.addresses.classes,
-                    frequencies: self.at(*frequencies),
+                    frequencies: frequencies.map(|frequencies| self.at(frequencies)),
+                    cosines_first: op.waves.as_ref().is_some_and(|waves| waves.cosines_first),
                     labels: labels.map(|labels| self.at(labels)),
                 };
                 let y = self.take(self.rows(self.kept(index + 1)));
@@ -243,7 +237,7 @@ impl Call<'_> {
                     sample_bias: product.sample_bias.map(|branch| self.branch(branch)),
                     residual: residual.as_ref(),
                     scale: product.scale,
-                    silu: product.act == Some(Act::Silu),
+                    act: product.act,
                 };
                 let y = self.convolve(name, product, normed, weights, finish);
                 normed.iter().for_each(|normed| self.put(normed));
@@ -255,25 +249,37 @@ impl Call<'_> {
                 let weights = Weights { address: self.at(weights.address), ..*weights };
                 let finish = Finish { bias: bias.map(|bias| self.at(bias)), ..Finish::NONE };
                 let outputs = weights.outputs;
-                self.launches.push(conv(compiled.element, &[&x], None, &weights, 0, outputs, finish, &y).of(name));
+                self.launches
+                    .push(conv(compiled.element, &[&x], None, &weights, Window::LINEAR, outputs, finish, &y).of(name));
                 y
             }
             (Op::Attention { qkv }, CompiledLayer::Attention) => {
-                let qkv = self.values[*qkv];
-                let y = self.take(Map { channels: self.kept(index + 1), ..qkv });
-                if y.channels > 0 {
-                    self.launches.push(attention(compiled.element, &qkv, &y).of(name));
+                let Channels::Heads { pipe, heads, .. } = compiled.program.values[*qkv].channels else {
+                    unreachable!("attention is between heads")
+                };
+                let (qkv, dim) = (self.values[*qkv], self.subnet.widths.0[pipe]);
+                let y = self.take(Map { channels: attention::channels(heads, dim), ..qkv });
+                if dim > 0 {
+                    self.launches.push(attention(compiled.element, &qkv, heads, dim, &y).of(name));
                 }
                 y
             }
             (Op::Write { x, residual, scale }, CompiledLayer::Write(norm)) => {
-                let parts = self.parts(x);
-                let affine = norm.as_ref().map(|norm| self.affine(x, norm));
                 let residual = residual.map(|residual| self.values[residual]);
-                let y = self.map(name, &parts, affine.map(|(affine, _)| affine), x, residual.as_ref(), *scale);
-                if let Some((affine, bytes)) = affine {
-                    self.arena.put(affine.address, bytes);
-                }
+                self.write(name, x, norm.as_ref(), residual.as_ref(), *scale)
+            }
+            (Op::Tokens { front, x, .. }, CompiledLayer::Tokens { positions }) => {
+                let (x, front) = (self.values[*x], front.iter().map(|&vector| self.values[vector]).collect::<Vec<_>>());
+                let y = self.take(Map { height: front.len() + x.pixels(), width: 1, ..x });
+                let front: Vec<&Map> = front.iter().collect();
+                self.launches.push(tokens(compiled.element, &front, &x, self.at(*positions), &y).of(name));
+                y
+            }
+            (Op::Unpatch { x, .. }, CompiledLayer::Unpatch) => {
+                let (x, patches) = (self.values[*x], compiled.program.patches(index + 1));
+                let (height, width, channels) = (patches.height, patches.width, self.kept(index + 1));
+                let y = self.take(Map { height, width, channels, ..x });
+                self.launches.push(unpatch(compiled.element, &x, patches.front, patches.patch, &y).of(name));
                 y
             }
             _ => unreachable!("layers are laid out one by one"),
@@ -311,15 +317,45 @@ impl Call<'_> {
         if is_nothing || norm.is_none() && view.resample.is_none() {
             return None;
         }
-        let affine = norm.map(|norm| self.affine(view, norm));
         let program = &*self.compiled.program;
         let resampled = format!("{name}.resample");
         let name = view.norm.as_ref().map_or(resampled.as_str(), |norm| program.layer_of(norm.scale));
-        let y = self.map(name, &parts, affine.map(|(affine, _)| affine), view, None, 1.0);
+        Some(self.write(name, view, norm, None, 1.0))
+    }
+
+    /// `(view + residual) * scale`
+    fn write(
+        &mut self,
+        name: &str,
+        view: &View,
+        norm: Option<&CompiledNorm>,
+        residual: Option<&Map>,
+        scale: f32,
+    ) -> Map {
+        let mut parts = self.parts(view);
+        let (mut affine, mut normed) = (None, None);
+        match (&view.norm, norm) {
+            (Some(Norm { over: Over::Pixel, eps, scale: param, .. }), Some(placed)) => {
+                let norm = LayerNorm { scale: self.at(placed.scale), shift: self.at(placed.shift), eps: *eps };
+                let x = parts[0];
+                let y = self.take(x);
+                let layer = self.compiled.program.layer_of(*param);
+                self.launches.push(layer_norm(self.compiled.element, &x, &norm, &y).of(layer));
+                if !view.silu && view.resample.is_none() && residual.is_none() && scale == 1.0 {
+                    return y;
+                }
+                normed = Some(y);
+                parts = vec![y];
+            }
+            (_, Some(placed)) => affine = Some(self.affine(view, placed)),
+            (_, None) => {}
+        }
+        let y = self.map(name, &parts, affine.map(|(affine, _)| affine), view, residual, scale);
         if let Some((affine, bytes)) = affine {
             self.arena.put(affine.address, bytes);
         }
-        Some(y)
+        normed.iter().for_each(|normed| self.put(normed));
+        y
     }
 
     /// Slopes and offsets of a view's norm, and their bytes.
@@ -338,7 +374,11 @@ impl Call<'_> {
         let [sums, affine] = sizes.map(|bytes| self.arena.take(bytes));
         let (scratch, affine) = (Scratch { sums, counters: self.addresses.counters }, Affine { address: affine });
         let name = self.compiled.program.layer_of(norm.scale);
-        self.launches.push(moments(element, &parts, &params, norm.eps, scratch, affine).of(name));
+        let film = norm.film.map(|film| {
+            let [(scale, pitch), (shift, _)] = [film, film + 1].map(|branch| self.branch(branch));
+            Film { scale, shift, pitch }
+        });
+        self.launches.push(moments(element, &parts, &params, norm.eps, film, scratch, affine).of(name));
         self.arena.put(sums, sizes[0]);
         (affine, sizes[1])
     }
@@ -375,15 +415,16 @@ impl Call<'_> {
         let parts: Vec<&Map> = parts.iter().collect();
         let outputs = product.to.kept(&self.subnet.widths) / weights.groups;
         let weights = Weights { address: self.at(weights.address), ..*weights };
-        let grow = |side: usize| side + 2 * product.pad + 1 - weights.kernel;
+        let window = Window { pad: product.pad, stride: product.stride };
+        let size = |side| window.size(weights.kernel, side);
         let channels = if weights.groups == 1 { outputs } else { weights.groups * pitch(outputs) };
-        let y = Map { height: grow(parts[0].height), width: grow(parts[0].width), channels, ..*parts[0] };
+        let y = Map { height: size(parts[0].height), width: size(parts[0].width), channels, ..*parts[0] };
         let y = self.take(y);
         // The network's input is where the samples' addresses say.
         let samples = (normed.is_none() && product.x.parts[0] == IMAGE).then_some(self.addresses.samples);
         let element = self.compiled.element;
         if outputs > 0 {
-            self.launches.push(conv(element, &parts, samples, &weights, product.pad, outputs, finish, &y).of(name));
+            self.launches.push(conv(element, &parts, samples, &weights, window, outputs, finish, &y).of(name));
         }
         y
     }
@@ -416,14 +457,20 @@ struct Layout<'a> {
 }
 
 impl Layout<'_> {
-    fn layer(&mut self, op: &Op) -> CompiledLayer {
+    /// What the layer that makes this value needs.
+    fn layer(&mut self, value: ValueId, op: &Op) -> CompiledLayer {
         match op {
-            Op::Embedding(embedding) => self.embedding(embedding),
+            Op::Embedding(embedding) => self.embedding(value, embedding),
             Op::Product(product) => self.product(product),
             Op::Branches { x, to } => self.branches(*x, to),
             Op::Attention { .. } => CompiledLayer::Attention,
+            Op::Tokens { positions, .. } => {
+                let channels = self.program.values[value].channels.kept(&self.program.spec.full());
+                let positions = pack_positions(channels, &self.weights[*positions]);
+                CompiledLayer::Tokens { positions: self.floats(&positions) }
+            }
+            Op::Unpatch { .. } => CompiledLayer::Unpatch,
             Op::Write { x, .. } => CompiledLayer::Write(x.norm.as_ref().map(|norm| self.norm(norm))),
-            Op::Tokens { .. } | Op::Unpatch { .. } => unreachable!("checked"),
         }
     }
 
@@ -442,12 +489,12 @@ impl Layout<'_> {
         Table { address: self.push(bytemuck::cast_slice(&words)), ..placed }
     }
 
-    fn embedding(&mut self, Embedding { waves, class }: &Embedding) -> CompiledLayer {
-        let waves = waves.as_ref().expect("checked");
-        let frequencies = waves.frequencies.values(|param| self.weights[param].clone());
-        let labels = class.map(|class| class.values(self.program.classes, self.weights, 2 * frequencies.len()));
-        let frequencies = self.floats(&frequencies);
-        let labels = labels.map(|labels| self.floats(&labels));
+    fn embedding(&mut self, value: ValueId, Embedding { waves, class }: &Embedding) -> CompiledLayer {
+        let weights = self.weights;
+        let frequencies = waves.as_ref().map(|waves| waves.frequencies.values(|param| weights[param].clone()));
+        let frequencies = frequencies.map(|frequencies| self.floats(&frequencies));
+        let channels = self.program.values[value].channels.kept(&self.program.spec.full());
+        let labels = class.map(|class| self.floats(&class.values(self.program.classes, weights, channels)));
         CompiledLayer::Embedding { frequencies, labels }
     }
 
@@ -467,30 +514,40 @@ impl Layout<'_> {
     fn product(&mut self, product: &Product) -> CompiledLayer {
         let norm = product.x.norm.as_ref().map(|norm| self.norm(norm));
         let (all, weight) = (self.weights, &self.weights[product.weight]);
-        let shape = &self.program.spec.params[product.weight].shape;
-        let Value { extent, channels: from } = self.program.values[product.x.parts[0]];
-        // `[tap, input, group, output]`: heads are one, so their parts are groups of columns, and their offsets are rows.
-        let (inputs, groups, outputs) = match (from, product.to, extent) {
-            (_, Channels::Heads { .. }, _) => (shape[0], 3, shape[3]),
-            (Channels::Heads { .. }, _, _) => (shape[1], 1, shape[2]),
-            (_, _, Extent::Vector) => (shape[0], 1, shape[1]),
-            (_, _, Extent::Map { .. }) => (shape[2], 1, shape[3]),
+        let full = self.program.spec.full();
+        let (groups, outputs) = match product.to {
+            Channels::Fixed(channels) => (1, channels),
+            Channels::Pipe { pipe, parts } => (parts, full.0[pipe]),
+            Channels::Heads { pipe, parts, heads } => (parts * heads, full.0[pipe]),
         };
+        // Rows are inputs; those of heads lie as attention leaves its channels.
+        let read = self.program.width(&product.x);
+        let heads = match self.program.values[product.x.parts[0]].channels {
+            Channels::Heads { heads, .. } => heads,
+            _ => 1,
+        };
+        let dim = read / heads;
+        let inputs = attention::channels(heads, dim);
         let weights = Weights { address: 0, kernel: product.kernel, inputs, outputs, groups };
-        let value =
-            |tap: usize, i: usize, group: usize, o: usize| weight[((tap * inputs + i) * groups + group) * outputs + o];
+        let value = |tap: usize, row: usize, group: usize, o: usize| {
+            let (head, offset) = attention::place(heads, row);
+            // Between an odd number of offsets and the next whole unit there is nothing.
+            let place = ((tap * read + head * dim + offset) * groups + group) * outputs + o;
+            if offset < dim { weight[place] } else { 0.0 }
+        };
         let sum = |group: usize, o: usize| sum(all, &product.bias, group * outputs + o);
         self.place(norm, weights, value, (!product.bias.is_empty()).then_some(&sum as _))
     }
 
     /// All branches as one linear layer, each on whole vectors of columns.
     fn branches(&mut self, x: ValueId, to: &[Branch]) -> CompiledLayer {
-        // By column: the branch and its channel.
+        // By column: the branch, its channel among those of all parts, and how many these are.
         let mut columns = Vec::new();
         let full = self.program.spec.full();
-        for (branch, Branch { to, .. }) in to.iter().enumerate() {
+        for (branch, Branch { to, part: (part, parts), .. }) in to.iter().enumerate() {
             let outputs = to.kept(&full);
-            columns.extend((0..pitch(outputs)).map(|o| (o < outputs).then_some((branch, o, outputs))));
+            let column = |o| (o < outputs).then_some((branch, part * outputs + o, parts * outputs));
+            columns.extend((0..pitch(outputs)).map(column));
         }
         let inputs = self.program.values[x].channels.kept(&full);
         let weights = Weights { address: 0, kernel: 1, inputs, outputs: columns.len(), groups: 1 };
@@ -506,7 +563,11 @@ impl Layout<'_> {
 
     fn norm(&mut self, norm: &Norm) -> CompiledNorm {
         let weights = self.weights;
-        let [scale, shift] = [norm.scale, norm.shift].map(|param| self.floats(&weights[param]));
+        let [scale, shift] = [norm.scale, norm.shift].map(|param| {
+            let mut values = weights[param].clone();
+            values.resize(pitch(values.len()), 0.0);
+            self.floats(&values)
+        });
         let fixed = match &norm.over {
             Over::Groups(table) => Some(self.table(table)),
             _ => None,

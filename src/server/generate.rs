@@ -147,7 +147,7 @@ pub(super) async fn file_of(
     let shape = state.fleet.any().about().image;
     let file = move |raster: &Raster| raster.encode(format);
     let (mut files, timings) = drawn.encode(state, file, |images| vec![Raster::grid(shape, images)]).await?;
-    observation.succeed(&timings, drawn, format);
+    observation.succeed(&timings, drawn.served(), drawn.finished.images.len(), drawn.late, format);
     let bytes = files.pop().unwrap_or_default().into();
     Ok((File { media_type: format.media_type(), headers: headers(drawn, &timings), bytes }, timings))
 }

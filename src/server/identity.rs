@@ -4,7 +4,7 @@ use crate::digits;
 use crate::server::handover::{Waits, hand_over};
 use crate::server::probes::is_probe;
 use crate::server::spans::Span;
-use crate::server::trace_context::{TRACEPARENT, TraceContext};
+use crate::server::trace_context::{TRACEPARENT, TraceContext, random};
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
@@ -64,11 +64,6 @@ fn made_id() -> String {
     let bits = bits & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
     let hex = format!("{bits:032x}");
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
-}
-
-/// For names only: when the system gives nothing random, 0 does, and images, which need it, fail by themselves.
-pub(super) fn random() -> u64 {
-    getrandom::u64().unwrap_or_default()
 }
 
 /// What is noted of a request: its line in the log and its span, which end when nobody who has to do with it is left.

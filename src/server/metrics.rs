@@ -6,7 +6,6 @@ use crate::engine::{Finished, Fleet};
 use crate::routing::{Budget, Budgets};
 use crate::server::ApiError;
 use crate::server::deficit::Deficit;
-use crate::server::draw::Drawn;
 use crate::server::identity::Record;
 use crate::supernet::bytes_as_copies;
 use axum::extract::Request;
@@ -229,11 +228,10 @@ impl Observation {
     }
 
     /// The images are drawn and encoded: they may be handed over.
-    pub fn succeed(&mut self, timings: &Timings, drawn: &Drawn, format: Format) {
-        self.drawn = if drawn.late { Outcome::Late } else { Outcome::Ok };
-        self.say(|record| record.plan(drawn.served()));
-        let images = drawn.finished.images.len() as u64;
-        self.metrics.images.with_label_values(&[self.budget, self.subnet(), format.as_str()]).inc_by(images);
+    pub fn succeed(&mut self, timings: &Timings, plans: String, images: usize, late: bool, format: Format) {
+        self.drawn = if late { Outcome::Late } else { Outcome::Ok };
+        self.say(|record| record.plan(plans));
+        self.metrics.images.with_label_values(&[self.budget, self.subnet(), format.as_str()]).inc_by(images as u64);
         let metrics = &self.metrics;
         for (histogram, took) in
             [(&metrics.queue, timings.queue), (&metrics.denoise, timings.denoise), (&metrics.encode, timings.encode)]

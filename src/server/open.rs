@@ -2,11 +2,11 @@
 
 use crate::digits::seconds;
 use crate::engine::{Engine, Fleet};
-use crate::evaluation::profile::{PROFILE, Profile};
-use crate::evaluation::subject::{self, Subject};
+use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::survey::Effort;
+use crate::nets;
 use crate::nets::model::Verify;
-use crate::nets::{Model, Placement, warm};
+use crate::nets::{Model, Opened, Placement, warm};
 use crate::server::{AppState, Measured, ServeConfig};
 use crate::{Error, Result};
 use prometheus::Registry;
@@ -26,32 +26,32 @@ pub fn open(config: &ServeConfig, registry: Registry) -> Result<Arc<AppState>> {
         return Err(Error::input("devices", "must be all cpu or all cuda: the profile is of one kind of device"));
     }
     let model = Model::open_with(&config.model, if config.verify { Verify::Yes } else { Verify::No })?;
-    let mut subjects = Vec::new();
+    let mut models = Vec::new();
     for &device in &config.devices {
-        let subject = subject::open(&model, device, config.precision, config.max_batch, config.threads())?;
-        subjects.push((device.to_string(), subject));
+        let opened = nets::open(&model, device, config.precision, config.max_batch, config.threads())?;
+        models.push((device.to_string(), opened));
     }
-    let profile = profile(config, &model, &mut *subjects[0].1)?;
+    let profile = profile(config, &model, &mut *models[0].1)?;
     let path = config.model.join(PROFILE);
     let measured = Measured::new(&profile, config.max_batch).map_err(|error| error.in_file(&path))?;
     let mut engines = Vec::new();
     let repeated = |name: &String| config.devices.iter().filter(|device| device.to_string() == *name).count() > 1;
-    for (index, (device, mut subject)) in subjects.into_iter().enumerate() {
+    for (index, (device, mut opened)) in models.into_iter().enumerate() {
         let policy = config.policy.build(measured.ladder.clone(), measured.times.clone(), config.max_batch);
-        warm(subject.denoiser(), config.max_batch)?;
+        warm(opened.denoiser(), config.max_batch)?;
         let name = if repeated(&device) { format!("{device}:{index}") } else { device };
-        engines.push((name, Engine::start(subject.into_sampler(), model.card.noise, config.engine_limits(), policy)?));
+        engines.push((name, Engine::start(opened.into_sampler(), model.card.noise, config.engine_limits(), policy)?));
     }
     AppState::new(model.card.name.clone(), Fleet::new(engines), measured, config, registry)
 }
 
 /// The model's profile. Where it has none it is measured quickly; where it is of another device its times are.
-fn profile(config: &ServeConfig, model: &Model, subject: &mut dyn Subject) -> Result<Profile> {
+fn profile(config: &ServeConfig, model: &Model, opened: &mut dyn Opened) -> Result<Profile> {
     let path = config.model.join(PROFILE);
     let (effort, start) = (Effort::Quick { max_batch: config.max_batch }, Instant::now());
     let file = path.display().to_string();
     if !path.exists() {
-        let survey = Profile::measure(subject, model.card.noise, &effort, &mut |_| {})?;
+        let survey = Profile::measure(opened, model.card.noise, &effort, &mut |_| {})?;
         let plans = survey.profile.frontier.len();
         tracing::warn!(
             file,
@@ -63,10 +63,10 @@ fn profile(config: &ServeConfig, model: &Model, subject: &mut dyn Subject) -> Re
     }
     let profile = Profile::open(&path)?;
     profile.check_against(model.subnets(), &path)?;
-    if profile.device == subject.device() {
+    if profile.device == Device::of(opened) {
         return Ok(profile);
     }
-    let profile = profile.measured_here(subject, &effort, &mut |_| {})?;
+    let profile = profile.measured_here(opened, &effort, &mut |_| {})?;
     tracing::warn!(
         file,
         seconds = seconds(start.elapsed()),

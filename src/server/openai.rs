@@ -82,7 +82,7 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
     };
     let each = |images: &[Vec<u8>]| images.chunks(1).map(|image| Raster::grid(shape, image)).collect();
     let (files, timings) = drawn.encode(state, file, each).await?;
-    observation.succeed(&timings, &drawn, format);
+    observation.succeed(&timings, drawn.served(), drawn.finished.images.len(), drawn.late, format);
     let answer = ImagesAnswer {
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         data: files.iter().map(|file| ImageEntry::new(format, file, carrier)).collect(),

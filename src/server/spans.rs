@@ -1,9 +1,8 @@
 //! The span of a request: an identity in a trace, and with the feature `otlp` what a collector gets of it.
 
-use crate::server::identity::random;
 #[cfg(feature = "otlp")]
 use crate::server::otlp::Exported;
-use crate::server::trace_context::TraceContext;
+use crate::server::trace_context::{TraceContext, random};
 use axum::extract::Request;
 use axum::http::StatusCode;
 

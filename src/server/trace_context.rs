@@ -65,6 +65,11 @@ impl fmt::Display for TraceContext {
     }
 }
 
+/// For names only: when the system gives nothing random, 0 does, and images, which need it, fail by themselves.
+pub(super) fn random() -> u64 {
+    getrandom::u64().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -90,7 +90,7 @@ impl<'a> Batches<'a> {
                 true => x0.extend(flip_horizontal(bytes, shape).into_iter().map(to_unit)),
                 false => x0.extend(bytes.iter().copied().map(to_unit)),
             }
-            sigma.push((loss.p_mean + loss.p_std * Draw::Sigma.at(seed, key).normal(0)).exp());
+            sigma.push(loss.level(&Draw::Sigma.at(seed, key)));
             let is_told = self.classes > 0 && Draw::Label.at(seed, key).uniform(0) >= loss.label_dropout;
             classes.push(is_told.then(|| self.dataset.label(index)));
         }

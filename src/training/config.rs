@@ -1,6 +1,7 @@
 //! The one file that a training run is described by.
 
 use super::data::Source;
+use crate::diffusion::noise::Stream;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::read_toml;
 use crate::nets::{Backbone, ImageShape, Model, Network};
@@ -124,9 +125,11 @@ fn folder(config: &Path) -> &Path {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Loss {
-    /// Mean of ln(sigma).
+    /// How noise levels are drawn.
+    pub levels: Levels,
+    /// Mean of ln(sigma), where that is normal.
     pub p_mean: f64,
-    /// Standard deviation of ln(sigma).
+    /// Standard deviation of ln(sigma), where that is normal.
     pub p_std: f64,
     /// Share of samples that are trained without their class (Ho and Salimans 2022).
     pub label_dropout: f64,
@@ -134,9 +137,35 @@ pub struct Loss {
     pub flip: bool,
 }
 
+/// How noise levels are drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Levels {
+    /// ln(sigma) is normal (Karras et al. 2022, table 1).
+    #[default]
+    LogNormal,
+    /// The time of the variance preserving process is uniform (Song et al. 2021).
+    UniformTime,
+}
+
+impl Loss {
+    /// The earliest time that is trained on (Song et al. 2021, appendix C).
+    const FIRST_TIME: f64 = 1e-5;
+
+    /// A noise level, drawn from `stream`.
+    pub fn level(&self, stream: &Stream) -> f64 {
+        match self.levels {
+            Levels::LogNormal => (self.p_mean + self.p_std * stream.normal(0)).exp(),
+            Levels::UniformTime => {
+                Preconditioning::vp_sigma(Self::FIRST_TIME + (1.0 - Self::FIRST_TIME) * stream.uniform(0))
+            }
+        }
+    }
+}
+
 impl Default for Loss {
     fn default() -> Self {
-        Self { p_mean: -1.2, p_std: 1.2, label_dropout: 0.1, flip: false }
+        Self { levels: Levels::default(), p_mean: -1.2, p_std: 1.2, label_dropout: 0.1, flip: false }
     }
 }
 
@@ -286,6 +315,13 @@ impl Config {
     pub fn warnings(&self, dataset: &Dataset) -> Vec<String> {
         let in_file = |warning| format!("{}: backbone.{warning}", self.path.display());
         let mut warnings: Vec<String> = self.backbone.warning().map(in_file).into_iter().collect();
+        if self.preconditioning == Preconditioning::Vp && self.loss.levels == Levels::LogNormal {
+            warnings.push(format!(
+                "{}: loss.levels: `log-normal` hardly trains on the levels where sampling of a vp network begins; \
+                 `uniform-time` does",
+                self.path.display()
+            ));
+        }
         let (_, std) = dataset.statistics();
         if let Preconditioning::Edm { sigma_data } = self.preconditioning
             && !(std / SIGMA_DATA_FACTOR..=std * SIGMA_DATA_FACTOR).contains(&sigma_data)
@@ -322,6 +358,8 @@ impl Config {
         let loss = &self.loss;
         require(loss.p_mean.is_finite(), "loss.p_mean", "must be finite")?;
         require(positive(loss.p_std), "loss.p_std", "must be positive")?;
+        let has_times = loss.levels == Levels::LogNormal || self.preconditioning == Preconditioning::Vp;
+        require(has_times, "loss.levels", "`uniform-time` needs preconditioning.kind = \"vp\"")?;
         require(share(loss.label_dropout), "loss.label_dropout", "must lie between 0 and 1")?;
         require(self.ranking.samples > 0, "ranking.samples", "must be positive")?;
         require(self.ranking.order != Order::Original, "ranking.order", "must be global or within-group")?;

@@ -198,7 +198,7 @@ impl Flow<'_> {
         let ranking = &self.config.ranking;
         tracing::info!(samples = ranking.samples, order = ranking.order.as_str(), "ranking channels");
         let (loss, seed) = (&self.config.loss, self.config.seed);
-        let samples = importance::Samples::draw(dataset, network, loss.p_mean, loss.p_std, seed, ranking.samples)?;
+        let samples = importance::Samples::draw(dataset, network, loss, seed, ranking.samples)?;
         let mut progress = Progress::new("rank", "samples", 0, ranking.samples as u64);
         let scores = importance::taylor(network, &pretrained.supernet, &samples, |done| progress.at(done as u64, ""))?;
         progress.finish();

@@ -5,6 +5,7 @@ use crate::nets::{Network, sliced::Sliced};
 use crate::ops::{Gradients, Tape};
 use crate::supernet::spec::{Param, Role, Slice};
 use crate::supernet::{Spec, Supernet};
+use crate::training::config::Loss;
 use crate::training::data::{Dataset, to_unit};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -29,20 +30,13 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Draws `count` images with replacement, `ln sigma ~ N(p_mean, p_std^2)` (Karras et al. 2022, table 1) and noise.
+    /// Draws `count` images with replacement, noise levels as `loss` says and noise.
     ///
     /// Sample i depends on `seed` and i alone, so a longer draw begins with the shorter one.
     ///
     /// # Errors
     /// [`Error::Input`] if the images or the classes of `dataset` are not those of `network`.
-    pub fn draw(
-        dataset: &Dataset,
-        network: &Network,
-        p_mean: f64,
-        p_std: f64,
-        seed: u64,
-        count: usize,
-    ) -> Result<Self> {
+    pub fn draw(dataset: &Dataset, network: &Network, loss: &Loss, seed: u64, count: usize) -> Result<Self> {
         let image = network.image();
         dataset.check(image, network.classes())?;
         let mut x0 = Vec::with_capacity(count * image.elements());
@@ -53,7 +47,7 @@ impl Samples {
             let index = Stream::new(seed, IMAGE_STREAM, sample).below(0, dataset.len() as u32) as usize;
             x0.extend(dataset.image(index).iter().map(|&byte| to_unit(byte)));
             classes.push(Some(dataset.label(index)));
-            sigma.push((p_mean + p_std * Stream::new(seed, SIGMA_STREAM, sample).normal(0)).exp());
+            sigma.push(loss.level(&Stream::new(seed, SIGMA_STREAM, sample)));
             Stream::new(seed, NOISE_STREAM, sample).fill_normals(noise);
         }
         Ok(Self { x0, noise, sigma, classes })

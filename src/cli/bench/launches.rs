@@ -3,9 +3,9 @@
 
 use crate::Result;
 use crate::cli::table::{Align, Table};
-use crate::evaluation::latency::Pace;
-use crate::evaluation::subject::Subject;
-use crate::nets::{Model, device_runner};
+use crate::evaluation::latency::{self, Pace};
+use crate::evaluation::profile::Device;
+use crate::nets::{Model, Opened, device_runner};
 use crate::ops::cuda::{Cost, Element, Launch};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -76,7 +76,7 @@ impl Sum {
 }
 
 impl Report {
-    /// The steps of these subnets at these batches, timed on `subject` where there is one.
+    /// The steps of these subnets at these batches, timed on `opened` where there is one.
     ///
     /// # Errors
     /// For a model that the kernels do not take, and on a device fault.
@@ -84,14 +84,14 @@ impl Report {
         model: &Model,
         precision: Element,
         settings: &[(usize, usize)],
-        subject: Option<&mut dyn Subject>,
+        opened: Option<&mut dyn Opened>,
         pace: Pace,
     ) -> Result<Self> {
-        let (device, ms) = match subject {
+        let (device, ms) = match opened {
             None => (None, vec![None; settings.len()]),
-            Some(subject) => {
-                let ms = subject.time(settings, pace, &mut |_| {})?;
-                (Some(subject.device().processor), ms.into_iter().map(Some).collect())
+            Some(opened) => {
+                let ms = latency::of_calls(opened, settings, pace, &mut |_| {})?;
+                (Some(Device::of(opened).processor), ms.into_iter().map(Some).collect())
             }
         };
         let mut by_batch = BTreeMap::new();

@@ -150,8 +150,7 @@ impl fmt::Display for LayerTable {
 mod tests {
     use super::*;
     use crate::ops::cpu::fused::Kind;
-    use crate::ops::cpu::fused::conv::Method;
-    use crate::ops::cpu::fused::winograd::Filtering;
+    use crate::ops::cpu::fused::method::{Filtering, Method};
 
     /// A Winograd convolution of 1 ms, one by the definition of 0.5 ms and two norms of 0.25 ms.
     fn table() -> LayerTable {

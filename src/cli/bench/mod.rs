@@ -8,10 +8,9 @@ mod report;
 use super::device::Device;
 use crate::console::print;
 use crate::evaluation::latency::{self, Pace, Setting};
-use crate::evaluation::subject::Subject;
 use crate::evaluation::switching::switching;
 use crate::files::{write_json, write_whole};
-use crate::nets::{Denoiser, Model, Placement, Runner, Threads};
+use crate::nets::{Denoiser, Model, Opened, Placement, Runner, Threads};
 use crate::{Error, Result};
 use layers::LayerTable;
 use report::{Report, Row, Switch};
@@ -124,13 +123,13 @@ impl Args {
         }
         let settings: Vec<_> = self.settings(model, 1)?.iter().map(|setting| (setting.subnet, setting.batch)).collect();
         let most = self.batches.iter().copied().max().unwrap_or(1);
-        let mut subject = match self.device.device {
+        let mut opened = match self.device.device {
             Placement::Cpu => None,
             Placement::Cuda(_) => Some(self.device.open(model, most, Threads::ALL)?),
         };
         let (precision, pace) = (self.device.precision, Pace::thorough(self.seconds));
-        let subject = subject.as_mut().map(|subject| &mut **subject as &mut dyn Subject);
-        let report = launches::Report::new(model, precision, &settings, subject, pace)?;
+        let opened = opened.as_mut().map(|opened| &mut **opened as &mut dyn Opened);
+        let report = launches::Report::new(model, precision, &settings, opened, pace)?;
         if let Some(path) = &self.json {
             write_json(path, &report)?;
         }

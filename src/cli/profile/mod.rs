@@ -60,10 +60,10 @@ impl Args {
         }
         let batches: Vec<usize> = self.batches().into_iter().collect();
         let most = batches.iter().copied().max().unwrap_or(1);
-        let mut subject = self.device.open(&model, most, Threads { count: self.threads, pin: self.pin })?;
+        let mut opened = self.device.open(&model, most, Threads { count: self.threads, pin: self.pin })?;
         let effort = Effort::Thorough { batches, time: self.seconds, images: self.images };
         let mut shown = Shown::default();
-        let survey = Profile::measure(&mut *subject, model.card.noise, &effort, &mut |now| shown.at(&now))?;
+        let survey = Profile::measure(&mut *opened, model.card.noise, &effort, &mut |now| shown.at(&now))?;
         shown.finish();
         if let Some(path) = &self.plot {
             write_whole(path, plot::svg(&model.card.name, &survey)?.as_bytes())?;

@@ -237,7 +237,7 @@ fn a_plan_does_not_change_in_the_middle_of_a_heun_step() {
 /// (DPM-Solver++, algorithm 2).
 fn textbook(text: &str, key: NoiseKey, elements: usize) -> Vec<f64> {
     let plan = plan(text);
-    let t = levels(&plan, RANGE);
+    let t = plan.levels(RANGE);
     let normal = |draw: u32, element: usize| f64::from(key.draw(draw).normal(element as u64) as f32);
     let d = |x: f64, sigma: f64| f64::from(denoise(&[x], sigma)[0]);
     let image = |element: usize| {

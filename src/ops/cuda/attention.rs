@@ -1,4 +1,4 @@
-//! Attention of every pixel to every pixel (`kernels/attention.cuh`).
+//! Attention of every pixel to every pixel, in several heads (`kernels/attention.cuh`).
 
 use super::{Cost, Element, Launch, Map, pitch};
 use bytemuck::NoUninit;
@@ -13,32 +13,84 @@ struct Args {
     x: u64,
     y: u64,
     pixels: u32,
+    heads: u32,
     dim: u32,
     pitch: u32,
     scale: f32,
+    row: u32,
 }
 
-/// `y = softmax(q k^T / sqrt(dim)) v` by sample, with one head: `qkv` has `pitch(dim)` channels for each of q, k and v, and `y`
-/// has `dim` channels.
+/// Offsets that lie side by side in what [`attention`] makes: 16 bytes of the narrowest element.
+const UNIT: usize = 8;
+
+/// The channel of what [`attention`] makes that holds an offset of a head.
+///
+/// Heads take turns, a unit of 8 offsets each. So the channels of a subnet, which keeps fewer offsets of every head, are the
+/// first of those of a wider one, and of the weights that read them it takes a prefix of the rows.
+pub fn channel(heads: usize, head: usize, offset: usize) -> usize {
+    (offset / UNIT * heads + head) * UNIT + offset % UNIT
+}
+
+/// The head and the offset that a channel of what [`attention`] makes holds; the inverse of [`channel`].
+pub fn place(heads: usize, channel: usize) -> (usize, usize) {
+    let (unit, within) = (channel / UNIT, channel % UNIT);
+    (unit % heads, unit / heads * UNIT + within)
+}
+
+/// Channels of what [`attention`] makes of heads of `dim` offsets: up to the last that one of them takes.
+pub fn channels(heads: usize, dim: usize) -> usize {
+    if heads == 1 { dim } else { heads * pitch(dim) }
+}
+
+/// `y = softmax(q k^T / sqrt(dim)) v` by sample and head: `qkv` has `pitch(dim)` channels for each head of q, then for those of
+/// k, then for those of v; `y` has [`channels`], a head's where [`channel`] says, zeros between `dim` and `pitch(dim)`.
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn attention(element: Element, qkv: &Map, y: &Map) -> Launch {
-    let (dim, pixels) = (y.channels, y.pixels());
-    assert!(qkv.pitch() == 3 * pitch(dim) && qkv.pixels() == pixels && qkv.samples == y.samples, "shapes of attention");
+pub fn attention(element: Element, qkv: &Map, heads: usize, dim: usize, y: &Map) -> Launch {
+    let pixels = y.pixels();
+    let step = heads * pitch(dim);
+    assert!(qkv.pitch() == 3 * step && y.pitch() == step, "channels of attention");
+    assert!(qkv.pixels() == pixels && qkv.samples == y.samples, "sizes of attention");
     let args = Args {
         x: qkv.address,
         y: y.address,
         pixels: pixels as u32,
+        heads: heads as u32,
         dim: dim as u32,
         pitch: pitch(dim) as u32,
         scale: 1.0 / (dim as f32).sqrt(),
+        row: step as u32,
     };
     let cost = Cost {
         bytes: (qkv.bytes(element) + y.bytes(element)) as u64,
-        operations: 4 * (y.samples * pixels * pixels * dim) as u64,
+        operations: 4 * (y.samples * pixels * pixels * heads * dim) as u64,
     };
-    let grid = [pixels.div_ceil(QUERIES), pitch(dim).div_ceil(CHANNELS), y.samples];
+    let grid = [pixels.div_ceil(QUERIES), heads * pitch(dim).div_ceil(CHANNELS), y.samples];
     // Queries, keys and values made contiguous, two products, scale, softmax over the last dimension, transposition.
     Launch::new("attention", Some(element), grid, &args, cost, 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_offsets_are_a_prefix_of_the_channels() {
+        for heads in 1..5 {
+            let of = |dim: usize| -> Vec<usize> {
+                let places = (0..heads).flat_map(|head| (0..pitch(dim)).map(move |offset| (head, offset)));
+                let mut taken: Vec<usize> = places.map(|(head, offset)| channel(heads, head, offset)).collect();
+                taken.sort_unstable();
+                taken
+            };
+            for dim in 1..40 {
+                assert_eq!(of(dim), (0..heads * pitch(dim)).collect::<Vec<_>>(), "{heads} heads of {dim}");
+            }
+            for at in 0..200 {
+                let (head, offset) = place(heads, at);
+                assert_eq!(channel(heads, head, offset), at);
+            }
+        }
+    }
 }

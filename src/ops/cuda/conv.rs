@@ -1,6 +1,7 @@
 //! Convolutions and linear layers on any prefix of their weights (`kernels/conv.cuh`).
 
 use super::{Cost, Element, Launch, Map, pitch};
+use crate::ops::Act;
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 /// Pixels and outputs of a block.
@@ -17,7 +18,7 @@ pub struct Weights {
     pub inputs: usize,
     /// Outputs of a group.
     pub outputs: usize,
-    /// Groups of outputs: 3 for queries, keys and values, else 1. A subnet keeps a prefix of each.
+    /// Groups of outputs: 3 a head for queries, keys and values, else 1. A subnet keeps a prefix of each.
     pub groups: usize,
 }
 
@@ -73,6 +74,25 @@ pub fn pack_bias(weights: &Weights, value: impl Fn(usize, usize) -> f32) -> Vec<
     (0..weights.columns()).map(at).collect()
 }
 
+/// Where a kernel is laid on a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Zeros around the map.
+    pub pad: usize,
+    /// Pixels from place to place, along both axes; at least 1.
+    pub stride: usize,
+}
+
+impl Window {
+    /// Every pixel, and none around the map: of a linear layer.
+    pub const LINEAR: Self = Self { pad: 0, stride: 1 };
+
+    /// The side of the output of a kernel of this side on a map of this side.
+    pub fn size(self, kernel: usize, side: usize) -> usize {
+        (side + 2 * self.pad - kernel) / self.stride + 1
+    }
+}
+
 /// What a convolution does beside the product.
 #[derive(Clone, Copy, Debug)]
 pub struct Finish<'a> {
@@ -84,13 +104,13 @@ pub struct Finish<'a> {
     pub residual: Option<&'a Map>,
     /// Of the sum.
     pub scale: f32,
-    /// Whether SiLU comes last.
-    pub silu: bool,
+    /// What comes last.
+    pub act: Option<Act>,
 }
 
 impl Finish<'_> {
     /// Nothing.
-    pub const NONE: Self = Self { bias: None, sample_bias: None, residual: None, scale: 1.0, silu: false };
+    pub const NONE: Self = Self { bias: None, sample_bias: None, residual: None, scale: 1.0, act: None };
 }
 
 #[repr(C)]
@@ -126,12 +146,12 @@ struct Args {
     outputs: u32,
     group_pitch: u32,
     sample_bias_pitch: u32,
-    silu: u32,
+    act: u32,
     scale: f32,
-    padding: u32,
+    stride: u32,
 }
 
-/// `y = finish(x * w)` with zeros around the map, stride 1; the channels of the parts of `x` side by side.
+/// `y = finish(x * w)` with zeros around the map; the channels of the parts of `x` side by side.
 ///
 /// `samples` holds the addresses of the samples of `x`, where they do not follow each other. `y` has the kept outputs of each
 /// group as its channels: with several groups, `groups` times `pitch(outputs)` of them.
@@ -144,15 +164,15 @@ pub fn conv(
     x: &[&Map],
     samples: Option<u64>,
     weights: &Weights,
-    pad: usize,
+    window: Window,
     outputs: usize,
     finish: Finish,
     y: &Map,
 ) -> Launch {
     let (widths, bytes) = super::map::parts(element, x);
     let inputs: usize = x.iter().map(|map| map.channels).sum();
-    let grown = |side: usize| side + 2 * pad + 1 - weights.kernel;
-    assert_eq!([y.height, y.width], [x[0].height, x[0].width].map(grown), "size of the output");
+    let size = |side| window.size(weights.kernel, side);
+    assert_eq!([y.height, y.width], [x[0].height, x[0].width].map(size), "size of the output");
     assert!(inputs <= weights.inputs && outputs <= weights.outputs, "a prefix of the weights");
     assert_eq!(y.pitch(), weights.groups * pitch(outputs), "channels of the output");
     let part = |index: usize, row: usize| Part {
@@ -175,7 +195,7 @@ pub fn conv(
         out_height: y.height as u32,
         out_width: y.width as u32,
         kernel: weights.kernel as u32,
-        pad: pad as u32,
+        pad: window.pad as u32,
         tap_rows: weights.rows() as u32,
         weight_pitch: weights.columns() as u32,
         groups: weights.groups as u32,
@@ -183,9 +203,13 @@ pub fn conv(
         outputs: outputs as u32,
         group_pitch: pitch(outputs) as u32,
         sample_bias_pitch: finish.sample_bias.map_or(0, |(_, pitch)| pitch) as u32,
-        silu: finish.silu.into(),
+        act: match finish.act {
+            None => 0,
+            Some(Act::Silu) => 1,
+            Some(Act::Gelu) => 2,
+        },
         scale: finish.scale,
-        padding: 0,
+        stride: window.stride as u32,
     };
     let taps = weights.kernel * weights.kernel;
     let kept = taps * inputs * weights.groups * outputs;
@@ -197,7 +221,8 @@ pub fn conv(
     let grid = [y.pixels().div_ceil(TILE), weights.groups * pitch(outputs).div_ceil(TILE), y.samples];
     // im2col, product and transposition; a copy of the weights where they are a prefix; each term of `finish`; concatenation.
     let whole = inputs == weights.inputs && outputs == weights.outputs;
-    let terms = [finish.bias.is_some(), finish.sample_bias.is_some(), finish.residual.is_some(), finish.silu, !whole];
+    let terms =
+        [finish.bias.is_some(), finish.sample_bias.is_some(), finish.residual.is_some(), finish.act.is_some(), !whole];
     let scaled = usize::from(finish.scale != 1.0);
     let op_by_op = 3 + terms.into_iter().filter(|&term| term).count() + scaled + x.len() - 1;
     Launch::new("conv", Some(element), grid, &args, cost, op_by_op)

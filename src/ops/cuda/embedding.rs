@@ -1,4 +1,4 @@
-//! Sines and cosines of the noise level, and a row for the class (`kernels/embedding.cuh`).
+//! Sines and cosines of the noise level, a row for the class, or both (`kernels/embedding.cuh`).
 
 use super::{Cost, Element, Launch, Map};
 use bytemuck::NoUninit;
@@ -10,9 +10,11 @@ pub struct Embedding {
     pub noise: u64,
     /// u32 by sample: a row of `labels`.
     pub classes: u64,
-    /// f32: half as many as the embedding has values.
-    pub frequencies: u64,
-    /// f32 `[classes + 1, values]`, the last row for no class; `None` for an unconditional network.
+    /// f32: half as many as the embedding has values; `None` for the class's row alone.
+    pub frequencies: Option<u64>,
+    /// Whether the cosines come before the sines.
+    pub cosines_first: bool,
+    /// f32 `[classes + 1, values]`, the last row for no class; `None` for the level alone.
     pub labels: Option<u64>,
 }
 
@@ -25,23 +27,32 @@ struct Args {
     labels: u64,
     y: u64,
     half: u32,
+    width: u32,
     pitch: u32,
+    cosines_first: u32,
 }
 
-/// `y[b] = (sin(noise_b f), cos(noise_b f)) + labels[class_b]`: `y` is one sample whose pixels are the batch's.
+/// `y[b] = (sin(noise_b f), cos(noise_b f)) + labels[class_b]`, or one of both terms: `y` is one sample whose pixels are the
+/// batch's.
 pub fn embedding(element: Element, from: &Embedding, y: &Map) -> Launch {
     let args = Args {
         noise: from.noise,
         classes: from.classes,
-        frequencies: from.frequencies,
+        frequencies: from.frequencies.unwrap_or(0),
         labels: from.labels.unwrap_or(0),
         y: y.address,
-        half: (y.channels / 2) as u32,
+        half: from.frequencies.map_or(0, |_| y.channels / 2) as u32,
+        width: y.channels as u32,
         pitch: y.pitch() as u32,
+        cosines_first: from.cosines_first.into(),
     };
     let labels = if from.labels.is_some() { y.pixels() * y.channels * 4 } else { 0 };
     let cost = Cost { bytes: (y.bytes(element) + labels) as u64, operations: 0 };
     // Outer product, sine, cosine, concatenation; of labels: scale, product, bias, sum.
-    let op_by_op = if from.labels.is_some() { 8 } else { 4 };
+    let op_by_op = match (from.frequencies, from.labels) {
+        (Some(_), Some(_)) => 8,
+        (Some(_), None) => 4,
+        (None, _) => 3,
+    };
     Launch::new("embedding", Some(element), [y.pixels(), 1, 1], &args, cost, op_by_op)
 }

@@ -129,15 +129,18 @@ pub struct Launch {
 }
 
 /// The threads of a block, by kernel: as `kernels/*.cuh` declare them.
-pub const THREADS: [(&str, u32); 8] = [
+pub const THREADS: [(&str, u32); 11] = [
     ("attention", 128),
     ("conv", 128),
     ("embedding", 128),
+    ("layer_norm", 128),
     ("map", 256),
     ("moments", 256),
     ("normals", 128),
     ("pixels", 128),
     ("sampler", 128),
+    ("tokens", 256),
+    ("unpatch", 256),
 ];
 
 impl Launch {

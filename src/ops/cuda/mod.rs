@@ -15,11 +15,13 @@ pub mod embedding;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod launch;
+pub mod layer_norm;
 pub mod machine;
 pub mod map;
 pub mod moments;
 pub mod pixels;
 pub mod sampler;
+pub mod tokens;
 
 pub use arena::Arena;
 pub use launch::{Cost, Element, Launch};

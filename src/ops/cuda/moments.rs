@@ -51,6 +51,17 @@ impl Table {
     }
 }
 
+/// A scale s and a shift t by sample and channel on what is normalised, `x (1 + s) + t`: elements `[samples, pitch]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Film {
+    /// Where the scales are.
+    pub scale: u64,
+    /// Where the shifts are.
+    pub shift: u64,
+    /// Elements from sample to sample, of both.
+    pub pitch: usize,
+}
+
 /// The memory that [`moments`] needs beside its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scratch {
@@ -83,6 +94,8 @@ struct Args {
     sums: u64,
     counters: u64,
     affine: u64,
+    film_scale: u64,
+    film_shift: u64,
     channels: [u32; 2],
     widths: [u32; 2],
     pixels: u32,
@@ -90,15 +103,23 @@ struct Args {
     chunks: u32,
     groups: u32,
     eps: f32,
-    padding: u32,
+    film_pitch: u32,
 }
 
 /// What GroupNorm does to the channels of `x` side by side, `(x - mean_g) / sqrt(var_g + eps) scale + shift` (Wu and He 2018,
-/// eq. 1 to 3), as one slope and one offset a channel.
+/// eq. 1 to 3), as one slope and one offset a channel; then what `film` does (Perez et al. 2018), in the same.
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn moments(element: Element, x: &[&Map], norm: &Norm, eps: f32, scratch: Scratch, affine: Affine) -> Launch {
+pub fn moments(
+    element: Element,
+    x: &[&Map],
+    norm: &Norm,
+    eps: f32,
+    film: Option<Film>,
+    scratch: Scratch,
+    affine: Affine,
+) -> Launch {
     let (widths, bytes) = parts(element, x);
     let channels = [x[0].channels, x.get(1).map_or(0, |map| map.channels)];
     assert_eq!(norm.table.channels, channels.iter().sum::<usize>(), "channels of the norm");
@@ -112,6 +133,8 @@ pub fn moments(element: Element, x: &[&Map], norm: &Norm, eps: f32, scratch: Scr
         sums: scratch.sums,
         counters: scratch.counters,
         affine: affine.address,
+        film_scale: film.map_or(0, |film| film.scale),
+        film_shift: film.map_or(0, |film| film.shift),
         channels: channels.map(|channels| channels as u32),
         widths: widths.map(|width| width as u32),
         pixels: x[0].pixels() as u32,
@@ -119,11 +142,13 @@ pub fn moments(element: Element, x: &[&Map], norm: &Norm, eps: f32, scratch: Scr
         chunks: chunks as u32,
         groups: norm.table.groups as u32,
         eps,
-        padding: 0,
+        film_pitch: film.map_or(0, |film| film.pitch) as u32,
     };
-    let cost = Cost { bytes: (bytes + affine_bytes(element, x)) as u64, operations: 0 };
+    let filmed = film.map_or(0, |_| 2 * x[0].samples * norm.table.channels * element.bytes());
+    let cost = Cost { bytes: (bytes + affine_bytes(element, x) + filmed) as u64, operations: 0 };
     // GroupNorm with what `map` applies of it: 2 sums, 2 divisions, subtraction, square, eps, root, division, scale, shift; two
-    // conversions around 16 bits; concatenation.
-    let op_by_op = if element == Element::F32 { 11 } else { 13 } + x.len() - 1;
+    // conversions around 16 bits; concatenation; 1 + s, product, sum.
+    let filmed = if film.is_some() { 3 } else { 0 };
+    let op_by_op = if element == Element::F32 { 11 } else { 13 } + x.len() - 1 + filmed;
     Launch::new("moments", Some(element), [chunks, 1, x[0].samples], &args, cost, op_by_op)
 }

@@ -1,7 +1,7 @@
 //! Multi-head self-attention, some queries at a time: the matrix of scores is never whole.
 
-use super::conv::with_scratch;
 use super::panels::{Line, PANEL, Product, Rows, Weights, floats, panels, pitch};
+use super::scratch::with_scratch;
 use super::{Map, Workspace};
 use crate::ops::cpu::attention::softmax;
 use crate::ops::cpu::parts::Parts;

@@ -1,7 +1,8 @@
 //! Convolution by its definition: 1x1 kernels, few input channels, strides, unusual padding.
 
-use super::conv::{Finish, with_scratch};
+use super::epilogue::Epilogue;
 use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
+use super::scratch::with_scratch;
 use super::source::Window;
 use super::{Map, Source, Workspace};
 use crate::ops::cpu::parts::Parts;
@@ -14,14 +15,14 @@ const STRIP: usize = 32 * 1024;
 /// Taps of the largest kernel.
 const MOST_TAPS: usize = 64;
 
-/// `y = finish(source * weights)` with the weights of `kernel * kernel` taps, `stride` pixels apart, and `pad` zeros on each
+/// `y = epilogue(source * weights)` with the weights of `kernel * kernel` taps, `stride` pixels apart, and `pad` zeros on each
 /// side.
 pub fn run(
     workspace: &mut Workspace,
     source: Source,
     [kernel, step, pad]: [usize; 3],
     weights: &Panels,
-    finish: &Finish,
+    epilogue: &Epilogue,
     y: &mut Map,
 ) {
     let [batch, _, width] = source.size();
@@ -64,8 +65,8 @@ pub fn run(
                 let c = y.at(start, (wide - 1) * y_pitch + share * PANEL);
                 // SAFETY: no two tasks share a pixel and a channel, and `at` has checked the room.
                 unsafe { product.into(c, y_pitch) };
-                arch().dispatch(FinishTask {
-                    finish,
+                arch().dispatch(EpilogueTask {
+                    epilogue,
                     sample,
                     channel: first * PANEL,
                     channels: share * PANEL,
@@ -79,9 +80,9 @@ pub fn run(
     });
 }
 
-/// Finishes what a product has left in some pixels and channels.
-struct FinishTask<'a> {
-    finish: &'a Finish<'a>,
+/// Epiloguees what a product has left in some pixels and channels.
+struct EpilogueTask<'a> {
+    epilogue: &'a Epilogue<'a>,
     sample: usize,
     channel: usize,
     channels: usize,
@@ -92,13 +93,13 @@ struct FinishTask<'a> {
     y_pitch: usize,
 }
 
-impl WithSimd for FinishTask<'_> {
+impl WithSimd for EpilogueTask<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         for channel in (0..self.channels).step_by(S::F32_LANES) {
-            let apply = self.finish.at(simd, self.sample, self.channel + channel);
+            let apply = self.epilogue.at(simd, self.sample, self.channel + channel);
             for pixel in 0..self.pixels {
                 let place = self.start + pixel * self.y_pitch + channel;
                 let at = self.y.at(place, S::F32_LANES).cast::<S::f32s>();

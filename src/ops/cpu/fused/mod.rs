@@ -8,13 +8,16 @@ pub mod activate;
 pub mod attention;
 pub mod conv;
 mod direct;
+pub mod epilogue;
 pub mod layer_norm;
 pub mod linear;
 pub mod map;
+pub mod method;
 pub mod moments;
 pub mod panels;
 pub mod record;
 pub mod resample;
+mod scratch;
 pub mod source;
 pub mod team;
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! A stopwatch for the layers of a call: the time from the end of one layer to the end of the next is the next one's.
 
-use super::conv::Method;
-use super::winograd::Filtering;
+use super::method::{Filtering, Method};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};

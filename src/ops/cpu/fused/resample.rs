@@ -1,6 +1,6 @@
 //! Maps made whole from parts, normalised on the way, and made larger or smaller.
 
-use super::conv::with_scratch;
+use super::scratch::with_scratch;
 use super::source::Window;
 use super::{Map, Source, Workspace};
 use crate::ops::cpu::parts::Parts;

@@ -6,8 +6,8 @@ mod linear;
 mod moments;
 mod resample;
 
-use super::conv::with_scratch;
 use super::panels::PANEL;
+use super::scratch::with_scratch;
 use super::{Affine, Map, Team, Workspace, panels};
 use crate::ops::cpu::testing::values;
 use std::sync::Barrier;

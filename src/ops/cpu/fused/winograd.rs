@@ -5,9 +5,11 @@
 //! transformed weights, `M = V U`; each tile of `M` is transformed back, `Y = A' M A`. The points of interpolation are 0,
 //! 1, -1 and infinity, and 2 and -2 at m = 4.
 
-use super::conv::{Finish, with_scratch};
+use super::epilogue::Epilogue;
+use super::method::Filtering;
 use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
 use super::record::{Clock, Phase, Recorder};
+use super::scratch::with_scratch;
 use super::source::Window;
 use super::{Map, Source, Workspace};
 use crate::ops::cpu::parts::Parts;
@@ -17,15 +19,6 @@ use std::ops::Range;
 
 /// The most rows and columns of inputs that a tile takes.
 const MOST: usize = 6;
-
-/// F(m x m, 3x3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Filtering {
-    /// m = 2.
-    F2,
-    /// m = 4.
-    F4,
-}
 
 /// Elements of the transformed tiles that a task holds: more tiles share each reading of the weights, fewer leave the
 /// caches to the weights.
@@ -184,18 +177,18 @@ struct Rectangle {
     columns: usize,
 }
 
-/// `y = finish(source * weights)`, padded with one zero on each side.
+/// `y = epilogue(source * weights)`, padded with one zero on each side.
 pub fn run(
     workspace: &mut Workspace,
     filtering: Filtering,
     source: Source,
     weights: &Panels,
-    finish: &Finish,
+    epilogue: &Epilogue,
     y: &mut Map,
 ) {
     match filtering {
-        Filtering::F2 => run_tiles::<2>(workspace, source, weights, finish, y),
-        Filtering::F4 => run_tiles::<4>(workspace, source, weights, finish, y),
+        Filtering::F2 => run_tiles::<2>(workspace, source, weights, epilogue, y),
+        Filtering::F4 => run_tiles::<4>(workspace, source, weights, epilogue, y),
     }
 }
 
@@ -203,7 +196,7 @@ fn run_tiles<const TILE: usize>(
     workspace: &mut Workspace,
     source: Source,
     weights: &Panels,
-    finish: &Finish,
+    epilogue: &Epilogue,
     y: &mut Map,
 ) {
     let positions = (TILE + 2).pow(2);
@@ -263,7 +256,7 @@ fn run_tiles<const TILE: usize>(
                     columns: shares.columns,
                     sample,
                     channels: block.start * PANEL..block.end * PANEL,
-                    finish,
+                    epilogue,
                     y: &y,
                     y_size: [height, width, y_pitch],
                 });
@@ -323,7 +316,7 @@ impl<const TILE: usize> WithSimd for InputTask<'_, TILE> {
     }
 }
 
-/// Transforms the tiles of a run back and finishes their pixels, for some channels.
+/// Transforms the tiles of a run back and epiloguees their pixels, for some channels.
 struct OutputTask<'a, const TILE: usize> {
     products: &'a [f32],
     layout: Layout,
@@ -332,7 +325,7 @@ struct OutputTask<'a, const TILE: usize> {
     columns: usize,
     sample: usize,
     channels: Range<usize>,
-    finish: &'a Finish<'a>,
+    epilogue: &'a Epilogue<'a>,
     y: &'a Parts<'a, f32>,
     /// Rows, columns, and elements from a pixel to the next.
     y_size: [usize; 3],
@@ -343,7 +336,8 @@ impl<const TILE: usize> WithSimd for OutputTask<'_, TILE> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { products, layout, run, columns, sample, channels, finish, y, y_size: [height, width, pitch] } = self;
+        let Self { products, layout, run, columns, sample, channels, epilogue, y, y_size: [height, width, pitch] } =
+            self;
         let edge = TILE + 2;
         let last = (edge * edge - 1) * layout.position + (run.len() - 1) * layout.tile + channels.len();
         assert!(last <= products.len());
@@ -363,7 +357,7 @@ impl<const TILE: usize> WithSimd for OutputTask<'_, TILE> {
                         half[j] = value;
                     }
                 }
-                let apply = finish.at(simd, sample, channels.start + channel);
+                let apply = epilogue.at(simd, sample, channels.start + channel);
                 for (i, half) in half.into_iter().enumerate().take(height - top) {
                     for (j, value) in transform_output::<S, TILE>(simd, half).into_iter().enumerate().take(width - left)
                     {

@@ -1,16 +1,17 @@
 // Attention of every pixel to every pixel of its sample, without the matrix of scores in memory (Dao 2023, "FlashAttention-2").
 //
-// y = softmax(q k^T / sqrt(dim)) v. A warp has 16 queries and goes through the keys 32 at a time: scores by tensor cores, the
+// y = softmax(q k^T / sqrt(dim)) v in each head. A warp has 16 queries and goes through the keys 32 at a time: scores by tensor cores, the
 // running maximum and sum of the softmax in registers, then the mixing of values by tensor cores, for which the scores' registers
 // already are the operand. A block makes 128 channels of its 64 queries; more channels are more blocks, which repeat the scores.
 #pragma once
 #include "conv.cuh"
 
 struct AttentionArgs {
-  u64 x;  // T [samples, pixels, 3 pitch]: queries, keys and values
-  u64 y;  // T [samples, pixels, pitch], zeros behind `dim`
-  u32 pixels, dim, pitch;
+  u64 x;  // T [samples, pixels, 3, heads, pitch]: queries, keys and values
+  u64 y;  // T [samples, pixels, pitch / 8, heads, 8], zeros behind `dim`: fewer offsets are a prefix of the channels
+  u32 pixels, heads, dim, pitch;
   float scale;  // of the scores: 1 / sqrt(dim)
+  u32 row;      // elements of all heads of a pixel: heads * pitch
 };
 
 constexpr u32 ATTENTION_THREADS = 128;
@@ -54,7 +55,7 @@ template <typename T> struct Mix {
   }
 };
 
-// Grid: blocks of queries, blocks of channels, samples.
+// Grid: blocks of queries, blocks of channels of all heads, samples.
 template <typename T> __device__ __forceinline__ void attention_body(const AttentionArgs& args) {
   constexpr u32 V = Pack<T>::V, PER = 4 / sizeof(T), DEPTH = CONV_WORDS * PER;
   SHARED_ARRAY(u32, q, ATTENTION_QUERIES * CONV_A_PITCH);
@@ -62,9 +63,11 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
   SHARED_ARRAY(u32, v_words, ATTENTION_KEYS * Mix<T>::PITCH / PER);
   T* v = reinterpret_cast<T*>(v_words);
   const u32 thread = threadIdx.x, lane = thread & 31u, warp = thread >> 5, g = lane >> 2, t = lane & 3u;
-  const u32 sample = blockIdx.z, first = blockIdx.x * ATTENTION_QUERIES, column0 = blockIdx.y * ATTENTION_CHANNELS;
-  const u32 stride = 3 * args.pitch;
-  const T* x = reinterpret_cast<const T*>(args.x) + (u64)sample * args.pixels * stride;
+  const u32 tiles = (args.pitch + ATTENTION_CHANNELS - 1) / ATTENTION_CHANNELS;
+  const u32 sample = blockIdx.z, first = blockIdx.x * ATTENTION_QUERIES;
+  const u32 head = blockIdx.y / tiles, column0 = blockIdx.y % tiles * ATTENTION_CHANNELS;
+  const u32 stride = 3 * args.row;
+  const T* x = reinterpret_cast<const T*>(args.x) + (u64)sample * args.pixels * stride + head * args.pitch;
 
   float out[ATTENTION_CHANNELS / 8][4];
 #pragma unroll
@@ -93,7 +96,7 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
         const u32 row = thread >> 2;
         const bool valid = key0 + row < args.pixels && at < args.pitch;
         copy16_async(k + row * CONV_A_PITCH + (thread & 3u) * 4u,
-                     valid ? x + (u64)(key0 + row) * stride + args.pitch + at : x, valid);
+                     valid ? x + (u64)(key0 + row) * stride + args.row + at : x, valid);
       }
       copy_commit();
       copy_wait<0>();
@@ -115,7 +118,7 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
       const u32 row = i / (ATTENTION_CHANNELS / V), at = i % (ATTENTION_CHANNELS / V) * V;
       const bool valid = key0 + row < args.pixels && column0 + at < args.pitch;
       copy16_async(v + row * Mix<T>::PITCH + at,
-                   valid ? x + (u64)(key0 + row) * stride + 2 * args.pitch + column0 + at : x, valid);
+                   valid ? x + (u64)(key0 + row) * stride + 2 * args.row + column0 + at : x, valid);
     }
     copy_commit();
 #pragma unroll
@@ -159,6 +162,8 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
       Mix<T>::scores(a, p, j);
 #pragma unroll
       for (u32 n = 0; n < ATTENTION_CHANNELS / 8; ++n) {
+        // Narrow heads do not pay for the whole tile.
+        if (column0 + n * 8u >= args.pitch) continue;
         u32 b[2];
         Mix<T>::values(b, v, j, t, n * 8u + g);
         Product<T>::add(out[n], a, b);
@@ -170,7 +175,7 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
   __syncthreads();
   T* stage = reinterpret_cast<T*>(q + warp * 16u * CONV_A_PITCH);
   constexpr u32 STAGE_PITCH = CONV_A_PITCH * PER;
-  T* y = reinterpret_cast<T*>(args.y) + (u64)sample * args.pixels * args.pitch;
+  T* y = reinterpret_cast<T*>(args.y) + (u64)sample * args.pixels * args.row + head * 8u;
 #pragma unroll
   for (u32 n = 0; n < ATTENTION_CHANNELS / 8; n += DEPTH / 8) {
 #pragma unroll
@@ -187,12 +192,12 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
       const u32 row = (lane >> 2) + 8u * i, at = (lane & 3u) * V;
       const u32 query = first + warp * 16u + row, channel = column0 + 8 * n + at;
       if (query < args.pixels && channel < args.pitch)
-        store16(y + (u64)query * args.pitch + channel, load16(stage + row * STAGE_PITCH + at));
+        store16(y + (u64)query * args.row + channel / 8u * 8u * args.heads + channel % 8u, load16(stage + row * STAGE_PITCH + at));
     }
     __syncwarp();
   }
 }
 
-KERNEL(attention_f32, AttentionArgs, ATTENTION_THREADS) { attention_body<float>(args); }
+KERNEL(attention_f32, AttentionArgs, ATTENTION_THREADS, 4) { attention_body<float>(args); }
 KERNEL(attention_f16, AttentionArgs, ATTENTION_THREADS) { attention_body<f16>(args); }
 KERNEL(attention_bf16, AttentionArgs, ATTENTION_THREADS) { attention_body<bf16>(args); }

@@ -1,6 +1,6 @@
 // Convolution and linear layers as an implicit matrix product on tensor cores, at any prefix of the weights.
 //
-// y = ((x * w) + bias + sample_bias + residual) * scale, optionally through SiLU. A row of the product is an output pixel, a column an
+// y = ((x * w) + bias + sample_bias + residual) * scale, optionally through SiLU or GELU. A row of the product is an output pixel, a column an
 // output channel; the inner dimension runs over taps, parts of the input and their channels. Nothing of the input is
 // laid out again (no im2col in memory), and a narrower subnet only shortens the loops: fewer inputs are fewer rows of each
 // tap's weights, fewer outputs fewer columns.
@@ -19,6 +19,8 @@ struct ConvPart {
   u32 padding;
 };
 
+enum ConvAct : u32 { CONV_IDENTITY = 0, CONV_SILU = 1, CONV_GELU = 2 };
+
 struct ConvArgs {
   ConvPart parts[2];  // the second has width 0 where there is one
   u64 samples;        // u64 [samples]: addresses of the first part's samples; 0: they follow each other
@@ -31,14 +33,14 @@ struct ConvArgs {
   u32 kernel, pad;
   u32 tap_rows;          // rows of a tap, a multiple of 8
   u32 weight_pitch;      // columns, a multiple of 8
-  u32 groups;            // of outputs: 3 for queries, keys and values, else 1
+  u32 groups;            // of outputs: 3 a head for queries, keys and values, else 1
   u32 group_columns;     // from group to group in the weights, a multiple of 8
   u32 outputs;           // kept outputs of a group
   u32 group_pitch;       // from group to group in y, a multiple of 8
   u32 sample_bias_pitch;  // a multiple of 8
-  u32 silu;
+  u32 act;  // a ConvAct
   float scale;
-  u32 padding;
+  u32 stride;  // from output to output in the input
 };
 
 template <typename T> struct Product;
@@ -96,14 +98,14 @@ template <typename T> __device__ __forceinline__ void conv_body(const ConvArgs& 
 
   // What this thread copies: 16 bytes of two rows of the input, and of two rows of the weights.
   const u32 piece = thread & 3u;
-  int oy[2], ox[2];
+  int oy[2], ox[2];  // where the first tap lies, but for the padding
   bool inside[2];
 #pragma unroll
   for (u32 i = 0; i < 2; ++i) {
     const u32 pixel = first + (thread >> 2) + 32u * i;
     inside[i] = pixel < pixels;
-    oy[i] = (int)(pixel / args.out_width);
-    ox[i] = (int)(pixel % args.out_width);
+    oy[i] = (int)(pixel / args.out_width * args.stride);
+    ox[i] = (int)(pixel % args.out_width * args.stride);
   }
   const T* sources[2];
 #pragma unroll
@@ -228,7 +230,8 @@ template <typename T> __device__ __forceinline__ void conv_body(const ConvArgs& 
       if (sample_bias) value += to_float(own.e[e]);
       if (residual) value += to_float(more.e[e]);
       value *= args.scale;
-      if (args.silu) value = value / (1.0f + expf(-value));
+      if (args.act == CONV_SILU) value = value / (1.0f + expf(-value));
+      if (args.act == CONV_GELU) value = 0.5f * value * (1.0f + erff(value * 0.70710678f));
       // The weights of wider subnets have been multiplied too; channels up to the pitch must be zeros.
       out.e[e] = from_float<T>(column + at + e < args.outputs ? value : 0.0f);
     }

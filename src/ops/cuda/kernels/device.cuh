@@ -17,11 +17,12 @@ typedef unsigned long long u64;
 typedef __half f16;
 typedef __nv_bfloat16 bf16;
 
-// Defines a kernel: `KERNEL(name, ArgumentStruct, threads) { ... args.field ... }`. __grid_constant__: an index into an array
+// Defines a kernel: `KERNEL(name, ArgumentStruct, threads) { ... args.field ... }`; a fourth argument is how many blocks a
+// multiprocessor shall hold at least, which bounds the registers. __grid_constant__: an index into an array
 // of the struct would otherwise copy it to each thread's memory.
-#define KERNEL(NAME, ARGS, THREADS)                                                             \
+#define KERNEL(NAME, ARGS, ...)                                                                 \
     static_assert(sizeof(ARGS) <= 4096, "the arguments of a kernel take at most 4096 bytes");   \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ARGS args)
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ ARGS args)
 
 // An array in the block's shared memory, on a boundary of 16 bytes. Its values are undefined at first.
 #define SHARED_ARRAY(T, NAME, N) __shared__ __align__(16) T NAME[N]

@@ -1,21 +1,24 @@
-// The embedding of noise level and class that the mapping layers begin with: sines and cosines of the level, plus a row a class.
+// The embedding of noise level and class that the mapping layers begin with: sines and cosines of the level, a row a class, or
+// their sum.
 #pragma once
 #include "device.cuh"
 
 struct EmbeddingArgs {
   u64 noise;        // f32 [samples]: c_noise
   u64 classes;      // u32 [samples]: the row of `labels`
-  u64 frequencies;  // f32 [half]
-  u64 labels;       // f32 [classes + 1, 2 half], the last row for no class; 0 for an unconditional network
+  u64 frequencies;  // f32 [half]; not read where half is 0
+  u64 labels;       // f32 [classes + 1, width], the last row for no class; or 0
   u64 y;            // T [samples, pitch]
-  u32 half, pitch;
+  u32 half;  // half the width, or 0 for the class's row alone
+  u32 width, pitch;
+  u32 cosines_first;
 };
 
 constexpr u32 EMBEDDING_THREADS = 128;
 
 // Grid: samples.
 template <typename T> __device__ __forceinline__ void embedding_body(const EmbeddingArgs& args) {
-  const u32 sample = blockIdx.x, width = 2 * args.half;
+  const u32 sample = blockIdx.x, width = args.width;
   const float noise = reinterpret_cast<const float*>(args.noise)[sample];
   const float* frequencies = reinterpret_cast<const float*>(args.frequencies);
   const float* labels = reinterpret_cast<const float*>(args.labels);
@@ -23,9 +26,11 @@ template <typename T> __device__ __forceinline__ void embedding_body(const Embed
   T* y = reinterpret_cast<T*>(args.y) + (u64)sample * args.pitch;
   for (u32 i = threadIdx.x; i < args.pitch; i += EMBEDDING_THREADS) {
     float value = 0.0f;
-    // Sines before cosines: EDM computes them the other way round, then swaps the halves.
-    if (i < args.half) value = sinf(noise * frequencies[i]);
-    else if (i < width) value = cosf(noise * frequencies[i - args.half]);
+    if (i < 2 * args.half) {
+      const bool second = i >= args.half;
+      const float angle = noise * frequencies[second ? i - args.half : i];
+      value = second == (args.cosines_first != 0) ? sinf(angle) : cosf(angle);
+    }
     if (labels && i < width) value += labels[i];
     y[i] = from_float<T>(value);
   }

@@ -1,6 +1,7 @@
 // GroupNorm's statistics over any channel -> group table, as one slope and one offset a channel and sample; `map` applies them.
 //
-// (x - mean_g) / sqrt(var_g + eps) * scale + shift (Wu and He 2018, eq. 1 to 3) is slope * x + offset. The blocks of a sample
+// (x - mean_g) / sqrt(var_g + eps) * scale + shift (Wu and He 2018, eq. 1 to 3) is slope * x + offset, and so it is after a scale
+// and a shift by sample (Perez et al. 2018, "FiLM"). The blocks of a sample
 // sum up chunks of pixels by channel; the last of them to end joins the chunks, then the channels of each group. Sums are
 // taken in fixed places and joined in a fixed order, so a sample's bits do not depend on its batch.
 #pragma once
@@ -15,11 +16,13 @@ struct MomentsArgs {
   u64 sums;      // f32 [samples, chunks, 2, widths[0] + widths[1]]: scratch
   u64 counters;  // u32 [samples]: zeros; zeros again afterwards
   u64 affine;    // f32 [samples, 2, widths[0] + widths[1]]: slopes, then offsets; zeros where there is no channel
+  u64 film_scale;  // T [samples, film_pitch]: s of `x (1 + s) + t` after the norm, by channel; or 0
+  u64 film_shift;  // T [samples, film_pitch]: t
   u32 channels[2];
   u32 widths[2];  // channels up to a multiple of 8
   u32 pixels, chunk, chunks, groups;
   float eps;
-  u32 padding;
+  u32 film_pitch;
 };
 
 constexpr u32 MOMENTS_THREADS = 256;
@@ -122,6 +125,8 @@ template <typename T> __device__ __forceinline__ void moments_body(const Moments
   const u32* starts = reinterpret_cast<const u32*>(args.starts);
   const float* scale = reinterpret_cast<const float*>(args.scale);
   const float* shift = reinterpret_cast<const float*>(args.shift);
+  const T* film_scale = reinterpret_cast<const T*>(args.film_scale) + (u64)sample * args.film_pitch;
+  const T* film_shift = reinterpret_cast<const T*>(args.film_shift) + (u64)sample * args.film_pitch;
   for (u32 group = thread >> 5; group < args.groups; group += MOMENTS_THREADS / 32) {
     const u32 from = starts[group], to = starts[group + 1], size = to - from;
     float mean = 0.0f, spread = 0.0f;
@@ -138,9 +143,14 @@ template <typename T> __device__ __forceinline__ void moments_body(const Moments
     const float deviation = sqrtf(warp_sum(spread) / (count * (float)size) + args.eps);
     for (u32 i = from + (thread & 31u); i < to; i += 32u) {
       const u32 channel = members[i], at = channel < args.channels[0] ? channel : channel - args.channels[0] + args.widths[0];
-      const float factor = scale[channel] / deviation;
+      float factor = scale[channel] / deviation, constant = fmaf(-mean, factor, shift[channel]);
+      if (args.film_scale) {
+        const float more = 1.0f + to_float(film_scale[channel]);
+        factor *= more;
+        constant = fmaf(constant, more, to_float(film_shift[channel]));
+      }
       slope[at] = factor;
-      offset[at] = fmaf(-mean, factor, shift[channel]);
+      offset[at] = constant;
     }
   }
 }

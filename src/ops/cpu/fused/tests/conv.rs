@@ -1,6 +1,7 @@
-use super::super::conv::{Conv, Finish, Method};
+use super::super::conv::Conv;
+use super::super::epilogue::Epilogue;
+use super::super::method::{Filtering, Method};
 use super::super::panels::pitch;
-use super::super::winograd::Filtering;
 use super::super::{Map, Source, Workspace};
 use super::{Rig, SAMPLES, Slopes, activated, dense, joined, map, sample_values, side_by_side};
 use crate::ops::cpu::testing::values;
@@ -100,8 +101,8 @@ impl Case {
         let mut y = workspace.arena.map([samples.len(), height, width, self.outputs]);
         let views: Vec<&Map> = parts.iter().collect();
         let source = Source { parts: &views, affine: self.silu.map(|silu| slopes.affine(silu)) };
-        let finish = Finish { bias, residual: residual.as_ref(), scale: self.scale };
-        conv.run(workspace, source, &finish, &mut y);
+        let epilogue = Epilogue { bias, residual: residual.as_ref(), scale: self.scale };
+        conv.run(workspace, source, &epilogue, &mut y);
         parts.into_iter().chain(residual).for_each(|map| workspace.arena.put(map));
         dense(workspace, y)
     }
@@ -229,7 +230,7 @@ fn two_maps_side_by_side_are_read_as_one() {
 }
 
 #[test]
-fn every_way_to_read_and_to_finish_is_right() {
+fn every_way_to_read_and_to_epilogue_is_right() {
     let mut rig = Rig::new(1 << 13);
     for (method, kernel) in KERNELS {
         let plain = Case::new(method, kernel, [7, 5], [20, 21]);

@@ -1,0 +1,113 @@
+//! From the name of a device to a model that runs on it.
+
+use super::{Denoiser, DeviceRunner, HostSampler, Model, Placement, Runner, Sampler, Threads};
+use crate::ops::cuda::{Element, Machine};
+use crate::{Error, Result};
+
+/// A model on a device.
+pub trait Opened: Send {
+    /// What computes.
+    fn processor(&self) -> Processor;
+
+    /// What denoises on it.
+    fn denoiser(&mut self) -> &mut dyn Denoiser;
+
+    /// How an engine calls it.
+    fn calls(&mut self) -> Calls<'_>;
+
+    /// What draws images on it.
+    fn into_sampler(self: Box<Self>) -> Box<dyn Sampler>;
+}
+
+/// What an engine's calls run on, for whoever times them.
+pub enum Calls<'a> {
+    /// The processor, whose threads are pinned to its cores or not.
+    Host(&'a mut Runner, bool),
+    /// A device that holds the images itself.
+    Device(&'a mut dyn Sampler),
+}
+
+/// What computes, as far as times depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Processor {
+    /// So many threads of this machine's processor.
+    Host(usize),
+    /// A GPU of this name, on values of this type.
+    Gpu(String, Element),
+}
+
+/// Brings a model onto a device, with room for calls on `most` samples. `threads` compute where it is the CPU, always in f32;
+/// `element` is the type of activations and weights on a GPU.
+///
+/// # Errors
+/// [`Error::Input`] in one sentence where the device is not there, has not the memory, or does not take the model.
+pub fn open(
+    model: &Model,
+    placement: Placement,
+    element: Element,
+    most: usize,
+    threads: Threads,
+) -> Result<Box<dyn Opened>> {
+    match placement {
+        Placement::Cpu if element != Element::F32 => {
+            Err(Error::input("precision", format!("{element} is not accepted on a CPU, which computes in f32")))
+        }
+        Placement::Cpu => Ok(Box::new(Host { runner: Runner::new(model, threads)?, pin: threads.pin })),
+        #[cfg(feature = "cuda")]
+        Placement::Cuda(index) => {
+            let gpu = crate::ops::cuda::gpu::Gpu::open(index)?;
+            let runner = DeviceRunner::new(gpu, model, element, most).map_err(|error| match error {
+                Error::Input { place, problem } => Error::input(format!("{placement}: {place}"), problem),
+                other => other,
+            })?;
+            Ok(Box::new(runner))
+        }
+        #[cfg(not(feature = "cuda"))]
+        Placement::Cuda(_) => {
+            let _ = most;
+            Err(Error::input(placement, "this program was built without the feature cuda: it can use cpu"))
+        }
+    }
+}
+
+/// A model on the CPU.
+struct Host {
+    runner: Runner,
+    pin: bool,
+}
+
+impl Opened for Host {
+    fn processor(&self) -> Processor {
+        Processor::Host(self.runner.threads())
+    }
+
+    fn denoiser(&mut self) -> &mut dyn Denoiser {
+        &mut self.runner
+    }
+
+    fn calls(&mut self) -> Calls<'_> {
+        Calls::Host(&mut self.runner, self.pin)
+    }
+
+    fn into_sampler(self: Box<Self>) -> Box<dyn Sampler> {
+        Box::new(HostSampler::new(Box::new(self.runner)))
+    }
+}
+
+impl<M: Machine + 'static> Opened for DeviceRunner<M> {
+    fn processor(&self) -> Processor {
+        Processor::Gpu(self.machine().name(), self.element())
+    }
+
+    fn denoiser(&mut self) -> &mut dyn Denoiser {
+        self
+    }
+
+    fn calls(&mut self) -> Calls<'_> {
+        Calls::Device(self)
+    }
+
+    fn into_sampler(self: Box<Self>) -> Box<dyn Sampler> {
+        self
+    }
+}
