@@ -3,6 +3,7 @@
 //! Rooms, and who may call whom: `server -> routing -> engine -> nets -> ops`; `diffusion` and `supernet` are tables and
 //! pure functions that all of them know. See `docs/architecture.md`.
 
+pub mod checkpoint;
 pub mod classes;
 pub mod cli;
 pub mod console;

@@ -7,8 +7,9 @@ mod compare;
 #[path = "support/random.rs"]
 mod random;
 
+use accordion::checkpoint;
 use accordion::nets::model::Card;
-use accordion::nets::network::Network;
+use accordion::nets::recognition::{Hints, find};
 use accordion::nets::sliced::Sliced;
 use accordion::nets::{Denoiser, HostRunner, Model, Threads, public, public_config};
 use accordion::ops::Tape;
@@ -71,11 +72,12 @@ proptest! {
                 let params = extracted.in_original_order().unwrap();
                 public::write(extracted.network.spec(), &params, &weights).unwrap();
                 public_config::write(&extracted.card.backbone, &extracted.network, &json).unwrap();
-                let (backbone, preconditioning) = public_config::read(&json).unwrap();
-                let network = Network::new(&backbone, preconditioning).unwrap();
-                let params = public::read(network.spec(), &weights, None).unwrap();
-                let card = Card::new("public".into(), backbone, preconditioning, vec![]);
-                let public = Model::unallocated(card, Supernet::original(network.spec(), params)).unwrap();
+                let hints = Hints { config: Some(&json), ..Hints::default() };
+                let found = find(&checkpoint::open(&weights).unwrap(), &hints).unwrap();
+                let params = found.params().unwrap();
+                let supernet = Supernet::original(found.network.spec(), params);
+                let card = Card::new("public".into(), found.backbone, found.network.preconditioning(), vec![]);
+                let public = Model::unallocated(card, supernet).unwrap();
                 let error = relative_error(&denoise(&public, 0, &x, &sigma, &classes), &want);
                 prop_assert!(error < TOLERANCE, "{order:?}, subnet {subnet} under public names: {error:.1e}");
             }

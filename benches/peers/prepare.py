@@ -36,8 +36,7 @@ def random_ddpmpp(tools, work):
     say("ddpmpp-cifar10: making the model")
     net, whole, ranked = (work / name for name in ("net", "ddpmpp-cifar10", "ranked"))
     run(tools.python, HERE / "make_ddpmpp.py", "--out", net)
-    files = ["--config", net / "net.json", "--weights", net / "net.safetensors"]
-    run(tools.accordion, "import", "--arch", "song-unet", *files, "--out", whole)
+    run(tools.accordion, "import", net, "--out", whole)
     # Random weights have no data to be ranked on.
     how = ["--method", "magnitude", "--order", "within-group"]
     run(tools.accordion, "rank", "--model", whole, *how, "--out", ranked)

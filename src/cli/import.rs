@@ -1,30 +1,39 @@
 //! `accordion import`: a public checkpoint becomes a model directory.
 
-use crate::classes;
 use crate::files::{check_vacant, write_directory};
+use crate::nets::Model;
 use crate::nets::model::Card;
-use crate::nets::network::Network;
-use crate::nets::{Model, public, public_config};
+use crate::nets::public_config::Kind;
+use crate::nets::recognition::{Arch, Hints, find};
 use crate::supernet::Supernet;
-use crate::{Error, Result};
+use crate::{Error, Result, checkpoint, classes, console};
 use candle_core::DType;
 use std::path::PathBuf;
 
 /// Turn a public checkpoint into a model directory.
+///
+/// Read are safetensors, files of `torch.save` (.pt, .pth, .ckpt) and NVlabs' pickles (.pkl). No code in them is run.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The architecture.
+    /// The checkpoint, or a directory with one and maybe a JSON file as of --config.
+    #[arg(value_name = "FILE_OR_DIR", env = "ACCORDION_CHECKPOINT")]
+    checkpoint: PathBuf,
+    /// The architecture, where it cannot be told.
     #[arg(long, env = "ACCORDION_ARCH")]
-    arch: Arch,
-    /// JSON file with `config` and `preconditioning` (edm, vp or ve).
+    arch: Option<Arch>,
+    /// JSON file with `config`, the network's options, and `preconditioning` (edm, vp or ve), where these cannot be told.
     #[arg(long, env = "ACCORDION_CONFIG")]
-    config: PathBuf,
-    /// Weights under the public names.
-    #[arg(long, env = "ACCORDION_WEIGHTS")]
-    weights: PathBuf,
-    /// What stands before every name in the weights; without it `model.` or nothing. For a file with two networks.
+    config: Option<PathBuf>,
+    /// The dictionary in the file that holds the network, such as `ema`; with dots between keys. For a file with several.
+    #[arg(long, env = "ACCORDION_KEY")]
+    key: Option<String>,
+    /// What stands before every name; without it any of `module.`, `model.` and `_orig_mod.`, or nothing. For a file with two
+    /// networks.
     #[arg(long, env = "ACCORDION_PREFIX")]
     prefix: Option<String>,
+    /// How the network was trained to see noise, where neither the file nor --config says it.
+    #[arg(long, env = "ACCORDION_PRECONDITIONING")]
+    preconditioning: Option<Kind>,
     /// The model directory to make.
     #[arg(long, env = "ACCORDION_OUT")]
     out: PathBuf,
@@ -36,29 +45,29 @@ pub struct Args {
     classes: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Arch {
-    /// DDPM++ and NCSN++ of NVlabs/edm.
-    SongUnet,
-}
-
 impl Args {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
         check_vacant(&self.out)?;
-        let Arch::SongUnet = self.arch;
-        let (backbone, preconditioning) = public_config::read(&self.config)?;
-        let network =
-            Network::new(&backbone, preconditioning).map_err(|error| error.in_table(&self.config, "config."))?;
+        let hints = Hints {
+            arch: self.arch,
+            config: self.config.as_deref(),
+            key: self.key.as_deref(),
+            prefix: self.prefix.as_deref(),
+            preconditioning: self.preconditioning,
+        };
+        let found = find(&checkpoint::open(&self.checkpoint)?, &hints)?;
         let refuse = |problem: String| Error::input("--classes", problem);
         let classes = classes::checked(&self.classes).map_err(refuse)?;
+        let network = &found.network;
         if !classes.is_empty() && classes.len() != network.classes() {
             return Err(refuse(format!("{} names for a network of {} classes", classes.len(), network.classes())));
         }
-        let params = public::read(network.spec(), &self.weights, self.prefix.as_deref())?;
+        let params = found.params()?;
+        console::note(format_args!("import: {found}"));
         let directory = || self.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = self.name.clone().unwrap_or_else(directory);
-        let card = Card::new(name, backbone, preconditioning, classes);
+        let card = Card::new(name, found.backbone, network.preconditioning(), classes);
         let model = Model::unallocated(card, Supernet::original(network.spec(), params))?;
         write_directory(&self.out, |dir| model.write(dir, DType::F32))
     }

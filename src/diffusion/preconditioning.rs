@@ -48,9 +48,9 @@ impl Coefficients {
 }
 
 impl Preconditioning {
-    const VP_BETA_D: f64 = 19.9;
-    const VP_BETA_MIN: f64 = 0.1;
-    const VP_STEPS: f64 = 1000.0;
+    pub(crate) const VP_BETA_D: f64 = 19.9;
+    pub(crate) const VP_BETA_MIN: f64 = 0.1;
+    pub(crate) const VP_STEPS: f64 = 1000.0;
 
     /// The noise level of the variance preserving process at `time` in (0, 1] (Karras et al. 2022, table 1).
     pub fn vp_sigma(time: f64) -> f64 {

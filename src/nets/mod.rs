@@ -18,6 +18,7 @@ pub mod placement;
 pub mod program;
 pub mod public;
 pub mod public_config;
+pub mod recognition;
 mod sampler;
 pub mod sliced;
 pub mod song_unet;

@@ -1,15 +1,17 @@
 //! Translation between our parameters and the public checkpoints (NVlabs/edm names and layouts).
 
-use crate::files::{parse_tensors, refuse_surplus, tensor, write_tensors};
-use crate::supernet::checkpoint::read_f32;
+use crate::checkpoint::{StateDict, listed};
+use crate::files::write_tensors;
 use crate::supernet::{Param, Spec};
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use std::collections::HashSet;
 use std::path::Path;
 
 /// The prefix that EDM's preconditioning wrapper puts before every name.
 const PREFIX: &str = "model.";
+/// How the names of the constant buffers end that hold the filter of a resampling.
+pub const RESAMPLE_FILTER: &str = ".resample_filter";
 
 /// The shape of `param` in the public layout.
 fn public_shape(param: &Param) -> Vec<usize> {
@@ -30,50 +32,53 @@ fn to_public(param: &Param, tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.permute(param.public.0.concat())?.contiguous()?.reshape(public_shape(param))?)
 }
 
-/// Reads a public checkpoint as the parameters of `spec`, whose names have `prefix` before them; without it, what
-/// EDM's wrapper puts there, or nothing.
+/// How many of the parameters of `spec` are among `tensors`, by name.
+pub fn matches(spec: &Spec, tensors: &StateDict) -> usize {
+    spec.params.iter().filter(|param| tensors.shape(&param.name).is_some()).count()
+}
+
+/// The parameters of `spec` of these tensors, which have the public names without what wraps them.
 ///
 /// # Errors
-/// One sentence with the file and the tensor that is missing, of another shape, there under both names where no `prefix`
-/// says which is meant, or that the network does not have. The constant `resample_filter` buffers are passed over.
-pub fn read(spec: &Spec, path: &Path, prefix: Option<&str>) -> Result<Vec<Tensor>> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let file = parse_tensors(path, &bytes)?;
-    let named = |prefix: &str, param: &Param| format!("{prefix}{}", param.name);
-    let mut params = Vec::with_capacity(spec.params.len());
+/// One sentence with the file and all tensors that are missing, of another shape, or that the network does not have; or with
+/// those that are no floats or not finite. The constant `resample_filter` buffers are passed over.
+pub fn read(spec: &Spec, tensors: &StateDict) -> Result<Vec<Tensor>> {
+    check_shapes(spec, tensors)?;
+    let values = tensors.values(spec.params.iter().map(|param| param.name.as_str()))?;
+    let read = |(param, values): (&Param, _)| {
+        from_public(param, &Tensor::from_vec(values, public_shape(param), &Device::Cpu)?)
+    };
+    spec.params.iter().zip(values).map(read).collect()
+}
+
+/// Refuses tensors that are not those of `spec`.
+fn check_shapes(spec: &Spec, tensors: &StateDict) -> Result<()> {
+    let full = |name: &str| format!("{}{name}", tensors.prefix());
+    let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
     for param in &spec.params {
-        let (wrapped, bare) = (named(PREFIX, param), named("", param));
-        let name = match (prefix, file.tensor(&wrapped).is_ok(), file.tensor(&bare).is_ok()) {
-            (Some(prefix), ..) => named(prefix, param),
-            (None, true, true) => {
-                let problem = format!(
-                    "is ambiguous: the file has {wrapped} too; say which with --prefix {PREFIX} or \
-                                       --prefix ''"
-                );
-                return Err(Error::field(path, &bare, problem));
+        let wanted = public_shape(param);
+        match tensors.shape(&param.name) {
+            None => missing.push(full(&param.name)),
+            Some(shape) if shape != wanted => {
+                misshapen.push(format!("{} {shape:?}, not {wanted:?}", full(&param.name)))
             }
-            (None, false, true) => bare,
-            (None, ..) => wrapped,
-        };
-        let view = tensor(path, &file, &name)?;
-        if view.shape() != public_shape(param) {
-            let problem = format!("shape {:?} is not {:?}", view.shape(), public_shape(param));
-            return Err(Error::field(path, &name, problem));
+            Some(_) => {}
         }
-        params.push(from_public(param, &read_f32(path, &name, &view)?)?);
     }
     let known: HashSet<&str> = spec.params.iter().map(|param| param.name.as_str()).collect();
-    let belongs = |name: &str| {
-        let short = match prefix {
-            // Who says which of two networks is meant knows of the other one.
-            Some(prefix) if !name.starts_with(prefix) || prefix.is_empty() && name.starts_with(PREFIX) => return true,
-            Some(prefix) => &name[prefix.len()..],
-            None => name.strip_prefix(PREFIX).unwrap_or(name),
-        };
-        short.ends_with(".resample_filter") || known.contains(short)
+    let is_surplus = |name: &&str| !known.contains(name) && !name.ends_with(RESAMPLE_FILTER);
+    let surplus: Vec<String> = tensors.names().filter(is_surplus).map(full).collect();
+    let kinds = [
+        ("lacks {} of the network", missing),
+        ("has {} of another shape", misshapen),
+        ("has {} that the network does not have", surplus),
+    ];
+    let says = |(what, names): (&str, Vec<String>)| {
+        let count = if names.len() == 1 { "1 tensor".to_owned() } else { format!("{} tensors", names.len()) };
+        (!names.is_empty()).then(|| format!("{}: {}", what.replace("{}", &count), listed(&names)))
     };
-    refuse_surplus(path, &file, belongs, "the network of the config")?;
-    Ok(params)
+    let problems: Vec<String> = kinds.into_iter().filter_map(says).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Error::input(tensors.path().display(), problems.join("; "))) }
 }
 
 /// Writes `params` under the public names, in f32. Public code derives the resampling filters from its own config.

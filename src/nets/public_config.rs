@@ -2,6 +2,7 @@
 
 use super::backbone::Backbone;
 use super::network::Network;
+use super::recognition::Arch;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::{refuse_foreign, write_whole};
 use crate::supernet::groups;
@@ -10,40 +11,108 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Reads `config`, `preconditioning` (edm, vp or ve) and, for edm, `sigma_data` (0.5 without it) of a SongUNet. Other
-/// fields of the file are passed over.
-///
-/// # Errors
-/// One sentence with the file and the field that is missing or does not fit.
-pub fn read(path: &Path) -> Result<(Backbone, Preconditioning)> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    refuse_foreign(path, &bytes, "a JSON file")?;
-    let mut json: BTreeMap<String, Value> = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::input(path.display(), format!("is not a JSON object ({error})")))?;
-    let config = json.remove("config").ok_or_else(|| Error::field(path, "config", "is missing"))?;
-    let mut config = config;
-    config["arch"] = json.remove("arch").unwrap_or_else(|| "song-unet".into());
-    let backbone: Backbone = serde_json::from_value(config).map_err(|error| Error::field(path, "config", error))?;
-    let sigma_data = match json.get("sigma_data") {
-        None => 0.5,
-        Some(value) => value
-            .as_f64()
-            .filter(|value| *value > 0.0)
-            .ok_or_else(|| Error::field(path, "sigma_data", format!("{value} is not a positive number")))?,
-    };
-    let preconditioning = match json.get("preconditioning").map(|kind| (kind, kind.as_str())) {
-        Some((_, Some("edm"))) => Preconditioning::Edm { sigma_data },
-        Some((_, Some("vp"))) => Preconditioning::Vp,
-        Some((_, Some("ve"))) => Preconditioning::Ve,
-        Some((other, _)) => {
-            return Err(Error::field(path, "preconditioning", format!("{other} is none of edm, vp, ve")));
-        }
-        None => return Err(Error::field(path, "preconditioning", "is missing; give edm, vp or ve")),
-    };
-    Ok((backbone, preconditioning))
+/// EDM's standard deviation of the data.
+pub const SIGMA_DATA: f64 = 0.5;
+
+/// The kinds of preconditioning, by their names in files and flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// EDM's.
+    Edm,
+    /// Variance preserving.
+    Vp,
+    /// Variance exploding.
+    Ve,
 }
 
-/// Writes what [`read`] reads, and `norm_groups`, which public code needs of an extracted network: the number
+impl Kind {
+    /// The preconditioning, for data of this standard deviation.
+    pub fn with(self, sigma_data: f64) -> Preconditioning {
+        match self {
+            Self::Edm => Preconditioning::Edm { sigma_data },
+            Self::Vp => Preconditioning::Vp,
+            Self::Ve => Preconditioning::Ve,
+        }
+    }
+
+    /// That of a preconditioning.
+    pub fn of(preconditioning: Preconditioning) -> Self {
+        match preconditioning {
+            Preconditioning::Edm { .. } => Self::Edm,
+            Preconditioning::Vp => Self::Vp,
+            Preconditioning::Ve => Self::Ve,
+        }
+    }
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Edm => "edm",
+            Self::Vp => "vp",
+            Self::Ve => "ve",
+        }
+    }
+}
+
+/// A JSON file about a network, of which these fields are read: `config`, the network's options; `arch`, what they are of;
+/// `preconditioning` (edm, vp or ve) and, for edm, `sigma_data`.
+#[derive(Debug)]
+pub struct PublicConfig<'a> {
+    path: &'a Path,
+    json: BTreeMap<String, Value>,
+}
+
+impl<'a> PublicConfig<'a> {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// If it cannot be read or is no JSON object.
+    pub fn open(path: &'a Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        refuse_foreign(path, &bytes, "a JSON file")?;
+        let json = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::input(path.display(), format!("is not a JSON object ({error})")))?;
+        Ok(Self { path, json })
+    }
+
+    /// The architecture, where the file says one that there is.
+    pub fn arch(&self) -> Option<Arch> {
+        Arch::named(self.json.get("arch")?.as_str()?)
+    }
+
+    /// The backbone of this architecture.
+    ///
+    /// # Errors
+    /// One sentence with the file and the field that is missing or does not fit.
+    pub fn backbone(&self, arch: Arch) -> Result<Backbone> {
+        let config = self.json.get("config").ok_or_else(|| Error::field(self.path, "config", "is missing"))?;
+        let refuse = |problem: String| Error::field(self.path, "config", problem);
+        let Value::Object(config) = config else { return Err(refuse("is no object".into())) };
+        arch.options(config.clone()).map_err(refuse)
+    }
+
+    /// The preconditioning, where the file says it; `sigma_data` is 0.5 where it is not said.
+    ///
+    /// # Errors
+    /// One sentence with the file and the field that does not fit.
+    pub fn preconditioning(&self) -> Result<Option<Preconditioning>> {
+        let sigma_data = match self.json.get("sigma_data") {
+            None => SIGMA_DATA,
+            Some(value) => value
+                .as_f64()
+                .filter(|value| *value > 0.0)
+                .ok_or_else(|| Error::field(self.path, "sigma_data", format!("{value} is not a positive number")))?,
+        };
+        let Some(kind) = self.json.get("preconditioning") else { return Ok(None) };
+        let named = |known: &Kind| kind.as_str() == Some(known.as_str());
+        match [Kind::Edm, Kind::Vp, Kind::Ve].iter().find(|known| named(known)) {
+            Some(known) => Ok(Some(known.with(sigma_data))),
+            None => Err(Error::field(self.path, "preconditioning", format!("{kind} is none of edm, vp, ve"))),
+        }
+    }
+}
+
+/// Writes what [`PublicConfig`] reads, and `norm_groups`, which public code needs of an extracted network: the number
 /// of groups of each norm over a pipe.
 ///
 /// # Errors
@@ -56,13 +125,9 @@ pub fn write(backbone: &Backbone, network: &Network, path: &Path) -> Result<()> 
         .filter_map(|pipe| Some((format!("{}.norm1", pipe.block), groups::count(pipe.width, pipe.norm_groups?))))
         .collect();
     let mut json = json!({ "arch": arch, "config": config, "norm_groups": norm_groups });
-    json["preconditioning"] = match network.preconditioning() {
-        Preconditioning::Vp => "vp".into(),
-        Preconditioning::Ve => "ve".into(),
-        Preconditioning::Edm { sigma_data } => {
-            json["sigma_data"] = sigma_data.into();
-            "edm".into()
-        }
-    };
+    json["preconditioning"] = Kind::of(network.preconditioning()).as_str().into();
+    if let Preconditioning::Edm { sigma_data } = network.preconditioning() {
+        json["sigma_data"] = sigma_data.into();
+    }
     write_whole(path, format!("{json:#}\n").as_bytes())
 }

@@ -1,5 +1,6 @@
 //! The golden values of tests/goldens: networks, inputs and what PyTorch made of them.
 
+use accordion::checkpoint;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::model::Card;
 use accordion::nets::{Backbone, Model, Network, public};
@@ -43,7 +44,8 @@ pub fn golden(name: &str) -> Golden {
         _ => Preconditioning::Edm { sigma_data: 0.5 },
     };
     let network = Network::new(&backbone, preconditioning).unwrap();
-    let params = public::read(network.spec(), &fixture(format!("{name}.weights.safetensors")), None).unwrap();
+    let checkpoint = checkpoint::open(&fixture(format!("{name}.weights.safetensors"))).unwrap();
+    let params = public::read(network.spec(), &checkpoint.parts[0].tensors.unwrapped()[0]).unwrap();
     let supernet = Supernet::original(network.spec(), params);
     let card = Card::new(name.into(), backbone, preconditioning, vec![]);
     let expected =
