@@ -2,9 +2,10 @@
 
 use crate::files::{check_vacant, write_directory};
 use crate::nets::Model;
+use crate::nets::backbone::Arch;
 use crate::nets::model::Card;
 use crate::nets::public_config::Kind;
-use crate::nets::recognition::{Arch, Hints, find};
+use crate::nets::recognition::{Hints, find};
 use crate::supernet::Supernet;
 use crate::{Error, Result, checkpoint, classes, console};
 use candle_core::DType;

@@ -10,6 +10,8 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The filter of the resampling: means of neighbours down, copies up.
+const FILTER: [f32; 2] = [1.0, 1.0];
 /// Channels of a head of attention.
 const HEAD: usize = 64;
 
@@ -76,6 +78,10 @@ impl Architecture for Config {
         &mut self.pipe_widths
     }
 
+    fn resample_filter(&self) -> &[f32] {
+        &FILTER
+    }
+
     fn warning(&self) -> Option<String> {
         edm_unet::warning(self.img_resolution, &self.channel_mult, &self.attn_resolutions)
     }
@@ -129,7 +135,7 @@ impl Architecture for Config {
             scale: 1.0,
             film: true,
             emb,
-            filter: &[1.0, 1.0],
+            filter: &FILTER,
             resample_proj: false,
             aux: false,
             heads,

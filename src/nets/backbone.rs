@@ -2,10 +2,16 @@
 
 use super::builder::Builder;
 use super::program::Program;
+use super::recognition::{edm, u_vit as by_u_vit};
 use super::{ImageShape, adm, song_unet, u_vit};
+use crate::checkpoint::StateDict;
+use crate::diffusion::preconditioning::Preconditioning;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 /// The options of a kind of backbone: what its own file says of it.
 pub trait Architecture {
@@ -38,6 +44,11 @@ pub trait Architecture {
         None
     }
 
+    /// The filter that the `resample_filter` buffers of its checkpoints hold; empty where they have none.
+    fn resample_filter(&self) -> &[f32] {
+        &[]
+    }
+
     /// Whether training does all that the options ask for.
     ///
     /// # Errors
@@ -59,7 +70,134 @@ pub enum Backbone {
     UVit(u_vit::Config),
 }
 
+/// A kind of backbone: what it is called, and how checkpoints say that they are one.
+#[derive(Debug)]
+struct Kind {
+    /// Our name, as in `model.toml`.
+    name: &'static str,
+    /// The name of its class in public code.
+    class: &'static str,
+    /// The preconditioning of all its public networks; None where they differ.
+    preconditioning: Option<Preconditioning>,
+    /// The options that public code makes of these named arguments.
+    of_arguments: fn(&Map<String, Value>) -> std::result::Result<Map<String, Value>, String>,
+    /// See [`Arch::recognise`].
+    recognise: fn(&StateDict) -> Option<std::result::Result<Backbone, String>>,
+}
+
+static KINDS: [Kind; 3] = [
+    Kind {
+        name: "song-unet",
+        class: "SongUNet",
+        preconditioning: None,
+        of_arguments: |arguments| edm::options(edm::song_unet_defaults(), arguments),
+        recognise: |tensors| edm::song_unet(tensors).map(|config| Ok(Backbone::SongUnet(config))),
+    },
+    Kind {
+        name: "adm",
+        class: "DhariwalUNet",
+        preconditioning: None,
+        of_arguments: |arguments| edm::options(edm::adm_defaults(), arguments),
+        recognise: |tensors| edm::adm(tensors).map(|config| Ok(Backbone::Adm(config))),
+    },
+    Kind {
+        name: "u-vit",
+        class: "UViT",
+        // They predict the noise of the VP process at time 999 t.
+        preconditioning: Some(Preconditioning::Vp),
+        of_arguments: |arguments| Ok(arguments.clone()),
+        recognise: |tensors| by_u_vit::recognise(tensors).map(|config| config.map(Backbone::UVit)),
+    },
+];
+
+/// The architecture of a backbone.
+#[derive(Clone, Copy, Debug)]
+pub struct Arch(&'static Kind);
+
+impl Arch {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        KINDS.iter().map(Self)
+    }
+
+    /// The architecture of our name, or of the name of a class in public code; what follows a `-` there says more of it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all().find(|arch| name == arch.as_str() || name.split('-').next() == Some(arch.class()))
+    }
+
+    /// Our name, as in `model.toml`.
+    pub fn as_str(self) -> &'static str {
+        self.0.name
+    }
+
+    /// The name of its class in public code.
+    pub fn class(self) -> &'static str {
+        self.0.class
+    }
+
+    /// The preconditioning of all its public networks; None where they differ.
+    pub fn preconditioning(self) -> Option<Preconditioning> {
+        self.0.preconditioning
+    }
+
+    /// The backbone of these options.
+    ///
+    /// # Errors
+    /// What is missing or does not fit.
+    pub fn options(self, mut options: Map<String, Value>) -> std::result::Result<Backbone, String> {
+        options.insert("arch".into(), self.as_str().into());
+        serde_json::from_value(Value::Object(options)).map_err(|error| error.to_string())
+    }
+
+    /// The backbone that public code makes of these named arguments.
+    ///
+    /// # Errors
+    /// What is missing or does not fit.
+    pub fn of_arguments(self, arguments: &Map<String, Value>) -> std::result::Result<Backbone, String> {
+        self.options((self.0.of_arguments)(arguments)?)
+    }
+
+    /// The backbone whose tensors these most likely are, by names and shapes; None where they are of another architecture.
+    /// Whether all of them are the network's is not checked.
+    ///
+    /// # Errors
+    /// What cannot be told.
+    pub fn recognise(self, tensors: &StateDict) -> Option<std::result::Result<Backbone, String>> {
+        (self.0.recognise)(tensors)
+    }
+}
+
+impl PartialEq for Arch {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl FromStr for Arch {
+    type Err = String;
+
+    /// # Errors
+    /// One sentence that lists the accepted names.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let names = || Self::all().map(Self::as_str).collect::<Vec<_>>().join(", ");
+        Self::named(text).ok_or_else(|| format!("architecture `{text}` is unknown: accepted are {}", names()))
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl Backbone {
+    /// Its architecture.
+    pub fn arch(&self) -> Arch {
+        // The tag that it is written with.
+        let written = serde_json::to_value(self).expect("options are plain data");
+        written["arch"].as_str().and_then(Arch::named).expect("every backbone has a kind")
+    }
+
     fn options(&self) -> &dyn Architecture {
         match self {
             Self::SongUnet(config) => config,
@@ -107,6 +245,11 @@ impl Backbone {
     /// The number of its classes; 0 if it is unconditional.
     pub fn classes(&self) -> usize {
         self.options().classes()
+    }
+
+    /// The filter that the `resample_filter` buffers of its checkpoints hold; empty where they have none.
+    pub fn resample_filter(&self) -> &[f32] {
+        self.options().resample_filter()
     }
 
     /// What is most likely a slip: a field, what of it has no effect, and what would have.

@@ -550,20 +550,34 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    /// SongUNets of many shapes.
+    /// Networks of every family and of many shapes.
     fn programs() -> impl Strategy<Value = Program> {
         let levels = prop::collection::vec(1usize..3, 1..4);
-        (levels, 1usize..3, any::<[bool; 4]>(), 0usize..4).prop_map(
-            |(levels, blocks, [fourier, aux, wide, deep], classes)| {
+        (levels, 1usize..3, any::<[bool; 4]>(), 0usize..4, 0..3).prop_map(
+            |(levels, blocks, [fourier, aux, wide, deep], classes, family)| {
                 let side = 4 << (levels.len() - 1);
-                let config = serde_json::json!({
-                    "arch": "song-unet", "img_resolution": side, "img_channels": 3, "label_dim": classes,
-                    "model_channels": 8, "channel_mult": levels, "num_blocks": blocks,
-                    "attn_resolutions": if deep { vec![4] } else { vec![side] },
-                    "embedding_type": if fourier { "fourier" } else { "positional" },
-                    "encoder_type": if aux { "residual" } else { "standard" }, "decoder_type": "standard",
-                    "resample_filter": if wide { vec![1.0, 3.0, 3.0, 1.0] } else { vec![1.0, 1.0] },
-                });
+                let attn_resolutions = if deep { vec![4] } else { vec![side] };
+                let config = match family {
+                    0 => serde_json::json!({
+                        "arch": "song-unet", "img_resolution": side, "img_channels": 3, "label_dim": classes,
+                        "model_channels": 8, "channel_mult": levels, "num_blocks": blocks,
+                        "attn_resolutions": attn_resolutions,
+                        "embedding_type": if fourier { "fourier" } else { "positional" },
+                        "encoder_type": if aux { "residual" } else { "standard" }, "decoder_type": "standard",
+                        "resample_filter": if wide { vec![1.0, 3.0, 3.0, 1.0] } else { vec![1.0, 1.0] },
+                    }),
+                    1 => serde_json::json!({
+                        "arch": "adm", "img_resolution": side, "img_channels": 3, "label_dim": classes,
+                        "model_channels": if wide { 128 } else { 8 }, "channel_mult": levels, "num_blocks": blocks,
+                        "attn_resolutions": attn_resolutions,
+                    }),
+                    _ => serde_json::json!({
+                        "arch": "u-vit", "img_size": side, "patch_size": if fourier { 2 } else { 4 }, "in_chans": 3,
+                        "embed_dim": 24, "depth": 2 * levels.len() - 2, "num_heads": blocks, "mlp_ratio": 4,
+                        "qkv_bias": wide, "mlp_time_embed": aux, "conv": deep,
+                        "num_classes": if classes > 1 { classes as i64 } else { -1 },
+                    }),
+                };
                 serde_json::from_value::<Backbone>(config).unwrap().program().unwrap()
             },
         )

@@ -1,8 +1,8 @@
 //! The JSON beside a public checkpoint: the network's options and its preconditioning.
 
+use super::backbone::Arch;
 use super::backbone::Backbone;
 use super::network::Network;
-use super::recognition::Arch;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::{refuse_foreign, write_whole};
 use crate::supernet::groups;

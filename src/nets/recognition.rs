@@ -1,12 +1,9 @@
 //! Which network a checkpoint holds, and where: told by a config, by the file itself, or by names and shapes.
 
-mod arch;
-mod edm;
-mod u_vit;
+pub(super) mod edm;
+pub(super) mod u_vit;
 
-pub use arch::Arch;
-
-use super::backbone::Backbone;
+use super::backbone::{Arch, Backbone};
 use super::network::Network;
 use super::program::Program;
 use super::public_config::{Kind, PublicConfig, SIGMA_DATA};
@@ -97,7 +94,7 @@ pub fn find(checkpoint: &Checkpoint, hints: &Hints) -> Result<Found> {
         [guess] => guess,
         several => return Err(refuse(ambiguous(several))),
     };
-    let arch = Arch::of(&guess.backbone);
+    let arch = guess.backbone.arch();
     let preconditioning = match (guess.preconditioning.or(arch.preconditioning()), hints.preconditioning) {
         (Some(said), Some(asked)) if Kind::of(said) != asked => {
             let problem = format!("{} is not {}, which the checkpoint says", asked.as_str(), Kind::of(said).as_str());
@@ -164,7 +161,7 @@ fn candidates<'a>(checkpoint: &'a Checkpoint, hints: &Hints) -> Result<Vec<Candi
 fn by_config<'a>(config: &Path, path: &Path, candidates: &'a [Candidate], hints: &Hints) -> Result<Vec<Guess<'a>>> {
     let file = PublicConfig::open(config)?;
     let is = |arch: &Arch| candidates.iter().any(|candidate| arch.recognise(&candidate.tensors).is_some());
-    let arch = hints.arch.or_else(|| file.arch()).or_else(|| Arch::ALL.into_iter().find(is));
+    let arch = hints.arch.or_else(|| file.arch()).or_else(|| Arch::all().find(is));
     let missing =
         || Error::field(config, "arch", format!("is missing; give one of {}, or --arch", names(Arch::as_str)));
     let backbone = file.backbone(arch.ok_or_else(missing)?)?;
@@ -184,7 +181,7 @@ fn by_content<'a>(path: &Path, candidates: &'a [Candidate], hints: &Hints) -> Re
     for candidate in candidates {
         let (backbone, preconditioning, told_by) = match &candidate.part.described {
             None => {
-                let possible = Arch::ALL.into_iter().filter(|arch| hints.arch.is_none_or(|asked| asked == *arch));
+                let possible = Arch::all().filter(|arch| hints.arch.is_none_or(|asked| asked == *arch));
                 let recognised = possible.filter_map(|arch| arch.recognise(&candidate.tensors)).next().transpose();
                 (recognised.map_err(|problem| Error::input(path.display(), problem))?, None, ToldBy::Shapes)
             }
@@ -290,14 +287,14 @@ fn quoted(key: &str) -> String {
 
 /// A name of every architecture.
 fn names(of: fn(Arch) -> &'static str) -> String {
-    Arch::ALL.map(of).join(", ")
+    Arch::all().map(of).collect::<Vec<_>>().join(", ")
 }
 
 /// What was found, and what told it.
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let ImageShape { height, width, channels } = self.network.image();
-        let arch = Arch::of(&self.backbone).as_str();
+        let arch = self.backbone.arch().as_str();
         let parameters = self.network.spec().parameters(&self.network.spec().full());
         write!(f, "{}", self.tensors.path().display())?;
         if !self.key.is_empty() {
@@ -353,6 +350,10 @@ mod tests {
         assert!(refusal("EDMPrecond", json!({ "sigma_data": -1 })).ends_with("which is not positive"));
     }
 
+    fn named(name: &str) -> Arch {
+        Arch::named(name).unwrap()
+    }
+
     #[test]
     fn arguments_of_public_classes_are_options_where_they_are_given() {
         let arguments = |json: Value| if let Value::Object(map) = json { map } else { panic!("an object") };
@@ -361,7 +362,7 @@ mod tests {
             "channel_mult": [1, 2, 3, 4], "label_dropout": 0,
         });
         let Ok(Backbone::Adm(adm::Config { num_blocks, attn_resolutions, label_dim, channel_mult_emb, .. })) =
-            Arch::Adm.of_arguments(&arguments(adm))
+            named("adm").of_arguments(&arguments(adm))
         else {
             panic!("an ADM")
         };
@@ -373,13 +374,13 @@ mod tests {
         });
         let Ok(Backbone::SongUnet(song_unet::Config {
             num_blocks, attn_resolutions, resample_filter, dropout, ..
-        })) = Arch::SongUnet.of_arguments(&arguments(song))
+        })) = named("song-unet").of_arguments(&arguments(song))
         else {
             panic!("a SongUNet")
         };
         assert_eq!((num_blocks, &attn_resolutions[..], dropout), (4, &[16][..], 0.25));
         assert_eq!(resample_filter, [1.0, 3.0, 3.0, 1.0]);
-        let refusal = |json| Arch::SongUnet.of_arguments(&arguments(json)).unwrap_err();
+        let refusal = |json| named("song-unet").of_arguments(&arguments(json)).unwrap_err();
         assert!(refusal(json!({ "in_channels": 3 })).starts_with("in_channels and out_channels"));
         let skip = json!({ "img_resolution": 64, "decoder_type": "skip" });
         assert!(refusal(skip).contains("unknown variant `skip`"));
@@ -387,10 +388,10 @@ mod tests {
 
     #[test]
     fn architectures_have_our_names_and_those_of_public_classes() {
-        assert_eq!(Arch::named("SongUNet-ncsnpp"), Some(Arch::SongUnet));
-        assert_eq!(Arch::named("u-vit"), Some(Arch::UVit));
+        assert_eq!(Arch::named("SongUNet-ncsnpp"), Some(named("song-unet")));
+        assert_eq!(Arch::named("u-vit"), Some(named("u-vit")));
         assert_eq!(Arch::named("unet"), None);
-        for arch in Arch::ALL {
+        for arch in Arch::all() {
             assert_eq!(Arch::named(arch.as_str()), Some(arch));
             assert_eq!(Arch::named(arch.class()), Some(arch));
         }

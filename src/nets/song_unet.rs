@@ -109,6 +109,10 @@ impl Architecture for Config {
         &mut self.pipe_widths
     }
 
+    fn resample_filter(&self) -> &[f32] {
+        &self.resample_filter
+    }
+
     fn warning(&self) -> Option<String> {
         edm_unet::warning(self.img_resolution, &self.channel_mult, &self.attn_resolutions)
     }

@@ -146,11 +146,7 @@ pub fn adm(tensors: &StateDict) -> Option<adm::Config> {
 /// # Errors
 /// [`Error::Input`] with the file and the buffer.
 pub fn check_filters(backbone: &Backbone, tensors: &StateDict) -> Result<()> {
-    let ours = match backbone {
-        Backbone::SongUnet(config) => &config.resample_filter[..],
-        Backbone::Adm(_) => &[1.0, 1.0],
-        Backbone::UVit(_) => return Ok(()),
-    };
+    let ours = backbone.resample_filter();
     let scaled = |taps: &[f32]| taps.iter().map(|tap| tap / taps.iter().sum::<f32>()).collect::<Vec<_>>();
     let wanted = scaled(ours);
     for name in tensors.names().filter(|name| name.ends_with(RESAMPLE_FILTER)) {
