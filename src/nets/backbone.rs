@@ -70,6 +70,9 @@ pub enum Backbone {
     UVit(u_vit::Config),
 }
 
+/// Named arguments of public code, or the options that follow from them.
+type Arguments = Map<String, Value>;
+
 /// A kind of backbone: what it is called, and how checkpoints say that they are one.
 #[derive(Debug)]
 struct Kind {
@@ -80,7 +83,7 @@ struct Kind {
     /// The preconditioning of all its public networks; None where they differ.
     preconditioning: Option<Preconditioning>,
     /// The options that public code makes of these named arguments.
-    of_arguments: fn(&Map<String, Value>) -> std::result::Result<Map<String, Value>, String>,
+    of_arguments: fn(&Arguments) -> std::result::Result<Arguments, String>,
     /// See [`Arch::recognise`].
     recognise: fn(&StateDict) -> Option<std::result::Result<Backbone, String>>,
 }

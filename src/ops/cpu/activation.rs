@@ -52,13 +52,13 @@ pub(crate) fn silu_slope(x: f32) -> f32 {
 /// `x P(x^2) / Q(x^2)`, the minimax quotient that XLA and Eigen have, on the range where the result is not 1 to rounding.
 #[inline(always)]
 fn erf(x: f32) -> f32 {
-    let x = x.clamp(-3.832_506_9, 3.832_506_9);
+    let x = x.clamp(-3.832_507, 3.832_507);
     let square = x * x;
     let p = 2.290_506_6e-4f32;
     let p = p.mul_add(square, 3.408_291e-3);
     let p = p.mul_add(square, 5.095_569_5e-2);
     let p = p.mul_add(square, 1.852_083_2e-1);
-    let p = p.mul_add(square, 1.128_379_1);
+    let p = p.mul_add(square, std::f32::consts::FRAC_2_SQRT_PI);
     let q = -1.179_160_3e-7f32;
     let q = q.mul_add(square, 2.354_796_6e-5);
     let q = q.mul_add(square, 1.017_962_5e-3);

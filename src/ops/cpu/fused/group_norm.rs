@@ -45,7 +45,6 @@ impl Normalisation {
     ///
     /// The channels of `parts` side by side are those of `table`, `scale` and `shift`. Mean and biased variance are over
     /// the pixels and the channels of a group. `film` comes after the rest.
-    #[expect(clippy::too_many_arguments, reason = "what is normalised, and how, named at each call")]
     pub fn new(
         workspace: &mut Workspace,
         parts: &[&Map],
