@@ -13,10 +13,12 @@ pub mod engine;
 pub mod error;
 pub mod evaluation;
 pub mod files;
+mod image_shape;
 mod labels;
 pub mod loadtest;
 pub mod nets;
 pub mod ops;
+pub mod philox;
 pub mod picture;
 pub mod routing;
 pub mod server;
@@ -25,3 +27,4 @@ pub mod supernet;
 pub mod training;
 
 pub use error::{Error, Result};
+pub use image_shape::ImageShape;

@@ -12,13 +12,14 @@ mod golden;
 mod random;
 mod support;
 
-use accordion::diffusion::{Course, NoiseKey, Update};
+use accordion::diffusion::{Course, Update};
 use accordion::engine::{Engine, EngineError, EngineLimits, Job};
 use accordion::evaluation::latency::{self, Pace};
 use accordion::nets::{
     Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Sampler, Slot, Threads, device_runner,
 };
 use accordion::ops::cuda::{Accelerator, Precision};
+use accordion::philox::NoiseKey;
 use accordion::routing::Fixed;
 use accordion::supernet::bytes_as_copies;
 use compare::relative_error;

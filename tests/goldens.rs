@@ -5,8 +5,9 @@ mod compare;
 #[path = "support/golden.rs"]
 mod golden;
 
-use accordion::diffusion::{NoiseKey, Plan, Trajectory};
+use accordion::diffusion::{Plan, Trajectory};
 use accordion::nets::{Denoiser, HostRunner, Model, Threads};
+use accordion::philox::NoiseKey;
 use accordion::supernet::{allocation, ranking};
 use accordion::training::importance::{Samples, taylor};
 use compare::relative_error;

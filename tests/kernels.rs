@@ -10,8 +10,7 @@ mod emulated;
 #[path = "support/lab.rs"]
 mod lab;
 
-use accordion::diffusion::noise::{NoiseKey, philox4x32};
-use accordion::nets::ImageShape;
+use accordion::ImageShape;
 use accordion::ops::Act;
 use accordion::ops::cpu::group_norm::GroupTable;
 use accordion::ops::cpu::resample::Direction;
@@ -25,6 +24,7 @@ use accordion::ops::cuda::sampler::{PITCH, Row, input_bytes, sampler, state_byte
 use accordion::ops::cuda::tokens::{pack_positions, tokens, unpatch};
 use accordion::ops::cuda::{Accelerator, Cost, Launch, Map, Precision, attention, launch, pitch, pixels};
 use accordion::ops::{self, Tape};
+use accordion::philox::{NoiseKey, philox4x32};
 use bytemuck::NoUninit;
 use candle_core::{Device, Tensor};
 use compare::relative_error;

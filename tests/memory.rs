@@ -1,12 +1,12 @@
 //! What a runner allocates, counted by the allocator.
 #![allow(unsafe_code, reason = "an allocator is")]
 
-use accordion::diffusion::Stream;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::model::Card;
 use accordion::nets::song_unet::{Config, Decoder, EmbeddingType, Encoder};
 use accordion::nets::{Backbone, Network};
 use accordion::nets::{Denoiser, HostRunner, Model, Threads};
+use accordion::philox::Stream;
 use accordion::supernet::{Pipe, Spec, Subnet, Widths};
 use accordion::training::trainer::initial;
 use std::alloc::{GlobalAlloc, Layout, System};

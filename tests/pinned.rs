@@ -7,9 +7,9 @@ mod emulated;
 #[path = "support/golden.rs"]
 mod golden;
 
-use accordion::diffusion::Stream;
 use accordion::nets::{Denoiser, DeviceRunner, HostRunner, Model, Threads};
 use accordion::ops::cuda::Precision;
+use accordion::philox::Stream;
 use emulated::Emulated;
 use emulation::{Order, Sequence};
 use golden::{NAMES, golden};

@@ -3,9 +3,9 @@
 #[path = "support/company.rs"]
 mod company;
 
-use accordion::diffusion::Stream;
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::{HostRunner, HostSampler, Model, Threads};
+use accordion::philox::Stream;
 use accordion::routing::Fixed;
 use accordion::supernet::widths_of;
 use accordion::training::config::DataConfig;

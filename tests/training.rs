@@ -2,11 +2,11 @@
 
 mod support;
 
-use accordion::diffusion::Stream;
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::sliced::Sliced;
 use accordion::nets::{HostRunner, HostSampler, Model, Network, Threads};
 use accordion::ops::Tape;
+use accordion::philox::Stream;
 use accordion::routing::Fixed;
 use accordion::supernet::{Order, Subnet, Supernet, Widths, widths_of};
 use accordion::training::batch::{Batch, Batches};

@@ -1,9 +1,10 @@
 //! `accordion forward`: one denoiser call, to compare with other implementations.
 
 use super::tensors::{Levels, Noisy, TensorFile};
+use crate::ImageShape;
 use crate::Result;
 use crate::files::write_tensors;
-use crate::nets::{HostRunner, ImageShape, Model, Threads};
+use crate::nets::{HostRunner, Model, Threads};
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;
 

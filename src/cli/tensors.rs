@@ -1,8 +1,9 @@
 //! Files of tensors that a user hands in: public layout, checked, without what is not asked for.
 
+use crate::ImageShape;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::{parse_tensors, tensor};
-use crate::nets::{ImageShape, Network};
+use crate::nets::Network;
 use crate::supernet::checkpoint::read_f32;
 use crate::training::importance::Samples;
 use crate::{Error, Result};

@@ -1,12 +1,10 @@
 //! Preconditioning, noise schedules, solvers and counter-based noise. Pure: no tensors, no device.
 
-pub mod noise;
 pub mod plan;
 pub mod preconditioning;
 pub mod schedule;
 pub mod solver;
 
-pub use noise::{NoiseKey, Stream};
 pub use plan::{Plan, Respacing, Solver, WidthRun};
 pub use schedule::{SigmaRange, Spacing, sigmas};
 pub use solver::{Call, Course, Noise, State, Trajectory, Update, guide};

@@ -1,9 +1,9 @@
 //! Solvers of the probability-flow ODE, one denoiser call at a time: whoever runs the network decides whose call is
 //! next.
 
-use super::noise::NoiseKey;
 use super::plan::{Plan, Solver};
 use super::schedule::SigmaRange;
+use crate::philox::NoiseKey;
 use std::f64::consts::SQRT_2;
 use std::sync::Arc;
 

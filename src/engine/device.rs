@@ -1,9 +1,10 @@
 //! The engine's hands on its sampler: faults and panics become sentences, which fail the requests they hit and nothing
 //! else.
 
-use crate::diffusion::{Noise, NoiseKey};
+use crate::diffusion::Noise;
 use crate::engine::EngineStats;
 use crate::nets::{Move, Sampler, Slot};
+use crate::philox::NoiseKey;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;

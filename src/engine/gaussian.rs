@@ -1,6 +1,7 @@
 //! A denoiser that is known in closed form, with a gate, for tests.
 
-use crate::nets::{About, Denoiser, ImageShape};
+use crate::ImageShape;
+use crate::nets::{About, Denoiser};
 use crate::supernet::Subnet;
 use crate::{Error, Result};
 use std::collections::BTreeMap;

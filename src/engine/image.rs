@@ -1,6 +1,6 @@
 //! From pixels to an encoded image.
 
-use crate::nets::ImageShape;
+use crate::ImageShape;
 use image::ImageEncoder;
 use std::str::FromStr;
 

@@ -1,14 +1,15 @@
 //! The requests that the engine holds, and how far their images are; the pixels are the sampler's. What runs next is
 //! the policy's to say.
 
+use crate::diffusion::Course;
 use crate::diffusion::plan::Plan;
 use crate::diffusion::schedule::SigmaRange;
-use crate::diffusion::{Course, NoiseKey};
 use crate::engine::device::Device;
 use crate::engine::job::Step;
 use crate::engine::policy::{Member, RequestId, Turn};
 use crate::engine::{EngineError, EngineStats, Finished, Job};
 use crate::nets::{Move, Slot};
+use crate::philox::NoiseKey;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,11 +1,12 @@
 //! How long a call of the denoiser takes.
 
 use crate::Result;
-use crate::diffusion::{Noise, NoiseKey, Stream, Update};
+use crate::diffusion::{Noise, Update};
 use crate::nets::opened::Calls;
 use crate::nets::{HostRunner, Move, Network, Opened, Sampler, Threads};
 use crate::ops::cpu::fused::Layer;
 use crate::ops::cpu::peak;
+use crate::philox::{NoiseKey, Stream};
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};

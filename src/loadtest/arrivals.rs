@@ -1,7 +1,7 @@
 //! When requests arrive: a timetable that is fixed before the first of them is sent.
 
-use crate::diffusion::Stream;
 use crate::files::write_whole;
+use crate::philox::Stream;
 use crate::{Error, Result};
 use std::fmt;
 use std::fmt::Write;

@@ -77,8 +77,8 @@ fn pixels(file: &[u8]) -> std::result::Result<Vec<f64>, String> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::ImageShape;
     use crate::engine::image::{Format, Raster};
-    use crate::nets::ImageShape;
 
     /// A PNG of two pixels.
     pub fn png(bytes: [u8; 2]) -> Vec<u8> {

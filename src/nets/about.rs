@@ -1,7 +1,7 @@
 //! What there is to know of a network before it is run.
 
-use super::ImageShape;
 use super::model::Model;
+use crate::ImageShape;
 use crate::supernet::Subnet;
 
 /// What whoever draws with a network has to know of it.

@@ -1,10 +1,10 @@
 //! ADM: the U-Net of Dhariwal and Nichol 2021, as NVlabs/edm defines it (`DhariwalUNet`).
 
-use super::ImageShape;
 use super::backbone::Architecture;
 use super::builder::{Builder, Draw, Weight};
 use super::edm_unet::{self, Place, Side, Size, Style};
 use super::program::{Channels, ClassRows, Embedding, Frequencies, Product, Waves};
+use crate::ImageShape;
 use crate::ops::Act;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};

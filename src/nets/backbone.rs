@@ -3,7 +3,8 @@
 use super::builder::Builder;
 use super::program::Program;
 use super::recognition::{edm, u_vit as by_u_vit};
-use super::{ImageShape, adm, song_unet, u_vit};
+use super::{adm, song_unet, u_vit};
+use crate::ImageShape;
 use crate::checkpoint::StateDict;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::{Error, Result};

@@ -3,11 +3,11 @@
 //! A parameter's shape and the axes that shrink with a pipe follow from the [`Channels`] that it reads and makes: forward
 //! pass and table cannot disagree.
 
-use super::ImageShape;
 use super::program::{
     Branch, Channels, Dense, Embedding, Extent, IMAGE, Layer, Norm, Op, Over, ParamId, PipeId, Product, Program, Value,
     ValueId, View,
 };
+use crate::ImageShape;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::supernet::spec::{Init, Param, Pipe, Public, Role, Slice, Spec};
 use std::collections::BTreeMap;

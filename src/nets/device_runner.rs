@@ -3,11 +3,13 @@
 
 use super::network::Network;
 use super::on_gpu::{Addresses, Compiled};
-use super::{About, Denoiser, ImageShape, Model, Move, Sampler, Slot};
+use super::{About, Denoiser, Model, Move, Sampler, Slot};
+use crate::ImageShape;
+use crate::diffusion::Noise;
 use crate::diffusion::preconditioning::Coefficients;
-use crate::diffusion::{Noise, NoiseKey};
 use crate::ops::cuda::sampler::{self, Row};
 use crate::ops::cuda::{Accelerator, Fault, Launch, Precision, pixels};
+use crate::philox::NoiseKey;
 use crate::{Error, Result};
 use std::collections::HashMap;
 

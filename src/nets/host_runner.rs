@@ -2,7 +2,8 @@
 
 use super::network::Network;
 use super::on_cpu::{Packed, SubnetView};
-use super::{About, Denoiser, ImageShape, Model};
+use super::{About, Denoiser, Model};
+use crate::ImageShape;
 use crate::Result;
 use crate::diffusion::preconditioning::Coefficients;
 use crate::ops::cpu::fused::{Kind, Layer, Recorder, Team, Workspace};
@@ -168,11 +169,11 @@ impl Denoiser for HostRunner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diffusion::Stream;
     use crate::diffusion::preconditioning::Preconditioning;
     use crate::nets::Backbone;
     use crate::nets::model::Card;
     use crate::ops::cpu::simd::narrowed::on_every_instruction_set;
+    use crate::philox::Stream;
     use crate::supernet::{Subnet, Supernet, Widths};
     use candle_core::{Device, Tensor};
 

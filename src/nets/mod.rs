@@ -38,24 +38,6 @@ pub use warm::warm;
 
 use crate::Result;
 
-/// The size of an image, in pixels and channels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ImageShape {
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-    /// Colour channels: 1 or 3.
-    pub channels: usize,
-}
-
-impl ImageShape {
-    /// Values of one image.
-    pub fn elements(&self) -> usize {
-        self.height * self.width * self.channels
-    }
-}
-
 /// A denoiser `D(x; sigma, class)` at several widths, in the host's memory.
 pub trait Denoiser: Send {
     /// What there is to know of it.

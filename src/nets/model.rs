@@ -1,8 +1,8 @@
 //! A model directory: `model.toml`, `supernet.safetensors` and `subnets.toml`, read together or refused together.
 
-use super::ImageShape;
 use super::backbone::Backbone;
 use super::network::Network;
+use crate::ImageShape;
 use crate::classes;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::SigmaRange;

@@ -1,12 +1,12 @@
 //! A backbone with its preconditioning: the denoiser as a function of its weights.
 
-use super::ImageShape;
 use super::backbone::Backbone;
 use super::on_cpu::Packed;
 use super::on_gpu::Compiled;
 use super::on_tape;
 use super::program::Program;
 use super::sliced::Sliced;
+use crate::ImageShape;
 use crate::Result;
 use crate::diffusion::preconditioning::{Coefficients, Preconditioning};
 use crate::ops::Tape;

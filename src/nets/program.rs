@@ -6,7 +6,7 @@
 //! layer reads is a [`View`], which normalises, activates, concatenates and resamples on the way in; bias, residual and
 //! scale are part of the layer that makes the sum. So no reader has to find the fusions again.
 
-use crate::nets::ImageShape;
+use crate::ImageShape;
 use crate::ops::Act;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::cpu::resample::Direction;

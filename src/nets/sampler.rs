@@ -1,8 +1,9 @@
 //! The images that are being drawn, where the denoiser keeps its memory.
 
 use super::{About, Denoiser};
-use crate::diffusion::{Noise, NoiseKey, State, Update, guide};
+use crate::diffusion::{Noise, State, Update, guide};
 use crate::ops::pixels::byte;
+use crate::philox::NoiseKey;
 use crate::{Error, Result};
 
 /// Names an image that a sampler holds, from [`Sampler::begin`] to [`Sampler::end`]; then the number may serve again.

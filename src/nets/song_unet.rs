@@ -1,10 +1,10 @@
 //! SongUNet: the DDPM++ and NCSN++ backbones of Karras et al. 2022 (after Song et al. 2021), as NVlabs/edm defines them.
 
-use super::ImageShape;
 use super::backbone::Architecture;
 use super::builder::{Builder, Draw, Weight};
 use super::edm_unet::{self, Place, Side, Size, Style};
 use super::program::{Channels, ClassRows, Embedding, Frequencies, Product, Waves};
+use crate::ImageShape;
 use crate::ops::Act;
 use crate::supernet::spec::{Init, Public};
 use crate::{Error, Result};

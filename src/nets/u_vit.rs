@@ -1,9 +1,9 @@
 //! U-ViT (Bao et al. 2023), as baofff/U-ViT defines it: a transformer on patches whose last blocks read what the first made.
 
-use super::ImageShape;
 use super::backbone::Architecture;
 use super::builder::{Builder, Draw, Weight};
 use super::program::{Channels, ClassRows, Embedding, Frequencies, Product, ValueId, View, Waves};
+use crate::ImageShape;
 use crate::ops::Act;
 use crate::supernet::spec::{Pipe, PipeKind};
 use crate::{Error, Result};

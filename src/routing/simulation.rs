@@ -1,7 +1,7 @@
 //! Policies on a machine and a clock that are made up: the laws of serving, without a model and without waiting.
 
-use crate::diffusion::Stream;
 use crate::engine::policy::{Ask, Policy, Refusal, RequestId, Turn, Wish};
+use crate::philox::Stream;
 use crate::routing::ladder::tests::{ladder, times};
 use crate::routing::{Elastic, Fixed, Ladder, SlackFit, StepTimes};
 use proptest::prelude::*;

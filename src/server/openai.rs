@@ -3,8 +3,8 @@
 pub(super) mod prompt;
 pub(super) mod wire;
 
+use crate::ImageShape;
 use crate::engine::image::{Format, Raster};
-use crate::nets::ImageShape;
 use crate::server::draw::{Order, most_images, take};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
 use crate::server::generate::{headers, read_body};

@@ -3,8 +3,8 @@
 //! A score table has a row a pipe and a number a channel. An order table has, by pipe, the channel that each position
 //! takes, best first; equal channels keep their order.
 
-use crate::diffusion::noise::Stream;
 use crate::files::{parse_tensors, tensor, write_tensors};
+use crate::philox::Stream;
 use crate::supernet::checkpoint::{Order, Supernet, read_f32};
 use crate::supernet::groups;
 use crate::supernet::spec::{Pipe, Role, Spec};

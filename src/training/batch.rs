@@ -2,7 +2,7 @@
 
 use super::config::Loss;
 use super::data::{Dataset, flip_horizontal, to_unit};
-use crate::diffusion::noise::Stream;
+use crate::philox::Stream;
 
 /// Streams of the seed's generator; 0 is the noise of generated images.
 #[derive(Clone, Copy)]

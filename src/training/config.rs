@@ -1,10 +1,11 @@
 //! The one file that a training run is described by.
 
 use super::data::Source;
-use crate::diffusion::noise::Stream;
+use crate::ImageShape;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::read_toml;
-use crate::nets::{Backbone, ImageShape, Model, Network};
+use crate::nets::{Backbone, Model, Network};
+use crate::philox::Stream;
 use crate::supernet::Order;
 use crate::supernet::allocation::{self, Wanted};
 use crate::training::data::Dataset;

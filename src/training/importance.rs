@@ -1,8 +1,8 @@
 //! Taylor importance: how much the loss would change, to first order, without a channel.
 
-use crate::diffusion::noise::Stream;
 use crate::nets::{Network, sliced::Sliced};
 use crate::ops::{Gradients, Tape};
+use crate::philox::Stream;
 use crate::supernet::spec::{Param, Role, Slice};
 use crate::supernet::{Spec, Supernet};
 use crate::training::config::Loss;

@@ -1,7 +1,7 @@
 //! Which subnets a step trains.
 
 use super::config::{Rule, Sampling};
-use crate::diffusion::noise::Stream;
+use crate::philox::Stream;
 
 /// Probabilities of subnets of these ratios, ascending: weights fall linearly from `reweighting` at the smallest to 1 at
 /// the largest (the paper, eq. 6).

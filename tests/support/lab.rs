@@ -1,7 +1,7 @@
 //! Feature maps on a machine, and what they hold.
 
-use accordion::diffusion::Stream;
 use accordion::ops::cuda::{Accelerator, Map, Precision};
+use accordion::philox::Stream;
 
 /// A machine, and what is tried on it.
 pub struct Lab<M: Accelerator> {

@@ -1,9 +1,9 @@
 //! What the tests of training and of serving share: a network small enough to train in seconds, and the real binary.
 
-use accordion::diffusion::Stream;
 use accordion::nets::Backbone;
 use accordion::nets::model::Card;
 use accordion::nets::{Model, Network};
+use accordion::philox::Stream;
 use accordion::supernet::allocation::{self, Constraint};
 use accordion::supernet::spec::Init;
 use accordion::supernet::{Spec, Subnet, Supernet};

@@ -1,10 +1,10 @@
 //! Small random networks of every kind, with random weights.
 
-use accordion::diffusion::Stream;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::Model;
 use accordion::nets::model::Card;
 use accordion::nets::{Backbone, Network};
+use accordion::philox::Stream;
 use accordion::supernet::{Order, Param, Spec, Subnet, Supernet, Widths, ranking};
 use candle_core::{Device, Tensor};
 use proptest::prelude::*;

@@ -1,10 +1,11 @@
 //! What the engine takes from its sampler and gives back, and what happens when the sampler fails.
 
 use super::{Gate, Gaussian, HostSampler, RANGE, images, job};
-use crate::diffusion::{Noise, NoiseKey};
+use crate::diffusion::Noise;
 use crate::engine::gaussian::Fault;
 use crate::engine::{Engine, EngineError, EngineLimits, Job};
 use crate::nets::{About, Denoiser, Move, Sampler, Slot};
+use crate::philox::NoiseKey;
 use crate::routing::Fixed;
 use crate::{Error, Result};
 use std::collections::HashSet;

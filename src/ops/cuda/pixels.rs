@@ -1,7 +1,7 @@
 //! From values in [-1, 1] to bytes (`kernels/pixels.cuh`).
 
 use super::{Cost, Launch};
-use crate::nets::ImageShape;
+use crate::ImageShape;
 use bytemuck::NoUninit;
 
 const THREADS: usize = 128;

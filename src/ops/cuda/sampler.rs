@@ -1,7 +1,7 @@
 //! A solver's step in one pass (`kernels/sampler.cuh`).
 
 use super::{Cost, Launch, Precision};
-use crate::nets::ImageShape;
+use crate::ImageShape;
 use bytemuck::{NoUninit, Zeroable};
 
 /// Channels from pixel to pixel of the network's input and output.

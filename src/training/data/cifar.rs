@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::Dataset;
-use crate::nets::ImageShape;
+use crate::ImageShape;
 use crate::{Error, Result};
 
 const SHAPE: ImageShape = ImageShape { height: 32, width: 32, channels: 3 };

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::{Background, Colour, Dataset};
+use crate::ImageShape;
 use crate::classes;
-use crate::nets::ImageShape;
 use crate::picture::{self, Picture};
 use crate::{Error, Result};
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 
 use super::Dataset;
-use crate::nets::ImageShape;
+use crate::ImageShape;
 use crate::{Error, Result};
 
 /// The magic number's third byte: the values are unsigned bytes. Its fourth is the number of sizes.

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
+use crate::ImageShape;
 use crate::classes;
-use crate::nets::ImageShape;
 use crate::{Error, Result};
 
 pub use crate::picture::{Background, Colour};

@@ -1,6 +1,6 @@
 //! Bytes to network values, and the flip that augments them.
 
-use crate::nets::ImageShape;
+use crate::ImageShape;
 
 /// The value in [-1, 1] that a network sees for a byte: `byte / 127.5 - 1`. Its inverse is [`crate::ops::pixels::byte`].
 pub fn to_unit(byte: u8) -> f32 {
