@@ -33,6 +33,43 @@ const BATCH: usize = 16;
 static RUNS: AtomicBool = AtomicBool::new(false);
 static STOPS: AtomicBool = AtomicBool::new(true);
 
+/// An ADM whose deeper level has two heads of attention.
+const ADM: &str = r#"
+[backbone]
+arch = "adm"
+img_resolution = 8
+img_channels = 1
+label_dim = 2
+model_channels = 32
+channel_mult = [1, 4]
+num_blocks = 1
+attn_resolutions = [4]
+
+[preconditioning]
+kind = "edm"
+sigma_data = 0.7
+"#;
+
+/// A U-ViT with all that its options can add.
+const U_VIT: &str = r#"
+[backbone]
+arch = "u-vit"
+img_size = 8
+patch_size = 2
+in_chans = 1
+embed_dim = 32
+depth = 2
+num_heads = 2
+mlp_ratio = 2
+qkv_bias = true
+mlp_time_embed = true
+num_classes = 3
+null_class = true
+
+[preconditioning]
+kind = "vp"
+"#;
+
 /// A folder with the data and a config for both stages.
 struct Workspace {
     dir: TempDir,
@@ -189,6 +226,28 @@ fn training_lowers_the_loss_of_the_full_width_and_of_all_widths_under_every_rule
         let (first, last) = first_and_last_loss(&mut trainer, 10);
         println!("{stage:?} {rule:?} {distillation} {whom:?}: {first:.3} -> {last:.3}");
         assert!(last < 0.55 * first, "{stage:?} {rule:?} {distillation} {whom:?}: {first} -> {last}");
+    }
+}
+
+#[test]
+fn every_family_goes_through_the_flow_and_its_losses_fall() {
+    for (family, network_table) in [("adm", ADM), ("u-vit", U_VIT)] {
+        let workspace = Workspace::new([60, 60]);
+        workspace.edit(NETWORK, network_table);
+        let (config, out) = (workspace.config(), workspace.path("out"));
+        let (network, dataset) = (network(&config), config.data.load().unwrap());
+        let state = State::begin(StageName::Full, &initial(network.spec(), 1).unwrap(), &dataset.classes).unwrap();
+        let full = &subnets(network.spec())[3..];
+        let mut trainer = Trainer::new(&network, &config, &dataset, full, state, None).unwrap();
+        let (first, last) = first_and_last_loss(&mut trainer, 10);
+        println!("{family}: {first:.3} -> {last:.3}");
+        assert!(last < 0.8 * first, "{family}: {first} -> {last}");
+
+        assert_eq!(flow(&config, &out).run().unwrap(), Outcome::Finished);
+        let model = Model::open(&out).unwrap();
+        assert_eq!(model.subnets().len(), 4);
+        let widths: Vec<Widths> = (0..4).map(|subnet| model.widths(subnet)).collect();
+        assert!(widths.windows(2).all(|pair| pair[0].nests_in(&pair[1])), "{family}");
     }
 }
 
@@ -377,22 +436,25 @@ fn assert_gradient(network: &Network, supernet: &Supernet, state: &State, object
 
 #[test]
 fn the_gradient_of_a_step_equals_central_differences_of_the_loss_in_every_tensor() {
-    let workspace = Workspace::new([1, 1]);
-    let mut config = workspace.config();
-    (config.full.batch, config.full.gradient_clip) = (4, 1e9);
-    let (network, dataset) = (network(&config), config.data.load().unwrap());
-    let (spec, supernet) = (network.spec(), generic(&network));
-    let batch = Batches::new(&dataset, &config.loss, network.classes(), 0).draw(0, 4);
-    for subnet in [&subnets(spec)[3], &subnets(spec)[1]] {
-        let widths = widths_of(spec, subnet).unwrap();
-        let objective =
-            |supernet: &Supernet| loss(&network, &batch, &denoised(&network, supernet, &widths, &batch), &batch.x0);
-        let state = State::begin(StageName::Full, &supernet, &dataset.classes).unwrap();
-        let only = std::slice::from_ref(subnet);
-        let mut trainer = Trainer::new(&network, &config, &dataset, only, state, None).unwrap();
-        let (reported, here) = (trainer.step().unwrap().losses[0].1, objective(&supernet));
-        assert!((reported - here).abs() < 1e-5 * here, "{reported} is not {here}");
-        assert_gradient(&network, &supernet, &trainer.state, objective);
+    for network_table in [NETWORK, ADM, U_VIT] {
+        let workspace = Workspace::new([1, 1]);
+        workspace.edit(NETWORK, network_table);
+        let mut config = workspace.config();
+        (config.full.batch, config.full.gradient_clip) = (4, 1e9);
+        let (network, dataset) = (network(&config), config.data.load().unwrap());
+        let (spec, supernet) = (network.spec(), generic(&network));
+        let batch = Batches::new(&dataset, &config.loss, network.classes(), 0).draw(0, 4);
+        for subnet in [&subnets(spec)[3], &subnets(spec)[1]] {
+            let widths = widths_of(spec, subnet).unwrap();
+            let objective =
+                |supernet: &Supernet| loss(&network, &batch, &denoised(&network, supernet, &widths, &batch), &batch.x0);
+            let state = State::begin(StageName::Full, &supernet, &dataset.classes).unwrap();
+            let only = std::slice::from_ref(subnet);
+            let mut trainer = Trainer::new(&network, &config, &dataset, only, state, None).unwrap();
+            let (reported, here) = (trainer.step().unwrap().losses[0].1, objective(&supernet));
+            assert!((reported - here).abs() < 1e-5 * here, "{reported} is not {here}");
+            assert_gradient(&network, &supernet, &trainer.state, objective);
+        }
     }
 }
 
