@@ -260,7 +260,11 @@ impl Builder {
     }
 
     /// A convolution or a linear layer.
+    ///
+    /// # Panics
+    /// If it scales a sum that is none.
     pub fn product(&mut self, product: Product) -> ValueId {
+        assert!(product.residual.is_some() || product.scale == 1.0, "a scale is of a sum");
         let extent = self.extent(&product.x).convolved(product.kernel, product.stride, product.pad);
         let (name, to) = (self.name_of(product.weight), product.to);
         self.layer(name, Op::Product(product), extent, to)
@@ -310,7 +314,11 @@ impl Builder {
     }
 
     /// `(x + residual) * scale`.
+    ///
+    /// # Panics
+    /// If it scales a sum that is none.
     pub fn write(&mut self, name: String, x: View, residual: Option<ValueId>, scale: f32) -> ValueId {
+        assert!(residual.is_some() || scale == 1.0, "a scale is of a sum");
         let (extent, channels) = (self.extent(&x), Channels::Fixed(self.stream(&x.parts)));
         self.layer(name, Op::Write { x, residual, scale }, extent, channels)
     }

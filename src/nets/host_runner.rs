@@ -177,13 +177,27 @@ mod tests {
     use crate::supernet::{Subnet, Supernet, Widths};
     use candle_core::{Device, Tensor};
 
-    /// A network with every kind of layer, its subnet `0.500`, and `full`.
-    fn model() -> Model {
-        let config = serde_json::json!({
-            "arch": "song-unet", "img_resolution": 12, "img_channels": 3, "label_dim": 3, "model_channels": 20,
-            "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [6], "embedding_type": "fourier",
-            "encoder_type": "residual", "decoder_type": "standard", "resample_filter": [1.0, 3.0, 3.0, 1.0],
-        });
+    /// Networks with every kind of layer, the subnet `0.500` of each, and `full`.
+    fn models() -> [Model; 3] {
+        [
+            serde_json::json!({
+                "arch": "song-unet", "img_resolution": 12, "img_channels": 3, "label_dim": 3, "model_channels": 20,
+                "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [6], "embedding_type": "fourier",
+                "encoder_type": "residual", "decoder_type": "standard", "resample_filter": [1.0, 3.0, 3.0, 1.0],
+            }),
+            serde_json::json!({
+                "arch": "adm", "img_resolution": 12, "img_channels": 3, "label_dim": 3, "model_channels": 64,
+                "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [6],
+            }),
+            serde_json::json!({
+                "arch": "u-vit", "img_size": 12, "patch_size": 3, "in_chans": 3, "embed_dim": 60, "depth": 2,
+                "num_heads": 3, "mlp_ratio": 3, "mlp_time_embed": true, "num_classes": 3,
+            }),
+        ]
+        .map(model)
+    }
+
+    fn model(config: serde_json::Value) -> Model {
         let backbone: Backbone = serde_json::from_value(config).unwrap();
         let network = Network::new(&backbone, Preconditioning::Vp).unwrap();
         let spec = network.spec();
@@ -202,17 +216,18 @@ mod tests {
 
     #[test]
     fn every_instruction_set_computes_the_same_bits() {
-        let model = model();
-        let mut x = vec![0.0; 2 * 12 * 12 * 3];
-        Stream::new(2, 1, 0).fill_normals(&mut x);
-        for subnet in 0..2 {
-            let [scalar, narrower, widest] = on_every_instruction_set(|| {
-                let mut runner = HostRunner::new(&model, Threads::new(2)).unwrap();
-                runner.denoise(subnet, &x, &[0.3, 4.0], &[Some(1), None]).unwrap()
-            });
-            assert!(widest.iter().all(|value| value.is_finite()));
-            assert_eq!(scalar, widest, "without vectors, subnet {subnet}");
-            assert_eq!(narrower, widest, "with narrower vectors, subnet {subnet}");
+        for model in models() {
+            let mut x = vec![0.0; 2 * 12 * 12 * 3];
+            Stream::new(2, 1, 0).fill_normals(&mut x);
+            for subnet in 0..2 {
+                let [scalar, narrower, widest] = on_every_instruction_set(|| {
+                    let mut runner = HostRunner::new(&model, Threads::new(2)).unwrap();
+                    runner.denoise(subnet, &x, &[0.3, 4.0], &[Some(1), None]).unwrap()
+                });
+                assert!(widest.iter().all(|value| value.is_finite()));
+                assert_eq!(scalar, widest, "without vectors, subnet {subnet}");
+                assert_eq!(narrower, widest, "with narrower vectors, subnet {subnet}");
+            }
         }
     }
 }
