@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, env = "ACCORDION_CONFIG")]
     config: Option<PathBuf>,
     /// The dictionary in the file that holds the network, such as `ema`; with dots between keys. For a file with several.
-    #[arg(long, env = "ACCORDION_KEY")]
+    #[arg(long, env = "ACCORDION_CHECKPOINT_KEY")]
     key: Option<String>,
     /// What stands before every name; without it any of `module.`, `model.` and `_orig_mod.`, or nothing. For a file with two
     /// networks.

@@ -102,7 +102,7 @@ impl TensorFile {
     fn levels(&self, network: &Network, batch: usize) -> Result<Levels> {
         if !self.has("t") {
             return Ok(Levels {
-                sigma: self.floats("sigma", batch, |sigma| sigma > 0.0, "positive")?,
+                sigma: self.floats("sigma", batch, |sigma| sigma > 0.0, "a positive noise level")?,
                 are_times: false,
             });
         }

@@ -287,7 +287,8 @@ impl Model {
     /// # Errors
     /// One sentence that lists the names.
     pub fn subnet(&self, name: &str) -> Result<usize> {
-        let known = name.parse::<SubnetName>().ok();
+        let ratio = name.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        let known = ratio.map_or_else(|| name.parse().ok(), |ratio| Some(SubnetName::of(ratio)));
         self.table.subnets.iter().position(|subnet| known.as_ref() == Some(&subnet.name)).ok_or_else(|| {
             let names: Vec<&str> = self.table.subnets.iter().map(|subnet| &*subnet.name).collect();
             Error::input("subnet", format!("`{name}` is none of {}", names.join(", ")))
