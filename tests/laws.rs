@@ -69,9 +69,8 @@ proptest! {
                 prop_assert!(error < TOLERANCE, "{order:?}, subnet {subnet}: {error:.1e}");
 
                 let (json, weights) = (dir.path().join("config.json"), dir.path().join("weights.safetensors"));
-                let params = extracted.in_original_order().unwrap();
-                public::write(extracted.network.spec(), &params, &weights).unwrap();
-                public_config::write(&extracted.card.backbone, &extracted.network, &json).unwrap();
+                public::write(&extracted, &weights).unwrap();
+                public_config::write(&extracted, &json).unwrap();
                 let hints = Hints { config: Some(&json), ..Hints::default() };
                 let found = find(&checkpoint::open(&weights).unwrap(), &hints).unwrap();
                 let params = found.params().unwrap();

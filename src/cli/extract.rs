@@ -43,10 +43,8 @@ impl Args {
         write_directory(&self.out, |dir| match self.format {
             Format::Accordion => extracted.write(dir, DType::F32),
             Format::TorchNames => {
-                let params = extracted.in_original_order()?;
-                public::write(extracted.network.spec(), &params, &dir.join("weights.safetensors"))?;
-                let path = dir.join("config.json");
-                public_config::write(&extracted.card.backbone, &extracted.network, &path)
+                public::write(&extracted, &dir.join("weights.safetensors"))?;
+                public_config::write(&extracted, &dir.join("config.json"))
             }
         })
     }

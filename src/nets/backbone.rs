@@ -81,6 +81,8 @@ struct Kind {
     name: &'static str,
     /// The name of its class in public code.
     class: &'static str,
+    /// What its public code puts before every name in a checkpoint.
+    prefix: &'static str,
     /// The preconditioning of all its public networks; None where they differ.
     preconditioning: Option<Preconditioning>,
     /// The options that public code makes of these named arguments.
@@ -93,6 +95,8 @@ static KINDS: [Kind; 3] = [
     Kind {
         name: "song-unet",
         class: "SongUNet",
+        // EDM's wrapper holds the network as its `model`.
+        prefix: "model.",
         preconditioning: None,
         of_arguments: |arguments| edm::options(edm::song_unet_defaults(), arguments),
         recognise: |tensors| edm::song_unet(tensors).map(|config| Ok(Backbone::SongUnet(config))),
@@ -100,6 +104,7 @@ static KINDS: [Kind; 3] = [
     Kind {
         name: "adm",
         class: "DhariwalUNet",
+        prefix: "model.",
         preconditioning: None,
         of_arguments: |arguments| edm::options(edm::adm_defaults(), arguments),
         recognise: |tensors| edm::adm(tensors).map(|config| Ok(Backbone::Adm(config))),
@@ -107,6 +112,7 @@ static KINDS: [Kind; 3] = [
     Kind {
         name: "u-vit",
         class: "UViT",
+        prefix: "",
         // They predict the noise of the VP process at time 999 t.
         preconditioning: Some(Preconditioning::Vp),
         of_arguments: |arguments| Ok(arguments.clone()),
@@ -137,6 +143,11 @@ impl Arch {
     /// The name of its class in public code.
     pub fn class(self) -> &'static str {
         self.0.class
+    }
+
+    /// What its public code puts before every name in a checkpoint.
+    pub fn prefix(self) -> &'static str {
+        self.0.prefix
     }
 
     /// The preconditioning of all its public networks; None where they differ.

@@ -1,5 +1,6 @@
-//! Translation between our parameters and the public checkpoints (NVlabs/edm names and layouts).
+//! Translation between our parameters and the public checkpoints.
 
+use super::Model;
 use crate::checkpoint::{StateDict, listed};
 use crate::files::write_tensors;
 use crate::supernet::{Param, Spec};
@@ -8,8 +9,6 @@ use candle_core::{Device, Tensor};
 use std::collections::HashSet;
 use std::path::Path;
 
-/// The prefix that EDM's preconditioning wrapper puts before every name.
-const PREFIX: &str = "model.";
 /// How the names of the constant buffers end that hold the filter of a resampling.
 pub const RESAMPLE_FILTER: &str = ".resample_filter";
 
@@ -81,11 +80,14 @@ fn check_shapes(spec: &Spec, tensors: &StateDict) -> Result<()> {
     if problems.is_empty() { Ok(()) } else { Err(Error::input(tensors.path().display(), problems.join("; "))) }
 }
 
-/// Writes `params` under the public names, in f32. Public code derives the resampling filters from its own config.
-pub fn write(spec: &Spec, params: &[Tensor], path: &Path) -> Result<()> {
-    let mut tensors = Vec::with_capacity(params.len());
-    for (param, tensor) in spec.params.iter().zip(params) {
-        tensors.push((format!("{PREFIX}{}", param.name), to_public(param, tensor)?));
-    }
-    write_tensors(path, tensors, None)
+/// Writes a model's weights under the public names, in f32, with the channels of every pipe in their original order. Public code
+/// derives the resampling filters from its own config.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be written, [`Error::NotFinite`] for weights that are not.
+pub fn write(model: &Model, path: &Path) -> Result<()> {
+    let prefix = model.card.backbone.arch().prefix();
+    let params = model.network.spec().params.iter().zip(model.in_original_order()?);
+    let tensors = params.map(|(param, tensor)| Ok((format!("{prefix}{}", param.name), to_public(param, &tensor)?)));
+    write_tensors(path, tensors.collect::<Result<Vec<_>>>()?, None)
 }

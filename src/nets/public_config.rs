@@ -2,7 +2,7 @@
 
 use super::backbone::Arch;
 use super::backbone::Backbone;
-use super::network::Network;
+use super::model::Model;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::{refuse_foreign, write_whole};
 use crate::supernet::groups;
@@ -117,7 +117,8 @@ impl<'a> PublicConfig<'a> {
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written.
-pub fn write(backbone: &Backbone, network: &Network, path: &Path) -> Result<()> {
+pub fn write(model: &Model, path: &Path) -> Result<()> {
+    let (backbone, network) = (&model.card.backbone, &model.network);
     let mut config = serde_json::to_value(backbone).expect("options are plain data");
     let arch = config.as_object_mut().and_then(|config| config.remove("arch"));
     let pipes = network.spec().pipes.iter();
