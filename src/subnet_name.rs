@@ -39,16 +39,7 @@ impl FromStr for SubnetName {
     /// # Errors
     /// If `text` is neither `full` nor a decimal number that rounds to 0.001 to 1.000.
     fn from_str(text: &str) -> Result<Self> {
-        if text == FULL {
-            return Ok(Self::full());
-        }
-        match thousandths(text) {
-            Some(ratio) if ratio > 0.0 && ratio <= 1.0 => Ok(Self::of(ratio)),
-            _ => {
-                let problem = format!("subnet {text:?} is not full or a ratio from 0.001 to 1, such as 0.250");
-                Err(Error::input("plan", problem))
-            }
-        }
+        Self::try_from(text.to_owned()).map_err(|problem| Error::input("plan", problem))
     }
 }
 
@@ -62,10 +53,16 @@ pub(crate) fn thousandths(text: &str) -> Option<f64> {
 }
 
 impl TryFrom<String> for SubnetName {
-    type Error = Error;
+    type Error = String;
 
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        if text == FULL {
+            return Ok(Self::full());
+        }
+        match thousandths(&text) {
+            Some(ratio) if ratio > 0.0 && ratio <= 1.0 => Ok(Self::of(ratio)),
+            _ => Err(format!("subnet {text:?} is not full or a ratio from 0.001 to 1, such as 0.250")),
+        }
     }
 }
 

@@ -393,5 +393,9 @@ fn commands_on_a_model_refuse_what_does_not_fit_and_leave_nothing() {
         &["ranked/model.toml: backbone.img_resolution"],
     );
     damage("subnets.toml", &replaced("parameters = ", "parameters = 1"), &["ranked/subnets.toml: subnet 0.250"]);
-    damage("subnets.toml", &replaced("name = \"full\"", "name = \"fool\""), &["ranked/subnets.toml: subnet"]);
+    let full = "name = \"full\"";
+    let no_name: &[&str] = &["ranked/subnets.toml, line ", "subnet \"fool\" is not full or a ratio"];
+    damage("subnets.toml", &replaced(full, "name = \"fool\""), no_name);
+    let no_full: &[&str] = &["ranked/subnets.toml: subnet: the last subnet must be `full`"];
+    damage("subnets.toml", &replaced(full, "name = \"0.999\""), no_full);
 }
