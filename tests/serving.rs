@@ -519,23 +519,64 @@ fn generate_refuses_what_it_cannot_draw_and_writes_nothing() {
         ("a.png", &["--class", "top", "--guidance", "NaN"], &["--guidance"]),
         ("a.gif", &[], &["--out", "`gif`", "png, webp, jpeg"]),
         ("a", &[], &["--out", "png, webp, jpeg"]),
+        ("a.png", &["--n", "1025"], &["--n", "1025", "--out DIR/"]),
+        ("no/a.npz", &[], &["no/a.npz", "No such file"]),
         ("no/a.png", &[], &["no/a.png", "No such file"]),
     ] {
         assert_refused(&workspace.generate(out, args), parts);
         assert!(!workspace.path(out).exists());
     }
-    for args in [
-        &["--n", "0"][..],
-        &["--n", "1025"],
-        &["--seed", "-1"],
-        &["--plan", "heun"],
-        &["--steps", "5", "--plan", "heun-5@full"],
-    ] {
+    for args in [&["--n", "0"][..], &["--seed", "-1"], &["--plan", "heun"], &["--steps", "5", "--plan", "heun-5@full"]]
+    {
         assert_eq!(workspace.generate("a.png", args).status.code(), Some(2), "{args:?}");
         assert!(!workspace.path("a.png").exists());
     }
     std::fs::remove_file(workspace.path("model/model.toml")).unwrap();
     assert_refused(&workspace.generate("a.png", &[]), &[text(&workspace.path("model/model.toml"))]);
+}
+
+#[test]
+fn many_images_go_into_a_directory_or_an_array_and_what_was_interrupted_goes_on() {
+    let workspace = Workspace::new("");
+    let args = ["--class", "top,bottom", "--seed", "4", "--steps", "2", "--n", "5"];
+    let run = |out: &str| {
+        let output = workspace.generate(out, &args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let file = |index: usize| std::fs::read(workspace.path(&format!("many/{index:06}.png"))).unwrap();
+    assert!(run("many/").contains("generate: 5 of 5 images"));
+    assert_eq!(file(1), workspace.generated("one.png", &["--class", "bottom", "--seed", "5", "--steps", "2"]));
+    let whole: Vec<Vec<u8>> = (0..5).map(file).collect();
+
+    std::fs::remove_file(workspace.path("many/000003.png")).unwrap();
+    std::fs::write(workspace.path("many/000000.png"), "kept").unwrap();
+    run("many/");
+    assert_eq!((file(0), file(3)), (b"kept".to_vec(), whole[3].clone()));
+    let other = [&["--class", "top,bottom", "--seed", "5"][..], &args[4..]].concat();
+    assert_refused(&workspace.generate("many/", &other), &["images.toml: seed: is not what is asked for now"]);
+    std::fs::create_dir(workspace.path("taken")).unwrap();
+    std::fs::write(workspace.path("taken/x"), "").unwrap();
+    assert_refused(&workspace.generate("taken/", &args), &["taken", "is not empty, and has no images.toml"]);
+
+    let pixels: Vec<u8> =
+        whole.iter().flat_map(|file| image::load_from_memory(file).unwrap().into_luma8().into_raw()).collect();
+    let side = SIDE as usize;
+    let array = |name: &str| {
+        let arrays = candle_core::npy::NpzTensors::new(workspace.path(name)).unwrap();
+        let [images, classes] = ["arr_0", "arr_1"].map(|name| arrays.get(name).unwrap().unwrap());
+        assert_eq!(images.dims(), [5, side, side, 1]);
+        assert_eq!(classes.to_vec1::<i64>().unwrap(), [0, 1, 0, 1, 0]);
+        images.flatten_all().unwrap().to_vec1::<u8>().unwrap()
+    };
+    run("all.npz");
+    assert_eq!(array("all.npz"), pixels);
+    // As a run leaves it that was killed in its second image.
+    std::fs::write(workspace.path("cut.npz.part"), &pixels[..side * side * 3 / 2]).unwrap();
+    std::fs::copy(workspace.path("many/images.toml"), workspace.path("cut.npz.part.toml")).unwrap();
+    run("cut.npz");
+    assert_eq!(array("cut.npz"), pixels);
+    assert!(!workspace.path("cut.npz.part").exists() && !workspace.path("cut.npz.part.toml").exists());
 }
 
 #[test]

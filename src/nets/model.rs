@@ -20,7 +20,8 @@ use std::path::Path;
 const FORMAT: u32 = 1;
 /// What the model is; the last file of a directory to be written.
 pub const CARD: &str = "model.toml";
-const WEIGHTS: &str = "supernet.safetensors";
+/// The weights.
+pub const WEIGHTS: &str = "supernet.safetensors";
 const SUBNETS: &str = "subnets.toml";
 
 /// `model.toml`: what the model is and how it was made.
