@@ -7,20 +7,26 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 /// Names less alike than this, from 0 to 1, are of no help to who looks for one.
 const ALIKE: f64 = 0.6;
-/// How many tensors that do not belong to a file are named.
-const SURPLUS_NAMED: usize = 10;
+/// How many names a refusal gives.
+const NAMED: usize = 10;
 
 /// Writes a file by way of a temporary one beside it, so that a reader never sees half of it.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
+    write_whole_with(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_whole`], of what `write` writes.
+pub fn write_whole_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
     let partial = partial(path);
-    let written = std::fs::File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+    let written = File::create(&partial)
+        .and_then(|mut file| write(&mut file).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&partial, path));
     written.map_err(|error| {
         // The error says more than one about the remains would.
@@ -35,7 +41,7 @@ pub fn check_writable(path: &Path) -> Result<()> {
         return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
     }
     let partial = partial(path);
-    std::fs::File::create(&partial).and_then(|_| std::fs::remove_file(&partial)).map_err(Error::io(path))
+    File::create(&partial).and_then(|_| std::fs::remove_file(&partial)).map_err(Error::io(path))
 }
 
 /// The temporary file beside a file.
@@ -108,7 +114,7 @@ pub fn refuse_foreign(path: &Path, bytes: &[u8], wanted: &str) -> Result<()> {
 pub fn sha256(path: &Path) -> Result<String> {
     let mut hasher = Sha256::new();
     let mut read = || {
-        let mut file = BufReader::with_capacity(1 << 20, std::fs::File::open(path)?);
+        let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
         loop {
             let bytes = file.fill_buf()?;
             let count = bytes.len();
@@ -162,15 +168,22 @@ fn instead(file: &SafeTensors, name: &str) -> String {
 pub fn refuse_surplus(path: &Path, file: &SafeTensors, known: impl Fn(&str) -> bool, what: &str) -> Result<()> {
     let mut surplus: Vec<&str> = file.names().into_iter().filter(|name| !known(name)).collect();
     surplus.sort_unstable();
-    let named = surplus.iter().take(SURPLUS_NAMED).copied().collect::<Vec<_>>().join(", ");
-    match (surplus.len(), surplus.len().saturating_sub(SURPLUS_NAMED)) {
-        (0, _) => Ok(()),
-        (1, _) => Err(Error::field(path, &named, format!("tensor does not belong to {what}"))),
-        (count, 0) => Err(Error::input(path.display(), format!("{count} tensors do not belong to {what}: {named}"))),
-        (count, more) => {
-            let problem = format!("{count} tensors do not belong to {what}: {named} and {more} more");
+    match surplus.len() {
+        0 => Ok(()),
+        1 => Err(Error::field(path, surplus[0], format!("tensor does not belong to {what}"))),
+        count => {
+            let problem = format!("{count} tensors do not belong to {what}: {}", listed(&surplus));
             Err(Error::input(path.display(), problem))
         }
+    }
+}
+
+/// The first ten of some names, and how many more there are.
+pub fn listed(names: &[impl Display]) -> String {
+    let named = names.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
     }
 }
 
@@ -403,6 +416,12 @@ mod tests {
         assert!(refusal(3).unwrap_err().ends_with("file: 2 tensors do not belong to the network: t01, t02"));
         let many = refusal(13).unwrap_err();
         assert!(many.contains("12 tensors") && many.ends_with("t09, t10 and 2 more"), "{many}");
+    }
+
+    #[test]
+    fn ten_names_are_given_and_the_others_counted() {
+        assert_eq!(listed(&["a", "b"]), "a, b");
+        assert!(listed(&(0..22).collect::<Vec<_>>()).ends_with("8, 9 and 12 more"));
     }
 
     #[test]

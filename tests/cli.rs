@@ -1,33 +1,20 @@
 //! The binary itself: the way from a public checkpoint to an extracted subnet, and every wrong turn on it.
 
+#[path = "support/workplace.rs"]
+mod workplace;
+
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::PathBuf;
+use workplace::Workplace;
 
 const NAME: &str = "song_unet_edm_uncond";
 
 fn fixture(file: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(file);
-    path.to_str().unwrap().to_owned()
+    workplace::fixture(file).to_str().unwrap().to_owned()
 }
 
-/// A scratch directory in which commands run.
-struct Workplace(tempfile::TempDir);
-
 impl Workplace {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_accordion")).args(args).current_dir(self.0.path()).output().unwrap()
-    }
-
     fn succeeds(&self, args: &[&str]) {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -3,6 +3,8 @@
 #[allow(dead_code, reason = "only the networks are of use here")]
 #[path = "support/golden.rs"]
 mod golden;
+#[path = "support/workplace.rs"]
+mod workplace;
 
 use accordion::checkpoint::{self, Checkpoint, Part, StateDict};
 use accordion::nets::Backbone;
@@ -10,12 +12,8 @@ use accordion::nets::public_config::Kind;
 use accordion::nets::recognition::{Found, Hints, find};
 use golden::{NAMES, golden};
 use proptest::prelude::*;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-fn fixture(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(file)
-}
+use std::process::Output;
+use workplace::{Workplace, fixture};
 
 fn open(file: &str) -> Checkpoint {
     checkpoint::open(&fixture(file)).unwrap()
@@ -34,25 +32,13 @@ fn assert_same(got: &StateDict, want: &StateDict) {
     }
 }
 
-/// A scratch directory for the binary.
-struct Workplace(tempfile::TempDir);
-
 impl Workplace {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
     fn copy(&self, file: &str, to: &str) {
         std::fs::copy(fixture(file), self.path(to)).unwrap();
     }
 
     fn import(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_accordion"));
-        command.arg("import").args(args).current_dir(self.0.path()).output().unwrap()
+        self.run(&[&["import"], args].concat())
     }
 
     /// Imports, and returns the line that says what.

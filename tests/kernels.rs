@@ -94,17 +94,8 @@ fn silu(value: f64) -> f64 {
     value / (1.0 + (-value).exp())
 }
 
-/// `x Phi(x)`, the error function by a series without cancellation.
 fn gelu(value: f64) -> f64 {
-    let x = value / std::f64::consts::SQRT_2;
-    let (mut term, mut sum) = (x, 0.0);
-    for n in 0..200 {
-        sum += term;
-        term *= 2.0 * x * x / f64::from(2 * n + 3);
-    }
-    // Far out it is 1, and the series takes many terms.
-    let erf = if x.abs() > 6.0 { x.signum() } else { std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum };
-    0.5 * value * (1.0 + erf)
+    0.5 * value * (1.0 + libm::erf(value * std::f64::consts::FRAC_1_SQRT_2))
 }
 
 /// A prefix of a convolution's weights on one or two parts.

@@ -12,8 +12,9 @@ mod torch;
 mod torch_zip;
 
 pub use module::Described;
-pub use state_dict::{StateDict, listed};
+pub use state_dict::StateDict;
 
+use crate::files::listed;
 use crate::{Error, Result};
 use pickle::{Id, Pickle};
 use std::collections::{BTreeMap, HashSet};

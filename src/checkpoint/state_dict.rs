@@ -1,16 +1,14 @@
 //! Named tensors of a file, read when they are asked for.
 
+use crate::files::listed;
 use crate::{Error, Result};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How many names a refusal gives.
-const NAMED: usize = 10;
 /// What code wraps a network in puts these before its names: DistributedDataParallel, a preconditioning or Lightning's module,
 /// `torch.compile`.
 const WRAPPERS: [&str; 3] = ["module.", "model.", "_orig_mod."];
@@ -218,15 +216,6 @@ fn wrapper(name: &str) -> &str {
     &name[..name.len() - rest.len()]
 }
 
-/// The first ten of some names, and how many more there are.
-pub fn listed(names: &[impl Display]) -> String {
-    let named = names.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(NAMED) {
-        0 => named,
-        more => format!("{named} and {more} more"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,12 +259,6 @@ mod tests {
         ] {
             assert!(view(shape, strides, offset).is_err(), "{shape:?}");
         }
-    }
-
-    #[test]
-    fn ten_names_are_given_and_the_others_counted() {
-        assert_eq!(listed(&["a", "b"]), "a, b");
-        assert!(listed(&(0..22).collect::<Vec<_>>()).ends_with("8, 9 and 12 more"));
     }
 
     #[test]

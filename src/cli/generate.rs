@@ -14,7 +14,7 @@ use crate::routing::Fixed;
 use crate::subnet_name::FULL;
 use crate::training::progress::Progress;
 use crate::{Error, Result};
-use many::{Order, Record};
+use many::{Order, Record, in_turn};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -190,13 +190,7 @@ impl Args {
         let job = Job { guidance: self.guidance, events: Some(told), ..Job::exact(Arc::new(plan), self.seed) };
         match classes {
             [class] => vec![Job { images: self.n, class: *class, ..job }],
-            _ => (0..self.n as usize)
-                .map(|index| Job {
-                    class: classes[index % classes.len()],
-                    seed: self.seed.wrapping_add(index as u64),
-                    ..job.clone()
-                })
-                .collect(),
+            _ => (0..self.n).map(|index| in_turn(&job, classes, index)).collect(),
         }
     }
 }

@@ -130,8 +130,8 @@ impl TensorFile {
         }
     }
 
-    /// The classes `class_index` [B], in which their number is none, or of the one-hot rows `class_labels` [B, classes]; a row of zeros is none, and so are all
-    /// of a file without.
+    /// The classes `class_index` [B], in which their number is none, or of the one-hot rows `class_labels` [B, classes]; a row of
+    /// zeros is none, and so are all of a file without.
     fn classes(&self, network: &Network, batch: usize) -> Result<Vec<Option<usize>>> {
         const ROWS: &str = "class_labels";
         const INDEX: &str = "class_index";

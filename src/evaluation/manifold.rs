@@ -47,21 +47,36 @@ pub fn radii(features: &[f32], dim: usize) -> Vec<f64> {
 pub fn overlap(real: &[f32], fake: &[f32], dim: usize) -> Overlap {
     let (real_radii, fake_radii) = (radii(real, dim), radii(fake, dim));
     let (reals, fakes): (Vec<_>, Vec<_>) = (real.chunks_exact(dim).collect(), fake.chunks_exact(dim).collect());
-    // Of each fake feature: the real balls that it is in.
-    let inside =
-        |fake: &&[f32]| reals.iter().zip(&real_radii).filter(|(real, radius)| squared(real, fake) <= **radius).count();
-    let around: Vec<usize> = fakes.par_iter().map(inside).collect();
-    let covered = |(real, radius): (&&[f32], &f64)| {
-        let distances = || fakes.iter().map(|fake| squared(real, fake));
-        let is_recalled = distances().zip(&fake_radii).any(|(distance, radius)| distance <= *radius);
-        (is_recalled, distances().any(|distance| distance <= *radius))
+    /// What is counted on the way through the real features.
+    struct Counts {
+        recalled: usize,
+        covered: usize,
+        /// Of each fake feature: the real balls that it is in.
+        around: Vec<usize>,
+    }
+    let none = || Counts { recalled: 0, covered: 0, around: vec![0; fakes.len()] };
+    let count = |mut counts: Counts, (real, radius): (&&[f32], &f64)| {
+        let (mut is_recalled, mut is_covered) = (false, false);
+        for ((fake, fake_radius), around) in fakes.iter().zip(&fake_radii).zip(&mut counts.around) {
+            let distance = squared(real, fake);
+            is_recalled |= distance <= *fake_radius;
+            is_covered |= distance <= *radius;
+            *around += usize::from(distance <= *radius);
+        }
+        counts.recalled += usize::from(is_recalled);
+        counts.covered += usize::from(is_covered);
+        counts
     };
-    let covered: Vec<(bool, bool)> = reals.par_iter().zip(&real_radii).map(covered).collect();
+    let sum = |mut a: Counts, b: Counts| {
+        a.around.iter_mut().zip(b.around).for_each(|(a, b)| *a += b);
+        Counts { recalled: a.recalled + b.recalled, covered: a.covered + b.covered, ..a }
+    };
+    let Counts { recalled, covered, around } = reals.par_iter().zip(&real_radii).fold(none, count).reduce(none, sum);
     let share = |count: usize, of: usize| count as f64 / of as f64;
     Overlap {
         precision: share(around.iter().filter(|&&count| count > 0).count(), fakes.len()),
-        recall: share(covered.iter().filter(|(recalled, _)| *recalled).count(), reals.len()),
+        recall: share(recalled, reals.len()),
         density: share(around.iter().sum(), NEAREST * fakes.len()),
-        coverage: share(covered.iter().filter(|(_, covered)| *covered).count(), reals.len()),
+        coverage: share(covered, reals.len()),
     }
 }

@@ -6,6 +6,7 @@ use super::program::{
 use super::sliced::Tables;
 use crate::Result;
 use crate::ops::cpu::activation;
+use crate::ops::cpu::conv::places;
 use crate::ops::cpu::fused::activate::activate;
 use crate::ops::cpu::fused::attention::{self, attention};
 use crate::ops::cpu::fused::conv::Conv;
@@ -300,11 +301,7 @@ impl Call<'_> {
         let source = whole.as_ref().map_or(source, |parts| Source { parts, affine: None });
 
         let [batch, height, width] = source.size();
-        let Extent::Map { height, width } =
-            (Extent::Map { height, width }).convolved(product.kernel, product.stride, product.pad)
-        else {
-            unreachable!("a map stays one")
-        };
+        let [height, width] = [height, width].map(|side| places(side, product.kernel, product.stride, product.pad));
         let widths = &self.subnet.widths;
         let mut y = self.workspace.arena.map([batch, height, width, stored(product.to, widths)]);
         let (branches, offsets, row) = &self.packed.branches;

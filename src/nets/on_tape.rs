@@ -28,8 +28,10 @@ pub fn forward(
             Op::Embedding(embedding) => run.embedding(embedding, noise, class)?,
             Op::Product(product) => run.product(product)?,
             Op::Branches { x, to } => {
-                for branch in to {
-                    run.branches.push(run.branch(&run.values[*x], branch)?);
+                // The parts of a layer follow each other.
+                for branch in to.iter().filter(|branch| branch.part.0 == 0) {
+                    let made = run.branch(&run.values[*x], branch)?;
+                    run.branches.extend(made);
                 }
                 // Whoever reads it reads one of them.
                 run.values[*x].clone()
@@ -100,18 +102,18 @@ impl Run<'_> {
         }
     }
 
-    /// `[B, out]`
-    fn branch(&self, x: &Tensor, Branch { weight, bias, part: (part, parts), .. }: &Branch) -> Result<Tensor> {
+    /// The parts of a layer of branches, `[B, out]` each.
+    fn branch(&self, x: &Tensor, Branch { weight, bias, part: (_, parts), .. }: &Branch) -> Result<Vec<Tensor>> {
         let weight = self.w.at(*weight);
         let (c_in, all) = (weight.dim(0)?, weight.elem_count() / weight.dim(0)?);
         if all == 0 {
-            return Ok(Tensor::zeros((x.dim(0)?, 0), DType::F32, &Device::Cpu)?);
+            return Ok(vec![Tensor::zeros((x.dim(0)?, 0), DType::F32, &Device::Cpu)?; *parts]);
         }
         let (bias, weight) = (self.bias(bias, all)?, self.tape.reshape(weight, (c_in, all))?);
         let made = conv::linear(self.tape, x, &weight, &bias)?;
         match parts {
-            1 => Ok(made),
-            _ => Ok(self.tape.narrow(&made, 1, part * (all / parts), all / parts)?),
+            1 => Ok(vec![made]),
+            _ => (0..*parts).map(|part| Ok(self.tape.narrow(&made, 1, part * (all / parts), all / parts)?)).collect(),
         }
     }
 

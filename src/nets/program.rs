@@ -8,6 +8,7 @@
 
 use crate::ImageShape;
 use crate::ops::Act;
+use crate::ops::cpu::conv::places;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::cpu::resample::Direction;
 use crate::ops::cpu::tokens::Patches;
@@ -399,7 +400,7 @@ impl Extent {
 
     /// What a product makes of it.
     pub fn convolved(self, kernel: usize, stride: usize, pad: usize) -> Self {
-        let places = |side: usize| (side + 2 * pad - kernel) / stride + 1;
+        let places = |side: usize| places(side, kernel, stride, pad);
         match self {
             Self::Vector => Self::Vector,
             Self::Map { height, width } => Self::Map { height: places(height), width: places(width) },

@@ -1,8 +1,8 @@
 //! Translation between our parameters and the public checkpoints.
 
 use super::Model;
-use crate::checkpoint::{StateDict, listed};
-use crate::files::write_tensors;
+use crate::checkpoint::StateDict;
+use crate::files::{listed, write_tensors};
 use crate::supernet::{Param, Spec};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};

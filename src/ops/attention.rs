@@ -1,7 +1,7 @@
 //! Multi-head self-attention over the pixels of a feature map.
 
 use super::cpu::attention as cpu;
-use super::{Tape, contiguous, with_slice};
+use super::{Tape, contiguous, gradient, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 /// `softmax(q k^T / sqrt(d)) v` per sample and head (Vaswani et al. 2017, eq. 1).
@@ -35,6 +35,6 @@ impl CustomOp1 for Attention {
         with_slice(qkv, |qkv| {
             with_slice(dout, |dout| cpu::backward(qkv, dout, batch, height * width, self.heads, dim, &mut dqkv))
         })??;
-        Ok(Some(Tensor::from_vec(dqkv, qkv.shape(), qkv.device())?))
+        gradient(dqkv, qkv)
     }
 }

@@ -1,7 +1,7 @@
 //! Convolution, and linear layers as its smallest case.
 
 use super::cpu::conv::{self as cpu, Geometry, Kernel};
-use super::{Tape, contiguous, with_slice};
+use super::{Tape, contiguous, gradient, with_slice};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
 /// `y = x * w + bias` with zero padding `pad`.
@@ -89,11 +89,6 @@ impl CustomOp3 for Conv {
             cpu::backward_bias(dy, &g, &mut db);
             with_slice(x, |x| cpu::backward_weights(x, dy, &g, &mut dw))
         })??;
-        let device = x.device();
-        Ok((
-            Some(Tensor::from_vec(dx, x.shape(), device)?),
-            Some(Tensor::from_vec(dw, w.shape(), device)?),
-            Some(Tensor::from_vec(db, bias.shape(), device)?),
-        ))
+        Ok((gradient(dx, x)?, gradient(dw, w)?, gradient(db, bias)?))
     }
 }

@@ -1,7 +1,7 @@
 //! Residual sums, concatenation, activations, and vectors on rows.
 
 use super::cpu::{activation, elementwise as cpu};
-use super::{Act, Tape, contiguous, with_slice};
+use super::{Act, Tape, contiguous, gradient, with_slice};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 /// `(a + b) * scale`, for tensors of one shape.
@@ -86,7 +86,7 @@ impl CustomOp2 for Concat {
         let (rows, wa, wb) = rows_and_widths(a.dims(), b.dims())?;
         let (mut da, mut db) = (vec![0.0; a.elem_count()], vec![0.0; b.elem_count()]);
         with_slice(dy, |dy| cpu::split(dy, wa, wb, rows, &mut da, &mut db))?;
-        Ok((Some(Tensor::from_vec(da, a.shape(), a.device())?), Some(Tensor::from_vec(db, b.shape(), b.device())?)))
+        Ok((gradient(da, a)?, gradient(db, b)?))
     }
 }
 
@@ -105,7 +105,7 @@ impl CustomOp1 for Act {
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let mut dx = vec![0.0; x.elem_count()];
         with_slice(x, |x| with_slice(dy, |dy| activation::backward(*self, x, dy, &mut dx)))??;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+        gradient(dx, x)
     }
 }
 
@@ -125,7 +125,7 @@ impl CustomOp2 for AddRow {
     fn bwd(&self, _x: &Tensor, row: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let mut drow = vec![0.0; row.elem_count()];
         with_slice(dy, |dy| cpu::sum_rows(dy, &mut drow))?;
-        Ok((Some(dy.clone()), Some(Tensor::from_vec(drow, row.shape(), row.device())?)))
+        Ok((Some(dy.clone()), gradient(drow, row)?))
     }
 }
 
@@ -148,8 +148,7 @@ impl CustomOp2 for ScaleRow {
         let shares: Vec<f32> = xs.iter().zip(&dys).map(|(x, dy)| dy * (1.0 + x)).collect();
         cpu::sum_rows(&shares, &mut drow);
         let dx: Vec<f32> = dys.iter().zip(rows.iter().cycle()).map(|(dy, row)| dy * row).collect();
-        let device = row.device();
-        Ok((Some(Tensor::from_vec(drow, row.shape(), device)?), Some(Tensor::from_vec(dx, x.shape(), device)?)))
+        Ok((gradient(drow, row)?, gradient(dx, x)?))
     }
 }
 

@@ -1,7 +1,7 @@
 //! GroupNorm over a channel -> group table, with affine and SiLU in the same pass.
 
 use super::cpu::group_norm::{self as cpu, GroupTable};
-use super::{Tape, contiguous, with_slice};
+use super::{Tape, contiguous, gradient, with_slice};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::Arc;
 
@@ -84,11 +84,6 @@ impl CustomOp3 for GroupNorm {
                 })
             })
         })????;
-        let device = x.device();
-        Ok((
-            Some(Tensor::from_vec(dx, x.shape(), device)?),
-            Some(Tensor::from_vec(dscale, scale.shape(), device)?),
-            Some(Tensor::from_vec(dshift, shift.shape(), device)?),
-        ))
+        Ok((gradient(dx, x)?, gradient(dscale, scale)?, gradient(dshift, shift)?))
     }
 }

@@ -1,7 +1,7 @@
 //! LayerNorm over the channels of each pixel.
 
 use super::cpu::layer_norm as cpu;
-use super::{Tape, contiguous, with_slice};
+use super::{Tape, contiguous, gradient, with_slice};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 /// `y = (x - mean) / sqrt(var + eps) * scale + shift` over the last axis (Ba et al. 2016, eq. 4): `x` is `[..., C]`, `scale` and
@@ -50,11 +50,6 @@ impl CustomOp3 for LayerNorm {
                 with_slice(dy, |dy| cpu::backward(x, scale, self.eps, dy, &mut dx, &mut dscale, &mut dshift))
             })
         })???;
-        let device = x.device();
-        Ok((
-            Some(Tensor::from_vec(dx, x.shape(), device)?),
-            Some(Tensor::from_vec(dscale, scale.shape(), device)?),
-            Some(Tensor::from_vec(dshift, shift.shape(), device)?),
-        ))
+        Ok((gradient(dx, x)?, gradient(dscale, scale)?, gradient(dshift, shift)?))
     }
 }

@@ -38,3 +38,8 @@ fn with_slice<T>(tensor: &Tensor, then: impl FnOnce(&[f32]) -> T) -> Result<T> {
         _ => candle_core::bail!("expected a tensor on the CPU"),
     }
 }
+
+/// A gradient in the shape of what it is of.
+fn gradient(values: Vec<f32>, of: &Tensor) -> Result<Option<Tensor>> {
+    Ok(Some(Tensor::from_vec(values, of.shape(), of.device())?))
+}

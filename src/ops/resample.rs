@@ -1,7 +1,7 @@
 //! Filtered resampling by two, as EDM's networks do it.
 
 use super::cpu::resample::{Direction, Resampler};
-use super::{Tape, contiguous, with_slice};
+use super::{Tape, contiguous, gradient, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 /// Halves height and width: a depthwise convolution with `outer(filter, filter) / sum(filter)^2`, stride 2 and zero padding
@@ -50,6 +50,6 @@ impl CustomOp1 for Resample {
         let size = [height, width, channels];
         let resampler = Resampler::new(adjoint, size, &self.filter, self.pad, self.direction.gain());
         with_slice(dy, |dy| resampler.run(dy, &mut dx))?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+        gradient(dx, x)
     }
 }

@@ -1,7 +1,7 @@
 //! From tokens back to an image.
 
 use super::cpu::tokens::Patches;
-use super::{Tape, contiguous, with_slice};
+use super::{Tape, contiguous, gradient, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 /// Tokens `[B, tokens, 1, patch * patch * C]` as an image `[B, height, width, C]`.
@@ -29,6 +29,6 @@ impl CustomOp1 for Patches {
         let mut dx = vec![0.0; x.elem_count()];
         let channels = y.dim(3)?;
         with_slice(dy, |dy| self.unpatch_backward(dy, channels, &mut dx))?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+        gradient(dx, x)
     }
 }

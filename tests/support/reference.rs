@@ -97,21 +97,8 @@ fn silu(z: f64) -> f64 {
     z / (1.0 + (-z).exp())
 }
 
-/// With erf by its Taylor series where that converges fast, else by the continued fraction of `1 - erf` (Laplace).
 fn gelu(x: f64) -> f64 {
-    let z = x.abs() / std::f64::consts::SQRT_2;
-    let erf = if z < 2.0 {
-        let (mut term, mut sum) = (z, z);
-        for n in 1..60 {
-            term *= -z * z / f64::from(n);
-            sum += term / f64::from(2 * n + 1);
-        }
-        sum * std::f64::consts::FRAC_2_SQRT_PI
-    } else {
-        let fraction = (1..=120).rev().fold(z, |rest, n| z + 0.5 * f64::from(n) / rest);
-        1.0 - (-z * z).exp() / (std::f64::consts::PI.sqrt() * fraction)
-    };
-    0.5 * x * (1.0 + erf * x.signum())
+    0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 
 impl Call<'_> {

@@ -46,9 +46,9 @@ struct Sum {
 }
 
 impl Sum {
-    fn of<'a>(launches: impl IntoIterator<Item = &'a Launch>, element: Precision) -> Self {
+    fn of<'a>(launches: impl IntoIterator<Item = &'a Launch>, precision: Precision) -> Self {
         let one = |launch: &Launch| {
-            let (Cost { bytes, operations }, floor) = (launch.cost, launch.cost.h100_floor(element));
+            let (Cost { bytes, operations }, floor) = (launch.cost, launch.cost.h100_floor(precision));
             Self { launches: 1, op_by_op: launch.op_by_op, bytes, operations, floor_us: 1e6 * floor }
         };
         launches.into_iter().map(one).fold(Self::default(), Self::and)
@@ -107,7 +107,7 @@ impl Report {
             Step { subnet: model.subnets()[subnet].name.to_string(), batch, ms, kernels: kernels.collect() }
         };
         let steps = settings.iter().zip(ms).map(step).collect();
-        Ok(Self { model: model.card.name.to_string(), precision, device, steps })
+        Ok(Self { model: model.card.name.clone(), precision, device, steps })
     }
 }
 

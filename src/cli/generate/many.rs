@@ -3,13 +3,13 @@
 use super::npz::{self, Array};
 use crate::engine::image::{Format, Raster};
 use crate::engine::{Engine, Job, Ticket};
-use crate::files::{read_toml, write_toml, write_whole};
+use crate::files::{read_toml, write_toml, write_whole, write_whole_with};
 use crate::training::progress::Progress;
 use crate::{Error, ImageShape, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Images that are with the engine at a time: enough for its batches, and few enough to hold.
@@ -31,6 +31,12 @@ pub struct Record {
     pub guidance: f64,
     /// Names or numbers; empty for images of no class.
     pub classes: Vec<String>,
+}
+
+/// The job of one of many images: the next seed for each, and the classes in turns. `job` is of the first, without a class.
+pub fn in_turn(job: &Job, classes: &[Option<usize>], index: u32) -> Job {
+    let class = classes[index as usize % classes.len()];
+    Job { class, seed: job.seed.wrapping_add(u64::from(index)), images: 1, ..job.clone() }
 }
 
 /// Images to draw.
@@ -60,7 +66,7 @@ impl Order<'_> {
         loop {
             let room = IN_FLIGHT - waiting.len();
             for index in coming.by_ref().take(room) {
-                waiting.push_back((index, self.engine.submit(self.job(index))?));
+                waiting.push_back((index, self.engine.submit(in_turn(&self.job, self.classes, index))?));
             }
             let Some((index, ticket)) = waiting.pop_front() else { break };
             let images = ticket.blocking_wait()?.images;
@@ -70,11 +76,6 @@ impl Order<'_> {
         }
         progress.finish();
         Ok(())
-    }
-
-    fn job(&self, index: u32) -> Job {
-        let class = self.classes[index as usize % self.classes.len()];
-        Job { class, seed: self.job.seed.wrapping_add(u64::from(index)), images: 1, ..self.job.clone() }
     }
 
     /// Makes `000000.png` and so on in the directory `dir`, but for those that are there.
@@ -119,14 +120,15 @@ impl Order<'_> {
         file.set_len(whole * elements).map_err(Error::io(&part))?;
         self.draw((whole as u32..self.n).collect(), |_, image| file.write_all(&image).map_err(Error::io(&part)))?;
         let ImageShape { height, width, channels } = self.shape;
-        let pixels = std::fs::read(&part).map_err(Error::io(&part))?;
         let n = self.n as usize;
-        let mut arrays = vec![Array { dtype: "|u1", shape: vec![n, height, width, channels], bytes: pixels }];
+        let pixels = Box::new(File::open(&part).map_err(Error::io(&part))?.take(u64::from(self.n) * elements));
+        let mut arrays = vec![Array { dtype: "|u1", shape: vec![n, height, width, channels], elements: pixels }];
         if let Some(classes) = self.classes.iter().copied().collect::<Option<Vec<usize>>>() {
-            let bytes = (0..n).flat_map(|index| (classes[index % classes.len()] as i64).to_le_bytes()).collect();
-            arrays.push(Array { dtype: "<i8", shape: vec![n], bytes });
+            let labels: Vec<u8> =
+                (0..n).flat_map(|index| (classes[index % classes.len()] as i64).to_le_bytes()).collect();
+            arrays.push(Array { dtype: "<i8", shape: vec![n], elements: Box::new(Cursor::new(labels)) });
         }
-        write_whole(path, &npz::encode(&arrays).map_err(|error| Error::input(path.display(), error))?)?;
+        write_whole_with(path, |file| npz::write(file, arrays))?;
         [&part, &record].into_iter().try_for_each(|path| std::fs::remove_file(path).map_err(Error::io(path)))
     }
 

@@ -1,6 +1,6 @@
 //! NumPy's file of several arrays: a zip of `.npy` files (NEP 1).
 
-use std::io::{Cursor, Write};
+use std::io::{self, Read, Seek, Write};
 use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
@@ -11,24 +11,24 @@ pub struct Array {
     /// Its axes.
     pub shape: Vec<usize>,
     /// Its elements, the last axis fastest.
-    pub bytes: Vec<u8>,
+    pub elements: Box<dyn Read>,
 }
 
-/// The file, whose arrays are `arr_0`, `arr_1` and so on, uncompressed.
+/// Writes the arrays as `arr_0`, `arr_1` and so on, uncompressed.
 ///
 /// # Errors
-/// None that this can cause.
-pub fn encode(arrays: &[Array]) -> zip::result::ZipResult<Vec<u8>> {
-    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
-    for (index, array) in arrays.iter().enumerate() {
-        let options = SimpleFileOptions::default()
-            .compression_method(CompressionMethod::Stored)
-            .large_file(array.bytes.len() as u64 >= u64::from(u32::MAX) / 2);
+/// If elements cannot be read, or the file not written.
+pub fn write(file: impl Write + Seek, arrays: Vec<Array>) -> io::Result<()> {
+    let mut zip = ZipWriter::new(file);
+    // An array may be larger than 4 GiB.
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
+    for (index, mut array) in arrays.into_iter().enumerate() {
         zip.start_file(format!("arr_{index}.npy"), options)?;
-        zip.write_all(&header(array))?;
-        zip.write_all(&array.bytes)?;
+        zip.write_all(&header(&array))?;
+        io::copy(&mut array.elements, &mut zip)?;
     }
-    Ok(zip.finish()?.into_inner())
+    zip.finish()?;
+    Ok(())
 }
 
 /// Magic, version 1.0, and a dictionary that is filled up so that the elements begin at a multiple of 64.
@@ -55,21 +55,19 @@ mod tests {
 
     #[test]
     fn what_is_written_is_what_others_read() {
-        let arrays = [
-            Array { dtype: "|u1", shape: vec![2, 1, 3], bytes: vec![0, 1, 2, 253, 254, 255] },
-            Array {
-                dtype: "<i8",
-                shape: vec![2],
-                bytes: [7i64, -1].iter().flat_map(|value| value.to_le_bytes()).collect(),
-            },
+        let bytes = vec![0, 1, 2, 253, 254, 255];
+        let labels: Vec<u8> = [7i64, -1].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let arrays = vec![
+            Array { dtype: "|u1", shape: vec![2, 1, 3], elements: Box::new(io::Cursor::new(bytes.clone())) },
+            Array { dtype: "<i8", shape: vec![2], elements: Box::new(io::Cursor::new(labels)) },
         ];
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("arrays.npz");
-        std::fs::write(&path, encode(&arrays).unwrap()).unwrap();
+        write(std::fs::File::create(&path).unwrap(), arrays).unwrap();
         let read = NpzTensors::new(&path).unwrap();
         let images = read.get("arr_0").unwrap().unwrap();
         assert_eq!(images.dims(), [2, 1, 3]);
-        assert_eq!(images.flatten_all().unwrap().to_vec1::<u8>().unwrap(), arrays[0].bytes);
+        assert_eq!(images.flatten_all().unwrap().to_vec1::<u8>().unwrap(), bytes);
         assert_eq!(read.get("arr_1").unwrap().unwrap().to_vec1::<i64>().unwrap(), [7, -1]);
     }
 }

@@ -10,6 +10,11 @@ const STRIP_FLOATS: usize = 96 * 1024;
 /// Partial sums of a weight gradient: fixed, so that the sum does not depend on the number of threads.
 const GRADIENT_CHUNKS: usize = 8;
 
+/// Places of a kernel of this side along a side of a map with `pad` zeros at both ends, `stride` pixels apart.
+pub fn places(side: usize, kernel: usize, stride: usize, pad: usize) -> usize {
+    (side + 2 * pad - kernel) / stride + 1
+}
+
 /// Shape of a convolution with square kernel and symmetric zero padding, channels last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -34,12 +39,12 @@ pub struct Geometry {
 impl Geometry {
     /// Rows of the output.
     pub fn out_height(&self) -> usize {
-        (self.height + 2 * self.pad - self.kernel) / self.stride + 1
+        places(self.height, self.kernel, self.stride, self.pad)
     }
 
     /// Columns of the output.
     pub fn out_width(&self) -> usize {
-        (self.width + 2 * self.pad - self.kernel) / self.stride + 1
+        places(self.width, self.kernel, self.stride, self.pad)
     }
 
     /// Values of one input sample.

@@ -2,6 +2,7 @@
 
 use super::{Cost, Launch, Map, Precision, pitch};
 use crate::ops::Act;
+use crate::ops::cpu::conv::places;
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 /// Pixels and outputs of a block.
@@ -89,7 +90,7 @@ impl Window {
 
     /// The side of the output of a kernel of this side on a map of this side.
     pub fn size(self, kernel: usize, side: usize) -> usize {
-        (side + 2 * self.pad - kernel) / self.stride + 1
+        places(side, kernel, self.stride, self.pad)
     }
 }
 

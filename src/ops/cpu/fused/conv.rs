@@ -6,6 +6,7 @@ use super::panels::Panels;
 use super::record::Kind;
 use super::winograd::{self, transform_weights};
 use super::{Map, Source, Workspace, direct};
+use crate::ops::cpu::conv::places;
 
 /// The weights of a convolution, packed once for every subnet.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl Conv {
     /// If a size does not fit.
     pub fn run(&self, workspace: &mut Workspace, source: Source, epilogue: &Epilogue, y: &mut Map) {
         let [batch, height, width] = source.size();
-        let out = |size: usize| (size + 2 * self.pad - self.kernel) / self.stride + 1;
+        let out = |side: usize| places(side, self.kernel, self.stride, self.pad);
         assert_eq!([y.batch, y.height, y.width], [batch, out(height), out(width)], "size of the output");
         let long = |(bias, pitch): (&[f32], usize)| bias.len() >= (batch - 1) * pitch + y.pitch();
         assert!(epilogue.bias.is_none_or(long), "length of the bias");
