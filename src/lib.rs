@@ -12,6 +12,7 @@ mod digits;
 pub mod engine;
 pub mod error;
 pub mod evaluation;
+pub mod features;
 pub mod files;
 mod image_shape;
 mod labels;

@@ -35,7 +35,7 @@ impl Threads {
         self.count.unwrap_or_else(cores)
     }
 
-    fn team(self) -> Team {
+    pub(crate) fn team(self) -> Team {
         Team::new(self.number(), self.pin)
     }
 }

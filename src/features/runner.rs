@@ -1,0 +1,54 @@
+//! A [`Program`] as a plain function of an image, on the CPU.
+
+use crate::Result;
+use crate::nets::Threads;
+use crate::nets::on_cpu::{Packed, SubnetView};
+use crate::nets::program::Program;
+use crate::ops::cpu::fused::Workspace;
+use crate::supernet::Supernet;
+use std::sync::Arc;
+
+/// A network without noise levels and classes, at full width, with its threads and buffers.
+#[derive(Debug)]
+pub struct Runner {
+    program: Arc<Program>,
+    packed: Packed,
+    view: SubnetView,
+    workspace: Workspace,
+}
+
+impl Runner {
+    /// Packs the weights. What they come from is not needed afterwards.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] on a device fault.
+    pub fn new(program: Arc<Program>, weights: &Supernet, threads: Threads) -> Result<Self> {
+        let spec = &program.spec;
+        let view = SubnetView::new(spec, weights, spec.full());
+        let packed = Packed::new(program.clone(), weights)?;
+        Ok(Self { packed, view, workspace: Workspace::new(threads.team()), program })
+    }
+
+    /// The network.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// The network's output for images `[n, height, width, channels]` of its size: `[n, height', width', channels']`.
+    pub fn run(&mut self, images: &[f32]) -> Vec<f32> {
+        let shape = self.program.image;
+        let batch = images.len() / shape.elements();
+        if batch == 0 {
+            return Vec::new();
+        }
+        let mut input = self.workspace.arena.map([batch, shape.height, shape.width, shape.channels]);
+        input.copy_from(images);
+        let made = self.packed.forward(&mut self.workspace, &self.view, &input, &vec![0.0; batch], &vec![None; batch]);
+        // Pixels lie on whole panels.
+        let pixels = made.data().chunks_exact(made.pitch());
+        let output = pixels.flat_map(|pixel| &pixel[..made.channels]).copied().collect();
+        self.workspace.arena.put(input);
+        self.workspace.arena.put(made);
+        output
+    }
+}
