@@ -1,8 +1,8 @@
 //! The distances between sets of features, held against an independent implementation in NumPy and SciPy.
 
-use accordion::evaluation::frechet::{Gaussian, Moments, distance};
-use accordion::evaluation::kid::{matrix, squared_discrepancy};
-use accordion::evaluation::manifold::{overlap, radii};
+use accordion::features::frechet::{Gaussian, Moments, distance};
+use accordion::features::kid::{matrix, squared_discrepancy};
+use accordion::features::manifold::{overlap, radii};
 use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use std::collections::HashMap;

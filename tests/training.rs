@@ -11,7 +11,7 @@ use accordion::routing::Fixed;
 use accordion::supernet::{Order, Subnet, Supernet, Widths, widths_of};
 use accordion::training::batch::{Batch, Batches};
 use accordion::training::config::{Config, Rule, Teacher};
-use accordion::training::data::to_unit;
+use accordion::ops::pixels::to_unit;
 use accordion::training::flow::{Flow, Outcome};
 use accordion::training::state::{StageName, State};
 use accordion::training::trainer::{Trainer, initial};

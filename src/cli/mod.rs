@@ -19,6 +19,7 @@ mod serve;
 mod table;
 mod tensors;
 mod train;
+mod train_features;
 mod variables;
 
 use crate::console;
@@ -36,6 +37,8 @@ use std::time::Duration;
 enum Command {
     /// Train a supernet: the full width, then ranking and allocation, then all widths together.
     Train(train::Args),
+    /// Train the classifier in whose features the quality of images is measured.
+    TrainFeatures(train_features::Args),
     /// Turn a public checkpoint into a model directory.
     Import(import::Args),
     /// Sort the channels of a model by importance.
@@ -68,6 +71,7 @@ impl Command {
     fn run(self) -> Result<()> {
         match self {
             Self::Train(args) => args.run(),
+            Self::TrainFeatures(args) => args.run(),
             Self::Import(args) => args.run(),
             Self::Rank(args) => args.run(),
             Self::Allocate(args) => args.run(),

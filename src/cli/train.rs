@@ -71,7 +71,7 @@ impl Args {
 ///
 /// # Errors
 /// When the system gives no thread or refuses to register the handlers.
-fn stop_on_signal() -> Result<&'static AtomicBool> {
+pub(super) fn stop_on_signal() -> Result<&'static AtomicBool> {
     static STOP: AtomicBool = AtomicBool::new(false);
     let io = |source| Error::Io { path: PathBuf::from("signals"), source };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io)?;

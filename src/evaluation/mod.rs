@@ -1,12 +1,9 @@
 //! How good the subnets of a model are, and how fast.
 
 mod candidates;
-pub mod frechet;
 pub mod frontier;
-pub mod kid;
 pub mod latency;
 pub mod loss;
-pub mod manifold;
 pub mod profile;
 pub mod quality;
 pub mod survey;

@@ -1,7 +1,14 @@
-//! The networks in whose features the quality of images is measured.
+//! The networks in whose features the quality of images is measured, and the distances between sets of features.
 
+pub mod classifier;
+pub mod frechet;
+pub mod kid;
+pub mod manifold;
+mod reference;
 mod runner;
 
+pub use classifier::Classifier;
+pub use reference::Reference;
 pub use runner::Runner;
 
 use crate::{ImageShape, Result};
@@ -11,7 +18,7 @@ pub trait Features: Send {
     /// Features of an image.
     fn dim(&self) -> usize;
 
-    /// `[n, dim]` of images uint8 `[n, height, width, channels]` of this size, in the order of a picture's bytes.
+    /// `[n, dim]` of images uint8 `[n, height, width, channels]` of this size.
     ///
     /// # Errors
     /// [`crate::Error::Input`] for a size that it does not take; a device fault.

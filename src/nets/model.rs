@@ -23,6 +23,8 @@ pub const CARD: &str = "model.toml";
 /// The weights.
 pub const WEIGHTS: &str = "supernet.safetensors";
 const SUBNETS: &str = "subnets.toml";
+/// The network in whose features the quality of its images is measured, where it has one.
+pub const FEATURES: &str = "features.safetensors";
 
 /// `model.toml`: what the model is and how it was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -262,15 +264,26 @@ impl Model {
     }
 
     /// Writes the directory, file by file, each whole or not at all; weights in `dtype`. `model.toml` comes last, with the
-    /// hashes of the weights and, where they are there, the importances.
+    /// hashes of the files that are there.
     pub fn write(&self, dir: &Path, dtype: DType) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         self.supernet.write(self.network.spec(), &dir.join(WEIGHTS), dtype)?;
-        let names = [WEIGHTS, ranking::FILE].into_iter().filter(|name| dir.join(name).exists());
-        let hashed = names.map(|name| Ok((name.to_owned(), sha256(&dir.join(name))?)));
-        let card = Card { sha256: hashed.collect::<Result<_>>()?, ..self.card.clone() };
+        let card = self.hashed(dir)?;
         self.write_table(&card, dir)?;
         write_toml(&dir.join(CARD), &card)
+    }
+
+    /// Writes `model.toml` alone, into the directory that the model was read from, with the hashes of the files that are
+    /// there.
+    pub fn write_card(&self, dir: &Path) -> Result<()> {
+        write_toml(&dir.join(CARD), &self.hashed(dir)?)
+    }
+
+    /// The card with the hashes of the files of `dir`.
+    fn hashed(&self, dir: &Path) -> Result<Card> {
+        let names = [WEIGHTS, ranking::FILE, FEATURES].into_iter().filter(|name| dir.join(name).exists());
+        let hashed = names.map(|name| Ok((name.to_owned(), sha256(&dir.join(name))?)));
+        Ok(Card { sha256: hashed.collect::<Result<_>>()?, ..self.card.clone() })
     }
 
     /// Writes `subnets.toml` alone, into the directory that the model was read from.

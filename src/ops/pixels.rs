@@ -1,4 +1,9 @@
-//! From values to bytes.
+//! Between values and bytes.
+
+/// The value in [-1, 1] that a network sees for a byte: `byte / 127.5 - 1`. Its inverse is [`byte`].
+pub fn to_unit(byte: u8) -> f32 {
+    f32::from(byte) / 127.5 - 1.0
+}
 
 /// The byte of a value in [-1, 1]: `127.5 x + 127.5`, rounded; values outside are clamped, NaN becomes 0.
 pub fn byte(value: f64) -> u8 {
@@ -16,5 +21,13 @@ mod tests {
             let exact = f64::from(value) / 127.5 - 1.0;
             assert_eq!([exact, exact - 0.4 / 127.5, exact + 0.4 / 127.5].map(byte), [value; 3]);
         }
+    }
+
+    #[test]
+    fn every_byte_survives_the_round_trip() {
+        for value in 0..=255 {
+            assert_eq!(byte(f64::from(to_unit(value))), value);
+        }
+        assert_eq!((to_unit(0), to_unit(255)), (-1.0, 1.0));
     }
 }

@@ -146,7 +146,7 @@ fn read_permutation(path: &Path, metadata: &HashMap<String, String>, pipe: &Pipe
 }
 
 /// The tensor of a file as f32 on the CPU; finite, or refused.
-pub(crate) fn read_f32(path: &Path, name: &str, view: &safetensors::tensor::TensorView) -> Result<Tensor> {
+pub fn read_f32(path: &Path, name: &str, view: &safetensors::tensor::TensorView) -> Result<Tensor> {
     use safetensors::Dtype;
     let dtype = match view.dtype() {
         Dtype::F32 => DType::F32,

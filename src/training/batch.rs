@@ -1,7 +1,8 @@
 //! What a step sees: images, noise levels, noise and labels, all drawn by counter from the seed.
 
 use super::config::Loss;
-use super::data::{Dataset, flip_horizontal, to_unit};
+use super::data::{Dataset, flip_horizontal};
+use crate::ops::pixels::to_unit;
 use crate::philox::Stream;
 
 /// Streams of the seed's generator; 0 is the noise of generated images.
@@ -21,6 +22,8 @@ pub enum Draw {
     Init = 6,
     /// Which images are mirrored.
     Flip = 7,
+    /// How far images are moved.
+    Shift = 8,
 }
 
 impl Draw {
@@ -42,36 +45,49 @@ pub struct Batch {
     pub classes: Vec<Option<usize>>,
 }
 
-/// Draws batches: images without replacement epoch by epoch, everything a function of (seed, position).
-pub struct Batches<'a> {
-    dataset: &'a Dataset,
-    loss: &'a Loss,
-    classes: usize,
+/// Images without replacement, epoch by epoch.
+pub struct Shuffle {
+    len: usize,
     seed: u64,
     /// The last epoch asked for and its order.
     epoch: Option<(u64, Vec<u32>)>,
 }
 
-impl<'a> Batches<'a> {
-    /// Batches for a network of `classes` classes (0: labels are left out).
-    pub fn new(dataset: &'a Dataset, loss: &'a Loss, classes: usize, seed: u64) -> Self {
-        Self { dataset, loss, classes, seed, epoch: None }
+impl Shuffle {
+    /// Of so many images, at least one.
+    pub fn new(len: usize, seed: u64) -> Self {
+        Self { len, seed, epoch: None }
     }
 
-    /// The index in the dataset of the `position`-th image of the run.
-    fn image(&mut self, position: u64) -> usize {
-        let len = self.dataset.len();
-        let (epoch, place) = (position / len as u64, (position % len as u64) as usize);
+    /// The index of the `position`-th image of the run.
+    pub fn at(&mut self, position: u64) -> usize {
+        let (epoch, place) = (position / self.len as u64, (position % self.len as u64) as usize);
         if self.epoch.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
             let stream = Draw::Order.at(self.seed, epoch);
-            let mut order: Vec<u32> = (0..len as u32).collect();
-            for last in (1..len).rev() {
+            let mut order: Vec<u32> = (0..self.len as u32).collect();
+            for last in (1..self.len).rev() {
                 order.swap(last, stream.below(last as u64, last as u32 + 1) as usize);
             }
             self.epoch = Some((epoch, order));
         }
         let (_, order) = self.epoch.as_ref().expect("filled above");
         order[place] as usize
+    }
+}
+
+/// Draws batches: images without replacement epoch by epoch, everything a function of (seed, position).
+pub struct Batches<'a> {
+    dataset: &'a Dataset,
+    loss: &'a Loss,
+    classes: usize,
+    seed: u64,
+    shuffle: Shuffle,
+}
+
+impl<'a> Batches<'a> {
+    /// Batches for a network of `classes` classes (0: labels are left out).
+    pub fn new(dataset: &'a Dataset, loss: &'a Loss, classes: usize, seed: u64) -> Self {
+        Self { dataset, loss, classes, seed, shuffle: Shuffle::new(dataset.len(), seed) }
     }
 
     /// The batch of images `position..position + size` of the run. Runs that continue another begin at another `position`.
@@ -84,7 +100,7 @@ impl<'a> Batches<'a> {
         // One sub-stream a sample, keyed by its position: the batch size does not change what a sample is.
         for sample in 0..size {
             let key = position + sample as u64;
-            let index = self.image(key);
+            let index = self.shuffle.at(key);
             let bytes = self.dataset.image(index);
             match loss.flip && Draw::Flip.at(seed, key).uniform(0) < 0.5 {
                 true => x0.extend(flip_horizontal(bytes, shape).into_iter().map(to_unit)),

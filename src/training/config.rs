@@ -118,7 +118,7 @@ impl DataConfig {
 }
 
 /// Where the relative paths of a config begin.
-fn folder(config: &Path) -> &Path {
+pub(super) fn folder(config: &Path) -> &Path {
     config.parent().unwrap_or(Path::new(""))
 }
 
@@ -197,6 +197,16 @@ pub struct Stage {
     pub weight_decay: f64,
 }
 
+/// Whether it is a share of a whole.
+fn share(value: f64) -> bool {
+    (0.0..=1.0).contains(&value)
+}
+
+/// Whether it is a positive number.
+fn positive(value: f64) -> bool {
+    value > 0.0 && value.is_finite()
+}
+
 impl Stage {
     fn batch() -> usize {
         64
@@ -204,6 +214,24 @@ impl Stage {
 
     fn gradient_clip() -> f64 {
         1.0
+    }
+
+    /// Checks what the types do not. The error is a field and what is wrong with it.
+    pub(super) fn check(&self) -> std::result::Result<(), (&'static str, &'static str)> {
+        for (holds, field, problem) in [
+            (self.batch > 0, "batch", "must be positive"),
+            (self.images >= self.batch as u64, "images", "must be at least a batch"),
+            (positive(self.learning_rate), "learning_rate", "must be positive"),
+            (share(self.final_share), "final_share", "must lie between 0 and 1"),
+            (positive(self.ema_half_life), "ema_half_life", "must be positive"),
+            (positive(self.gradient_clip), "gradient_clip", "must be positive"),
+            (self.weight_decay >= 0.0 && self.weight_decay.is_finite(), "weight_decay", "must not be negative"),
+        ] {
+            if !holds {
+                return Err((field, problem));
+            }
+        }
+        Ok(())
     }
 
     /// The learning rate after `seen` images: linear warm-up, then half a cosine.
@@ -341,20 +369,8 @@ impl Config {
             true => Ok(()),
             false => Err((field.to_string(), problem.to_string())),
         };
-        let share = |value: f64| (0.0..=1.0).contains(&value);
-        let positive = |value: f64| value > 0.0 && value.is_finite();
         for (name, stage) in [("full", &self.full), ("all", &self.all)] {
-            for (holds, field, problem) in [
-                (stage.batch > 0, "batch", "must be positive"),
-                (stage.images >= stage.batch as u64, "images", "must be at least a batch"),
-                (positive(stage.learning_rate), "learning_rate", "must be positive"),
-                (share(stage.final_share), "final_share", "must lie between 0 and 1"),
-                (positive(stage.ema_half_life), "ema_half_life", "must be positive"),
-                (positive(stage.gradient_clip), "gradient_clip", "must be positive"),
-                (stage.weight_decay >= 0.0 && stage.weight_decay.is_finite(), "weight_decay", "must not be negative"),
-            ] {
-                require(holds, &format!("{name}.{field}"), problem)?;
-            }
+            stage.check().map_err(|(field, problem)| (format!("{name}.{field}"), problem.to_owned()))?;
         }
         let loss = &self.loss;
         require(loss.p_mean.is_finite(), "loss.p_mean", "must be finite")?;

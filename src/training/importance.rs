@@ -1,12 +1,13 @@
 //! Taylor importance: how much the loss would change, to first order, without a channel.
 
 use crate::nets::{Network, sliced::Sliced};
+use crate::ops::pixels::to_unit;
 use crate::ops::{Gradients, Tape};
 use crate::philox::Stream;
 use crate::supernet::spec::{Param, Role, Slice};
 use crate::supernet::{Spec, Supernet};
 use crate::training::config::Loss;
-use crate::training::data::{Dataset, to_unit};
+use crate::training::data::Dataset;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;

@@ -1,6 +1,7 @@
 //! Data, losses, subnet sampling and the one-shot training loop.
 
 pub mod batch;
+pub mod classification;
 pub mod config;
 pub mod data;
 pub mod flow;

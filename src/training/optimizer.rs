@@ -15,7 +15,12 @@ pub struct Region<'a> {
     pub kept: &'a [usize],
 }
 
-impl Region<'_> {
+impl<'a> Region<'a> {
+    /// All of a tensor of this shape.
+    pub fn whole(shape: &'a [usize]) -> Self {
+        Self { full: shape, kept: shape }
+    }
+
     /// Calls `visit(offset in the whole tensor, offset in the contiguous block, length)` for each contiguous run.
     fn runs(&self, mut visit: impl FnMut(usize, usize, usize)) {
         // Trailing axes that are kept whole merge into the run.

@@ -228,13 +228,8 @@ impl<'a> Trainer<'a> {
         }
         let gradient = Tensor::from_vec(gradient, call.raw.shape(), &Device::Cpu)?;
         let grads = tape.backward(&call.raw, gradient)?;
-        let mut values = Vec::with_capacity(sliced.leaves().len());
-        let mut shapes = Vec::with_capacity(sliced.leaves().len());
-        for leaf in sliced.leaves() {
-            values.push(grads.of(leaf).map(|grad| grad.flatten_all()?.to_vec1::<f32>()).transpose()?);
-            shapes.push(leaf.dims().to_vec());
-        }
-        Ok(Pass { loss: loss / batch.x.len() as f64, denoised: call.denoised, gradients: Gradients { values, shapes } })
+        let gradients = Gradients::of(&grads, &sliced)?;
+        Ok(Pass { loss: loss / batch.x.len() as f64, denoised: call.denoised, gradients })
     }
 }
 
@@ -246,12 +241,24 @@ struct Pass {
 }
 
 /// Gradients of a subnet's parameters, each contiguous in its sliced shape.
-struct Gradients {
-    values: Vec<Option<Vec<f32>>>,
+pub(super) struct Gradients {
+    /// By parameter; `None` where nothing flows.
+    pub values: Vec<Option<Vec<f32>>>,
     shapes: Vec<Vec<usize>>,
 }
 
 impl Gradients {
+    /// Those of the leaves of `sliced`.
+    pub fn of(found: &crate::ops::Gradients, sliced: &Sliced) -> Result<Self> {
+        let mut values = Vec::with_capacity(sliced.leaves().len());
+        let mut shapes = Vec::with_capacity(sliced.leaves().len());
+        for leaf in sliced.leaves() {
+            values.push(found.of(leaf).map(|gradient| gradient.flatten_all()?.to_vec1::<f32>()).transpose()?);
+            shapes.push(leaf.dims().to_vec());
+        }
+        Ok(Self { values, shapes })
+    }
+
     /// Adds those of a narrower subnet.
     fn add(&mut self, narrower: &Self) {
         for (index, value) in narrower.values.iter().enumerate() {

@@ -15,7 +15,7 @@ use crate::classes;
 use crate::{Error, Result};
 
 pub use crate::picture::{Background, Colour};
-pub use pixels::{flip_horizontal, to_unit};
+pub use pixels::{flip_horizontal, shift};
 
 /// Classes that a summary names.
 const SUMMARISED: usize = 20;
@@ -198,6 +198,7 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::pixels::to_unit;
 
     #[test]
     fn a_data_table_names_its_format() {
