@@ -35,6 +35,23 @@ pub fn write_whole_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::R
     })
 }
 
+/// Writes what a work is about to `path`, or refuses if another work's record lies there.
+///
+/// # Errors
+/// [`Error::Input`] with the file and the first field that differs; [`Error::Io`].
+pub fn continues(path: &Path, record: &impl Serialize) -> Result<()> {
+    if !path.exists() {
+        return write_toml(path, record);
+    }
+    let found: toml::Table = read_toml(path)?;
+    let wanted = toml::Table::try_from(record).map_err(|error| Error::input(path.display(), error))?;
+    let mut fields = wanted.keys().chain(found.keys());
+    match fields.find(|field| found.get(*field) != wanted.get(*field)) {
+        None => Ok(()),
+        Some(field) => Err(Error::field(path, field, "is not what is asked for now; give another place")),
+    }
+}
+
 /// Refuses a file that [`write_whole`] could not write: for before the work, so that it is not in vain.
 pub fn check_writable(path: &Path) -> Result<()> {
     if path.is_dir() {

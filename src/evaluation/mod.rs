@@ -1,10 +1,13 @@
 //! How good the subnets of a model are, and how fast.
 
 mod candidates;
+pub mod drawing;
 pub mod frontier;
+pub mod kept_features;
 pub mod latency;
 pub mod loss;
 pub mod profile;
 pub mod quality;
+pub mod scores;
 pub mod survey;
 pub mod switching;

@@ -164,6 +164,12 @@ impl Profile {
         time_of(plan, |subnet| call_ms(&self.latency, subnet))
     }
 
+    /// The cheapest plan of the frontier with this share of the best one's quality.
+    pub fn reaching(&self, share: f64) -> &Rated {
+        let best = self.frontier.last().expect("a frontier has rows");
+        self.frontier.iter().find(|row| row.quality >= share * best.quality).unwrap_or(best)
+    }
+
     /// Reads a file.
     ///
     /// # Errors

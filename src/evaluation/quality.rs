@@ -1,29 +1,18 @@
 //! How good the images of a plan are, against those of the best plan.
 
-use crate::diffusion::{Plan, SigmaRange, Trajectory};
+use super::drawing::{Start, draw, starts};
+use crate::diffusion::{Plan, SigmaRange};
 use crate::nets::Denoiser;
 use crate::{Error, Result};
-use std::sync::Arc;
 
 /// What [`Yardstick::quality`] is, in a profile.
 pub const METRIC: &str = "mse-to-reference";
 /// The plan that every other is compared with: EDM's own number of steps, at full width.
 pub const REFERENCE: &str = "heun-18@full";
-/// Images in one call.
-const BATCH: usize = 16;
 
 /// The plan [`REFERENCE`].
 pub fn reference() -> Plan {
     REFERENCE.parse().expect("the reference parses")
-}
-
-/// Where an image starts: its noise and its class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Start {
-    /// Its noise.
-    pub seed: u64,
-    /// Its class; `None` for a model without.
-    pub class: Option<usize>,
 }
 
 /// The reference's images of a fixed set of seeds and classes: what other plans are measured with.
@@ -43,7 +32,7 @@ impl Yardstick {
     /// If the images are no numbers or do not depend on the seed, or the device fails.
     pub fn new(denoiser: &mut dyn Denoiser, range: SigmaRange, images: usize) -> Result<Self> {
         let starts = starts(images.max(2), denoiser.about().classes.len());
-        let images = draw(denoiser, range, &starts, &reference())?;
+        let images = draw(denoiser, range, &starts, &reference().into())?;
         let unrelated = unrelated(&starts, &images);
         if !(unrelated.is_finite() && unrelated > 0.0) {
             let problem = format!("differ by {unrelated} in the mean square: no plan can be compared with them");
@@ -70,40 +59,10 @@ impl Yardstick {
     /// # Errors
     /// If the device fails.
     pub fn quality(&self, denoiser: &mut dyn Denoiser, plan: &Plan) -> Result<f64> {
-        let images = draw(denoiser, self.range, &self.starts, plan)?;
+        let images = draw(denoiser, self.range, &self.starts, &plan.clone().into())?;
         let distances = images.iter().zip(&self.images).map(|(image, reference)| distance(image, reference));
         Ok(1.0 - distances.sum::<f64>() / images.len() as f64 / self.unrelated)
     }
-}
-
-/// Seeds from 0, with classes in turn; as many classes, spread over all, as have two images each.
-pub(crate) fn starts(images: usize, classes: usize) -> Vec<Start> {
-    let turns = classes.min(images / 2);
-    let class = |index: usize| index.checked_rem(turns).map(|turn| turn * classes / turns);
-    (0..images).map(|index| Start { seed: index as u64, class: class(index) }).collect()
-}
-
-/// The images of a plan, in the order of `starts`. Those of one call are at the same step, so on the same subnet.
-fn draw(denoiser: &mut dyn Denoiser, range: SigmaRange, starts: &[Start], plan: &Plan) -> Result<Vec<Vec<f64>>> {
-    let (plan, elements) = (Arc::new(plan.clone()), denoiser.about().image.elements());
-    let mut images = Vec::with_capacity(starts.len());
-    for starts in starts.chunks(BATCH) {
-        let class: Vec<Option<usize>> = starts.iter().map(|start| start.class).collect();
-        let begin = |start: &Start| Trajectory::new(plan.clone(), range, start.seed, 0, elements);
-        let mut trajectories: Vec<Trajectory> = starts.iter().map(begin).collect();
-        while let Some(call) = trajectories[0].next_call() {
-            let subnet = denoiser.about().subnets.iter().position(|subnet| subnet.name == call.subnet);
-            let subnet = subnet.ok_or_else(|| Error::input("plan", format!("the model has no `{}`", call.subnet)))?;
-            let sigma = vec![call.sigma; starts.len()];
-            let x: Vec<f32> = trajectories.iter().flat_map(Trajectory::input).map(|&value| value as f32).collect();
-            let denoised = denoiser.denoise(subnet, &x, &sigma, &class)?;
-            for (trajectory, denoised) in trajectories.iter_mut().zip(denoised.chunks_exact(elements)) {
-                trajectory.advance(denoised);
-            }
-        }
-        images.extend(trajectories.iter().map(|trajectory| trajectory.image().to_vec()));
-    }
-    Ok(images)
 }
 
 /// The mean squared distance over all pairs of images that share a class.
@@ -199,17 +158,6 @@ mod tests {
         let plan = "dpmpp2m-3@0.500*2,full*1";
         let [first, again] = [(); 2].map(|()| qualities(&[plan])[0].to_bits());
         assert_eq!(first, again);
-    }
-
-    #[test]
-    fn every_class_has_two_images_or_none() {
-        let classes = |images, classes| starts(images, classes).iter().map(|start| start.class).collect::<Vec<_>>();
-        assert_eq!(classes(3, 0), [None; 3]);
-        assert_eq!(classes(5, 2), [0, 1, 0, 1, 0].map(Some));
-        assert_eq!(classes(5, 10), [0, 5, 0, 5, 0].map(Some));
-        assert_eq!(classes(2, 10), [0, 0].map(Some));
-        let seeds = starts(4, 2).iter().map(|start| start.seed).collect::<Vec<_>>();
-        assert_eq!(seeds, [0, 1, 2, 3]);
     }
 
     #[test]

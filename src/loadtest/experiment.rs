@@ -2,7 +2,8 @@
 
 use crate::digits::seconds;
 use crate::evaluation::profile::{Device, PROFILE, Profile};
-use crate::evaluation::quality::{METRIC, REFERENCE, Start};
+use crate::evaluation::drawing::Start;
+use crate::evaluation::quality::{METRIC, REFERENCE};
 use crate::loadtest::client::{Call, Client};
 use crate::loadtest::images::{References, asked, calls};
 use crate::loadtest::policy::{Contestant, exact, plan, within};

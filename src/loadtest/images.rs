@@ -1,6 +1,7 @@
 //! The images that a load test asks for, and how good the served ones are.
 
-use crate::evaluation::quality::{REFERENCE, Start, distance, starts, unrelated};
+use crate::evaluation::drawing::{Start, starts};
+use crate::evaluation::quality::{REFERENCE, distance, unrelated};
 use crate::loadtest::client::Call;
 use crate::{Error, Result};
 use image::ImageFormat;

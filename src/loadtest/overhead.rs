@@ -2,7 +2,7 @@
 
 use crate::diffusion::plan::Plan;
 use crate::engine::{Fleet, Job};
-use crate::evaluation::quality::Start;
+use crate::evaluation::drawing::Start;
 use crate::loadtest::client::{Call, Client};
 use crate::loadtest::experiment::{client_runtime, image};
 use crate::loadtest::images::{asked, calls};

@@ -3,7 +3,7 @@
 use super::npz::{self, Array};
 use crate::engine::image::{Format, Raster};
 use crate::engine::{Engine, Job, Ticket};
-use crate::files::{read_toml, write_toml, write_whole, write_whole_with};
+use crate::files::{continues, write_whole, write_whole_with};
 use crate::training::progress::Progress;
 use crate::{Error, ImageShape, Result};
 use serde::{Deserialize, Serialize};
@@ -90,7 +90,7 @@ impl Order<'_> {
             let problem = format!("is not empty, and has no {RECORD} that says what its images are of");
             return Err(Error::input(format!("--out {}", dir.display()), problem));
         }
-        self.continues(&path)?;
+        continues(&path, &self.record)?;
         let file = |index: u32| dir.join(format!("{index:06}.png"));
         let missing = (0..self.n).filter(|&index| !file(index).exists()).collect();
         self.draw(missing, |index, image| {
@@ -112,7 +112,7 @@ impl Order<'_> {
             let problem = "and its .part.toml belong together, and one is missing; remove the other";
             return Err(Error::input(part.display(), problem));
         }
-        self.continues(&record)?;
+        continues(&record, &self.record)?;
         let mut file = OpenOptions::new().create(true).append(true).open(&part).map_err(Error::io(&part))?;
         let elements = self.shape.elements() as u64;
         // An image that was cut off is drawn again.
@@ -130,24 +130,5 @@ impl Order<'_> {
         }
         write_whole_with(path, |file| npz::write(file, arrays))?;
         [&part, &record].into_iter().try_for_each(|path| std::fs::remove_file(path).map_err(Error::io(path)))
-    }
-
-    /// Writes the record, or refuses one that is of other images.
-    fn continues(&self, path: &Path) -> Result<()> {
-        if !path.exists() {
-            return write_toml(path, &self.record);
-        }
-        let found: Record = read_toml(path)?;
-        let pairs = [
-            ("model", found.model == self.record.model),
-            ("plan", found.plan == self.record.plan),
-            ("seed", found.seed == self.record.seed),
-            ("guidance", found.guidance == self.record.guidance),
-            ("classes", found.classes == self.record.classes),
-        ];
-        match pairs.into_iter().find(|(_, same)| !same) {
-            None => Ok(()),
-            Some((field, _)) => Err(Error::field(path, field, "is not what is asked for now; give another --out")),
-        }
     }
 }

@@ -1,0 +1,312 @@
+//! The distances of drawn images from real ones.
+
+use super::{Args, Metric};
+use crate::cli::table::{Align, Table};
+use crate::console::print;
+use crate::diffusion::Plan;
+use crate::evaluation::drawing::{BATCH, Recipe, bytes, draw, starts};
+use crate::evaluation::kept_features::KeptFeatures;
+use crate::evaluation::profile::{PROFILE, Profile};
+use crate::evaluation::scores::{Frechet, Measured, Overlap, frechet, kernel, overlaps};
+use crate::features::classifier::File;
+use crate::features::frechet::{Gaussian, Moments, Target};
+use crate::features::{Classifier, Features};
+use crate::files::sha256;
+use crate::nets::model::{FEATURES, WEIGHTS};
+use crate::nets::{Model, Opened, Threads};
+use crate::routing::Budgets;
+use crate::training::config::DataConfig;
+use crate::training::data::Dataset;
+use crate::training::progress::Progress;
+use crate::{Error, Result};
+use candle_core::DType;
+use candle_core::npy::NpzTensors;
+use faer::Mat;
+use serde::Serialize;
+use std::path::Path;
+
+/// Images whose features are taken and kept at a time.
+const PART: usize = 8 * BATCH;
+
+/// What one set of images came to.
+#[derive(Debug, Serialize)]
+struct Row {
+    /// The plan, or `real`.
+    images: String,
+    n: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fd: Option<Frechet>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kid: Option<Measured>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overlap: Option<Overlap>,
+    /// Share of the images whose class the model's classifier sees in them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accuracy: Option<f64>,
+    /// What a profile makes of the Fréchet distance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quality: Option<f64>,
+}
+
+/// The networks of features that there are.
+enum Network {
+    /// The model's own.
+    Own(Box<File>, Classifier),
+}
+
+impl Network {
+    fn open(model: &Path, given: Option<&Path>) -> Result<Self> {
+        if let Some(path) = given {
+            return Err(Error::input(path.display(), "is no network of features that is known"));
+        }
+        let path = model.join(FEATURES);
+        if !path.exists() {
+            let problem = "is not there: make it with `accordion train-features`, or give --features FILE";
+            return Err(Error::input(path.display(), problem));
+        }
+        let file = File::open(&path)?;
+        let classifier = Classifier::new(&file, Threads::ALL)?;
+        Ok(Self::Own(Box::new(file), classifier))
+    }
+
+    fn features(&mut self) -> &mut dyn Features {
+        match self {
+            Self::Own(_, classifier) => classifier,
+        }
+    }
+}
+
+/// What drawn images are held against.
+struct Real {
+    target: Target,
+    /// `[n, dim]`, where they are not only known by their mean and covariance.
+    features: Option<KeptFeatures>,
+}
+
+/// What features on disk are of.
+#[derive(Serialize)]
+struct Record<'a> {
+    /// Hash of the model's weights, or the text of the data's config.
+    of: &'a str,
+    /// The plan, or `data`.
+    images: &'a str,
+    seed: u64,
+    guidance: f64,
+    /// Hash of the network's weights.
+    features: &'a str,
+}
+
+impl Args {
+    /// Prints how near the images of plans are to real ones.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for plans, files and images that do not fit the model.
+    pub(super) fn distances(&self, model: &Model) -> Result<()> {
+        let images = &self.images;
+        if !(0.0..=20.0).contains(&images.guidance) {
+            return Err(Error::input("--guidance", "must lie between 0 and 20"));
+        }
+        let plans = self.plans(model)?;
+        if plans.is_empty() && images.real.is_none() {
+            return Err(Error::input("--plan", "is needed: a plan, or fast, balanced or best; --real for real images"));
+        }
+        let mut network = Network::open(&self.model, images.features.as_deref())?;
+        let hash = sha256(&images.features.clone().unwrap_or_else(|| self.model.join(FEATURES)))?;
+        let real = self.real(model, &mut network, &hash)?;
+        if real.features.is_none() && self.metric.iter().any(|metric| [Metric::Kid, Metric::Pr].contains(metric)) {
+            return Err(Error::input("--data", "is needed for kid and pr: they are of images, not of their mean and covariance"));
+        }
+        let mut rows = Vec::new();
+        if let Some(path) = &images.real {
+            let dataset = DataConfig::open(path)?.load_for(model)?;
+            let n = dataset.len().min(images.n as usize);
+            let mut kept = self.kept("real", network.features().dim(), &Record {
+                of: &text(path)?,
+                images: "data",
+                seed: 0,
+                guidance: 1.0,
+                features: &hash,
+            })?;
+            of_dataset(&dataset, n, "real images", network.features(), &mut kept)?;
+            let labels: Vec<usize> = (0..n).map(|index| dataset.label(index)).collect();
+            rows.push(self.row("real", kept.first(n), &labels, &real, &network)?);
+        }
+        let mut opened = self.device.open(model, BATCH, Threads::ALL)?;
+        for plan in &plans {
+            let recipe = Recipe { plan: plan.clone(), guidance: images.guidance };
+            rows.push(self.drawn(model, &mut *opened, &recipe, &real, &mut network, &hash)?);
+        }
+        self.report(&rows)
+    }
+
+    /// The plans that are asked for.
+    fn plans(&self, model: &Model) -> Result<Vec<Plan>> {
+        let plan = |text: &String| {
+            let budgets = Budgets::default();
+            let plan = match budgets.named().into_iter().find(|(name, _)| text.eq_ignore_ascii_case(name)) {
+                Some((_, budget)) => {
+                    let profile = Profile::open(&self.model.join(PROFILE))?;
+                    profile.reaching(budget.quality).plan.clone()
+                }
+                None => text.parse::<Plan>()?,
+            };
+            plan.widths.iter().try_for_each(|run| model.subnet(&run.subnet).map(|_| ()))?;
+            Ok(plan)
+        };
+        self.images.plan.iter().map(plan).collect()
+    }
+
+    fn kept(&self, name: &str, dim: usize, record: &Record) -> Result<KeptFeatures> {
+        match &self.images.work {
+            Some(dir) => KeptFeatures::open(dir, name, dim, record),
+            None => Ok(KeptFeatures::in_memory(dim)),
+        }
+    }
+
+    /// What images are held against: the data, the numbers of a file, or those that came with the model's own features.
+    fn real(&self, model: &Model, network: &mut Network, hash: &str) -> Result<Real> {
+        let dim = network.features().dim();
+        if let Some(path) = &self.images.reference {
+            return Ok(Real { target: Target::new(statistics(path, dim)?)?, features: None });
+        }
+        let Some(path) = &self.data else {
+            let Network::Own(file, _) = network;
+            return Ok(Real { target: Target::new(file.reference.gaussian.clone())?, features: None });
+        };
+        let dataset = DataConfig::open(path)?.load_for(model)?;
+        let of = text(path)?;
+        let record = Record { of: &of, images: "data", seed: 0, guidance: 1.0, features: hash };
+        let mut kept = self.kept("data", dim, &record)?;
+        of_dataset(&dataset, dataset.len(), "data", network.features(), &mut kept)?;
+        let mut moments = Moments::new(dim);
+        moments.add(kept.first(dataset.len()));
+        Ok(Real { target: Target::new(moments.gaussian()?)?, features: Some(kept) })
+    }
+
+    /// Draws the images of a recipe and measures them.
+    fn drawn(
+        &self,
+        model: &Model,
+        opened: &mut dyn Opened,
+        recipe: &Recipe,
+        real: &Real,
+        network: &mut Network,
+        hash: &str,
+    ) -> Result<Row> {
+        let n = self.images.n as usize;
+        let plan = recipe.plan.to_string();
+        let of = model.card.sha256.get(WEIGHTS).cloned().unwrap_or_default();
+        let record =
+            Record { of: &of, images: &plan, seed: self.seed, guidance: recipe.guidance, features: hash };
+        let name = format!("{plan}~seed={}~guidance={}", self.seed, recipe.guidance).replace(['/', '*', ','], "_");
+        let mut kept = self.kept(&name, network.features().dim(), &record)?;
+        let mut starts = starts(n, model.network.classes());
+        starts.iter_mut().for_each(|start| start.seed = start.seed.wrapping_add(self.seed));
+        let mut progress = Progress::new(&plan, "images", kept.len() as u64, n as u64);
+        while kept.len() < n {
+            let part = &starts[kept.len()..n.min(kept.len() + PART)];
+            let images = draw(opened.denoiser(), model.card.noise, part, recipe)?;
+            kept.push(&network.features().of(&bytes(&images), model.image())?)?;
+            progress.at(kept.len() as u64, "");
+        }
+        progress.finish();
+        let labels: Vec<usize> = starts.iter().filter_map(|start| start.class).collect();
+        let name = if recipe.guidance == 1.0 { plan } else { format!("{plan} guided {}", recipe.guidance) };
+        self.row(&name, kept.first(n), &labels, real, network)
+    }
+
+    /// What features `[n, dim]` of images come to; labels are theirs, where they have some.
+    fn row(&self, images: &str, features: &[f32], labels: &[usize], real: &Real, network: &Network) -> Result<Row> {
+        let dim = real.target.dim();
+        let wants = |metric| self.metric.contains(&metric);
+        let reals = real.features.as_ref().map(|kept| kept.first(usize::MAX));
+        let Network::Own(file, classifier) = network;
+        let right = |labels: &[usize]| {
+            let found = classifier.classes(features);
+            found.iter().zip(labels).filter(|(found, label)| found == label).count() as f64 / labels.len() as f64
+        };
+        let fd = if wants(Metric::Fd) { Some(frechet(&real.target, features)?) } else { None };
+        let own = self.data.is_none() && self.images.reference.is_none();
+        Ok(Row {
+            images: images.to_owned(),
+            n: features.len() / dim,
+            kid: reals.filter(|_| wants(Metric::Kid)).map(|reals| kernel(reals, features, dim)),
+            overlap: reals.filter(|_| wants(Metric::Pr)).map(|reals| overlaps(reals, features, dim)),
+            accuracy: (!labels.is_empty()).then(|| right(labels)),
+            quality: fd.filter(|_| own).map(|fd| file.reference.quality(fd.limit)),
+            fd,
+        })
+    }
+
+    fn report(&self, rows: &[Row]) -> Result<()> {
+        if self.json {
+            return print(serde_json::json!({ "rows": rows }));
+        }
+        let cell = |value: Option<f64>, digits: usize| value.map_or(String::new(), |value| format!("{value:.digits$}"));
+        let with_error = |value: Option<(f64, f64)>, digits: usize| {
+            value.map_or(String::new(), |(value, error)| format!("{value:.digits$} ± {error:.digits$}"))
+        };
+        let share = |measured: Measured| (measured.value, measured.error);
+        type Column<'a> = (&'static str, Box<dyn Fn(&Row) -> String + 'a>);
+        let columns: Vec<Column> = vec![
+            ("FD", Box::new(|row| with_error(row.fd.map(|fd| (fd.distance, fd.error)), 2))),
+            ("FD without end", Box::new(|row| cell(row.fd.map(|fd| fd.limit), 2))),
+            ("KID x 1000", Box::new(|row| with_error(row.kid.map(|kid| (1e3 * kid.value, 1e3 * kid.error)), 3))),
+            ("precision", Box::new(|row| with_error(row.overlap.map(|overlap| share(overlap.precision)), 3))),
+            ("recall", Box::new(|row| with_error(row.overlap.map(|overlap| share(overlap.recall)), 3))),
+            ("density", Box::new(|row| cell(row.overlap.map(|overlap| overlap.density), 3))),
+            ("coverage", Box::new(|row| with_error(row.overlap.map(|overlap| share(overlap.coverage)), 3))),
+            ("right class", Box::new(|row| cell(row.accuracy, 3))),
+            ("quality", Box::new(|row| cell(row.quality, 3))),
+        ];
+        // Without those that nothing is said in.
+        let shown: Vec<&Column> =
+            columns.iter().filter(|(_, cell)| rows.iter().any(|row| !cell(row).is_empty())).collect();
+        let heads = shown.iter().map(|(head, _)| (Align::Right, *head));
+        let mut table = Table::new([(Align::Left, "images of"), (Align::Right, "n")].into_iter().chain(heads));
+        for row in rows {
+            let cells = shown.iter().map(|(_, cell)| cell(row));
+            table.row([row.images.clone(), row.n.to_string()].into_iter().chain(cells));
+        }
+        print(table)
+    }
+}
+
+/// Adds the features of the first `n` images of a dataset to those that are kept.
+fn of_dataset(
+    dataset: &Dataset,
+    n: usize,
+    name: &str,
+    features: &mut dyn Features,
+    kept: &mut KeptFeatures,
+) -> Result<()> {
+    let elements = dataset.shape.elements();
+    let mut progress = Progress::new(name, "images", kept.len() as u64, n as u64);
+    while kept.len() < n {
+        let (first, last) = (kept.len(), n.min(kept.len() + PART));
+        kept.push(&features.of(&dataset.images[first * elements..last * elements], dataset.shape)?)?;
+        progress.at(last as u64, "");
+    }
+    progress.finish();
+    Ok(())
+}
+
+/// `mu` and `sigma` of an .npz file.
+fn statistics(path: &Path, dim: usize) -> Result<Gaussian> {
+    let refuse = |problem: String| Error::input(path.display(), problem);
+    let file = NpzTensors::new(path).map_err(|error| refuse(format!("is no .npz file that can be read: {error}")))?;
+    let values = |name: &str, shape: &[usize]| {
+        let tensor = file.get(name).map_err(|error| refuse(format!("{name} cannot be read: {error}")))?;
+        let tensor = tensor.ok_or_else(|| refuse(format!("has no array {name}; mu and sigma are wanted")))?;
+        if tensor.dims() != shape {
+            return Err(refuse(format!("{name} is {:?}, but the features take {shape:?}", tensor.dims())));
+        }
+        Ok(tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?)
+    };
+    let (mean, rows) = (values("mu", &[dim])?, values("sigma", &[dim, dim])?);
+    Ok(Gaussian { mean, covariance: Mat::from_fn(dim, dim, |row, column| rows[row * dim + column]) })
+}
+
+fn text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(Error::io(path))
+}

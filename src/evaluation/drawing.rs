@@ -1,0 +1,116 @@
+//! Images of a plan, many at a time: what quality is measured on.
+
+use crate::diffusion::{Plan, SigmaRange, Trajectory, guide};
+use crate::nets::Denoiser;
+use crate::ops::pixels::byte;
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// Images in one call.
+pub const BATCH: usize = 16;
+
+/// Where an image starts: its noise and its class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Its noise.
+    pub seed: u64,
+    /// Its class; `None` for a model without.
+    pub class: Option<usize>,
+}
+
+/// How images are drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    /// The plan.
+    pub plan: Plan,
+    /// The scale of classifier-free guidance; 1 is none.
+    pub guidance: f64,
+}
+
+impl From<Plan> for Recipe {
+    /// Without guidance.
+    fn from(plan: Plan) -> Self {
+        Self { plan, guidance: 1.0 }
+    }
+}
+
+/// Seeds from 0, with classes in turn; as many classes, spread over all, as have two images each.
+pub fn starts(images: usize, classes: usize) -> Vec<Start> {
+    let turns = classes.min(images / 2);
+    let class = |index: usize| index.checked_rem(turns).map(|turn| turn * classes / turns);
+    (0..images).map(|index| Start { seed: index as u64, class: class(index) }).collect()
+}
+
+/// The images of a recipe, in the order of `starts`, in [-1, 1]. Those of one call are at the same step, so on the same
+/// subnet.
+///
+/// # Errors
+/// If the model lacks a subnet, or the device fails.
+pub fn draw(
+    denoiser: &mut dyn Denoiser,
+    range: SigmaRange,
+    starts: &[Start],
+    recipe: &Recipe,
+) -> Result<Vec<Vec<f64>>> {
+    let (plan, elements) = (Arc::new(recipe.plan.clone()), denoiser.about().image.elements());
+    let mut images = Vec::with_capacity(starts.len());
+    for starts in starts.chunks(BATCH) {
+        let class: Vec<Option<usize>> = starts.iter().map(|start| start.class).collect();
+        let is_guided = recipe.guidance != 1.0 && class.iter().any(Option::is_some);
+        let begin = |start: &Start| Trajectory::new(plan.clone(), range, start.seed, 0, elements);
+        let mut trajectories: Vec<Trajectory> = starts.iter().map(begin).collect();
+        while let Some(call) = trajectories[0].next_call() {
+            let subnet = denoiser.about().subnets.iter().position(|subnet| subnet.name == call.subnet);
+            let subnet = subnet.ok_or_else(|| Error::input("plan", format!("the model has no `{}`", call.subnet)))?;
+            let sigma = vec![call.sigma; starts.len()];
+            let x: Vec<f32> = trajectories.iter().flat_map(Trajectory::input).map(|&value| value as f32).collect();
+            let mut denoised = denoiser.denoise(subnet, &x, &sigma, &class)?;
+            if is_guided {
+                let unconditional = denoiser.denoise(subnet, &x, &sigma, &vec![None; starts.len()])?;
+                denoised = guide(&denoised, &unconditional, recipe.guidance);
+            }
+            for (trajectory, denoised) in trajectories.iter_mut().zip(denoised.chunks_exact(elements)) {
+                trajectory.advance(denoised);
+            }
+        }
+        images.extend(trajectories.iter().map(|trajectory| trajectory.image().to_vec()));
+    }
+    Ok(images)
+}
+
+/// Images in [-1, 1] as the bytes that are served, one after the other.
+pub fn bytes(images: &[Vec<f64>]) -> Vec<u8> {
+    images.iter().flatten().map(|&value| byte(value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::gaussian::Gaussian;
+
+    #[test]
+    fn every_class_has_two_images_or_none() {
+        let classes = |images, classes| starts(images, classes).iter().map(|start| start.class).collect::<Vec<_>>();
+        assert_eq!(classes(3, 0), [None; 3]);
+        assert_eq!(classes(5, 2), [0, 1, 0, 1, 0].map(Some));
+        assert_eq!(classes(5, 10), [0, 5, 0, 5, 0].map(Some));
+        assert_eq!(classes(2, 10), [0, 0].map(Some));
+        let seeds = starts(4, 2).iter().map(|start| start.seed).collect::<Vec<_>>();
+        assert_eq!(seeds, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn guidance_moves_images_away_from_those_of_no_class() {
+        let (mut denoiser, _) = Gaussian::conditional();
+        let starts = starts(4, 2);
+        let mut of = |guidance| {
+            let recipe = Recipe { plan: "euler-4@full".parse().unwrap(), guidance };
+            draw(&mut *denoiser, SigmaRange { min: 0.002, max: 80.0 }, &starts, &recipe).unwrap()
+        };
+        let [plain, guided, none] = [1.0, 2.0, 0.0].map(&mut of);
+        for ((plain, guided), none) in plain.iter().zip(&guided).zip(&none) {
+            let away = |image: &[f64]| plain.iter().zip(none).zip(image).map(|((p, n), i)| (p - n) * (i - p)).sum::<f64>();
+            assert!(away(guided) > 0.0 && away(none) < 0.0);
+        }
+    }
+}
