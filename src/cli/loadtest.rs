@@ -164,7 +164,7 @@ fn head(report: &Report) -> String {
     format!(
         "{model} on {}, cores {}, generator: {}\n\
          {}@full: {before:.2} images/s saturated ({after} after the runs), {unloaded_ms:.1} ms alone; deadline {deadline_ms:.0} ms\n\
-         {} arrivals, seed {}, {} s after {} s of warm-up; quality: {} over {} images of {}\n\n",
+         {} arrivals, seed {}, {} s after {} s of warm-up; quality: {} by {} images\n\n",
         machine.cpu,
         machine.cores,
         machine.generator,
@@ -175,7 +175,6 @@ fn head(report: &Report) -> String {
         settings.warmup_s,
         quality.metric,
         quality.images,
-        quality.reference,
     )
 }
 
@@ -198,6 +197,7 @@ fn rows_table(rows: &[Row]) -> Table {
         "p5",
         "of all",
         "claimed",
+        "FD",
         "images/s",
         "lateness p99 ms",
     ];
@@ -214,6 +214,7 @@ fn rows_table(rows: &[Row]) -> Table {
             .chain([format!("{:.4}", row.attainment)])
             .chain([latency.p50, latency.p95, latency.p99].map(ms))
             .chain([quality.in_time, quality.in_time_p5, Some(quality.all), quality.claimed].map(share))
+            .chain([quality.distance.map_or_else(|| "-".to_owned(), |distance| format!("{:.2}", distance.fd))])
             .chain([format!("{:.2}", row.throughput_per_s), ms(row.lateness_ms.p99)])
             .chain([if row.void { "void" } else { "" }.to_owned()]);
         table.row(cells);
@@ -303,7 +304,7 @@ mod tests {
             throughput_per_s: 0.0,
             goodput_per_s: 0.0,
             latency_ms: never,
-            quality: Quality { in_time: None, in_time_p5: None, all: 0.0, claimed: None },
+            quality: Quality::default(),
             plans: [].into(),
             replanned: 0.0,
             lateness_ms: Percentiles { p50: 0.1, p95: 0.2, p99: 0.25, max: 1.0 },
@@ -312,7 +313,7 @@ mod tests {
         let table = rows_table(&[row]).to_string();
         let cells: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
         let want =
-            ["ours", "2.00", "3", "0", "0", "3", "0", "0", "0.0000", "inf", "inf", "inf", "-", "-", "0.000", "-"];
+            ["ours", "2.00", "3", "0", "0", "3", "0", "0", "0.0000", "inf", "inf", "inf", "-", "-", "0.000", "-", "-"];
         assert_eq!(cells, [&want[..], &["0.00", "0.2", "void"]].concat());
     }
 }

@@ -14,9 +14,16 @@ pub const STEPS: RangeInclusive<usize> = 1..=1000;
 /// The accepted amounts of churn. At 1000 steps, more than 415 changes nothing (see [`Plan::churn`]).
 pub const CHURN: RangeInclusive<f64> = 0.0..=1000.0;
 
+/// The accepted amounts of eta; 1 is the diffusion process itself, run backwards.
+pub const ETA: RangeInclusive<f64> = 0.0..=1.0;
+
+/// The accepted last noise levels of a plan.
+pub const LAST: RangeInclusive<f64> = 0.001..=1.0;
+
 /// A solver, its steps, and a subnet for each step.
 ///
-/// The text form is `<solver>-<steps>@<widths>[~logsnr][~churn=<number>][~respace=<done>/<of>,...]`, where widths is one
+/// The text form is
+/// `<solver>-<steps>@<widths>[~logsnr][~last=<level>][~eta=<number>][~churn=<number>][~respace=<done>/<of>,...]`, where widths is one
 /// subnet for all steps (`heun-18@full`) or counted runs in order (`0.250*8,full*4`). [`fmt::Display`] writes the
 /// canonical form, which parses to the same plan: subnet names with three decimals, equal neighbours merged, defaults
 /// left out.
@@ -32,6 +39,11 @@ pub struct Plan {
     /// `S_churn` of Karras et al. 2022, algorithm 2, in [`CHURN`]; 0 is deterministic. Heun only. A step's share
     /// `churn / steps` saturates at sqrt 2 - 1.
     pub churn: f64,
+    /// Share of the noise that a step of DPM-Solver++ takes away and draws anew, in [`ETA`]; 0 is deterministic
+    /// (SDE-DPM-Solver++(2M), Lu et al. 2022, appendix; eta as in DDIM, Song et al. 2021, eq. 16).
+    pub eta: f64,
+    /// The last level before the clean image, in [`LAST`], in place of the model's own: what is left there is denoised in one step.
+    pub last: Option<f64>,
     /// Consecutive steps and the subnet that runs them.
     pub widths: Vec<WidthRun>,
     /// Where the noise levels that were left have been spread anew, in order. Empty for a plan that was never changed
@@ -105,7 +117,16 @@ impl Plan {
     /// If `steps` is out of [`STEPS`] or `subnet` is no subnet name.
     pub fn constant(solver: Solver, steps: usize, subnet: &str) -> Result<Self> {
         let widths = vec![WidthRun { subnet: subnet.parse()?, steps }];
-        let plan = Self { solver, spacing: Spacing::Karras, steps, churn: 0.0, widths, respacings: Vec::new() };
+        let plan = Self {
+            solver,
+            spacing: Spacing::Karras,
+            steps,
+            churn: 0.0,
+            eta: 0.0,
+            last: None,
+            widths,
+            respacings: Vec::new(),
+        };
         plan.check()?;
         Ok(plan)
     }
@@ -118,10 +139,12 @@ impl Plan {
         let totals = self.respacings.iter().map(|respacing| respacing.of).chain([self.steps]);
         let cuts = self.respacings.iter().map(|respacing| respacing.done);
         let mut levels: Vec<f64> = Vec::new();
+        // A range is at least a factor of 2 wide.
+        let min = self.last.map_or(range.min, |last| last.min(range.max / 2.0));
         for (done, total) in [0].into_iter().chain(cuts).zip(totals) {
             let max = levels.get(done).copied().unwrap_or(range.max);
             levels.truncate(done);
-            levels.extend(sigmas(self.spacing, total - done, SigmaRange { max, ..range }));
+            levels.extend(sigmas(self.spacing, total - done, SigmaRange { max, min }));
         }
         levels
     }
@@ -194,7 +217,7 @@ impl Plan {
     }
 
     fn check(&self) -> Result<()> {
-        let Self { solver, spacing: _, steps, churn, widths, respacings } = self;
+        let Self { solver, spacing: _, steps, churn, eta, last, widths, respacings } = self;
         if !STEPS.contains(steps) {
             return Err(wrong(format!("steps are {steps}, but must be {} to {}", STEPS.start(), STEPS.end())));
         }
@@ -203,6 +226,15 @@ impl Plan {
         }
         if *churn > 0.0 && *solver != Solver::Heun {
             return Err(wrong(format!("churn needs the solver heun, not {solver}")));
+        }
+        if !ETA.contains(eta) {
+            return Err(wrong(format!("eta is {eta}, but must be {} to {}", ETA.start(), ETA.end())));
+        }
+        if *eta > 0.0 && *solver != Solver::DpmPp2m {
+            return Err(wrong(format!("eta needs the solver dpmpp2m, not {solver}")));
+        }
+        if let Some(last) = last.filter(|last| !LAST.contains(last)) {
+            return Err(wrong(format!("the last level is {last}, but must be {} to {}", LAST.start(), LAST.end())));
         }
         let counted: usize = widths.iter().map(|run| run.steps).sum();
         if counted != *steps {
@@ -242,6 +274,12 @@ impl fmt::Display for Plan {
         if self.spacing == Spacing::LogSnr {
             f.write_str("~logsnr")?;
         }
+        if let Some(last) = self.last {
+            write!(f, "~last={last}")?;
+        }
+        if self.eta > 0.0 {
+            write!(f, "~eta={}", self.eta)?;
+        }
         if self.churn > 0.0 {
             write!(f, "~churn={}", self.churn)?;
         }
@@ -266,16 +304,18 @@ impl FromStr for Plan {
         let widths = parse_widths(widths, steps)?;
 
         let mut spacing = None;
-        let mut churn = None;
+        let (mut churn, mut eta, mut last) = (None, None, None);
         let mut respacings = None;
         for option in parts {
             let repeated = match option.split_once('=') {
                 None if option == "logsnr" => spacing.replace(Spacing::LogSnr).is_some(),
-                Some(("churn", amount)) => churn.replace(parse_churn(amount)?).is_some(),
+                Some(("churn", amount)) => churn.replace(number("churn", amount, CHURN)?).is_some(),
+                Some(("eta", amount)) => eta.replace(number("eta", amount, ETA)?).is_some(),
+                Some(("last", level)) => last.replace(number("last", level, LAST)?).is_some(),
                 Some(("respace", list)) => respacings.replace(parse_respacings(list)?).is_some(),
                 _ => {
                     return Err(wrong(format!(
-                        "option {option:?} is not one of logsnr, churn=<number>, respace=<done>/<of>"
+                        "option {option:?} is not one of logsnr, last=<level>, eta=<number>, churn=<number>, respace=<done>/<of>"
                     )));
                 }
             };
@@ -285,7 +325,8 @@ impl FromStr for Plan {
         }
         let spacing = spacing.unwrap_or_default();
         let respacings = respacings.unwrap_or_default();
-        let plan = Self { solver, spacing, steps, churn: churn.unwrap_or(0.0), widths, respacings };
+        let (churn, eta) = (churn.unwrap_or(0.0), eta.unwrap_or(0.0));
+        let plan = Self { solver, spacing, steps, churn, eta, last, widths, respacings };
         plan.check()?;
         Ok(plan)
     }
@@ -324,10 +365,12 @@ fn parse_widths(text: &str, steps: usize) -> Result<Vec<WidthRun>> {
     Ok(runs)
 }
 
-fn parse_churn(text: &str) -> Result<f64> {
-    thousandths(text)
-        .filter(|churn| CHURN.contains(churn))
-        .ok_or_else(|| wrong(format!("churn {text:?} is not a number from {} to {}", CHURN.start(), CHURN.end())))
+/// The number of an option, with at most three decimals.
+fn number(option: &str, text: &str, accepted: RangeInclusive<f64>) -> Result<f64> {
+    let number = thousandths(text).filter(|number| accepted.contains(number));
+    number.ok_or_else(|| {
+        wrong(format!("{option} {text:?} is not a number from {} to {}", accepted.start(), accepted.end()))
+    })
 }
 
 fn parse_respacings(text: &str) -> Result<Vec<Respacing>> {
@@ -375,6 +418,8 @@ mod tests {
                 spacing: Spacing::Karras,
                 steps: 12,
                 churn: 0.0,
+                eta: 0.0,
+                last: None,
                 widths: vec![
                     WidthRun { subnet: SubnetName::of(0.25), steps: 8 },
                     WidthRun { subnet: SubnetName::full(), steps: 4 }
@@ -402,6 +447,8 @@ mod tests {
             ("euler-8@0.25*3,0.250*1,full*4", "euler-8@0.250*4,full*4"),
             ("euler-2@full~churn=0", "euler-2@full"),
             ("heun-2@full~churn=2.50", "heun-2@full~churn=2.5"),
+            ("dpmpp2m-4@full~eta=0.50~last=0.020", "dpmpp2m-4@full~last=0.02~eta=0.5"),
+            ("dpmpp2m-4@full~eta=0", "dpmpp2m-4@full"),
         ] {
             assert_eq!(parse(loose).to_string(), canonical);
         }
@@ -447,8 +494,11 @@ mod tests {
             ("heun-8@full~churn=-1", r#"plan: churn "-1" is not a number from 0 to 1000"#),
             (
                 "heun-8@full~karras",
-                r#"plan: option "karras" is not one of logsnr, churn=<number>, respace=<done>/<of>"#,
+                r#"plan: option "karras" is not one of logsnr, last=<level>, eta=<number>, churn=<number>, respace=<done>/<of>"#,
             ),
+            ("heun-8@full~eta=1", "plan: eta needs the solver dpmpp2m, not heun"),
+            ("dpmpp2m-8@full~eta=2", r#"plan: eta "2" is not a number from 0 to 1"#),
+            ("heun-8@full~last=0", r#"plan: last "0" is not a number from 0.001 to 1"#),
             ("heun-8@full~respace=5", r#"plan: respace "5" is not <done>/<of>, such as 5/12"#),
             ("heun-8@full~respace=8/12", "plan: respace 8/12 does not fit a plan of 8 steps"),
             ("heun-8@full~respace=5/5", "plan: respace 5/5 does not fit a plan of 8 steps"),
@@ -462,6 +512,16 @@ mod tests {
         ] {
             assert_eq!(refusal(text), message);
         }
+    }
+
+    #[test]
+    fn a_last_level_of_its_own_ends_the_levels_of_a_plan_also_where_they_are_spread_anew() {
+        let range = SigmaRange::new(0.002, 80.0).unwrap();
+        let levels = |text: &str| text.parse::<Plan>().unwrap().levels(range);
+        assert_eq!(levels("heun-6@full~last=0.1"), sigmas(Spacing::Karras, 6, SigmaRange { min: 0.1, ..range }));
+        let respaced = levels("heun-6@full~last=0.1~respace=3/12");
+        assert_eq!(respaced[..=3], levels("heun-12@full~last=0.1")[..=3]);
+        assert_eq!(respaced[5..], [0.1, 0.0]);
     }
 
     #[test]
@@ -487,13 +547,15 @@ mod tests {
         let run = (name, 1..=100usize).prop_map(|(subnet, steps)| WidthRun { subnet, steps });
         let solver = prop_oneof![Just(Solver::Heun), Just(Solver::Euler), Just(Solver::DpmPp2m)];
         let spacing = prop_oneof![Just(Spacing::Karras), Just(Spacing::LogSnr)];
-        (solver, spacing, 0..=1_000_000u32, prop::collection::vec(run, 1..=10)).prop_map(
-            |(solver, spacing, churn, runs)| {
+        let last = prop::option::of((1..=1000u32).prop_map(|last| f64::from(last) / 1e3));
+        (solver, spacing, (0..=1_000_000u32, last), prop::collection::vec(run, 1..=10)).prop_map(
+            |(solver, spacing, (amount, last), runs)| {
                 let mut widths = runs;
                 widths.dedup_by(|a, b| a.subnet == b.subnet);
                 let steps = widths.iter().map(|run| run.steps).sum();
-                let churn = if solver == Solver::Heun { f64::from(churn) / 1e3 } else { 0.0 };
-                Plan { solver, spacing, steps, churn, widths, respacings: vec![] }
+                let churn = if solver == Solver::Heun { f64::from(amount) / 1e3 } else { 0.0 };
+                let eta = if solver == Solver::DpmPp2m { f64::from(amount / 1000) / 1e3 } else { 0.0 };
+                Plan { solver, spacing, steps, churn, eta, last, widths, respacings: vec![] }
             },
         )
     }

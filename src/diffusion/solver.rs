@@ -45,7 +45,7 @@ pub struct Update {
     pub b_x: f64,
     /// Weight of D in m'.
     pub b_d: f64,
-    /// The churn of the step that begins then.
+    /// The churn of the step that begins then, or the noise of a stochastic step.
     pub noise: Noise,
 }
 
@@ -70,18 +70,26 @@ impl Update {
         Self { a_x: half, a_d: -half, a_m: 1.0, ..Self::default() }
     }
 
-    /// One step of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) with alpha = 1 and lambda = -ln sigma.
+    /// One step of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), or of SDE-DPM-Solver++(2M) (the same, eq. 18) for an `eta`
+    /// above 0, with alpha = 1 and lambda = -ln sigma.
     ///
-    /// `x' = (sigma' / sigma) x - (exp(-h) - 1) D*`, with `h = lambda' - lambda` and `D* = (1 + r) D - r m`:
-    /// extrapolated to the middle of the step through m, the denoised image of the step before, at level `before`. The
-    /// first step has none; the last one, to sigma' = 0, has h = infinity. Both are of first order.
-    fn multistep(before: Option<f64>, sigma: f64, next: f64) -> Self {
-        let keep = next / sigma;
+    /// `x' = (sigma' / sigma) exp(-eta h) x + (1 - exp(-(1 + eta) h)) D* + sigma' sqrt(1 - exp(-2 eta h)) z`, with `h = lambda' -
+    /// lambda` and `D* = (1 + r) D - r m`: extrapolated to the middle of the step through m, the denoised image of the step
+    /// before, at level `before`. The first step has none; the last one, to sigma' = 0, has h = infinity. Both are of first
+    /// order. z is the draw of this number.
+    fn multistep(before: Option<f64>, sigma: f64, next: f64, eta: f64, draw: u32) -> Self {
         let ratio = match before {
             Some(before) if next > 0.0 => 0.5 * (sigma / next).ln() / (before / sigma).ln(),
             _ => 0.0,
         };
-        Self { a_d: (1.0 - keep) * (1.0 + ratio), a_m: (keep - 1.0) * ratio, b_d: 1.0, ..Self::towards(keep) }
+        // exp(-h) is sigma' / sigma.
+        let step = next / sigma;
+        let forgotten = if eta > 0.0 { step.powf(eta) } else { 1.0 };
+        let keep = step * forgotten;
+        let noise = Noise { scale: next * (1.0 - forgotten * forgotten).sqrt(), draw };
+        let noise = if noise.scale > 0.0 { noise } else { Noise::default() };
+        let (a_d, a_m) = ((1.0 - keep) * (1.0 + ratio), (keep - 1.0) * ratio);
+        Self { a_d, a_m, b_d: 1.0, noise, ..Self::towards(keep) }
     }
 }
 
@@ -155,11 +163,17 @@ impl Course {
             (Solver::DpmPp2m, memory) => {
                 self.memory = Memory::Denoised { sigma };
                 let before = if let Memory::Denoised { sigma } = memory { Some(sigma) } else { None };
-                Update::multistep(before, sigma, next)
+                // Draw 0 is the initial noise.
+                Update::multistep(before, sigma, next, self.plan.eta, self.step as u32 + 1)
             }
         };
         self.step += 1;
-        (self.sigma, update.noise) = churned(&self.plan, self.step, next);
+        let (raised, churn) = churned(&self.plan, self.step, next);
+        self.sigma = raised;
+        // Of Heun alone: a step of another solver may have noise of its own.
+        if churn.scale > 0.0 {
+            update.noise = churn;
+        }
         update
     }
 

@@ -1,10 +1,10 @@
 //! Which plans are worth measuring.
 
+use super::frontier::ROWS;
+use super::yardstick::Metric;
 use crate::diffusion::{Plan, Solver, WidthRun};
+use crate::subnet_name::FULL;
 use std::collections::BTreeSet;
-
-/// A solver and its steps.
-pub type Shape = (Solver, usize);
 
 /// Steps of DPM-Solver++(2M), which has most of the frontier.
 const DPM: [usize; 12] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 24];
@@ -14,30 +14,67 @@ const HEUN: [usize; 6] = [5, 6, 8, 10, 12, 18];
 const EULER: [usize; 5] = [3, 4, 8, 12, 18];
 /// Steps of DPM-Solver++(2M) in the order in which they are worth measuring when time is short.
 const DPM_QUICK: [usize; 7] = [8, 4, 2, 12, 6, 3, 18];
+/// Steps of DPM-Solver++(2M) between those, where the question is how real images look.
+const DPM_BETWEEN: [usize; 4] = [7, 9, 11, 13];
+/// Last noise levels that are tried beside the model's own: what is below them a network often draws worse than it leaves out.
+const LAST: [f64; 3] = [0.02, 0.05, 0.1];
+/// Shares of noise that is drawn anew, which forgets the errors of earlier steps.
+const ETA: [f64; 2] = [0.5, 1.0];
+/// Steps from which that can pay.
+const ETA_FROM: usize = 6;
+/// Churn of Heun, for the same.
+const CHURN: [f64; 2] = [5.0, 20.0];
+/// Steps of Heun with churn.
+const CHURN_FROM: usize = 10;
 
-/// Every solver at sensible steps.
-pub fn shapes() -> Vec<Shape> {
-    let of = |solver, steps: &[usize]| steps.iter().map(|&steps| (solver, steps)).collect::<Vec<_>>();
-    [of(Solver::DpmPp2m, &DPM), of(Solver::Heun, &HEUN), of(Solver::Euler, &EULER)].concat()
+/// A plan but for its widths: those that it has do not count.
+pub type Shape = Plan;
+
+/// Every solver at sensible steps, and what else may pay by this metric.
+pub fn shapes(metric: Metric) -> Vec<Shape> {
+    let of = |solver, steps: &[usize]| steps.iter().map(|&steps| uniform(solver, steps)).collect::<Vec<_>>();
+    let (dpm, heun, euler) = (of(Solver::DpmPp2m, &DPM), of(Solver::Heun, &HEUN), of(Solver::Euler, &EULER));
+    let mut shapes = [dpm, heun, euler].concat();
+    // Nothing is nearer to a reference that is drawn without noise and down to the model's own last level.
+    if metric == Metric::Fd {
+        shapes.extend(of(Solver::DpmPp2m, &DPM_BETWEEN));
+        let with_last = |shape: &Shape| LAST.map(|last| Shape { last: Some(last), ..shape.clone() });
+        shapes.extend(shapes.iter().filter(|shape| shape.steps > 1).flat_map(with_last).collect::<Vec<_>>());
+        let stochastic = |shape: &Shape| match (shape.solver, shape.steps) {
+            (Solver::DpmPp2m, ETA_FROM..) => ETA.map(|eta| Shape { eta, ..shape.clone() }).to_vec(),
+            (Solver::Heun, CHURN_FROM..) => CHURN.map(|churn| Shape { churn, ..shape.clone() }).to_vec(),
+            _ => Vec::new(),
+        };
+        shapes.extend(shapes.iter().flat_map(stochastic).collect::<Vec<_>>());
+    }
+    shapes
+}
+
+/// About how many plans a search tries on a model of so many subnets: a third of the shapes are good, and as many on the frontier as
+/// half of it has rows.
+pub fn about_as_many(metric: Metric, subnets: usize) -> usize {
+    let shapes = shapes(metric).len();
+    shapes + shapes / 3 * (subnets - 1) + if subnets > 1 { ROWS / 2 * 6 } else { 0 }
 }
 
 /// The plans of one subnet for all steps: every shape on every subnet.
 pub fn constants(shapes: &[Shape], subnets: &[&str]) -> Vec<Plan> {
-    let on = |&(solver, steps): &Shape| subnets.iter().map(move |subnet| uniform(solver, steps, subnet));
+    let on = |shape: &Shape| subnets.iter().map(|subnet| changing(shape, &[(subnet, shape.steps)])).collect::<Vec<_>>();
     shapes.iter().flat_map(on).collect()
 }
 
 /// A few plans that span the frontier, the most telling first.
 pub fn quick(subnets: &[&str]) -> Vec<Plan> {
-    constants(&DPM_QUICK.map(|steps| (Solver::DpmPp2m, steps)), &spread(subnets))
+    constants(&DPM_QUICK.map(|steps| uniform(Solver::DpmPp2m, steps)), &spread(subnets))
 }
 
 /// The shapes of these plans, each once.
 pub fn shapes_of<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> Vec<Shape> {
     let mut shapes: Vec<Shape> = Vec::new();
     for plan in plans {
-        if !shapes.contains(&(plan.solver, plan.steps)) {
-            shapes.push((plan.solver, plan.steps));
+        let shape = Shape { widths: uniform(plan.solver, plan.steps).widths, ..plan.clone() };
+        if !shapes.contains(&shape) {
+            shapes.push(shape);
         }
     }
     shapes
@@ -49,11 +86,12 @@ pub fn shapes_of<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> Vec<Shape> {
 pub fn schedules(shapes: &[Shape], subnets: &[&str]) -> Vec<Plan> {
     let subnets = spread(subnets);
     let mut plans = Vec::new();
-    for &(solver, steps) in shapes.iter().filter(|(_, steps)| *steps >= 2) {
+    for shape in shapes.iter().filter(|shape| shape.steps >= 2) {
+        let steps = shape.steps;
         let splits = BTreeSet::from([(steps + 1) / 3, (2 * steps + 1) / 3].map(|split| split.clamp(1, steps - 1)));
         for first in &subnets {
             for then in subnets.iter().filter(|then| *then != first) {
-                plans.extend(splits.iter().map(|&split| changing(solver, steps, [first, then], split)));
+                plans.extend(splits.iter().map(|&split| changing(shape, &[(first, split), (then, steps - split)])));
             }
         }
     }
@@ -66,16 +104,15 @@ fn spread<'a>(subnets: &[&'a str]) -> Vec<&'a str> {
     BTreeSet::from([0, last / 2, last]).into_iter().map(|index| subnets[index]).collect()
 }
 
-fn uniform(solver: Solver, steps: usize, subnet: &str) -> Plan {
-    Plan::constant(solver, steps, subnet).expect("steps in range and the name of a subnet")
+fn uniform(solver: Solver, steps: usize) -> Shape {
+    Plan::constant(solver, steps, FULL).expect("steps in range")
 }
 
-fn changing(solver: Solver, steps: usize, subnets: [&str; 2], split: usize) -> Plan {
-    let widths = subnets.into_iter().zip([split, steps - split]);
+/// The shape on subnets for so many steps each.
+fn changing(shape: &Shape, runs: &[(&str, usize)]) -> Plan {
     let run =
-        |(subnet, steps): (&str, usize)| WidthRun { subnet: subnet.parse().expect("the name of a subnet"), steps };
-    let widths = widths.map(run).collect();
-    Plan { widths, ..uniform(solver, steps, subnets[0]) }
+        |&(subnet, steps): &(&str, usize)| WidthRun { subnet: subnet.parse().expect("the name of a subnet"), steps };
+    Plan { widths: runs.iter().map(run).collect(), ..shape.clone() }
 }
 
 #[cfg(test)]
@@ -90,29 +127,29 @@ mod tests {
 
     #[test]
     fn every_candidate_is_another_plan() {
-        let mut plans = texts(constants(&shapes(), &SUBNETS));
-        plans.extend(texts(schedules(&shapes(), &SUBNETS)));
+        let mut plans = texts(constants(&shapes(Metric::Fd), &SUBNETS));
+        plans.extend(texts(schedules(&shapes(Metric::Fd), &SUBNETS)));
         for plan in &plans {
             assert_eq!(plan.parse::<Plan>().unwrap().to_string(), *plan);
         }
         let all: BTreeSet<&String> = plans.iter().collect();
         assert_eq!(all.len(), plans.len());
-        assert!(plans.contains(&super::super::quality::REFERENCE.to_owned()));
+        assert!(plans.contains(&super::super::to_reference::REFERENCE.to_owned()));
     }
 
     #[test]
     fn width_schedules_change_at_about_a_third_and_two_thirds() {
-        let plans = texts(schedules(&[(Solver::DpmPp2m, 6)], &["0.250", "0.375", "0.500", "0.750", "full"]));
+        let plans = texts(schedules(&[uniform(Solver::DpmPp2m, 6)], &["0.250", "0.375", "0.500", "0.750", "full"]));
         let pairs = |[a, b]: [&str; 2]| [format!("dpmpp2m-6@{a}*2,{b}*4"), format!("dpmpp2m-6@{a}*4,{b}*2")];
         let [narrow, middle, wide] = ["0.250", "0.500", "full"];
         let order =
             [[narrow, middle], [narrow, wide], [middle, narrow], [middle, wide], [wide, narrow], [wide, middle]];
         assert_eq!(plans, order.map(pairs).concat());
-        let splits = |steps| texts(schedules(&[(Solver::Heun, steps)], &["0.500", "full"]))[..2].to_vec();
+        let splits = |steps| texts(schedules(&[uniform(Solver::Heun, steps)], &["0.500", "full"]))[..2].to_vec();
         assert_eq!(splits(3), ["heun-3@0.500*1,full*2", "heun-3@0.500*2,full*1"]);
         assert_eq!(splits(2), ["heun-2@0.500*1,full*1", "heun-2@full*1,0.500*1"]);
-        assert!(schedules(&[(Solver::Euler, 1)], &SUBNETS).is_empty());
-        assert!(schedules(&shapes(), &["full"]).is_empty());
+        assert!(schedules(&[uniform(Solver::Euler, 1)], &SUBNETS).is_empty());
+        assert!(schedules(&shapes(Metric::Fd), &["full"]).is_empty());
     }
 
     #[test]
@@ -125,6 +162,6 @@ mod tests {
     #[test]
     fn shapes_are_taken_from_plans_once() {
         let plans = ["heun-3@full", "heun-3@0.500", "euler-3@full"].map(|text| text.parse().unwrap());
-        assert_eq!(shapes_of(&plans), [(Solver::Heun, 3), (Solver::Euler, 3)]);
+        assert_eq!(shapes_of(&plans), [uniform(Solver::Heun, 3), uniform(Solver::Euler, 3)]);
     }
 }

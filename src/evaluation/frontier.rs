@@ -1,12 +1,11 @@
 //! Which plans are worth serving: those that no other beats on both time and quality.
 
+use super::yardstick::Rating;
 use crate::diffusion::Plan;
 use std::collections::BTreeMap;
 
-/// Plans of less quality are left out: a blur, the mean image of a class, has 0.5 or a little more, and nobody asks for it.
-pub const FLOOR: f64 = 0.6;
-/// A plan that is better than a cheaper one by less is left out: the eye does not see it, a fixed set of some tens of
-/// images does not prove it, and a router has one row less to look through.
+/// A plan that is better than a cheaper one by less is left out: the eye does not see it, and a router has one row less to
+/// look through.
 pub const EPSILON: f64 = 0.005;
 /// The most plans of a frontier.
 pub const ROWS: usize = 24;
@@ -18,8 +17,21 @@ pub struct Point {
     pub plan: Plan,
     /// The time of an image alone, in milliseconds.
     pub ms: f64,
-    /// Its quality, as [`super::quality::Yardstick::quality`] has it.
-    pub quality: f64,
+    /// How good it is.
+    pub rating: Rating,
+}
+
+impl Point {
+    fn quality(&self) -> f64 {
+        self.rating.quality
+    }
+
+    /// Whether it is so much better than a cheaper one that it is worth its time: by more than the larger of the two standard
+    /// errors, and by [`EPSILON`].
+    pub fn outdoes(&self, cheaper: &Self) -> bool {
+        let doubt = self.rating.error.max(cheaper.rating.error).max(EPSILON);
+        self.quality() >= cheaper.quality() + doubt
+    }
 }
 
 /// The time of an image that is drawn with `plan`, where `call` gives the time of a subnet's call; `None` if it does
@@ -33,31 +45,26 @@ pub fn time_of(plan: &Plan, call: impl Fn(&str) -> Option<f64>) -> Option<f64> {
     calls.into_iter().map(|(subnet, calls)| Some(calls as f64 * call(subnet)?)).sum()
 }
 
-/// The points that no other beats on both time and quality, ascending in both; of those, the ones of at least
-/// [`FLOOR`] (or all, where none has that much), each better than the one before by [`EPSILON`], at most [`ROWS`]. The
-/// cheapest and the best of them are always kept.
-pub fn pareto(mut points: Vec<Point>) -> Vec<Point> {
-    points.retain(|point| point.ms.is_finite() && point.quality.is_finite());
-    if points.iter().any(|point| point.quality >= FLOOR) {
-        points.retain(|point| point.quality >= FLOOR);
+/// The points that no other beats on both time and quality, ascending in both; of those, the ones of at least `floor` (or
+/// all, where none has that much), each of which [outdoes](Point::outdoes) the one before and is better than every cheaper
+/// point, at most [`ROWS`].
+pub fn pareto(mut points: Vec<Point>, floor: f64) -> Vec<Point> {
+    points.retain(|point| point.ms.is_finite() && point.quality().is_finite());
+    if points.iter().any(|point| point.quality() >= floor) {
+        points.retain(|point| point.quality() >= floor);
     }
-    points.sort_by(|a, b| a.ms.total_cmp(&b.ms).then(b.quality.total_cmp(&a.quality)));
-    let mut best = f64::NEG_INFINITY;
-    points.retain(|point| {
-        let better = point.quality > best;
-        best = best.max(point.quality);
-        better
-    });
-    let last = points.pop();
-    let mut kept: Vec<Point> = Vec::new();
+    points.sort_by(|a, b| a.ms.total_cmp(&b.ms).then(b.quality().total_cmp(&a.quality())));
+    let (mut kept, mut best) = (Vec::<Point>::new(), f64::NEG_INFINITY);
     for point in points {
-        if kept.last().is_none_or(|before| point.quality >= before.quality + EPSILON) {
+        // What was left out for its doubt counts too: each row is better than all that is cheaper.
+        let is_better = point.quality() > best;
+        best = best.max(point.quality());
+        if is_better && kept.last().is_none_or(|before| point.outdoes(before)) {
             kept.push(point);
         }
     }
-    kept.extend(last);
     while kept.len() > ROWS {
-        let gain = |&index: &usize| kept[index].quality - kept[index - 1].quality;
+        let gain = |&index: &usize| kept[index].quality() - kept[index - 1].quality();
         let least = (1..kept.len() - 1).min_by(|a, b| gain(a).total_cmp(&gain(b)));
         kept.remove(least.expect("more rows than two"));
     }
@@ -69,13 +76,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const FLOOR: f64 = 0.6;
+
     fn point(ms: f64, quality: f64) -> Point {
-        Point { plan: "euler-1@full".parse().unwrap(), ms, quality }
+        doubtful(ms, quality, 0.0)
+    }
+
+    fn doubtful(ms: f64, quality: f64, error: f64) -> Point {
+        Point { plan: "euler-1@full".parse().unwrap(), ms, rating: Rating { distance: 1.0 - quality, quality, error } }
     }
 
     fn kept(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         let points = points.iter().map(|&(ms, quality)| point(ms, quality)).collect();
-        pareto(points).into_iter().map(|point| (point.ms, point.quality)).collect()
+        pareto(points, FLOOR).into_iter().map(|point| (point.ms, point.quality())).collect()
     }
 
     #[test]
@@ -85,12 +98,19 @@ mod tests {
     }
 
     #[test]
-    fn a_small_gain_is_left_out_unless_it_is_the_best() {
+    fn a_small_gain_is_left_out() {
         assert_eq!(kept(&[(1.0, 0.7), (2.0, 0.704), (3.0, 0.708)]), [(1.0, 0.7), (3.0, 0.708)]);
         assert_eq!(
             kept(&[(1.0, 0.7), (2.0, 0.704), (3.0, 0.709), (4.0, 0.711)]),
-            [(1.0, 0.7), (3.0, 0.709), (4.0, 0.711)]
+            [(1.0, 0.7), (3.0, 0.709)]
         );
+    }
+
+    #[test]
+    fn a_gain_within_the_standard_error_is_left_out_so_the_best_is_the_cheapest_that_nothing_outdoes() {
+        let points = [doubtful(1.0, 0.7, 0.01), doubtful(2.0, 0.72, 0.03), doubtful(3.0, 0.74, 0.01), doubtful(4.0, 0.745, 0.0)];
+        let kept: Vec<f64> = pareto(points.to_vec(), FLOOR).into_iter().map(|point| point.ms).collect();
+        assert_eq!(kept, [1.0, 3.0]);
     }
 
     #[test]
@@ -130,32 +150,31 @@ mod tests {
     proptest! {
         #[test]
         fn the_frontier_ascends_and_every_other_plan_has_a_reason(points in points()) {
-            let frontier = pareto(points.clone());
-            prop_assert!(frontier.is_sorted_by(|a, b| a.ms < b.ms && a.quality < b.quality));
+            let frontier = pareto(points.clone(), FLOOR);
+            prop_assert!(frontier.is_sorted_by(|a, b| a.ms < b.ms && b.outdoes(a)));
             prop_assert!(frontier.len() <= ROWS);
             prop_assert_eq!(frontier.is_empty(), points.is_empty());
-            let floor = if points.iter().any(|point| point.quality >= FLOOR) { FLOOR } else { f64::NEG_INFINITY };
-            let good: Vec<&Point> = points.iter().filter(|point| point.quality >= floor).collect();
+            let floor = if points.iter().any(|point| point.quality() >= FLOOR) { FLOOR } else { f64::NEG_INFINITY };
+            let good: Vec<&Point> = points.iter().filter(|point| point.quality() >= floor).collect();
             for kept in &frontier {
                 prop_assert!(good.contains(&kept));
-                let beaten = |other: &&&Point| {
-                    other.ms <= kept.ms && other.quality >= kept.quality && (other.ms, other.quality) != (kept.ms, kept.quality)
-                };
-                prop_assert!(!good.iter().any(|other| beaten(&other)), "{:?} is beaten", kept);
+                let better = |other: &&&Point| other.ms < kept.ms && other.quality() >= kept.quality();
+                prop_assert!(!good.iter().any(|other| better(&other)), "{:?} is not better than a cheaper one", kept);
             }
             for point in &good {
-                let near = frontier.iter().any(|kept| kept.ms <= point.ms && kept.quality > point.quality - EPSILON);
-                prop_assert!(near || frontier.len() == ROWS, "{:?} is missing", point);
+                let near = frontier.iter().any(|kept| kept.ms <= point.ms && !point.outdoes(kept));
+                let equalled = good.iter().any(|other| other.ms <= point.ms && other.quality() >= point.quality() && other != point);
+                prop_assert!(near || equalled || frontier.len() == ROWS, "{:?} is missing", point);
             }
-            if let (Some(first), Some(last)) = (frontier.first(), frontier.last()) {
-                prop_assert!(good.iter().all(|point| first.ms <= point.ms && point.quality <= last.quality));
+            if let Some(first) = frontier.first() {
+                prop_assert!(good.iter().all(|point| first.ms <= point.ms));
             }
         }
 
         #[test]
         fn the_frontier_of_a_frontier_is_itself(points in points()) {
-            let frontier = pareto(points);
-            prop_assert_eq!(pareto(frontier.clone()), frontier);
+            let frontier = pareto(points, FLOOR);
+            prop_assert_eq!(pareto(frontier.clone(), FLOOR), frontier);
         }
     }
 }

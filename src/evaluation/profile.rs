@@ -2,7 +2,7 @@
 //! `accordion profile`.
 
 use super::frontier::{Point, pareto, time_of};
-use super::quality::{METRIC, Yardstick, reference};
+use super::yardstick::{Metric, Rating, Yardstick};
 use crate::diffusion::Plan;
 use crate::files::{read_toml, write_toml};
 use crate::nets::Opened;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Version of the file.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 /// Its name in a model directory.
 pub const PROFILE: &str = "profile.toml";
 
@@ -26,6 +26,9 @@ pub struct Profile {
     pub format: u32,
     /// Memory that the weights of all subnets take together.
     pub weight_bytes: u64,
+    /// The SHA-256 of the weights that the qualities are of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// What was measured on.
     pub device: Device,
     /// What the quality of a plan is.
@@ -58,14 +61,16 @@ pub struct Device {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quality {
-    /// What it is; [`METRIC`] is the only one so far.
-    pub metric: String,
-    /// The plan that has quality 1.
-    pub reference: Plan,
+    /// What it is made of.
+    pub metric: Metric,
+    /// [`Metric::definition`], for people.
+    pub definition: String,
     /// Images of each plan.
     pub images: usize,
-    /// What the metric's distance is for unrelated images, whose quality is 0.
-    pub unrelated: f64,
+    /// The distance that has quality 1.
+    pub one: f64,
+    /// The distance that has quality 0.
+    pub zero: f64,
 }
 
 /// A plan of the frontier. Its time follows from [`Profile::latency`]: see [`Profile::image_ms`].
@@ -74,8 +79,32 @@ pub struct Quality {
 pub struct Rated {
     /// The plan.
     pub plan: Plan,
+    /// Its distance, which [`Quality::metric`] is about.
+    pub distance: f64,
     /// Its quality, at most 1.
     pub quality: f64,
+    /// The standard error of the quality.
+    pub error: f64,
+}
+
+impl Rated {
+    /// A plan as it was measured, with the digits that mean something.
+    pub fn new(plan: Plan, rating: Rating) -> Self {
+        let Rating { distance, quality, error } = rating;
+        // Down and up: nothing is made better by it.
+        let quality = (quality * 1e4).floor() / 1e4;
+        Self { plan, distance: rounded(distance), quality, error: (error * 1e4).ceil() / 1e4 }
+    }
+
+    fn rating(&self) -> Rating {
+        let &Self { distance, quality, error, .. } = self;
+        Rating { distance, quality, error }
+    }
+}
+
+/// With four significant digits and more: a file for people.
+fn rounded(value: f64) -> f64 {
+    (value * 1e6).round() / 1e6
 }
 
 /// The time of one call.
@@ -116,14 +145,16 @@ fn model_name(info: &str) -> Option<&str> {
     Some(line.split_once(':')?.1.trim()).filter(|name| !name.is_empty())
 }
 
-impl From<&Yardstick> for Quality {
-    fn from(yardstick: &Yardstick) -> Self {
+impl Quality {
+    /// By this yardstick, on so many images of a plan.
+    pub fn new(yardstick: &Yardstick, images: usize) -> Self {
+        let (metric, [one, zero]) = (yardstick.metric(), yardstick.marks());
         Self {
-            metric: METRIC.to_owned(),
-            reference: reference(),
-            images: yardstick.images(),
-            // A file for people.
-            unrelated: (yardstick.unrelated() * 1e6).round().max(1.0) / 1e6,
+            metric,
+            definition: metric.definition().to_owned(),
+            images,
+            one: rounded(one),
+            zero: rounded(zero).max(1e-6),
         }
     }
 }
@@ -144,18 +175,19 @@ impl Profile {
         latency: Vec<Latency>,
         points: impl IntoIterator<Item = Rated>,
     ) -> Self {
-        let timed = |Rated { plan, quality }: Rated| {
-            let ms = time_of(&plan, |subnet| call_ms(&latency, subnet))?;
-            Some(Point { plan, ms, quality })
+        let timed = |rated: Rated| {
+            let ms = time_of(&rated.plan, |subnet| call_ms(&latency, subnet))?;
+            Some(Point { rating: rated.rating(), plan: rated.plan, ms })
         };
-        let frontier = pareto(points.into_iter().filter_map(timed).collect());
-        let frontier = frontier.into_iter().map(|Point { plan, quality, .. }| Rated { plan, quality }).collect();
-        Self { format: FORMAT, weight_bytes: weight_bytes as u64, device, quality, latency, frontier }
+        let frontier = pareto(points.into_iter().filter_map(timed).collect(), quality.metric.floor());
+        let frontier = frontier.into_iter().map(|Point { plan, rating, .. }| Rated::new(plan, rating)).collect();
+        Self { format: FORMAT, weight_bytes: weight_bytes as u64, weights: None, device, quality, latency, frontier }
     }
 
     /// The same qualities with the times of another machine: plans that others beat there are left out.
     pub fn with_latency(self, device: Device, latency: Vec<Latency>) -> Self {
-        Self::new(device, self.weight_bytes as usize, self.quality, latency, self.frontier)
+        let weights = self.weights;
+        Self { weights, ..Self::new(device, self.weight_bytes as usize, self.quality, latency, self.frontier) }
     }
 
     /// The time of an image that is drawn with `plan` alone on the idle machine, in milliseconds: the calls of its
@@ -195,12 +227,17 @@ impl Profile {
         write_toml(path, self)
     }
 
-    /// Whether it is about a model of these subnets. `path` is where it lies.
+    /// Whether it is about a model of these subnets, whose weights have this hash. `path` is where it lies.
     ///
     /// # Errors
-    /// One sentence with the file, the field and the subnet that only one of the two has.
-    pub fn check_against(&self, subnets: &[Subnet], path: &Path) -> Result<()> {
+    /// One sentence with the file, the field and what only one of the two has.
+    pub fn check_against(&self, subnets: &[Subnet], weights: Option<&String>, path: &Path) -> Result<()> {
         let refuse = |field: &str, problem| Err(Error::field(path, field, problem));
+        if let (Some(ours), Some(theirs)) = (&self.weights, weights)
+            && ours != theirs
+        {
+            return refuse("weights", "its qualities are of other weights than the model's; run `accordion profile`".to_owned());
+        }
         let names: Vec<&str> = subnets.iter().map(|subnet| &*subnet.name).collect();
         for (index, row) in self.latency.iter().enumerate() {
             if !names.contains(&row.subnet.as_str()) {
@@ -240,27 +277,33 @@ impl Profile {
     }
 
     fn check_quality(&self) -> std::result::Result<(), (String, String)> {
-        let Quality { images, unrelated, .. } = self.quality;
+        let Quality { images, one, zero, .. } = self.quality;
         if images == 0 {
             return Err(("quality.images".to_owned(), "0 is not accepted: it must be at least 1".to_owned()));
         }
-        if !(unrelated.is_finite() && unrelated > 0.0) {
-            return Err((
-                "quality.unrelated".to_owned(),
-                format!("{unrelated} is not a distance: it must be positive"),
-            ));
+        if !(one.is_finite() && one >= 0.0) {
+            return Err(("quality.one".to_owned(), format!("{one} is not a distance: it must not be negative")));
+        }
+        if !(zero.is_finite() && zero > one) {
+            return Err(("quality.zero".to_owned(), format!("{zero} is not a distance above that of quality 1, {one}")));
         }
         if self.frontier.is_empty() {
             return Err(("frontier".to_owned(), "has no rows".to_owned()));
         }
         let mut before = (0.0, f64::NEG_INFINITY);
-        for (index, Rated { plan, quality }) in self.frontier.iter().enumerate() {
+        for (index, Rated { plan, quality, error, distance }) in self.frontier.iter().enumerate() {
             let refuse = |field: &str, problem: String| Err((format!("frontier[{index}].{field}"), problem));
             let Some(ms) = self.image_ms(plan) else {
                 return refuse("plan", format!("{plan} has a subnet without a row of latency"));
             };
             if !(quality.is_finite() && *quality <= 1.0) {
                 return refuse("quality", format!("{quality} is not a quality: it must be finite and at most 1"));
+            }
+            if !(error.is_finite() && *error >= 0.0) {
+                return refuse("error", format!("{error} is not a standard error: it must not be negative"));
+            }
+            if !distance.is_finite() {
+                return refuse("distance", format!("{distance} is not a distance"));
             }
             if *quality <= before.1 {
                 return refuse("quality", format!("{quality} is not above the {} of the row before", before.1));
@@ -281,7 +324,7 @@ impl Profile {
 mod tests {
     use super::*;
 
-    const TEXT: &str = r#"format = 3
+    const TEXT: &str = r#"format = 4
 weight_bytes = 5000000
 
 [device]
@@ -291,9 +334,10 @@ instruction_set = "avx512"
 
 [quality]
 metric = "mse-to-reference"
-reference = "heun-18@full"
+definition = "DEFINITION"
 images = 40
-unrelated = 0.41
+one = 0.0
+zero = 0.41
 
 [[latency]]
 subnet = "0.500"
@@ -307,11 +351,15 @@ ms = 0.5
 
 [[frontier]]
 plan = "dpmpp2m-3@0.500*2,full*1"
+distance = 0.29
 quality = 0.71
+error = 0.0
 
 [[frontier]]
 plan = "heun-18@full"
+distance = 0.0
 quality = 1.0
+error = 0.0
 "#;
 
     fn device(threads: usize) -> Device {
@@ -323,11 +371,12 @@ quality = 1.0
     }
 
     fn rated(plan: &str, quality: f64) -> Rated {
-        Rated { plan: plan.parse().unwrap(), quality }
+        Rated { plan: plan.parse().unwrap(), distance: ((1.0 - quality) * 1e6_f64).round() / 1e6, quality, error: 0.0 }
     }
 
     fn profile() -> Profile {
-        let quality = Quality { metric: METRIC.to_owned(), reference: reference(), images: 40, unrelated: 0.41 };
+        let definition = "DEFINITION".to_owned();
+        let quality = Quality { metric: Metric::MseToReference, definition, images: 40, one: 0.0, zero: 0.41 };
         let rows = vec![latency("0.500", 1, 0.25), latency("full", 1, 0.5)];
         // The first is slower than the one of width 0.500 and no better.
         let points =
@@ -411,7 +460,7 @@ quality = 1.0
                 widths: Default::default(),
             };
             let subnets: Vec<Subnet> = names.iter().map(subnet).collect();
-            profile().check_against(&subnets, Path::new("p.toml")).map_err(|error| error.to_string())
+            profile().check_against(&subnets, None, Path::new("p.toml")).map_err(|error| error.to_string())
         };
         assert_eq!(check(&["0.500", "full"]), Ok(()));
         let says = "p.toml: latency[0].subnet: the model has no `0.500`; it has 0.250, full";

@@ -1,13 +1,18 @@
 //! Measures what a profile holds: the time of every subnet, and the quality of the plans that may be worth serving.
 
 use super::candidates::{self, constants, schedules, shapes, shapes_of};
-use super::frontier::{Point, pareto, time_of};
+use super::drawing::BATCH;
+use super::frontier::{Point, ROWS, pareto, time_of};
 use super::latency::{self, Pace};
 use super::profile::{Device, Latency, Profile, Quality, Rated, call_ms};
-use super::quality::{Yardstick, reference};
+use super::realism::Realism;
+use super::to_reference::{ToReference, reference};
+use super::yardstick::{Metric, Rating, Yardstick};
 use crate::Result;
+use crate::nets::Threads;
 use crate::diffusion::{Plan, SigmaRange};
 use crate::nets::{Denoiser, Opened};
+use std::path::Path;
 use std::time::Duration;
 
 /// What a quick survey may take for its latencies, and for its qualities; together about 3 s.
@@ -20,8 +25,13 @@ const QUICK_PACE: Pace = Pace { time: Duration::from_millis(15), rounds: 2 };
 const QUICK_IMAGES: usize = 16;
 /// The plans that a quick survey measures, however slow the machine is.
 const QUICK_PLANS: usize = 4;
-/// A shape this far below the frontier at full width is not tried at other widths.
+/// A shape that is this far below the frontier at full width, beside what its standard error explains, is not tried at other
+/// widths.
 const SLACK: f64 = 0.01;
+/// A plan whose quality is this many standard errors below the frontier is given up.
+const CERTAIN: f64 = 2.0;
+/// The fewest images of a plan by whose features it is judged.
+const FEWEST: usize = 250;
 
 /// How much is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +47,21 @@ pub enum Effort {
         batches: Vec<usize>,
         /// Time for each subnet and batch.
         time: Duration,
-        /// Images of each plan, at least 2.
+        /// Images of each plan that is decided on, at least 2.
         images: usize,
     },
+}
+
+impl Effort {
+    /// Images of a plan in each round: twice as many for half of the plans.
+    fn rounds(metric: Metric, images: usize) -> Vec<usize> {
+        let mut rounds = vec![images];
+        // Of images that have a reference each, few are enough.
+        while metric == Metric::Fd && rounds[0] / 2 >= FEWEST {
+            rounds.insert(0, rounds[0] / 2);
+        }
+        rounds
+    }
 }
 
 /// How far a survey has come.
@@ -60,32 +82,48 @@ pub struct Progress<'a> {
 pub struct Survey {
     /// The profile.
     pub profile: Profile,
-    /// Every plan that was measured.
+    /// Every plan that was measured, by the most of its images that were drawn.
     pub points: Vec<Point>,
+    /// How well the first round's qualities foretold the last one's, over the plans of the last: see [`spearman`]; and over
+    /// how many plans. `None` where there was one round.
+    pub foretold: Option<(f64, usize)>,
 }
 
 impl Profile {
-    /// Measures a model on its device. `range` is the noise that it is sampled over.
+    /// Measures a model on its device. `range` is the noise that it is sampled over, `features` the file of those that its images
+    /// are measured in; without them, and where little time is, they are held against a reference plan's.
     ///
     /// # Errors
-    /// As [`Yardstick::new`].
+    /// As [`ToReference::new`] and [`Realism::open`].
     pub fn measure(
         opened: &mut dyn Opened,
         range: SigmaRange,
         effort: &Effort,
+        features: Option<&Path>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Survey> {
         let latency = latencies(opened, effort, progress)?;
-        let mut search = Search { denoiser: opened.denoiser(), latency: &latency, points: Vec::new(), progress };
-        let yardstick = match effort {
+        let mut search = Search::new(opened.denoiser(), &latency, progress);
+        let (yardstick, images) = match *effort {
             Effort::Quick { .. } => search.quick(range)?,
-            Effort::Thorough { images, .. } => search.thorough(range, *images)?,
+            Effort::Thorough { images, .. } => {
+                let mut yardstick = match features {
+                    Some(path) => Yardstick::Fd(Box::new(Realism::open(path, range, Threads::ALL)?)),
+                    None => Yardstick::MseToReference(search.reference(range, images)?),
+                };
+                search.thorough(&mut yardstick, images)?;
+                (yardstick, images)
+            }
         };
-        let points = search.points;
-        let rated = points.iter().map(|Point { plan, quality, .. }| Rated { plan: plan.clone(), quality: *quality });
+        let foretold = search.foretold(images);
+        let decided = search.tried.iter().filter(|tried| tried.images == images);
+        let rated: Vec<Rated> =
+            decided.map(|Tried { point, .. }| Rated::new(point.plan.clone(), point.rating)).collect();
+        let points = search.tried.into_iter().map(|tried| tried.point).collect();
         let bytes = opened.denoiser().about().weight_bytes;
-        let profile = Profile::new(Device::of(opened), bytes, Quality::from(&yardstick), latency.clone(), rated);
-        Ok(Survey { profile, points })
+        let quality = Quality::new(&yardstick, images);
+        let profile = Profile::new(Device::of(opened), bytes, quality, latency.clone(), rated);
+        Ok(Survey { profile, points, foretold })
     }
 
     /// The profile of another device or number of threads, with the times of this one: qualities are the same anywhere.
@@ -101,6 +139,31 @@ impl Profile {
         let latency = latencies(opened, effort, progress)?;
         Ok(self.with_latency(Device::of(opened), latency))
     }
+}
+
+/// About how long [`Profile::measure`] will take, from the time of one call; `by_features` as it is given them.
+///
+/// # Errors
+/// On a device fault.
+pub fn expected(opened: &mut dyn Opened, effort: &Effort, by_features: bool) -> Result<Duration> {
+    /// What the plans of a search come to, of the shipped model on average: evaluations of an image, and the share of the widest
+    /// subnet's time that one takes.
+    const EVALUATIONS: f64 = 9.0;
+    const WIDTH: f64 = 0.85;
+    let subnets = opened.denoiser().about().subnets.len();
+    let Effort::Thorough { batches, time, images } = effort else {
+        return Ok(QUICK.into_iter().sum());
+    };
+    let once = Pace { time: Duration::ZERO, rounds: 2 };
+    let call = latency::of_calls(opened, &[(subnets - 1, BATCH)], once, &mut |_| {})?[0] / 1e3 / BATCH as f64;
+    let metric = if by_features { Metric::Fd } else { Metric::MseToReference };
+    let (mut field, mut drawn, mut before) = (candidates::about_as_many(metric, subnets), 0, 0);
+    for images in Effort::rounds(metric, *images) {
+        drawn += field * (images - before);
+        (field, before) = ((field / 2).max(ROWS.min(field)), images);
+    }
+    let timing = time.as_secs_f64() * (batches.len() * subnets) as f64;
+    Ok(Duration::from_secs_f64(timing + drawn as f64 * EVALUATIONS * WIDTH * call))
 }
 
 /// The time of every subnet at every batch.
@@ -145,62 +208,125 @@ fn quick_batches(max_batch: usize, subnets: usize, call: Duration) -> Vec<usize>
 struct Search<'a> {
     denoiser: &'a mut dyn Denoiser,
     latency: &'a [Latency],
-    points: Vec<Point>,
+    tried: Vec<Tried>,
     progress: &'a mut dyn FnMut(Progress<'_>),
 }
 
-impl Search<'_> {
-    /// Every shape at full width, those that are good there at all widths, and width schedules of those on the frontier
-    /// so far.
-    fn thorough(&mut self, range: SigmaRange, images: usize) -> Result<Yardstick> {
+/// A plan and what is known of it.
+struct Tried {
+    point: Point,
+    /// Images that it is known by.
+    images: usize,
+    /// What the first of them said.
+    first: Rating,
+}
+
+impl<'a> Search<'a> {
+    fn new(
+        denoiser: &'a mut dyn Denoiser,
+        latency: &'a [Latency],
+        progress: &'a mut dyn FnMut(Progress<'_>),
+    ) -> Self {
+        Self { denoiser, latency, tried: Vec::new(), progress }
+    }
+
+    /// Few images of every shape at full width, of those that are good there at all widths, and of width schedules of those on
+    /// the frontier so far; then more and more of fewer and fewer plans.
+    fn thorough(&mut self, yardstick: &mut Yardstick, images: usize) -> Result<()> {
         let names: Vec<String> = self.denoiser.about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let (full, others) = names.split_last().expect("a model has a full width");
-        let yardstick = self.yardstick(range, images)?;
-        self.try_all("solvers", &yardstick, constants(&shapes(), &[*full]))?;
-        let good = shapes_of(near_frontier(&self.points, SLACK).map(|point| &point.plan));
-        self.try_all("widths", &yardstick, constants(&good, others))?;
-        let frontier = pareto(self.points.clone());
+        let rounds = Effort::rounds(yardstick.metric(), images);
+        self.try_all("solvers", yardstick, constants(&shapes(yardstick.metric()), &[*full]), rounds[0])?;
+        let tried = self.points();
+        let good = shapes_of(near_frontier(&tried, SLACK).map(|point| &point.plan));
+        self.try_all("widths", yardstick, constants(&good, others), rounds[0])?;
+        let frontier = pareto(self.points(), yardstick.metric().floor());
         let on_it = shapes_of(frontier.iter().map(|point| &point.plan));
-        self.try_all("width schedules", &yardstick, schedules(&on_it, &names))?;
-        Ok(yardstick)
+        self.try_all("width schedules", yardstick, schedules(&on_it, &names), rounds[0])?;
+        for pair in rounds.windows(2) {
+            let [before, images] = [pair[0], pair[1]];
+            let field = self.tried.iter().filter(|tried| tried.images == before).map(|tried| tried.point.clone()).collect();
+            let plans = contenders(field, yardstick.metric().floor());
+            if let Yardstick::Fd(realism) = yardstick {
+                realism.keep_only(&plans.iter().collect::<Vec<_>>());
+            }
+            self.rate_all("rounds", yardstick, plans, images)?;
+        }
+        Ok(())
     }
 
     /// As many images, and then as many plans, as are affordable.
-    fn quick(&mut self, range: SigmaRange) -> Result<Yardstick> {
+    fn quick(&mut self, range: SigmaRange) -> Result<(Yardstick, usize)> {
         let names: Vec<String> = self.denoiser.about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
         let plans = candidates::quick(&names.iter().map(String::as_str).collect::<Vec<_>>());
         let costs: Vec<f64> = plans.iter().map(|plan| self.ms(plan)).collect();
         let (images, count) = affordable(self.ms(&reference()), &costs, QUICK[1]);
-        let yardstick = self.yardstick(range, images)?;
-        self.try_all("quality", &yardstick, plans.into_iter().take(count).collect())?;
-        Ok(yardstick)
+        let mut yardstick = Yardstick::MseToReference(self.reference(range, images)?);
+        self.try_all("quality", &mut yardstick, plans.into_iter().take(count).collect(), images)?;
+        Ok((yardstick, images))
     }
 
-    fn yardstick(&mut self, range: SigmaRange, images: usize) -> Result<Yardstick> {
+    fn points(&self) -> Vec<Point> {
+        self.tried.iter().map(|tried| tried.point.clone()).collect()
+    }
+
+    /// The images of the reference plan, which is as good as can be by them.
+    fn reference(&mut self, range: SigmaRange, images: usize) -> Result<ToReference> {
         let plan = reference();
         (self.progress)(Progress { part: "reference", done: 0, total: 1, plan: Some(&plan) });
-        let yardstick = Yardstick::new(self.denoiser, range, images)?;
+        let reference = ToReference::new(self.denoiser, range, images)?;
         (self.progress)(Progress { part: "reference", done: 1, total: 1, plan: Some(&plan) });
-        self.points.push(Point { ms: self.ms(&plan), plan, quality: 1.0 });
-        Ok(yardstick)
+        let rating = Rating { distance: 0.0, quality: 1.0, error: 0.0 };
+        let point = Point { ms: self.ms(&plan), plan, rating };
+        self.tried.push(Tried { point, images, first: rating });
+        Ok(reference)
     }
 
     /// Measures those of `plans` that have not been measured yet.
-    fn try_all(&mut self, part: &'static str, yardstick: &Yardstick, mut plans: Vec<Plan>) -> Result<()> {
-        plans.retain(|plan| self.points.iter().all(|point| point.plan != *plan));
+    fn try_all(
+        &mut self,
+        part: &'static str,
+        yardstick: &mut Yardstick,
+        mut plans: Vec<Plan>,
+        images: usize,
+    ) -> Result<()> {
+        plans.retain(|plan| self.tried.iter().all(|tried| tried.point.plan != *plan));
+        self.rate_all(part, yardstick, plans, images)
+    }
+
+    /// Measures so many images of each of `plans`.
+    fn rate_all(
+        &mut self,
+        part: &'static str,
+        yardstick: &mut Yardstick,
+        plans: Vec<Plan>,
+        images: usize,
+    ) -> Result<()> {
         let total = plans.len();
         if total == 0 {
             return Ok(());
         }
         for (done, plan) in plans.into_iter().enumerate() {
             (self.progress)(Progress { part, done, total, plan: Some(&plan) });
-            // Rounded down: nothing but the reference is as good as itself.
-            let quality = (yardstick.quality(self.denoiser, &plan)? * 1e4).floor() / 1e4;
-            self.points.push(Point { ms: self.ms(&plan), plan, quality });
+            let rating = yardstick.rate(self.denoiser, &plan, images)?;
+            let point = Point { ms: self.ms(&plan), plan, rating };
+            match self.tried.iter_mut().find(|tried| tried.point.plan == point.plan) {
+                Some(tried) => (tried.point, tried.images) = (point, images),
+                None => self.tried.push(Tried { point, images, first: rating }),
+            }
         }
         (self.progress)(Progress { part, done: total, total, plan: None });
         Ok(())
+    }
+
+    /// How well the first images of the plans that were measured with this many foretold what came out.
+    fn foretold(&self, images: usize) -> Option<(f64, usize)> {
+        let decided = || self.tried.iter().filter(|tried| tried.images == images);
+        let pairs: Vec<_> =
+            decided().map(|tried| (tried.first.quality, tried.point.rating.quality)).collect();
+        let differs = pairs.iter().any(|(first, last)| first != last);
+        (differs && pairs.len() > 2).then(|| (spearman(&pairs), pairs.len()))
     }
 
     fn ms(&self, plan: &Plan) -> f64 {
@@ -208,11 +334,52 @@ impl Search<'_> {
     }
 }
 
-/// The points that no cheaper one beats by more than `slack`.
+/// The rank correlation of pairs of numbers (Spearman 1904): 1 where both have the same order, -1 where they have opposite ones.
+pub fn spearman(pairs: &[(f64, f64)]) -> f64 {
+    /// The place of each value in their order; equal ones share the mean of theirs.
+    fn ranks(values: Vec<f64>) -> Vec<f64> {
+        let rank = |value: &f64| {
+            let less = values.iter().filter(|other| *other < value).count() as f64;
+            let equal = values.iter().filter(|other| *other == value).count() as f64;
+            less + (equal - 1.0) / 2.0
+        };
+        values.iter().map(rank).collect()
+    }
+    let (a, b): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
+    let (a, b) = (ranks(a), ranks(b));
+    let mean = (pairs.len() as f64 - 1.0) / 2.0;
+    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>();
+    product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt()
+}
+
+/// The points that no cheaper one certainly beats by more than `slack`.
 fn near_frontier(points: &[Point], slack: f64) -> impl Iterator<Item = &Point> {
-    let beaten =
-        move |point: &Point| points.iter().any(|other| other.ms <= point.ms && other.quality > point.quality + slack);
-    points.iter().filter(move |point| !beaten(point))
+    points.iter().filter(move |point| deficit(point, points) <= slack)
+}
+
+/// How far a point's quality is below that of the best one that is no dearer, beside what their standard errors explain.
+fn deficit(point: &Point, points: &[Point]) -> f64 {
+    let below = |other: &Point| {
+        let doubt = point.rating.error.hypot(other.rating.error);
+        other.rating.quality - point.rating.quality - CERTAIN * doubt
+    };
+    points.iter().filter(|other| other.ms <= point.ms).map(below).fold(f64::NEG_INFINITY, f64::max)
+}
+
+/// The plans that may be of the frontier: half of the field, but as many as a frontier has rows, those first that are the least below
+/// it.
+fn contenders(mut field: Vec<Point>, floor: f64) -> Vec<Plan> {
+    let most = (field.len() / 2).max(ROWS);
+    if field.iter().any(|point| point.rating.quality >= floor) {
+        field.retain(|point| point.rating.quality + CERTAIN * point.rating.error >= floor);
+    }
+    let mut near: Vec<&Point> = near_frontier(&field, 0.0).collect();
+    let below = |point: &Point| {
+        let cheaper = field.iter().filter(|other| other.ms < point.ms).map(|other| other.rating.quality);
+        cheaper.fold(f64::NEG_INFINITY, f64::max) - point.rating.quality
+    };
+    near.sort_by(|a, b| below(a).total_cmp(&below(b)));
+    near.into_iter().take(most).map(|point| point.plan.clone()).collect()
 }
 
 /// How many images, and how many of the plans whose images take `costs` milliseconds, fit into `time` beside the
@@ -245,7 +412,7 @@ mod tests {
     }
 
     /// What a search on a denoiser in closed form measures, and the parts that it reports.
-    fn search(run: impl Fn(&mut Search<'_>) -> Result<Yardstick>) -> (Vec<Point>, Vec<&'static str>) {
+    fn search(run: impl Fn(&mut Search<'_>)) -> (Vec<Point>, Vec<&'static str>) {
         let (mut denoiser, _) = Gaussian::conditional();
         let latency = latency();
         let mut parts = Vec::new();
@@ -255,15 +422,18 @@ mod tests {
                 parts.push(progress.part);
             }
         };
-        let mut search =
-            Search { denoiser: &mut *denoiser, latency: &latency, points: Vec::new(), progress: &mut progress };
-        run(&mut search).unwrap();
-        (search.points, parts)
+        let mut search = Search::new(&mut *denoiser, &latency, &mut progress);
+        run(&mut search);
+        let points = search.points();
+        (points, parts)
     }
 
     #[test]
     fn a_thorough_search_ends_at_the_reference_and_measures_nothing_twice() {
-        let (points, parts) = search(|search| search.thorough(RANGE, 4));
+        let (points, parts) = search(|search| {
+            let mut yardstick = Yardstick::MseToReference(search.reference(RANGE, 4).unwrap());
+            search.thorough(&mut yardstick, 4).unwrap();
+        });
         assert_eq!(parts, ["reference", "solvers", "widths", "width schedules"]);
         let plans: BTreeSet<String> = points.iter().map(|point| point.plan.to_string()).collect();
         assert_eq!(plans.len(), points.len());
@@ -271,18 +441,18 @@ mod tests {
             assert!(plans.contains(plan), "{plan}");
         }
         assert!(plans.iter().any(|plan| plan.contains(',')), "{plans:?}");
-        let frontier = pareto(points);
+        let frontier = pareto(points, Metric::MseToReference.floor());
         let last = frontier.last().unwrap();
-        assert!(last.quality == 1.0 && last.plan == reference() && last.ms == 35.0, "{last:?}");
+        assert!(last.rating.quality == 1.0 && last.plan == reference() && last.ms == 35.0, "{last:?}");
         assert!(frontier.len() > 4 && frontier.len() <= ROWS);
     }
 
     #[test]
     fn a_quick_search_measures_few_plans_and_the_reference() {
-        let (points, parts) = search(|search| search.quick(RANGE));
+        let (points, parts) = search(|search| drop(search.quick(RANGE).unwrap()));
         assert_eq!(parts, ["reference", "quality"]);
         assert_eq!(points.len(), 22);
-        assert_eq!(pareto(points).last().unwrap().plan, reference());
+        assert_eq!(pareto(points, 0.6).last().unwrap().plan, reference());
     }
 
     #[test]
@@ -310,9 +480,45 @@ mod tests {
 
     #[test]
     fn what_is_far_below_the_frontier_is_not_near_it() {
-        let point = |ms, quality| Point { plan: reference(), ms, quality };
-        let points = [point(1.0, 0.5), point(2.0, 0.495), point(3.0, 0.4), point(3.0, 0.7)];
-        let near: Vec<f64> = near_frontier(&points, 0.01).map(|point| point.quality).collect();
-        assert_eq!(near, [0.5, 0.495, 0.7]);
+        let points = [point(1.0, 0.5, 0.0), point(2.0, 0.495, 0.0), point(3.0, 0.4, 0.0), point(3.0, 0.7, 0.0)];
+        let near = |points: &[Point]| near_frontier(points, 0.01).map(|point| point.rating.quality).collect::<Vec<_>>();
+        assert_eq!(near(&points), [0.5, 0.495, 0.7]);
+        let doubtful = [point(1.0, 0.5, 0.03), point(2.0, 0.4, 0.04), point(3.0, 0.35, 0.0)];
+        assert_eq!(near(&doubtful), [0.5, 0.4], "two standard errors of the difference are 0.1");
+    }
+
+    fn point(ms: f64, quality: f64, error: f64) -> Point {
+        Point { plan: format!("euler-{ms}@full").parse().unwrap(), ms, rating: Rating { distance: 0.0, quality, error } }
+    }
+
+    #[test]
+    fn half_of_the_field_goes_on_and_the_best_of_it() {
+        let field: Vec<Point> = (1..=100).map(|ms| point(f64::from(ms), 0.3 + 0.005 * f64::from(ms), 0.2)).collect();
+        let names = |plans: Vec<Plan>| plans.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(contenders(field.clone(), 0.0).len(), 50);
+        assert_eq!(contenders(field[..30].to_vec(), 0.0).len(), ROWS);
+        let mut worse = field[..4].to_vec();
+        worse[2].rating = Rating { distance: 0.0, quality: 0.1, error: 0.01 };
+        worse[3].rating.quality = 0.9;
+        worse.iter_mut().for_each(|point| point.rating.error /= 20.0);
+        let going_on = names(contenders(worse, 0.0));
+        assert_eq!(going_on.len(), 3);
+        assert!(!going_on.contains(&"euler-3@full".to_owned()) && going_on.contains(&"euler-4@full".to_owned()));
+    }
+
+    #[test]
+    fn rounds_double_and_a_reference_needs_one() {
+        assert_eq!(Effort::rounds(Metric::Fd, 2000), [250, 500, 1000, 2000]);
+        assert_eq!(Effort::rounds(Metric::Fd, 100), [100]);
+        assert_eq!(Effort::rounds(Metric::MseToReference, 2000), [2000]);
+    }
+
+    #[test]
+    fn the_rank_correlation_is_that_of_the_order_alone() {
+        assert_eq!(spearman(&[(1.0, 10.0), (2.0, 1000.0), (3.0, 1001.0)]), 1.0);
+        assert_eq!(spearman(&[(1.0, 3.0), (2.0, 2.0), (3.0, -1.0)]), -1.0);
+        // 1 - 6 (1 + 1) / (4 (16 - 1))
+        assert!((spearman(&[(1.0, 2.0), (2.0, 1.0), (3.0, 3.0), (4.0, 4.0)]) - 0.8).abs() < 1e-12);
+        assert!((spearman(&[(1.0, 1.0), (1.0, 2.0), (2.0, 3.0)]) - 0.866_025_403).abs() < 1e-8);
     }
 }

@@ -3,14 +3,16 @@
 use crate::digits::seconds;
 use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::drawing::Start;
-use crate::evaluation::quality::{METRIC, REFERENCE};
+use crate::evaluation::realism::RealImages;
+use crate::evaluation::to_reference::REFERENCE;
 use crate::loadtest::client::{Call, Client};
-use crate::loadtest::images::{References, asked, calls};
+use crate::loadtest::images::{Judge, References, asked, calls};
 use crate::loadtest::policy::{Contestant, exact, plan, within};
 use crate::loadtest::report::{Machine, Report, Row, Scale, Settings, Window};
 use crate::loadtest::target::{Loaded, LocalServer};
-use crate::loadtest::traffic::{closed_loop, open_loop};
+use crate::loadtest::traffic::{Sample, closed_loop, open_loop};
 use crate::loadtest::{Process, Schedule};
+use crate::nets::model::FEATURES;
 use crate::server::ServeConfig;
 use crate::subnet_name::FULL;
 use crate::{Error, Result};
@@ -28,6 +30,9 @@ const UNLOADED_REQUESTS: usize = 15;
 const CALL_LIMIT: Duration = Duration::from_secs(120);
 /// Connections that are open before a run begins. More are opened when more requests wait.
 const CONNECTIONS: usize = 64;
+
+/// Different images that are asked for where they are judged together.
+const DIFFERENT: usize = 10_000;
 
 /// A load test.
 #[derive(Clone, Debug)]
@@ -87,7 +92,6 @@ pub enum Deadline {
 struct Baseline {
     model: Loaded,
     starts: Vec<Start>,
-    references: References,
     unloaded: Duration,
     capacity: f64,
 }
@@ -116,12 +120,12 @@ impl Experiment {
         }
         let runtime = client_runtime()?;
         let widest = Contestant::widest(&self.fixed_plan)?;
-        let baseline = self.with_server(&widest, |address| runtime.block_on(self.baseline(address)))?;
+        let (baseline, mut judge) = self.with_server(&widest, |address| runtime.block_on(self.baseline(address)))?;
         let deadline = self.deadline(baseline.unloaded);
         let loads = self.loads(baseline.capacity)?;
         let contestants = self.contestants(&baseline.model)?;
         let mut rows = Vec::new();
-        let ended = self.rows(&runtime, &contestants, &loads, deadline, &baseline, |row| {
+        let ended = self.rows(&runtime, &contestants, &loads, deadline, &baseline, &mut judge, |row| {
             progress(&row);
             rows.push(row);
         });
@@ -132,7 +136,7 @@ impl Experiment {
             Err(error) if rows.is_empty() => return Err(error),
             Err(error) => (None, Err(error)),
         };
-        Ok((self.report(&baseline, after, deadline, &loads, rows), ended))
+        Ok((self.report(&baseline, &judge, after, deadline, &loads, rows), ended))
     }
 
     /// Measures every contestant under every load.
@@ -143,6 +147,7 @@ impl Experiment {
         loads: &[Load],
         deadline: Duration,
         baseline: &Baseline,
+        judge: &mut Judge,
         mut measured: impl FnMut(Row),
     ) -> Result<()> {
         for (turn, load) in loads.iter().enumerate() {
@@ -150,10 +155,10 @@ impl Experiment {
             // hits them alike.
             for index in 0..contestants.len() {
                 let contestant = &contestants[(index + turn) % contestants.len()];
-                let row = self.with_server(contestant, |address| {
-                    runtime.block_on(self.measure(contestant, load, deadline, address, baseline))
+                let samples = self.with_server(contestant, |address| {
+                    runtime.block_on(self.measure(load, deadline, address, baseline))
                 })?;
-                measured(row);
+                measured(Row::new(&contestant.name, load.load, &samples, load.window, deadline, judge)?);
             }
         }
         Ok(())
@@ -171,19 +176,27 @@ impl Experiment {
         worked.and_then(|value| stopped.map(|()| value))
     }
 
-    async fn baseline(&self, address: SocketAddr) -> Result<Baseline> {
+    async fn baseline(&self, address: SocketAddr) -> Result<(Baseline, Judge)> {
         let client = Client::connect(address, 1).await?;
         let model = Loaded::ask(&client).await?;
         // Refuses unknown names before minutes of measuring.
         self.contestants(&model)?;
 
-        let starts = asked(self.images, model.classes.len());
-        tracing::info!(images = starts.len(), "drawing the reference images");
-        let mut files = Vec::new();
-        for call in calls(&starts, &format!("exact:{REFERENCE}")) {
-            files.push(image(&client, &call).await?);
-        }
-        let references = References::new(&starts, &files)?;
+        let features = self.config.model.join(FEATURES);
+        let (starts, judge) = if features.exists() {
+            // Each image once: what is asked for again says nothing new.
+            let judge = Judge::Features(Box::new(RealImages::open(&features, self.config.threads())?));
+            (asked(DIFFERENT.max(self.images), model.classes.len()), judge)
+        } else {
+            let starts = asked(self.images, model.classes.len());
+            tracing::info!(images = starts.len(), "drawing the reference images");
+            let mut files = Vec::new();
+            for call in calls(&starts, &format!("exact:{REFERENCE}")) {
+                files.push(image(&client, &call).await?);
+            }
+            let judge = Judge::Reference(References::new(&starts, &files)?);
+            (starts, judge)
+        };
 
         tracing::info!("measuring the latency of an idle server");
         let widest = exact(&plan(&self.fixed_plan, FULL)?);
@@ -196,7 +209,7 @@ impl Experiment {
         latencies.sort();
         let unloaded = latencies[UNLOADED_REQUESTS / 2];
         let capacity = self.capacity(address, &starts).await?;
-        Ok(Baseline { model, starts, references, unloaded, capacity })
+        Ok((Baseline { model, starts, unloaded, capacity }, judge))
     }
 
     /// Images a second of the widest fixed plan in a saturated server.
@@ -214,16 +227,14 @@ impl Experiment {
 
     async fn measure(
         &self,
-        contestant: &Contestant,
         load: &Load,
         deadline: Duration,
         address: SocketAddr,
-        Baseline { starts, references, .. }: &Baseline,
-    ) -> Result<Row> {
+        Baseline { starts, .. }: &Baseline,
+    ) -> Result<Vec<Sample>> {
         let client = Arc::new(Client::connect(address, CONNECTIONS).await?);
         let calls = calls(starts, &within(deadline));
-        let samples = open_loop(&client, &load.schedule, &calls, deadline.mul_f64(self.patience)).await;
-        Ok(Row::new(&contestant.name, load.load, &samples, load.window, deadline, references))
+        Ok(open_loop(&client, &load.schedule, &calls, deadline.mul_f64(self.patience)).await)
     }
 
     fn deadline(&self, unloaded: Duration) -> Duration {
@@ -271,6 +282,7 @@ impl Experiment {
     fn report(
         &self,
         baseline: &Baseline,
+        judge: &Judge,
         after: Option<f64>,
         deadline: Duration,
         loads: &[Load],
@@ -298,12 +310,7 @@ impl Experiment {
             capacity_after_per_s: after,
             unloaded_ms: ms(baseline.unloaded),
             deadline_ms: ms(deadline),
-            quality: Scale {
-                metric: METRIC,
-                reference: REFERENCE,
-                images: self.images,
-                unrelated: baseline.references.unrelated(),
-            },
+            quality: Scale::of(judge),
             rows,
         }
     }
@@ -314,10 +321,10 @@ fn require_profile(config: &ServeConfig) -> Result<()> {
     let path = config.model.join(PROFILE);
     let refused = |problem| Error::input(path.display(), problem);
     if !path.exists() {
-        return Err(refused("is missing: run `accordion profile`, so that all policies know the same"));
+        return Err(refused("is missing: run `accordion profile --quick`, so that all policies know the same"));
     }
     if Profile::open(&path)?.device != Device::here(config.threads().number()) {
-        return Err(refused("is of another machine or number of threads: run `accordion profile`"));
+        return Err(refused("is of another machine or number of threads: run `accordion profile --quick`"));
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! The images that a load test asks for, and how good the served ones are.
 
 use crate::evaluation::drawing::{Start, starts};
-use crate::evaluation::quality::{REFERENCE, distance, unrelated};
+use crate::evaluation::realism::RealImages;
+use crate::evaluation::to_reference::{REFERENCE, distance, unrelated};
+use crate::evaluation::yardstick::{Metric, Rating};
 use crate::loadtest::client::Call;
-use crate::{Error, Result};
+use crate::{Error, ImageShape, Result};
 use image::ImageFormat;
 use serde_json::json;
 
@@ -25,6 +27,65 @@ pub fn calls(starts: &[Start], budget: &str) -> Vec<Call> {
     starts.iter().map(call).collect()
 }
 
+/// What says how good the images are that were served.
+#[derive(Debug)]
+pub enum Judge {
+    /// Each by the reference plan's of its seed.
+    Reference(References),
+    /// All of them together by real ones.
+    Features(Box<RealImages>),
+}
+
+/// An image that was served.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// Its quality, where it has one of its own.
+    pub quality: Option<f64>,
+    shape: ImageShape,
+    bytes: Vec<u8>,
+}
+
+impl Judge {
+    /// What it judges by.
+    pub fn metric(&self) -> Metric {
+        match self {
+            Self::Reference(_) => Metric::MseToReference,
+            Self::Features(_) => Metric::Fd,
+        }
+    }
+
+    /// The PNG file that was served for an image.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn look(&self, image: usize, file: &[u8]) -> std::result::Result<Seen, String> {
+        let (shape, bytes) = decoded(file)?;
+        let quality = match self {
+            Self::Reference(references) => Some(references.quality(image, &values(&bytes))?),
+            Self::Features(_) => None,
+        };
+        Ok(Seen { quality, shape, bytes })
+    }
+
+    /// How good all of these are together, where they are judged so.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for images of another size than the features take.
+    pub fn together(&mut self, seen: &[Seen]) -> Result<Option<Rating>> {
+        /// Fewer say nothing.
+        const FEWEST: usize = 20;
+        let Self::Features(real) = self else { return Ok(None) };
+        if seen.len() < FEWEST {
+            return Ok(None);
+        }
+        let mut features = Vec::new();
+        for image in seen {
+            features.extend(real.features(&image.bytes, image.shape)?);
+        }
+        real.rate(&features).map(Some)
+    }
+}
+
 /// The images of [`REFERENCE`].
 #[derive(Clone, Debug)]
 pub struct References {
@@ -39,7 +100,7 @@ impl References {
     /// One sentence when a file is no PNG, sizes differ, or the images do not depend on the seed.
     pub fn new(starts: &[Start], files: &[impl AsRef<[u8]>]) -> Result<Self> {
         let refused = |problem: &str| Error::input(format!("the images of {REFERENCE}"), problem);
-        let images: std::result::Result<Vec<_>, _> = files.iter().map(|file| pixels(file.as_ref())).collect();
+        let images: std::result::Result<Vec<_>, _> = files.iter().map(|file| decoded(file.as_ref()).map(|(_, bytes)| values(&bytes))).collect();
         let images = images.map_err(|problem| refused(&problem))?;
         if images.iter().any(|image| image.len() != images[0].len()) {
             return Err(refused("differ in their size"));
@@ -49,30 +110,42 @@ impl References {
         if unrelated > 0.0 { Ok(Self { images, unrelated }) } else { Err(refused("do not depend on the seed")) }
     }
 
+    /// How many there are.
+    pub fn images(&self) -> usize {
+        self.images.len()
+    }
+
     /// The mean squared distance of two images of one class and different seeds.
     pub fn unrelated(&self) -> f64 {
         self.unrelated
     }
 
-    /// The quality of the PNG file that was served for an image: as [`crate::evaluation::quality::Yardstick::quality`]
-    /// of this image alone.
+    /// The quality of the values that were served for an image: as [`crate::evaluation::to_reference::ToReference::rate`] has
+    /// that of this image alone.
     ///
     /// # Errors
-    /// What is wrong with the file.
-    pub fn quality(&self, image: usize, file: &[u8]) -> std::result::Result<f64, String> {
-        let (served, reference) = (pixels(file)?, &self.images[image]);
+    /// If there are more or fewer than in the reference's.
+    fn quality(&self, image: usize, served: &[f64]) -> std::result::Result<f64, String> {
+        let reference = &self.images[image];
         if served.len() != reference.len() {
             return Err(format!("the image has {} values in place of {}", served.len(), reference.len()));
         }
-        Ok(1.0 - distance(&served, reference) / self.unrelated)
+        Ok(1.0 - distance(served, reference) / self.unrelated)
     }
 }
 
-/// The values of a PNG file, in [-1, 1].
-fn pixels(file: &[u8]) -> std::result::Result<Vec<f64>, String> {
+/// The pixels of a PNG file.
+fn decoded(file: &[u8]) -> std::result::Result<(ImageShape, Vec<u8>), String> {
     let image = image::load_from_memory_with_format(file, ImageFormat::Png);
-    let bytes = image.map_err(|error| format!("no PNG image: {error}"))?.into_bytes();
-    Ok(bytes.into_iter().map(|byte| f64::from(byte) / 127.5 - 1.0).collect())
+    let image = image.map_err(|error| format!("no PNG image: {error}"))?;
+    let (height, width) = (image.height() as usize, image.width() as usize);
+    let bytes = image.into_bytes();
+    Ok((ImageShape { height, width, channels: bytes.len() / (height * width).max(1) }, bytes))
+}
+
+/// In [-1, 1].
+fn values(bytes: &[u8]) -> Vec<f64> {
+    bytes.iter().map(|&byte| f64::from(byte) / 127.5 - 1.0).collect()
 }
 
 #[cfg(test)]
@@ -100,12 +173,14 @@ pub(super) mod tests {
     fn quality_is_one_for_the_reference_itself_and_none_for_another_seed_s_image() {
         let references = References::new(&asked(2, 1), &[png([0, 255]), png([255, 0])]).unwrap();
         assert_eq!(references.unrelated(), 4.0);
-        assert_eq!(references.quality(0, &png([0, 255])), Ok(1.0));
-        assert_eq!(references.quality(0, &png([255, 0])), Ok(0.0));
+        let judge = Judge::Reference(references);
+        let quality = |image, file: &[u8]| judge.look(image, file).map(|seen| seen.quality.unwrap());
+        assert_eq!(quality(0, &png([0, 255])), Ok(1.0));
+        assert_eq!(quality(0, &png([255, 0])), Ok(0.0));
         // One of two pixels is off by about 1 of [-1, 1].
-        let near = references.quality(1, &png([255, 127])).unwrap();
+        let near = quality(1, &png([255, 127])).unwrap();
         assert!((near - (1.0 - (127.0_f64 / 127.5).powi(2) / 2.0 / 4.0)).abs() < 1e-12, "{near}");
-        assert!(references.quality(0, b"GIF89a").unwrap_err().contains("no PNG image"));
+        assert!(quality(0, b"GIF89a").unwrap_err().contains("no PNG image"));
     }
 
     #[test]

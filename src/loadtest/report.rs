@@ -1,7 +1,9 @@
 //! What a load test found, a row for each policy and load.
 
 use crate::evaluation::profile::Device;
-use crate::loadtest::images::References;
+use crate::evaluation::yardstick::Metric;
+use crate::loadtest::images::{Judge, Seen};
+use crate::Result;
 use crate::loadtest::traffic::Sample;
 use crate::server::ServeConfig;
 use axum::http::StatusCode;
@@ -84,14 +86,30 @@ pub struct Settings {
 /// What quality means.
 #[derive(Clone, Debug, Serialize)]
 pub struct Scale {
-    /// The metric's name.
-    pub metric: &'static str,
-    /// The plan of quality 1.
-    pub reference: &'static str,
-    /// Its images that were compared with.
+    /// The metric.
+    pub metric: Metric,
+    /// [`Metric::definition`].
+    pub definition: &'static str,
+    /// Images that those served were compared with.
     pub images: usize,
-    /// Mean squared distance of unrelated images: quality 0.
-    pub unrelated: f64,
+    /// The distance that has quality 1.
+    pub one: f64,
+    /// The distance that has quality 0.
+    pub zero: f64,
+}
+
+impl Scale {
+    /// By this judge.
+    pub fn of(judge: &Judge) -> Self {
+        let (images, one, zero) = match judge {
+            Judge::Reference(references) => (references.images(), 0.0, references.unrelated()),
+            Judge::Features(real) => {
+                let reference = real.reference();
+                (reference.images, reference.real, reference.blur)
+            }
+        };
+        Self { metric: judge.metric(), definition: judge.metric().definition(), images, one, zero }
+    }
 }
 
 /// One policy under one load.
@@ -136,17 +154,28 @@ pub struct Row {
     pub void: bool,
 }
 
-/// Quality of served images, 1 for the reference plan's own.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Quality of served images.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Quality {
-    /// Mean over the images in time; `None` where there was none.
+    /// Of the images in time: the mean of each one's, or that of all together. `None` where there was none, or too few.
     pub in_time: Option<f64>,
-    /// Their 5th percentile.
+    /// Their 5th percentile, where each has a quality of its own.
     pub in_time_p5: Option<f64>,
-    /// Mean over all requests, a miss counting 0.
+    /// Over all requests, a miss counting 0.
     pub all: f64,
     /// Mean of what the server said about the images in time.
     pub claimed: Option<f64>,
+    /// The distance of all images in time to real ones, and its standard error as one of the quality, where they are judged so.
+    pub distance: Option<Distance>,
+}
+
+/// How far images are from real ones.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Distance {
+    /// The Fréchet distance, without what few images add to it.
+    pub fd: f64,
+    /// The standard error of the quality.
+    pub quality_error: f64,
 }
 
 /// Of a distribution that may hold infinities.
@@ -188,61 +217,67 @@ pub struct Window {
 
 impl Row {
     /// What the requests of a run came to. At least one lies in the window.
+    ///
+    /// # Errors
+    /// As [`Judge::together`].
     pub(super) fn new(
         policy: &str,
         load: f64,
         samples: &[Sample],
         window: Window,
         deadline: Duration,
-        references: &References,
-    ) -> Self {
+        judge: &mut Judge,
+    ) -> Result<Self> {
         let seconds = (window.to - window.from).as_secs_f64();
         let within = |sample: &&Sample| sample.image().is_some() && (window.from..window.to).contains(&sample.ended);
         let throughput = samples.iter().filter(within).count();
         let counted: Vec<&Sample> = samples.iter().filter(|sample| sample.intended >= window.from).collect();
         let mut kinds = Kinds::default();
-        let latency = counted.iter().map(|sample| kinds.count(sample, deadline, references)).collect();
+        let latency = counted.iter().map(|sample| kinds.count(sample, deadline, judge)).collect();
         let sent = counted.len();
-        let Kinds { mut in_time, claimed, late, refused, timed_out, errors, problems, plans, replanned } = kinds;
-        let images = (in_time.len() + late).max(1) as f64;
-        in_time.sort_by(f64::total_cmp);
+        let Kinds { in_time: seen, claimed, late, refused, timed_out, errors, problems, plans, replanned } = kinds;
+        let in_time = seen.len();
+        let images = (in_time + late).max(1) as f64;
+        let mut qualities: Vec<f64> = seen.iter().filter_map(|seen| seen.quality).collect();
+        qualities.sort_by(f64::total_cmp);
+        let together = judge.together(&seen)?;
         let mean = |values: &[f64]| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
         let lateness = |sample: &&Sample| ms(sample.sent.saturating_sub(sample.intended));
         let lateness = Percentiles::of(counted.iter().map(lateness).collect());
-        Self {
+        let quality = together.map(|rating| rating.quality).or(mean(&qualities));
+        Ok(Self {
             policy: policy.to_owned(),
             load,
             sent,
-            in_time: in_time.len(),
+            in_time,
             late,
             refused,
             timed_out,
             errors,
             problems,
-            attainment: in_time.len() as f64 / sent as f64,
+            attainment: in_time as f64 / sent as f64,
             throughput_per_s: throughput as f64 / seconds,
-            goodput_per_s: in_time.len() as f64 / seconds,
+            goodput_per_s: in_time as f64 / seconds,
             latency_ms: Percentiles::of(latency),
             quality: Quality {
-                in_time: mean(&in_time),
-                in_time_p5: (!in_time.is_empty()).then(|| nearest_rank(&in_time, 0.05)),
-                // An empty sum is -0.
-                all: (0.0 + in_time.iter().sum::<f64>()) / sent as f64,
+                in_time: quality,
+                in_time_p5: (!qualities.is_empty()).then(|| nearest_rank(&qualities, 0.05)),
+                all: quality.unwrap_or(0.0) * in_time as f64 / sent as f64,
                 claimed: mean(&claimed),
+                distance: together.map(|rating| Distance { fd: rating.distance, quality_error: rating.error }),
             },
             plans: plans.into_iter().map(|(plan, count)| (plan, count as f64 / images)).collect(),
             replanned: replanned as f64 / images,
             void: lateness.p99 > MOST_LATENESS * ms(deadline),
             lateness_ms: lateness,
-        }
+        })
     }
 }
 
 /// The requests of a run by what became of them.
 #[derive(Default)]
 struct Kinds {
-    /// Their qualities.
-    in_time: Vec<f64>,
+    in_time: Vec<Seen>,
     /// What the server said of those.
     claimed: Vec<f64>,
     late: usize,
@@ -256,7 +291,7 @@ struct Kinds {
 
 impl Kinds {
     /// The latency in milliseconds; infinity without an image.
-    fn count(&mut self, sample: &Sample, deadline: Duration, references: &References) -> f64 {
+    fn count(&mut self, sample: &Sample, deadline: Duration, judge: &Judge) -> f64 {
         let mut problem = |code: String| *self.problems.entry(code).or_default() += 1;
         let reply = match &sample.answer {
             None => {
@@ -280,8 +315,8 @@ impl Kinds {
             return f64::INFINITY;
         }
         // An image that cannot be looked at is no image.
-        let quality = match references.quality(sample.call, &reply.body) {
-            Ok(quality) => quality,
+        let seen = match judge.look(sample.call, &reply.body) {
+            Ok(seen) => seen,
             Err(broken) => {
                 problem(broken);
                 self.errors += 1;
@@ -294,7 +329,7 @@ impl Kinds {
         if sample.latency() > deadline {
             self.late += 1;
         } else {
-            self.in_time.push(quality);
+            self.in_time.push(seen);
             self.claimed.extend(reply.header("x-accordion-quality").and_then(|claimed| claimed.parse::<f64>().ok()));
         }
         ms(sample.latency())
@@ -308,7 +343,6 @@ fn ms(time: Duration) -> f64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::evaluation::quality::{METRIC, REFERENCE};
     use crate::loadtest::client::Reply;
     use crate::loadtest::images::{asked, tests::png};
     use axum::http::HeaderMap;
@@ -331,9 +365,9 @@ pub(super) mod tests {
         assert_eq!(serde_json::to_value(hundred(2)).unwrap()["p99"], serde_json::Value::Null);
     }
 
-    /// References of two images that are each other's opposite.
-    fn references() -> References {
-        References::new(&asked(2, 1), &[png([0, 255]), png([255, 0])]).unwrap()
+    /// By references of two images that are each other's opposite.
+    fn judge() -> Judge {
+        Judge::Reference(References::new(&asked(2, 1), &[png([0, 255]), png([255, 0])]).unwrap())
     }
 
     fn sample(
@@ -377,7 +411,7 @@ pub(super) mod tests {
         ];
         let lost = |answer| Sample { answer, ..refusal(1900, 500, "") };
         samples.extend([lost(None), lost(Some(Err("connection closed".to_owned())))]);
-        Row::new("ours", 1.5, &samples, Window { from: 1000 * MS, to: 3000 * MS }, 100 * MS, &references())
+        Row::new("ours", 1.5, &samples, Window { from: 1000 * MS, to: 3000 * MS }, 100 * MS, &mut judge()).unwrap()
     }
 
     pub fn report(rows: Vec<Row>) -> Report {
@@ -399,7 +433,7 @@ pub(super) mod tests {
             capacity_after_per_s: Some(19.0),
             unloaded_ms: 25.0,
             deadline_ms: 100.0,
-            quality: Scale { metric: METRIC, reference: REFERENCE, images: 2, unrelated: 4.0 },
+            quality: Scale::of(&judge()),
             rows,
         }
     }
@@ -444,7 +478,7 @@ pub(super) mod tests {
         let run = |late: u32| {
             let mut samples: Vec<Sample> = (0..50).map(|i| image(i, 50, "a", "a", png([0, 255]))).collect();
             samples[7].sent = samples[7].intended + late * MS;
-            Row::new("ours", 1.0, &samples, Window { from: Duration::ZERO, to: 100 * MS }, 100 * MS, &references())
+            Row::new("ours", 1.0, &samples, Window { from: Duration::ZERO, to: 100 * MS }, 100 * MS, &mut judge()).unwrap()
         };
         assert!(!run(10).void && run(11).void);
         assert_eq!(run(10).lateness_ms.p50, 2.0);
@@ -454,8 +488,8 @@ pub(super) mod tests {
     fn a_run_without_a_single_image_has_no_quality() {
         let samples = [refusal(0, 429, "queue_full")];
         let window = Window { from: Duration::ZERO, to: 1000 * MS };
-        let row = Row::new("ours", 2.0, &samples, window, 100 * MS, &references());
-        assert_eq!(row.quality, Quality { in_time: None, in_time_p5: None, all: 0.0, claimed: None });
+        let row = Row::new("ours", 2.0, &samples, window, 100 * MS, &mut judge()).unwrap();
+        assert_eq!(row.quality, Quality::default());
         assert_eq!((row.attainment, row.latency_ms.p50, row.plans.len()), (0.0, f64::INFINITY, 0));
     }
 }

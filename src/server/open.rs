@@ -5,7 +5,7 @@ use crate::engine::{Engine, Fleet};
 use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::survey::Effort;
 use crate::nets;
-use crate::nets::model::Verify;
+use crate::nets::model::{Verify, WEIGHTS};
 use crate::nets::{Model, Opened, Placement, warm};
 use crate::server::{AppState, Measured, ServeConfig};
 use crate::{Error, Result};
@@ -51,7 +51,7 @@ fn profile(config: &ServeConfig, model: &Model, opened: &mut dyn Opened) -> Resu
     let (effort, start) = (Effort::Quick { max_batch: config.max_batch }, Instant::now());
     let file = path.display().to_string();
     if !path.exists() {
-        let survey = Profile::measure(opened, model.card.noise, &effort, &mut |_| {})?;
+        let survey = Profile::measure(opened, model.card.noise, &effort, None, &mut |_| {})?;
         let plans = survey.profile.frontier.len();
         tracing::warn!(
             file,
@@ -62,7 +62,7 @@ fn profile(config: &ServeConfig, model: &Model, opened: &mut dyn Opened) -> Resu
         return Ok(survey.profile);
     }
     let profile = Profile::open(&path)?;
-    profile.check_against(model.subnets(), &path)?;
+    profile.check_against(model.subnets(), model.card.sha256.get(WEIGHTS), &path)?;
     if profile.device == Device::of(opened) {
         return Ok(profile);
     }

@@ -68,7 +68,7 @@ impl Measured {
         }
         let times = StepTimes::new(rows, max_batch);
         let plans = profile.frontier.iter().map(|rated| (rated.plan.clone(), rated.quality));
-        Ok(Self { ladder: Ladder::new(plans, &times)?, times, metric: profile.quality.metric.clone() })
+        Ok(Self { ladder: Ladder::new(plans, &times)?, times, metric: profile.quality.metric.to_string() })
     }
 }
 

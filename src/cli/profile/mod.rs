@@ -4,17 +4,24 @@ mod plot;
 mod report;
 
 use super::device::Device;
-use crate::Result;
-use crate::console::print;
+use crate::console::{note, print};
 use crate::evaluation::profile::{PROFILE, Profile};
 use crate::evaluation::survey::{self, Effort};
+use crate::evaluation::yardstick::Metric;
 use crate::files::{check_writable, write_whole};
+use crate::nets::model::{FEATURES, WEIGHTS};
 use crate::nets::{Model, Threads};
 use crate::training::progress::Progress;
+use crate::{Error, Result};
 use report::Summary;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Images of a plan that is decided on: without a flag, with --thorough, and where they are compared with a reference's.
+const IMAGES: usize = 2_000;
+const THOROUGH: usize = 10_000;
+const IMAGES_TO_REFERENCE: usize = 40;
 
 /// Measure what the server must know of this machine, into the model directory.
 #[derive(Debug, clap::Args)]
@@ -39,9 +46,20 @@ pub struct Args {
     /// Seconds for each subnet and batch.
     #[arg(long, default_value = "0.5", value_parser = super::seconds)]
     seconds: Duration,
-    /// Images of each plan whose quality is measured: seeds from 0, with classes in turn.
-    #[arg(long, default_value = "40", value_parser = super::images)]
-    images: usize,
+    /// What the quality of a plan is made of: fd, the distance of its images from real ones in the model's features, the default
+    /// where it has some (`accordion train-features`); or mse-to-reference, that to the images of a reference plan.
+    #[arg(long)]
+    metric: Option<Metric>,
+    /// Images of each plan that is decided on: seeds from 0, with classes in turn. 2,000 without it, or 40 where they are compared
+    /// with a reference's.
+    #[arg(long, value_parser = super::images)]
+    images: Option<usize>,
+    /// 10,000 images of each plan that is decided on, as the shipped profile has.
+    #[arg(long, conflicts_with_all = ["images", "quick"])]
+    thorough: bool,
+    /// Only the times, in seconds, where there is a profile whose qualities can be kept; else those of a few plans too.
+    #[arg(long, conflicts_with_all = ["images", "metric", "plot"])]
+    quick: bool,
     /// The file, if not `profile.toml` in the model directory.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -61,15 +79,56 @@ impl Args {
         let batches: Vec<usize> = self.batches().into_iter().collect();
         let most = batches.iter().copied().max().unwrap_or(1);
         let mut opened = self.device.open(&model, most, Threads { count: self.threads, pin: self.pin })?;
-        let effort = Effort::Thorough { batches, time: self.seconds, images: self.images };
         let mut shown = Shown::default();
-        let survey = Profile::measure(&mut *opened, model.card.noise, &effort, &mut |now| shown.at(&now))?;
+        let weights = model.card.sha256.get(WEIGHTS).cloned();
+        if self.quick {
+            let effort = Effort::Quick { max_batch: most };
+            let profile = match out.exists() {
+                true => {
+                    let profile = Profile::open(&out)?;
+                    profile.check_against(model.subnets(), weights.as_ref(), &out)?;
+                    profile.measured_here(&mut *opened, &effort, &mut |now| shown.at(&now))?
+                }
+                false => {
+                    let measured =
+                        Profile::measure(&mut *opened, model.card.noise, &effort, None, &mut |now| shown.at(&now))?;
+                    measured.profile
+                }
+            };
+            shown.finish();
+            return finish(Profile { weights, ..profile }, &out);
+        }
+        let features = self.features()?;
+        let images = self.images.unwrap_or(match features {
+            Some(_) if self.thorough => THOROUGH,
+            Some(_) => IMAGES,
+            None => IMAGES_TO_REFERENCE,
+        });
+        let effort = Effort::Thorough { batches, time: self.seconds, images };
+        note(format_args!("this takes about {}", minutes(survey::expected(&mut *opened, &effort, features.is_some())?)));
+        let survey =
+            Profile::measure(&mut *opened, model.card.noise, &effort, features.as_deref(), &mut |now| shown.at(&now))?;
         shown.finish();
         if let Some(path) = &self.plot {
             write_whole(path, plot::svg(&model.card.name, &survey)?.as_bytes())?;
         }
-        survey.profile.write(&out)?;
-        print(Summary(&survey.profile))
+        if let Some((correlation, plans)) = survey.foretold {
+            note(format_args!("rank correlation of the first round with the last, over its {plans} plans: {correlation:.3}"));
+        }
+        finish(Profile { weights, ..survey.profile }, &out)
+    }
+
+    /// The file of the features that quality is measured in; `None` where it is measured by a reference.
+    fn features(&self) -> Result<Option<PathBuf>> {
+        let path = self.model.join(FEATURES);
+        match self.metric {
+            Some(Metric::MseToReference) => Ok(None),
+            Some(Metric::Fd) if !path.exists() => {
+                let problem = "is not there: make it with `accordion train-features`, or give --metric mse-to-reference";
+                Err(Error::input(path.display(), problem))
+            }
+            _ => Ok(path.exists().then_some(path)),
+        }
     }
 
     fn batches(&self) -> BTreeSet<usize> {
@@ -79,6 +138,20 @@ impl Args {
         } else {
             self.batches.iter().copied().collect()
         }
+    }
+}
+
+/// Writes the profile and prints it.
+fn finish(profile: Profile, out: &Path) -> Result<()> {
+    profile.write(out)?;
+    print(Summary(&profile))
+}
+
+/// A time for people.
+fn minutes(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..90 => format!("{} s", seconds.max(1)),
+        seconds => format!("{} min", (seconds + 30) / 60),
     }
 }
 

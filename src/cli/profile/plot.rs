@@ -3,7 +3,6 @@
 use crate::Result;
 use crate::cli::axes::{self, Drawn, decimal, span, ticks};
 use crate::diffusion::Plan;
-use crate::evaluation::frontier::FLOOR;
 use crate::evaluation::survey::Survey;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -31,8 +30,8 @@ fn draw(model: &str, survey: &Survey, drawing: &mut String) -> Drawn {
         .filter_map(|row| Some((profile.image_ms(&row.plan)?, row.quality, &row.plan)))
         .collect();
     // What is far below the frontier would take most of the room.
-    let bottom = frontier.first().map_or(FLOOR, |first| (first.1 * 10.0 - 1.0).floor() / 10.0);
-    let shown = || survey.points.iter().filter(|point| point.quality >= bottom);
+    let bottom = frontier.first().map_or(0.0, |first| (first.1 * 10.0 - 1.0).floor() / 10.0);
+    let shown = || survey.points.iter().filter(|point| point.rating.quality >= bottom);
     // Room for the labels, which lie to the left of their points.
     let x = span(shown().map(|point| point.ms), 1.15);
     let x = x.start / 1.8..x.end;
@@ -61,7 +60,7 @@ fn draw(model: &str, survey: &Survey, drawing: &mut String) -> Drawn {
     let [one_width, schedule, line] = COLOURS;
     for (name, colour, changes) in [("one width", one_width, false), ("width schedule", schedule, true)] {
         let points = shown().filter(|point| (point.plan.widths.len() > 1) == changes);
-        let dots = points.map(|point| Circle::new((point.ms, point.quality), 3, colour.filled()));
+        let dots = points.map(|point| Circle::new((point.ms, point.rating.quality), 3, colour.filled()));
         let series = chart.draw_series(dots)?;
         series.label(name).legend(move |(x, y)| Circle::new((x + 8, y), 3, colour.filled()));
     }
@@ -95,18 +94,19 @@ mod tests {
     use super::*;
     use crate::cli::profile::report::tests::profile;
     use crate::evaluation::frontier::Point;
+    use crate::evaluation::yardstick::Rating;
 
     #[test]
     fn every_plan_is_a_point_and_the_frontier_a_line_with_names() {
         let profile = profile();
         let point = |plan: &str, quality| {
             let plan: Plan = plan.parse().unwrap();
-            Point { ms: profile.image_ms(&plan).unwrap(), plan, quality }
+            Point { ms: profile.image_ms(&plan).unwrap(), plan, rating: Rating { distance: 0.0, quality, error: 0.0 } }
         };
         let mut points: Vec<Point> =
             profile.frontier.iter().map(|row| point(&row.plan.to_string(), row.quality)).collect();
         points.extend([point("euler-8@full", 0.6), point("euler-8@0.500", 0.55), point("euler-1@0.500", 0.1)]);
-        let drawing = svg("tiny", &Survey { profile, points }).unwrap();
+        let drawing = svg("tiny", &Survey { profile, points, foretold: None }).unwrap();
         assert!(drawing.starts_with("<svg") && drawing.trim_end().ends_with("</svg>"));
         let circles =
             |colour: &str| drawing.lines().filter(|line| line.starts_with("<circle") && line.contains(colour)).count();

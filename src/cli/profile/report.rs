@@ -2,6 +2,7 @@
 
 use crate::cli::table::{Align, Table};
 use crate::evaluation::profile::Profile;
+use crate::evaluation::yardstick::Metric;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -25,17 +26,25 @@ impl fmt::Display for Summary<'_> {
         }
         write!(f, "{table}")?;
 
-        writeln!(f, "\nfrontier, quality by {} ({}, {} images):", quality.metric, quality.reference, quality.images)?;
+        writeln!(f, "\nfrontier, quality by {} of {} images a plan:", quality.metric, quality.images)?;
+        let name = match quality.metric {
+            Metric::Fd => "FD",
+            Metric::MseToReference => "distance",
+        };
         let mut table = Table::new([
             (Align::Left, "plan"),
             (Align::Right, "evaluations"),
             (Align::Right, "ms an image"),
+            (Align::Right, name),
             (Align::Right, "quality"),
+            (Align::Right, "±"),
         ]);
         for row in frontier {
             let ms = self.0.image_ms(&row.plan).unwrap_or(f64::NAN);
             let evaluations = row.plan.evaluations().to_string();
-            table.row([row.plan.to_string(), evaluations, format!("{ms:.2}"), format!("{:.4}", row.quality)]);
+            let [quality, error] = [row.quality, row.error].map(|value| format!("{value:.4}"));
+            let distance = format!("{:.3}", row.distance);
+            table.row([row.plan.to_string(), evaluations, format!("{ms:.2}"), distance, quality, error]);
         }
         write!(f, "{table}")
     }
@@ -50,14 +59,15 @@ pub(super) mod tests {
     pub fn profile() -> Profile {
         let device = Device { processor: "AMD EPYC".to_owned(), threads: 2, instruction_set: "avx512".to_owned() };
         let quality = Quality {
-            metric: "mse-to-reference".to_owned(),
-            reference: "heun-18@full".parse().unwrap(),
+            metric: Metric::MseToReference,
+            definition: Metric::MseToReference.definition().to_owned(),
             images: 40,
-            unrelated: 0.41,
+            one: 0.0,
+            zero: 0.41,
         };
         let row = |subnet: &str, batch, ms| Latency { subnet: subnet.to_owned(), batch, ms };
         let rows = vec![row("0.500", 1, 0.25), row("0.500", 16, 2.5), row("full", 1, 0.5), row("full", 16, 12.3456)];
-        let rated = |plan: &str, quality| Rated { plan: plan.parse().unwrap(), quality };
+        let rated = |plan: &str, quality| Rated { plan: plan.parse().unwrap(), distance: 0.41 * (1.0 - quality), quality, error: 0.001 };
         let points =
             [rated("dpmpp2m-4@0.500", 0.71), rated("dpmpp2m-6@0.500*4,full*2", 0.9), rated("heun-18@full", 1.0)];
         Profile::new(device, 1, quality, rows, points)
@@ -71,11 +81,11 @@ subnet      1      16
 0.500   0.250   2.500
 full    0.500  12.346
 
-frontier, quality by mse-to-reference (heun-18@full, 40 images):
-plan                      evaluations  ms an image  quality
-dpmpp2m-4@0.500                     4         1.00   0.7100
-dpmpp2m-6@0.500*4,full*2            6         2.00   0.9000
-heun-18@full                       35        17.50   1.0000
+frontier, quality by mse-to-reference of 40 images a plan:
+plan                      evaluations  ms an image  distance  quality       ±
+dpmpp2m-4@0.500                     4         1.00     0.119   0.7100  0.0010
+dpmpp2m-6@0.500*4,full*2            6         2.00     0.041   0.9000  0.0010
+heun-18@full                       35        17.50     0.000   1.0000  0.0010
 ";
         assert_eq!(Summary(&profile()).to_string(), want);
     }

@@ -255,7 +255,12 @@ fn textbook(text: &str, key: NoiseKey, elements: usize) -> Vec<f64> {
                         }
                         _ => current,
                     };
-                    x = t[i + 1] / t[i] * x - ((-h).exp() - 1.0) * target;
+                    let noise = t[i + 1] * (1.0 - (-2.0 * plan.eta * h).exp()).sqrt();
+                    let drift = if t[i + 1] > 0.0 { t[i + 1] / t[i] * (-plan.eta * h).exp() * x } else { 0.0 };
+                    x = drift + (1.0 - (-(1.0 + plan.eta) * h).exp()) * target;
+                    if plan.eta > 0.0 {
+                        x += noise * normal(i as u32 + 1, element);
+                    }
                     before = Some((t[i], current));
                 }
                 Solver::Euler | Solver::Heun => {
@@ -275,7 +280,16 @@ fn textbook(text: &str, key: NoiseKey, elements: usize) -> Vec<f64> {
 
 #[test]
 fn the_linear_form_of_a_step_is_that_of_the_papers() {
-    for text in ["euler-7@full", "heun-7@full", "heun-5@full~churn=2", "dpmpp2m-7@full", "dpmpp2m-9@full~logsnr"] {
+    for text in [
+        "euler-7@full",
+        "heun-7@full",
+        "heun-5@full~churn=2",
+        "dpmpp2m-7@full",
+        "dpmpp2m-9@full~logsnr",
+        "dpmpp2m-6@full~eta=1",
+        "dpmpp2m-6@full~last=0.1~eta=0.25",
+        "euler-5@full~last=0.05",
+    ] {
         let (found, expected) =
             (run(Trajectory::new(plan(text), RANGE, 3, 1, 6)), textbook(text, NoiseKey { seed: 3, image: 1 }, 6));
         for (found, expected) in found.iter().zip(expected) {

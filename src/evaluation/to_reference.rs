@@ -1,12 +1,11 @@
 //! How good the images of a plan are, against those of the best plan.
 
 use super::drawing::{Start, draw, starts};
+use super::yardstick::Rating;
 use crate::diffusion::{Plan, SigmaRange};
 use crate::nets::Denoiser;
 use crate::{Error, Result};
 
-/// What [`Yardstick::quality`] is, in a profile.
-pub const METRIC: &str = "mse-to-reference";
 /// The plan that every other is compared with: EDM's own number of steps, at full width.
 pub const REFERENCE: &str = "heun-18@full";
 
@@ -17,14 +16,14 @@ pub fn reference() -> Plan {
 
 /// The reference's images of a fixed set of seeds and classes: what other plans are measured with.
 #[derive(Clone, Debug)]
-pub struct Yardstick {
+pub struct ToReference {
     range: SigmaRange,
     starts: Vec<Start>,
     images: Vec<Vec<f64>>,
     unrelated: f64,
 }
 
-impl Yardstick {
+impl ToReference {
     /// Draws the reference's images of the seeds 0 to `images` - 1 (at least 2). Classes take turns, every one at least
     /// twice: with fewer than two images a class, some classes are left out.
     ///
@@ -51,17 +50,23 @@ impl Yardstick {
         self.unrelated
     }
 
-    /// The quality of `plan`: 1 less the mean squared distance of its images to the reference's of the same seed and
-    /// class, over that of [`Self::unrelated`] ones. 1 is the reference, 0 no better than another seed's image; a blur,
-    /// the mean of its class, has 0.5, since unrelated images are twice their variance apart. Not finite where the
-    /// plan's images are not. The same for the same plan, always.
+    /// How good `plan` is by the first `images` of the reference's: its quality is 1 less the mean squared distance of its images
+    /// to the reference's of the same seed and class, over that of [`Self::unrelated`] ones. 1 is the reference, 0 no better than
+    /// another seed's image; a blur, the mean of its class, has 0.5, since unrelated images are twice their variance apart. Not
+    /// finite where the plan's images are not.
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn quality(&self, denoiser: &mut dyn Denoiser, plan: &Plan) -> Result<f64> {
-        let images = draw(denoiser, self.range, &self.starts, &plan.clone().into())?;
-        let distances = images.iter().zip(&self.images).map(|(image, reference)| distance(image, reference));
-        Ok(1.0 - distances.sum::<f64>() / images.len() as f64 / self.unrelated)
+    /// If the device fails or the model lacks a subnet.
+    pub fn rate(&self, denoiser: &mut dyn Denoiser, plan: &Plan, images: usize) -> Result<Rating> {
+        let starts = &self.starts[..images.min(self.starts.len())];
+        let drawn = draw(denoiser, self.range, starts, &plan.clone().into())?;
+        let distances: Vec<f64> =
+            drawn.iter().zip(&self.images).map(|(image, reference)| distance(image, reference)).collect();
+        let n = distances.len() as f64;
+        let mean = distances.iter().sum::<f64>() / n;
+        let variance = distances.iter().map(|distance| (distance - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+        let error = (variance / n).sqrt() / self.unrelated;
+        Ok(Rating { distance: mean, quality: 1.0 - mean / self.unrelated, error })
     }
 }
 
@@ -101,8 +106,8 @@ mod tests {
     /// Of `plans`, on a denoiser whose images differ in their noise alone.
     fn qualities(plans: &[&str]) -> Vec<f64> {
         let (mut denoiser, _) = Gaussian::unconditional();
-        let yardstick = Yardstick::new(&mut *denoiser, RANGE, 40).unwrap();
-        let quality = |plan: &&str| yardstick.quality(&mut *denoiser, &plan.parse().unwrap()).unwrap();
+        let yardstick = ToReference::new(&mut *denoiser, RANGE, 40).unwrap();
+        let quality = |plan: &&str| yardstick.rate(&mut *denoiser, &plan.parse().unwrap(), 40).unwrap().quality;
         plans.iter().map(quality).collect()
     }
 
@@ -128,16 +133,16 @@ mod tests {
     #[test]
     fn quality_falls_with_the_width_and_a_schedule_lies_between() {
         let (mut denoiser, _) = Gaussian::conditional();
-        let yardstick = Yardstick::new(&mut *denoiser, RANGE, 8).unwrap();
+        let yardstick = ToReference::new(&mut *denoiser, RANGE, 8).unwrap();
         let plans = ["heun-18@full", "heun-18@0.250*6,full*12", "heun-18@0.250*12,full*6", "heun-18@0.250"];
-        let found = plans.map(|plan| yardstick.quality(&mut *denoiser, &plan.parse().unwrap()).unwrap());
+        let found = plans.map(|plan| yardstick.rate(&mut *denoiser, &plan.parse().unwrap(), 40).unwrap().quality);
         assert!(found.is_sorted_by(|wide, narrow| wide > narrow), "{found:?}");
     }
 
     #[test]
     fn unrelated_images_are_as_far_apart_as_all_pairs_of_a_class_are() {
         let (mut denoiser, _) = Gaussian::conditional();
-        let yardstick = Yardstick::new(&mut *denoiser, RANGE, 7).unwrap();
+        let yardstick = ToReference::new(&mut *denoiser, RANGE, 7).unwrap();
         let mut pairs = Vec::new();
         for (a, first) in yardstick.starts.iter().zip(&yardstick.images) {
             for (b, second) in yardstick.starts.iter().zip(&yardstick.images) {
@@ -163,11 +168,11 @@ mod tests {
     #[test]
     fn a_plan_of_a_subnet_that_the_model_lacks_and_a_model_without_numbers_are_refused() {
         let (mut denoiser, gate) = Gaussian::conditional();
-        let yardstick = Yardstick::new(&mut *denoiser, RANGE, 2).unwrap();
-        let error = yardstick.quality(&mut *denoiser, &"euler-2@0.125".parse().unwrap()).unwrap_err().to_string();
+        let yardstick = ToReference::new(&mut *denoiser, RANGE, 2).unwrap();
+        let error = yardstick.rate(&mut *denoiser, &"euler-2@0.125".parse().unwrap(), 2).unwrap_err().to_string();
         assert_eq!(error, "plan: the model has no `0.125`");
         gate.fail_next(crate::engine::gaussian::Fault::NotFinite);
-        let error = Yardstick::new(&mut *denoiser, RANGE, 2).unwrap_err().to_string();
+        let error = ToReference::new(&mut *denoiser, RANGE, 2).unwrap_err().to_string();
         assert!(error.starts_with("model: the images of heun-18@full of different seeds differ by NaN"), "{error}");
     }
 }

@@ -1,0 +1,112 @@
+//! How near the images of a plan are to real ones, in the model's own features.
+
+use super::drawing::{BATCH, Start, bytes, draw, starts};
+use super::yardstick::Rating;
+use crate::diffusion::{Plan, SigmaRange};
+use crate::features::classifier::File;
+use crate::features::frechet::Target;
+use crate::features::{Classifier, Features, Reference};
+use crate::nets::{Denoiser, Threads};
+use crate::{ImageShape, Result};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Bootstrap samples of a standard error.
+const BOOTSTRAP: u64 = 24;
+/// Images whose features are taken at a time.
+const PART: usize = 8 * BATCH;
+
+/// Real images, as images are held against them.
+#[derive(Debug)]
+pub struct RealImages {
+    classifier: Classifier,
+    reference: Reference,
+    target: Target,
+}
+
+impl RealImages {
+    /// Those of a file of features.
+    ///
+    /// # Errors
+    /// As [`File::open`].
+    pub fn open(path: &Path, threads: Threads) -> Result<Self> {
+        let file = File::open(path)?;
+        let classifier = Classifier::new(&file, threads)?;
+        Ok(Self { classifier, target: Target::new(file.reference.gaussian.clone())?, reference: file.reference })
+    }
+
+    /// What is known of them.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// The features of images uint8 `[n, height, width, channels]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] for images of another size.
+    pub fn features(&mut self, images: &[u8], shape: ImageShape) -> Result<Vec<f32>> {
+        self.classifier.of(images, shape)
+    }
+
+    /// How good images of these features are, all together. The distance is [`crate::features::frechet::Estimate::limit`], so that
+    /// numbers of few images and of many can be compared.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] for fewer than four.
+    pub fn rate(&self, features: &[f32]) -> Result<Rating> {
+        let estimate = self.target.estimate(features, BOOTSTRAP)?;
+        let quality = |distance| self.reference.quality(distance);
+        // To first order.
+        let error = 0.5 * (quality(estimate.limit - estimate.error) - quality(estimate.limit + estimate.error));
+        Ok(Rating { distance: estimate.limit, quality: quality(estimate.limit).min(1.0), error })
+    }
+}
+
+/// Measures plans by the Fréchet distance of their images to real ones. What was drawn of a plan is not drawn again when more of its
+/// images are asked for.
+#[derive(Debug)]
+pub struct Realism {
+    range: SigmaRange,
+    real: RealImages,
+    /// By plan: the features of its images so far.
+    drawn: HashMap<String, Vec<f32>>,
+}
+
+impl Realism {
+    /// By the features of this file, for a model that is sampled over `range`.
+    ///
+    /// # Errors
+    /// As [`RealImages::open`].
+    pub fn open(path: &Path, range: SigmaRange, threads: Threads) -> Result<Self> {
+        Ok(Self { range, real: RealImages::open(path, threads)?, drawn: HashMap::new() })
+    }
+
+    /// The distances of quality 1 and of quality 0.
+    pub fn marks(&self) -> [f64; 2] {
+        [self.real.reference.real, self.real.reference.blur]
+    }
+
+    /// How good the images of the seeds from 0 are, classes in turn: [`RealImages::rate`].
+    ///
+    /// # Errors
+    /// If the device fails or the model lacks a subnet.
+    pub fn rate(&mut self, denoiser: &mut dyn Denoiser, plan: &Plan, images: usize) -> Result<Rating> {
+        let dim = self.real.target.dim();
+        let starts: Vec<Start> = starts(images, denoiser.about().classes.len());
+        let kept = self.drawn.entry(plan.to_string()).or_default();
+        let recipe = plan.clone().into();
+        while kept.len() / dim < images {
+            let first = kept.len() / dim;
+            let part = &starts[first..images.min(first + PART)];
+            let drawn = draw(denoiser, self.range, part, &recipe)?;
+            kept.extend(self.real.features(&bytes(&drawn), denoiser.about().image)?);
+        }
+        self.real.rate(&kept[..images * dim])
+    }
+
+    /// Forgets the images of plans that are not among these.
+    pub fn keep_only(&mut self, plans: &[&Plan]) {
+        let names: Vec<String> = plans.iter().map(ToString::to_string).collect();
+        self.drawn.retain(|plan, _| names.contains(plan));
+    }
+}
