@@ -4,6 +4,8 @@ mod support;
 
 use accordion::evaluation::profile::{Device, Profile, Quality};
 use accordion::evaluation::survey::{Effort, Progress};
+use accordion::evaluation::yardstick::Metric;
+use accordion::nets::model::WEIGHTS;
 use accordion::nets::{Model, Placement, Threads};
 use accordion::ops::cuda::Precision;
 use serde_json::Value;
@@ -144,7 +146,7 @@ fn a_profile_has_every_subnet_at_every_batch_and_fits_the_model() {
     let path = workspace.path("model/profile.toml");
     let profile = Profile::open(&path).unwrap();
     let model = workspace.model();
-    profile.check_against(model.subnets(), &path).unwrap();
+    profile.check_against(model.subnets(), model.card.sha256.get(WEIGHTS), &path).unwrap();
     let rows: Vec<(&str, usize)> = profile.latency.iter().map(|row| (row.subnet.as_str(), row.batch)).collect();
     let of = |subnet: &'static str| [(subnet, 1), (subnet, 2), (subnet, 4)];
     assert_eq!(rows, ["0.250", "0.500", "0.750", "full"].map(of).concat());
@@ -153,6 +155,11 @@ fn a_profile_has_every_subnet_at_every_batch_and_fits_the_model() {
         assert!(table.contains(&format!("{:.3}", row.ms)), "no {row:?} in\n{table}");
     }
 
+    let kept = profile.clone();
+    workspace.prints("profile", &["--quick", "--threads", "2"]);
+    let quick = Profile::open(&path).unwrap();
+    assert_eq!((quick.device.threads, &quick.quality, &quick.weights), (2, &kept.quality, &kept.weights));
+    assert!(quick.frontier.iter().all(|row| kept.frontier.contains(row)), "qualities are kept");
     workspace.prints("profile", &["--batches", "3", "--threads", "2", "--pin", "--images", "2", "--out", "other.toml"]);
     let other = Profile::open(&workspace.path("other.toml")).unwrap();
     assert!(other.device.threads == 2 && other.latency.iter().all(|row| row.batch == 3) && other.latency.len() == 4);
@@ -165,19 +172,20 @@ fn a_profile_has_the_frontier_up_to_the_reference_and_it_can_be_drawn() {
     let output = workspace.run("profile", &args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let profile = Profile::open(&workspace.path("model/profile.toml")).unwrap();
-    let Quality { metric, reference, images, unrelated } = &profile.quality;
-    assert_eq!((metric.as_str(), reference.to_string().as_str(), *images), ("mse-to-reference", "heun-18@full", 6));
-    assert!(*unrelated > 0.0);
+    let Quality { metric, images, one, zero, .. } = profile.quality;
+    assert_eq!((metric, images, one), (Metric::MseToReference, 6, 0.0));
+    assert!(zero > 0.0);
     let best = profile.frontier.last().unwrap();
-    assert_eq!((best.quality, &best.plan), (1.0, reference));
+    assert_eq!((best.quality, best.plan.to_string().as_str()), (1.0, "heun-18@full"));
 
     let drawing = std::fs::read_to_string(workspace.path("f.svg")).unwrap();
     assert!(drawing.starts_with("<svg") && drawing.trim_end().ends_with("</svg>"));
     let (table, progress) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     for row in &profile.frontier {
-        let (plan, quality) = (row.plan.to_string(), format!("{:.4}", row.quality));
         let ms = format!("{:.2}", profile.image_ms(&row.plan).unwrap());
-        let words = [plan, row.plan.evaluations().to_string(), ms, quality];
+        let [quality, error] = [row.quality, row.error].map(|value| format!("{value:.4}"));
+        let distance = format!("{:.3}", row.distance);
+        let words = [row.plan.to_string(), row.plan.evaluations().to_string(), ms, distance, quality, error];
         let line = |line: &str| line.split_whitespace().eq(words.iter().map(String::as_str));
         assert!(table.lines().any(line), "no {words:?} in\n{table}");
     }
@@ -197,8 +205,8 @@ fn a_quick_measurement_gives_a_profile_that_another_machine_can_take_over() {
     let effort = Effort::Quick { max_batch: 8 };
     let mut parts = Vec::new();
     let mut progress = |progress: Progress<'_>| parts.push(progress.part);
-    let profile = Profile::measure(&mut *subject, model.card.noise, &effort, &mut progress).unwrap().profile;
-    profile.check_against(model.subnets(), &workspace.path("profile.toml")).unwrap();
+    let profile = Profile::measure(&mut *subject, model.card.noise, &effort, None, &mut progress).unwrap().profile;
+    profile.check_against(model.subnets(), None, &workspace.path("profile.toml")).unwrap();
     assert_eq!(profile.frontier.last().unwrap().quality, 1.0);
     assert_eq!(profile.device, Device::here(1));
 

@@ -5,11 +5,11 @@ mod company;
 
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::{HostRunner, HostSampler, Model, Threads};
+use accordion::ops::pixels::to_unit;
 use accordion::philox::Stream;
 use accordion::routing::Fixed;
 use accordion::supernet::widths_of;
 use accordion::training::config::DataConfig;
-use accordion::ops::pixels::to_unit;
 use accordion::training::data::Dataset;
 use company::assert_a_sample_is_the_same_in_any_company;
 use std::path::{Path, PathBuf};

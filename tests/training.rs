@@ -1,21 +1,24 @@
 //! Training on images that a tiny network learns in seconds: a bright upper half is one class, a bright lower half the other.
 
+#[path = "support/halves.rs"]
+mod halves;
 mod support;
 
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::sliced::Sliced;
 use accordion::nets::{HostRunner, HostSampler, Model, Network, Threads};
 use accordion::ops::Tape;
+use accordion::ops::pixels::to_unit;
 use accordion::philox::Stream;
 use accordion::routing::Fixed;
 use accordion::supernet::{Order, Subnet, Supernet, Widths, widths_of};
 use accordion::training::batch::{Batch, Batches};
 use accordion::training::config::{Config, Rule, Teacher};
-use accordion::ops::pixels::to_unit;
 use accordion::training::flow::{Flow, Outcome};
 use accordion::training::state::{StageName, State};
 use accordion::training::trainer::{Trainer, initial};
 use candle_core::{Device, Tensor};
+use halves::{SIDE, data, idx};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -28,7 +31,6 @@ use tempfile::TempDir;
 
 /// Images of the data set, half of them of each class.
 const IMAGES: usize = 128;
-const SIDE: usize = 8;
 const BATCH: usize = 16;
 static RUNS: AtomicBool = AtomicBool::new(false);
 static STOPS: AtomicBool = AtomicBool::new(true);
@@ -79,9 +81,7 @@ impl Workspace {
     /// `steps` of each stage.
     fn new(steps: [usize; 2]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (images, labels) = data();
-        std::fs::write(dir.path().join("images"), idx(&[IMAGES, SIDE, SIDE], &images)).unwrap();
-        std::fs::write(dir.path().join("labels"), idx(&[IMAGES], &labels)).unwrap();
+        halves::write(dir.path(), IMAGES);
         let [full, all] = steps.map(|steps| steps * BATCH);
         let config = format!(
             r#"name = "halves"
@@ -147,24 +147,6 @@ rule = "one"
         assert!(config.contains(from), "{from}");
         std::fs::write(&path, config.replacen(from, to, 1)).unwrap();
     }
-}
-
-fn data() -> (Vec<u8>, Vec<u8>) {
-    let labels: Vec<u8> = (0..IMAGES).map(|index| (index % 2) as u8).collect();
-    let mut images = Vec::with_capacity(IMAGES * SIDE * SIDE);
-    for (index, &label) in labels.iter().enumerate() {
-        let noise = Stream::new(9, 99, index as u64);
-        for pixel in 0..SIDE * SIDE {
-            let bright = (pixel < SIDE * SIDE / 2) == (label == 0);
-            images.push(if bright { 195 } else { 20 } + (40.0 * noise.uniform(pixel as u64)) as u8);
-        }
-    }
-    (images, labels)
-}
-
-fn idx(sizes: &[usize], values: &[u8]) -> Vec<u8> {
-    let header = [0, 0, 8, sizes.len() as u8].into_iter();
-    header.chain(sizes.iter().flat_map(|&size| (size as u32).to_be_bytes())).chain(values.iter().copied()).collect()
 }
 
 fn flow<'a>(config: &'a Config, out: &'a Path) -> Flow<'a> {
@@ -503,8 +485,9 @@ fn content(path: &Path) -> Content {
     let bytes = std::fs::read(path).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let tensors = file.iter().map(|(name, view)| (name.to_string(), (view.shape().to_vec(), view.data().to_vec())));
-    let mut metadata: BTreeMap<String, String> = header.metadata().clone().unwrap().into_iter().collect();
+    let tensors =
+        file.iter().map(|(name, view)| (name.to_string(), (view.shape().to_vec(), view.data(IMAGES).to_vec())));
+    let mut metadata: BTreeMap<String, String> = header.metadata(IMAGES).clone().unwrap().into_iter().collect();
     if let Some(position) = metadata.get_mut("position") {
         let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(position).unwrap();
         assert!(fields.remove("seconds").is_some());
@@ -650,7 +633,7 @@ fn stages_that_cannot_follow_each_other_are_refused_and_change_nothing() {
 /// A folder of class folders with the workspace's images, which come in another order of classes, and IDX files with the same
 /// images in the order of the folders; the names of their configs.
 fn as_folders(workspace: &Workspace) -> [&'static str; 2] {
-    let (images, labels) = data();
+    let (images, labels) = data(IMAGES);
     let mut order: Vec<usize> = (0..IMAGES).collect();
     // "bottom" comes before "top".
     order.sort_by_key(|&image| CLASSES[labels[image] as usize]);

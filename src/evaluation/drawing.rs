@@ -109,7 +109,8 @@ mod tests {
         };
         let [plain, guided, none] = [1.0, 2.0, 0.0].map(&mut of);
         for ((plain, guided), none) in plain.iter().zip(&guided).zip(&none) {
-            let away = |image: &[f64]| plain.iter().zip(none).zip(image).map(|((p, n), i)| (p - n) * (i - p)).sum::<f64>();
+            let away =
+                |image: &[f64]| plain.iter().zip(none).zip(image).map(|((p, n), i)| (p - n) * (i - p)).sum::<f64>();
             assert!(away(guided) > 0.0 && away(none) < 0.0);
         }
     }

@@ -100,15 +100,13 @@ mod tests {
     #[test]
     fn a_small_gain_is_left_out() {
         assert_eq!(kept(&[(1.0, 0.7), (2.0, 0.704), (3.0, 0.708)]), [(1.0, 0.7), (3.0, 0.708)]);
-        assert_eq!(
-            kept(&[(1.0, 0.7), (2.0, 0.704), (3.0, 0.709), (4.0, 0.711)]),
-            [(1.0, 0.7), (3.0, 0.709)]
-        );
+        assert_eq!(kept(&[(1.0, 0.7), (2.0, 0.704), (3.0, 0.709), (4.0, 0.711)]), [(1.0, 0.7), (3.0, 0.709)]);
     }
 
     #[test]
     fn a_gain_within_the_standard_error_is_left_out_so_the_best_is_the_cheapest_that_nothing_outdoes() {
-        let points = [doubtful(1.0, 0.7, 0.01), doubtful(2.0, 0.72, 0.03), doubtful(3.0, 0.74, 0.01), doubtful(4.0, 0.745, 0.0)];
+        let points =
+            [doubtful(1.0, 0.7, 0.01), doubtful(2.0, 0.72, 0.03), doubtful(3.0, 0.74, 0.01), doubtful(4.0, 0.745, 0.0)];
         let kept: Vec<f64> = pareto(points.to_vec(), FLOOR).into_iter().map(|point| point.ms).collect();
         assert_eq!(kept, [1.0, 3.0]);
     }

@@ -236,7 +236,10 @@ impl Profile {
         if let (Some(ours), Some(theirs)) = (&self.weights, weights)
             && ours != theirs
         {
-            return refuse("weights", "its qualities are of other weights than the model's; run `accordion profile`".to_owned());
+            return refuse(
+                "weights",
+                "its qualities are of other weights than the model's; run `accordion profile`".to_owned(),
+            );
         }
         let names: Vec<&str> = subnets.iter().map(|subnet| &*subnet.name).collect();
         for (index, row) in self.latency.iter().enumerate() {
@@ -285,7 +288,10 @@ impl Profile {
             return Err(("quality.one".to_owned(), format!("{one} is not a distance: it must not be negative")));
         }
         if !(zero.is_finite() && zero > one) {
-            return Err(("quality.zero".to_owned(), format!("{zero} is not a distance above that of quality 1, {one}")));
+            return Err((
+                "quality.zero".to_owned(),
+                format!("{zero} is not a distance above that of quality 1, {one}"),
+            ));
         }
         if self.frontier.is_empty() {
             return Err(("frontier".to_owned(), "has no rows".to_owned()));

@@ -9,8 +9,8 @@ use super::realism::Realism;
 use super::to_reference::{ToReference, reference};
 use super::yardstick::{Metric, Rating, Yardstick};
 use crate::Result;
-use crate::nets::Threads;
 use crate::diffusion::{Plan, SigmaRange};
+use crate::nets::Threads;
 use crate::nets::{Denoiser, Opened};
 use std::path::Path;
 use std::time::Duration;
@@ -222,11 +222,7 @@ struct Tried {
 }
 
 impl<'a> Search<'a> {
-    fn new(
-        denoiser: &'a mut dyn Denoiser,
-        latency: &'a [Latency],
-        progress: &'a mut dyn FnMut(Progress<'_>),
-    ) -> Self {
+    fn new(denoiser: &'a mut dyn Denoiser, latency: &'a [Latency], progress: &'a mut dyn FnMut(Progress<'_>)) -> Self {
         Self { denoiser, latency, tried: Vec::new(), progress }
     }
 
@@ -246,7 +242,8 @@ impl<'a> Search<'a> {
         self.try_all("width schedules", yardstick, schedules(&on_it, &names), rounds[0])?;
         for pair in rounds.windows(2) {
             let [before, images] = [pair[0], pair[1]];
-            let field = self.tried.iter().filter(|tried| tried.images == before).map(|tried| tried.point.clone()).collect();
+            let field =
+                self.tried.iter().filter(|tried| tried.images == before).map(|tried| tried.point.clone()).collect();
             let plans = contenders(field, yardstick.metric().floor());
             if let Yardstick::Fd(realism) = yardstick {
                 realism.keep_only(&plans.iter().collect::<Vec<_>>());
@@ -323,8 +320,7 @@ impl<'a> Search<'a> {
     /// How well the first images of the plans that were measured with this many foretold what came out.
     fn foretold(&self, images: usize) -> Option<(f64, usize)> {
         let decided = || self.tried.iter().filter(|tried| tried.images == images);
-        let pairs: Vec<_> =
-            decided().map(|tried| (tried.first.quality, tried.point.rating.quality)).collect();
+        let pairs: Vec<_> = decided().map(|tried| (tried.first.quality, tried.point.rating.quality)).collect();
         let differs = pairs.iter().any(|(first, last)| first != last);
         (differs && pairs.len() > 2).then(|| (spearman(&pairs), pairs.len()))
     }
@@ -488,7 +484,11 @@ mod tests {
     }
 
     fn point(ms: f64, quality: f64, error: f64) -> Point {
-        Point { plan: format!("euler-{ms}@full").parse().unwrap(), ms, rating: Rating { distance: 0.0, quality, error } }
+        Point {
+            plan: format!("euler-{ms}@full").parse().unwrap(),
+            ms,
+            rating: Rating { distance: 0.0, quality, error },
+        }
     }
 
     #[test]

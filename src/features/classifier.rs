@@ -191,7 +191,8 @@ impl File {
             }
             params.push(read_f32(path, &param.name, &view)?);
         }
-        let known = |name: &str| Reference::TENSORS.contains(&name) || spec.params.iter().any(|param| param.name == name);
+        let known =
+            |name: &str| Reference::TENSORS.contains(&name) || spec.params.iter().any(|param| param.name == name);
         refuse_surplus(path, &file, known, "the classifier of its layout")?;
         let Marks { accuracy, images, real, blur } = marks;
         let reference = Reference { images, real, blur, ..Reference::read(path, &file, layout.features)? };

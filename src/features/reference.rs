@@ -44,7 +44,8 @@ impl Reference {
         let dim = mean.len();
         let rows: Vec<f64> = (0..dim * dim).map(|index| covariance[(index / dim, index % dim)]).collect();
         let [first, second] = Self::TENSORS.map(str::to_owned);
-        let single = |values: &[f64], shape: &[usize]| Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(DType::F32);
+        let single =
+            |values: &[f64], shape: &[usize]| Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(DType::F32);
         Ok([(first, single(mean, &[dim])?), (second, single(&rows, &[dim, dim])?)])
     }
 

@@ -1,8 +1,8 @@
 //! The order of a load test: what the machine can do, then every load under every policy.
 
 use crate::digits::seconds;
-use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::drawing::Start;
+use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::realism::RealImages;
 use crate::evaluation::to_reference::REFERENCE;
 use crate::loadtest::client::{Call, Client};

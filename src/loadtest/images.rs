@@ -100,7 +100,8 @@ impl References {
     /// One sentence when a file is no PNG, sizes differ, or the images do not depend on the seed.
     pub fn new(starts: &[Start], files: &[impl AsRef<[u8]>]) -> Result<Self> {
         let refused = |problem: &str| Error::input(format!("the images of {REFERENCE}"), problem);
-        let images: std::result::Result<Vec<_>, _> = files.iter().map(|file| decoded(file.as_ref()).map(|(_, bytes)| values(&bytes))).collect();
+        let images: std::result::Result<Vec<_>, _> =
+            files.iter().map(|file| decoded(file.as_ref()).map(|(_, bytes)| values(&bytes))).collect();
         let images = images.map_err(|problem| refused(&problem))?;
         if images.iter().any(|image| image.len() != images[0].len()) {
             return Err(refused("differ in their size"));

@@ -1,9 +1,9 @@
 //! What a load test found, a row for each policy and load.
 
+use crate::Result;
 use crate::evaluation::profile::Device;
 use crate::evaluation::yardstick::Metric;
 use crate::loadtest::images::{Judge, Seen};
-use crate::Result;
 use crate::loadtest::traffic::Sample;
 use crate::server::ServeConfig;
 use axum::http::StatusCode;
@@ -478,7 +478,8 @@ pub(super) mod tests {
         let run = |late: u32| {
             let mut samples: Vec<Sample> = (0..50).map(|i| image(i, 50, "a", "a", png([0, 255]))).collect();
             samples[7].sent = samples[7].intended + late * MS;
-            Row::new("ours", 1.0, &samples, Window { from: Duration::ZERO, to: 100 * MS }, 100 * MS, &mut judge()).unwrap()
+            Row::new("ours", 1.0, &samples, Window { from: Duration::ZERO, to: 100 * MS }, 100 * MS, &mut judge())
+                .unwrap()
         };
         assert!(!run(10).void && run(11).void);
         assert_eq!(run(10).lateness_ms.p50, 2.0);

@@ -114,19 +114,20 @@ impl Args {
         let hash = sha256(&images.features.clone().unwrap_or_else(|| self.model.join(FEATURES)))?;
         let real = self.real(model, &mut network, &hash)?;
         if real.features.is_none() && self.metric.iter().any(|metric| [Metric::Kid, Metric::Pr].contains(metric)) {
-            return Err(Error::input("--data", "is needed for kid and pr: they are of images, not of their mean and covariance"));
+            return Err(Error::input(
+                "--data",
+                "is needed for kid and pr: they are of images, not of their mean and covariance",
+            ));
         }
         let mut rows = Vec::new();
         if let Some(path) = &images.real {
             let dataset = DataConfig::open(path)?.load_for(model)?;
             let n = dataset.len().min(images.n as usize);
-            let mut kept = self.kept("real", network.features().dim(), &Record {
-                of: &text(path)?,
-                images: "data",
-                seed: 0,
-                guidance: 1.0,
-                features: &hash,
-            })?;
+            let mut kept = self.kept(
+                "real",
+                network.features().dim(),
+                &Record { of: &text(path)?, images: "data", seed: 0, guidance: 1.0, features: &hash },
+            )?;
             of_dataset(&dataset, n, "real images", network.features(), &mut kept)?;
             let labels: Vec<usize> = (0..n).map(|index| dataset.label(index)).collect();
             rows.push(self.row("real", kept.first(n), &labels, &real, &network)?);
@@ -196,8 +197,7 @@ impl Args {
         let n = self.images.n as usize;
         let plan = recipe.plan.to_string();
         let of = model.card.sha256.get(WEIGHTS).cloned().unwrap_or_default();
-        let record =
-            Record { of: &of, images: &plan, seed: self.seed, guidance: recipe.guidance, features: hash };
+        let record = Record { of: &of, images: &plan, seed: self.seed, guidance: recipe.guidance, features: hash };
         let name = format!("{plan}~seed={}~guidance={}", self.seed, recipe.guidance).replace(['/', '*', ','], "_");
         let mut kept = self.kept(&name, network.features().dim(), &record)?;
         let mut starts = starts(n, model.network.classes());

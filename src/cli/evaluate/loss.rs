@@ -19,12 +19,11 @@ pub fn run(model: &Model, data: &Path, seed: u64, samples: usize, json: bool) ->
     let losses = denoising_losses(&mut runner, &dataset, &config.loss, seed, samples)?;
     let rows = model.subnets().iter().zip(losses);
     if json {
-        let row = |(subnet, loss): (&crate::supernet::Subnet, f64)| {
-            serde_json::json!({ "subnet": subnet.name, "parameters": subnet.parameters, "macs": subnet.macs, "loss": loss })
-        };
+        let row = |(subnet, loss): (&crate::supernet::Subnet, f64)| serde_json::json!({ "subnet": subnet.name, "parameters": subnet.parameters, "macs": subnet.macs, "loss": loss });
         return print(serde_json::json!({ "samples": samples, "rows": rows.map(row).collect::<Vec<_>>() }));
     }
-    let columns = [(Align::Left, "subnet"), (Align::Right, "parameters"), (Align::Right, "MACs"), (Align::Right, "loss")];
+    let columns =
+        [(Align::Left, "subnet"), (Align::Right, "parameters"), (Align::Right, "MACs"), (Align::Right, "loss")];
     let mut table = Table::new(columns);
     for (subnet, loss) in rows {
         let counts = [subnet.parameters.to_string(), subnet.macs.to_string()];

@@ -105,7 +105,10 @@ impl Args {
             None => IMAGES_TO_REFERENCE,
         });
         let effort = Effort::Thorough { batches, time: self.seconds, images };
-        note(format_args!("this takes about {}", minutes(survey::expected(&mut *opened, &effort, features.is_some())?)));
+        note(format_args!(
+            "this takes about {}",
+            minutes(survey::expected(&mut *opened, &effort, features.is_some())?)
+        ));
         let survey =
             Profile::measure(&mut *opened, model.card.noise, &effort, features.as_deref(), &mut |now| shown.at(&now))?;
         shown.finish();
@@ -113,7 +116,9 @@ impl Args {
             write_whole(path, plot::svg(&model.card.name, &survey)?.as_bytes())?;
         }
         if let Some((correlation, plans)) = survey.foretold {
-            note(format_args!("rank correlation of the first round with the last, over its {plans} plans: {correlation:.3}"));
+            note(format_args!(
+                "rank correlation of the first round with the last, over its {plans} plans: {correlation:.3}"
+            ));
         }
         finish(Profile { weights, ..survey.profile }, &out)
     }
@@ -124,7 +129,8 @@ impl Args {
         match self.metric {
             Some(Metric::MseToReference) => Ok(None),
             Some(Metric::Fd) if !path.exists() => {
-                let problem = "is not there: make it with `accordion train-features`, or give --metric mse-to-reference";
+                let problem =
+                    "is not there: make it with `accordion train-features`, or give --metric mse-to-reference";
                 Err(Error::input(path.display(), problem))
             }
             _ => Ok(path.exists().then_some(path)),

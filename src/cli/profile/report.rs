@@ -67,7 +67,12 @@ pub(super) mod tests {
         };
         let row = |subnet: &str, batch, ms| Latency { subnet: subnet.to_owned(), batch, ms };
         let rows = vec![row("0.500", 1, 0.25), row("0.500", 16, 2.5), row("full", 1, 0.5), row("full", 16, 12.3456)];
-        let rated = |plan: &str, quality| Rated { plan: plan.parse().unwrap(), distance: 0.41 * (1.0 - quality), quality, error: 0.001 };
+        let rated = |plan: &str, quality| Rated {
+            plan: plan.parse().unwrap(),
+            distance: 0.41 * (1.0 - quality),
+            quality,
+            error: 0.001,
+        };
         let points =
             [rated("dpmpp2m-4@0.500", 0.71), rated("dpmpp2m-6@0.500*4,full*2", 0.9), rated("heun-18@full", 1.0)];
         Profile::new(device, 1, quality, rows, points)
