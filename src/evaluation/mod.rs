@@ -1,6 +1,6 @@
 //! How good the subnets of a model are, and how fast.
 
-mod candidates;
+pub mod candidates;
 pub mod drawing;
 pub mod frontier;
 pub mod kept_features;
