@@ -1,7 +1,9 @@
 //! The networks in whose features the quality of images is measured.
 
+pub mod clip;
 mod runner;
 
+pub use clip::Clip;
 pub use runner::Runner;
 
 use crate::{ImageShape, Result};

@@ -55,7 +55,8 @@ impl Vocabulary {
                 return Self::of_two(tokens, &merges);
             }
         }
-        let problem = "has neither tokenizer.json nor vocab.json, and its tokenizer/ has neither; CLIP's files are wanted";
+        let problem =
+            "has neither tokenizer.json nor vocab.json, and its tokenizer/ has neither; CLIP's files are wanted";
         Err(Error::input(dir.display(), problem))
     }
 
