@@ -8,7 +8,7 @@ use std::path::Path;
 /// The most rows and columns of an image that an encoder takes.
 const MOST_PIXELS: usize = 4096;
 
-/// What is read of the file.
+/// What is read of the file, in its words.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Config {
     #[serde(rename = "text_config")]
@@ -98,7 +98,7 @@ pub enum Act {
     Gelu,
 }
 
-/// The size of a transformer, in the words of the file.
+/// The size of a transformer, which both encoders have.
 #[derive(Clone, Copy, Debug)]
 pub struct Layers {
     pub hidden_size: usize,
@@ -149,6 +149,7 @@ impl Config {
 }
 
 impl Text {
+    /// The size of its transformer.
     pub fn layers(&self) -> Layers {
         Layers {
             hidden_size: self.hidden_size,
@@ -162,6 +163,7 @@ impl Text {
 }
 
 impl Vision {
+    /// The size of its transformer.
     pub fn layers(&self) -> Layers {
         Layers {
             hidden_size: self.hidden_size,

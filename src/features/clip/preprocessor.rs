@@ -15,8 +15,8 @@ const BICUBIC: u8 = 3;
 struct Document {
     size: Option<Size>,
     crop_size: Option<Size>,
-    image_mean: Option<[f32; 3]>,
-    image_std: Option<[f32; 3]>,
+    image_mean: Option<[f64; 3]>,
+    image_std: Option<[f64; 3]>,
     resample: Option<u8>,
 }
 
@@ -46,8 +46,8 @@ pub struct Preprocessor {
     short: usize,
     /// The rows and columns that are cut out of the centre.
     side: usize,
-    mean: [f32; 3],
-    std: [f32; 3],
+    mean: [f64; 3],
+    std: [f64; 3],
 }
 
 impl Preprocessor {
@@ -101,7 +101,7 @@ impl Preprocessor {
         let plane = |(image, channel): (&[u8], usize)| {
             let (mean, std) = (self.mean[channel], self.std[channel]);
             let values = image[channel..].iter().step_by(3);
-            values.map(|&value| (f32::from(value) / 255.0 - mean) / std).collect::<Vec<f32>>()
+            values.map(|&value| ((f64::from(value) / 255.0 - mean) / std) as f32).collect::<Vec<f32>>()
         };
         planes.flat_map(plane).collect()
     }

@@ -94,13 +94,18 @@ impl TextTower {
 
     /// `[n, projection_dim]` of the ids of `n` texts, each of the full length: what is at the first `end`.
     pub fn forward(&self, ids: &[Vec<u32>], end: u32) -> Result<Tensor> {
-        let (length, width) = self.positions.dims2()?;
-        let flat = Tensor::from_vec(ids.concat(), ids.len() * length, &Device::Cpu)?;
-        let tokens = self.tokens.index_select(&flat, 0)?.reshape((ids.len(), length, width))?;
-        let x = self.encoder.forward(&tokens.broadcast_add(&self.positions)?, Some(&self.causal))?;
-        let first = |ids: &Vec<u32>| ids.iter().position(|&id| id == end).expect("the tokenizer keeps the end");
-        let places = ids.iter().map(first).enumerate();
-        let ends = places.map(|(text, place)| x.get(text)?.get(place)).collect::<Result<Vec<_>>>()?;
+        let place = |ids: &Vec<u32>| ids.iter().position(|&id| id == end).expect("the tokenizer keeps the end");
+        let places: Vec<usize> = ids.iter().map(place).collect();
+        // No token is seen by one before it, so what follows the last end is left out.
+        let length = places.iter().max().map_or(0, |last| last + 1);
+        let flat: Vec<u32> = ids.iter().flat_map(|ids| &ids[..length]).copied().collect();
+        let flat = Tensor::from_vec(flat, ids.len() * length, &Device::Cpu)?;
+        let tokens = self.tokens.index_select(&flat, 0)?.reshape((ids.len(), length, ()))?;
+        let tokens = tokens.broadcast_add(&self.positions.narrow(0, 0, length)?)?;
+        let causal = self.causal.narrow(0, 0, length)?.narrow(1, 0, length)?;
+        let x = self.encoder.forward(&tokens, Some(&causal))?;
+        let ends =
+            places.iter().enumerate().map(|(text, &place)| x.get(text)?.get(place)).collect::<Result<Vec<_>>>()?;
         normalised(&self.projection.forward(&self.after.forward(&Tensor::stack(&ends, 0)?)?)?)
     }
 }
