@@ -68,11 +68,29 @@ fn partial(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Reads a text in UTF-8; `wanted` says in the error what it should be.
+pub fn read_text(path: &Path, wanted: &str) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    refuse_foreign(path, &bytes, wanted)?;
+    String::from_utf8(bytes).map_err(|_| Error::input(path.display(), "is not a text in UTF-8"))
+}
+
+/// Reads a JSON file; the error names the file, the field and the line.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = read_text(path, "a JSON file")?;
+    let mut document = serde_json::Deserializer::from_str(&text);
+    let read = serde_path_to_error::deserialize(&mut document).map_err(|error| match error.path().to_string() {
+        // A path of `.` is the document itself.
+        field if field == "." => Error::input(path.display(), error.into_inner()),
+        field => Error::field(path, &field, error.into_inner()),
+    })?;
+    document.end().map_err(|error| Error::input(path.display(), error))?;
+    Ok(read)
+}
+
 /// Reads a TOML file; the error names the file, the line and the field.
 pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    refuse_foreign(path, &bytes, "a TOML file")?;
-    let text = String::from_utf8(bytes).map_err(|_| Error::input(path.display(), "is not a text in UTF-8"))?;
+    let text = read_text(path, "a TOML file")?;
     let refused = |error: toml::de::Error, field: &str| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
         Error::input(format!("{}, line {line}{field}", path.display()), error.message())

@@ -25,6 +25,7 @@ pub mod routing;
 pub mod server;
 pub mod subnet_name;
 pub mod supernet;
+pub mod text;
 pub mod training;
 
 pub use error::{Error, Result};

@@ -1,13 +1,18 @@
 //! The networks in whose features the quality of images is measured, and the distances between sets of features.
 
+mod bilinear;
 pub mod classifier;
+pub mod clip;
 pub mod frechet;
+mod inception;
 pub mod kid;
 pub mod manifold;
 mod reference;
 mod runner;
 
 pub use classifier::Classifier;
+pub use clip::Clip;
+pub use inception::Inception;
 pub use reference::Reference;
 pub use runner::Runner;
 

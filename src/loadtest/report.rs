@@ -344,7 +344,7 @@ fn ms(time: Duration) -> f64 {
 pub(super) mod tests {
     use super::*;
     use crate::loadtest::client::Reply;
-    use crate::loadtest::images::{asked, tests::png};
+    use crate::loadtest::images::{References, asked, tests::png};
     use axum::http::HeaderMap;
     use tokio::time::Instant;
 
