@@ -1,7 +1,10 @@
 //! The networks in whose features the quality of images is measured.
 
+mod bilinear;
+mod inception;
 mod runner;
 
+pub use inception::Inception;
 pub use runner::Runner;
 
 use crate::{ImageShape, Result};

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::nets::Threads;
 use crate::nets::on_cpu::{Packed, SubnetView};
 use crate::nets::program::Program;
-use crate::ops::cpu::fused::Workspace;
+use crate::ops::cpu::fused::{Layer, Recorder, Workspace};
 use crate::supernet::Supernet;
 use std::sync::Arc;
 
@@ -32,6 +32,13 @@ impl Runner {
     /// The network.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// As [`Self::run`], with its layers.
+    pub fn recorded(&mut self, images: &[f32]) -> (Vec<f32>, Vec<Layer>) {
+        self.workspace.recorder = Some(Recorder::new());
+        let output = self.run(images);
+        (output, self.workspace.recorder.take().map_or_else(Vec::new, Recorder::layers))
     }
 
     /// The network's output for images `[n, height, width, channels]` of its size: `[n, height', width', channels']`.

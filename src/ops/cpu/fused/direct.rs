@@ -5,6 +5,7 @@ use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
 use super::scratch::with_scratch;
 use super::source::Window;
 use super::{Map, Source, Workspace};
+use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::parts::Parts;
 use crate::ops::cpu::simd::arch;
 use pulp::{Simd, WithSimd};
@@ -15,19 +16,29 @@ const STRIP: usize = 32 * 1024;
 /// Taps of the largest kernel.
 const MOST_TAPS: usize = 64;
 
-/// `y = epilogue(source * weights)` with the weights of `kernel * kernel` taps, `stride` pixels apart, and `pad` zeros on each
-/// side.
+/// `y = epilogue(source * weights)` with the kernel at `places`.
 pub fn run(
     workspace: &mut Workspace,
     source: Source,
-    [kernel, step, pad]: [usize; 3],
+    places: Places,
     weights: &Panels,
     epilogue: &Epilogue,
     y: &mut Map,
 ) {
+    let Places { kernel: [tall, wide], stride: step, pad: [above, left] } = places;
     let [batch, _, width] = source.size();
     let c_in = source.channels();
-    let (stride, columns) = (pitch(c_in), width + 2 * pad);
+    // Pixels of few channels lie close together.
+    let is_whole = c_in == weights.depth();
+    let stride = if is_whole && c_in < PANEL { c_in } else { pitch(c_in) };
+    let columns = width + 2 * left;
+    // Where nothing lies between two pixels' channels, nor between two taps' weights, the taps of a kernel's row are one.
+    let side_by_side = if is_whole && stride == c_in { wide } else { 1 };
+    let taps: [usize; MOST_TAPS] = std::array::from_fn(|tap| {
+        let tap = tap * side_by_side;
+        (tap / wide * columns + tap % wide) * stride
+    });
+    let (taps, depth) = (&taps[..places.taps() / side_by_side], side_by_side * c_in);
     let rows = (STRIP / (columns * stride * step)).clamp(1, y.height);
     let strips = y.height.div_ceil(rows);
     let rows = y.height.div_ceil(strips);
@@ -36,7 +47,6 @@ pub fn run(
     let splits = (2 * workspace.team.threads()).div_ceil(batch * strips).clamp(1, all.div_ceil(2));
     let share = all.div_ceil(splits);
     let splits = all.div_ceil(share);
-    let taps: [usize; MOST_TAPS] = std::array::from_fn(|tap| (tap / kernel * columns + tap % kernel) * stride);
     let (height, out_width, y_pitch) = (y.height, y.width, y.pitch());
     let y = Parts::new(y.data_mut());
     workspace.team.run(batch * strips * splits, |task| {
@@ -45,9 +55,9 @@ pub fn run(
         let rows = rows.min(height - top);
         let window = Window {
             sample,
-            top: (top * step) as isize - pad as isize,
-            rows: (rows - 1) * step + kernel,
-            left: -(pad as isize),
+            top: (top * step) as isize - above as isize,
+            rows: (rows - 1) * step + tall,
+            left: -(left as isize),
             columns,
             channels: 0..c_in,
         };
@@ -55,14 +65,16 @@ pub fn run(
         let share = share.min(all - first);
         with_scratch(window.rows * columns * stride, |strip| {
             source.read(&window, strip, stride);
-            // Without a border the pixels of all rows follow each other.
-            let (lines, wide) = if [kernel, step, pad] == [1, 1, 0] { (1, rows * width) } else { (rows, out_width) };
+            // The places of all rows follow each other where every column has one.
+            let (lines, pixels) = if [wide, step, left] == [1, 1, 0] { (1, rows * width) } else { (rows, out_width) };
+            let mut w = weights.from(0, first);
+            w.tap *= side_by_side;
             for line in 0..lines {
                 let first_row = line * step * columns * stride;
-                let a = Rows { data: &strip[first_row..], row: step * stride, taps: &taps[..kernel * kernel] };
-                let product = Product { a, w: weights.from(0, first), rows: wide, depth: c_in, panels: share };
+                let a = Rows { data: &strip[first_row..], row: step * stride, taps };
+                let product = Product { a, w, rows: pixels, depth, panels: share };
                 let start = ((sample * height + top + line) * out_width) * y_pitch + first * PANEL;
-                let c = y.at(start, (wide - 1) * y_pitch + share * PANEL);
+                let c = y.at(start, (pixels - 1) * y_pitch + share * PANEL);
                 // SAFETY: no two tasks share a pixel and a channel, and `at` has checked the room.
                 unsafe { product.into(c, y_pitch) };
                 arch().dispatch(EpilogueTask {
@@ -71,7 +83,7 @@ pub fn run(
                     channel: first * PANEL,
                     channels: share * PANEL,
                     start,
-                    pixels: wide,
+                    pixels,
                     y: &y,
                     y_pitch,
                 });

@@ -15,6 +15,7 @@ pub mod linear;
 pub mod map;
 pub mod method;
 pub mod panels;
+pub mod pool;
 pub mod record;
 pub mod resample;
 mod scratch;

@@ -61,6 +61,7 @@ pub struct Panels {
     lines: Vec<Line>,
     /// Lines from a matrix to the next, and from a panel to the next.
     strides: [usize; 2],
+    depth: usize,
 }
 
 impl Panels {
@@ -91,7 +92,12 @@ impl Panels {
     }
 
     fn zeros([taps, depth, n]: [usize; 3], strides: [usize; 2]) -> Self {
-        Self { lines: vec![Line::ZERO; taps * depth * panels(n)], strides }
+        Self { lines: vec![Line::ZERO; taps * depth * panels(n)], strides, depth }
+    }
+
+    /// Rows of each matrix.
+    pub fn depth(&self) -> usize {
+        self.depth
     }
 
     fn at(&mut self, tap: usize, row: usize, column: usize) -> &mut f32 {

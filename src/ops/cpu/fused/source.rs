@@ -1,4 +1,4 @@
-//! What a layer reads: one map or two side by side, normalised and activated on the way.
+//! What a layer reads: one map or several side by side, normalised and activated on the way.
 
 use super::map::Map;
 use super::panels::PANEL;

@@ -1,0 +1,93 @@
+//! Images of any size as images of one size, bilinearly: with half-pixel centres and without a filter against aliasing, also
+//! where an image shrinks, as PyTorch's `interpolate(mode="bilinear", align_corners=False)` does it.
+
+use crate::ImageShape;
+
+/// Between which two places of an axis a place of the output lies, and how near it is to the second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Between {
+    first: usize,
+    second: usize,
+    share: f32,
+}
+
+/// Bytes of images of one size to values of another.
+#[derive(Debug)]
+pub(super) struct Bilinear {
+    from: ImageShape,
+    rows: Vec<Between>,
+    columns: Vec<Between>,
+}
+
+impl Bilinear {
+    /// From images of this size to images of `side` rows and columns.
+    pub fn new(from: ImageShape, side: usize) -> Self {
+        let axis = |length: usize| (0..side).map(|place| between(place, length, side)).collect();
+        Self { from, rows: axis(from.height), columns: axis(from.width) }
+    }
+
+    /// The values of images in [-1, 1], `[n, side, side, 3]`; one channel is repeated three times.
+    pub fn all(&self, images: &[u8]) -> Vec<f32> {
+        let count = images.len() / self.from.elements();
+        let mut out = Vec::with_capacity(count * 3 * self.rows.len() * self.columns.len());
+        images.chunks_exact(self.from.elements()).for_each(|image| self.extend(image, &mut out));
+        out
+    }
+
+    fn extend(&self, image: &[u8], out: &mut Vec<f32>) {
+        let ImageShape { width, channels, .. } = self.from;
+        let mut line = vec![0.0; width * channels];
+        for row in &self.rows {
+            let of = |row: usize| &image[row * width * channels..][..width * channels];
+            for ((value, &first), &second) in line.iter_mut().zip(of(row.first)).zip(of(row.second)) {
+                *value = mixed(f32::from(first), f32::from(second), row.share);
+            }
+            for column in &self.columns {
+                let of = |column: usize, channel: usize| line[column * channels + channel % channels];
+                out.extend((0..3).map(|channel| {
+                    let value = mixed(of(column.first, channel), of(column.second, channel), column.share);
+                    value * (2.0 / 255.0) - 1.0
+                }));
+            }
+        }
+    }
+}
+
+fn mixed(first: f32, second: f32, share: f32) -> f32 {
+    first + (second - first) * share
+}
+
+/// Where `place` of `side` lies on an axis of `length` pixels, whose centres are half a pixel in.
+fn between(place: usize, length: usize, side: usize) -> Between {
+    let at = ((place as f64 + 0.5) * length as f64 / side as f64 - 0.5).max(0.0);
+    let first = (at as usize).min(length - 1);
+    Between { first, second: (first + 1).min(length - 1), share: (at - first as f64) as f32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resized(from: ImageShape, side: usize, image: &[u8]) -> Vec<f32> {
+        Bilinear::new(from, side).all(image)
+    }
+
+    #[test]
+    fn an_image_of_the_same_size_keeps_its_values() {
+        let image: Vec<u8> = (0..12).map(|value| value * 23).collect();
+        let shape = ImageShape { height: 2, width: 2, channels: 3 };
+        let want: Vec<f32> = image.iter().map(|&byte| f32::from(byte) * (2.0 / 255.0) - 1.0).collect();
+        assert_eq!(resized(shape, 2, &image), want);
+    }
+
+    #[test]
+    fn pixels_lie_between_half_pixel_centres() {
+        let shape = ImageShape { height: 1, width: 2, channels: 1 };
+        // Twice as wide: the centres lie at -0.25, 0.25, 0.75 and 1.25 of the input's.
+        let want = [0.0f32, 0.25, 0.75, 1.0].map(|share| [2.0 * share - 1.0; 3]).concat();
+        assert_eq!(resized(shape, 4, &[0, 255])[..12], want);
+        // A third as wide takes every third pixel, without a mean.
+        let shape = ImageShape { height: 3, width: 3, channels: 1 };
+        assert_eq!(resized(shape, 1, &[9, 9, 9, 9, 255, 9, 9, 9, 9]), [1.0; 3]);
+    }
+}
