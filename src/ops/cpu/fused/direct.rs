@@ -13,6 +13,10 @@ use pulp::{Simd, WithSimd};
 /// Elements of the input that a task copies at a time: a share of the L2 cache.
 const STRIP: usize = 32 * 1024;
 
+/// Pixels that a task makes, at least: they share each reading of the weights.
+const FEW_PIXELS: usize = 64;
+/// Columns below which a row of the output is short for a product of its own.
+const SHORT: usize = 32;
 /// Taps of the largest kernel.
 const MOST_TAPS: usize = 64;
 
@@ -31,17 +35,21 @@ pub fn run(
     // Pixels of few channels lie close together.
     let is_whole = c_in == weights.depth();
     let stride = if is_whole && c_in < PANEL { c_in } else { pitch(c_in) };
-    let columns = width + 2 * left;
-    // Where nothing lies between two pixels' channels, nor between two taps' weights, the taps of a kernel's row are one.
-    let side_by_side = if is_whole && stride == c_in { wide } else { 1 };
-    let taps: [usize; MOST_TAPS] = std::array::from_fn(|tap| {
-        let tap = tap * side_by_side;
-        (tap / wide * columns + tap % wide) * stride
-    });
-    let (taps, depth) = (&taps[..places.taps() / side_by_side], side_by_side * c_in);
-    let rows = (STRIP / (columns * stride * step)).clamp(1, y.height);
+    // The columns of the map as each tap of a kernel's row sees them, one plane a tap, so that the places of all rows follow each
+    // other: where every column has a place, that is one plane; of short rows, several.
+    let follows = step == 1 && (wide == 1 && left == 0 || c_in >= PANEL && y.width < SHORT);
+    let (planes, columns) = if follows { (wide, y.width) } else { (1, width + 2 * left) };
+    let rows = (STRIP / (planes * columns * stride * step)).max(FEW_PIXELS.div_ceil(y.width)).clamp(1, y.height);
     let strips = y.height.div_ceil(rows);
     let rows = y.height.div_ceil(strips);
+    let plane = ((rows - 1) * step + tall) * columns * stride;
+    // Where nothing lies between two pixels' channels, nor between two taps' weights, the taps of a kernel's row are one.
+    let side_by_side = if is_whole && stride == c_in && planes == 1 { wide } else { 1 };
+    let taps: [usize; MOST_TAPS] = std::array::from_fn(|tap| {
+        let (row, column) = (tap * side_by_side / wide, tap * side_by_side % wide);
+        row * columns * stride + column * if planes == 1 { stride } else { plane }
+    });
+    let (taps, depth) = (&taps[..places.taps() / side_by_side], side_by_side * c_in);
     // Enough tasks for all threads, where there are panels to share out; each then reads the input again.
     let all = panels(y.channels);
     let splits = (2 * workspace.team.threads()).div_ceil(batch * strips).clamp(1, all.div_ceil(2));
@@ -53,7 +61,7 @@ pub fn run(
         let (strip, split) = (task / splits, task % splits);
         let (sample, top) = (strip / strips, strip % strips * rows);
         let rows = rows.min(height - top);
-        let window = Window {
+        let mut window = Window {
             sample,
             top: (top * step) as isize - above as isize,
             rows: (rows - 1) * step + tall,
@@ -63,10 +71,12 @@ pub fn run(
         };
         let first = split * share;
         let share = share.min(all - first);
-        with_scratch(window.rows * columns * stride, |strip| {
-            source.read(&window, strip, stride);
-            // The places of all rows follow each other where every column has one.
-            let (lines, pixels) = if [wide, step, left] == [1, 1, 0] { (1, rows * width) } else { (rows, out_width) };
+        with_scratch(planes * plane, |strip| {
+            for plane in strip.chunks_exact_mut(plane) {
+                source.read(&window, plane, stride);
+                window.left += 1;
+            }
+            let (lines, pixels) = if follows { (1, rows * out_width) } else { (rows, out_width) };
             let mut w = weights.from(0, first);
             w.tap *= side_by_side;
             for line in 0..lines {
