@@ -2,17 +2,32 @@
 
 #[path = "support/compare.rs"]
 mod compare;
+#[allow(dead_code, reason = "the denoisers' tests call the rest")]
+#[path = "support/reference.rs"]
+mod reference;
 
-use accordion::features::{Features, Inception};
-use accordion::nets::Threads;
+use accordion::diffusion::preconditioning::Preconditioning;
+use accordion::features::{Features, Inception, Runner};
+use accordion::nets::builder::{Builder, Draw, Weight};
 use accordion::nets::inception::Tap;
+use accordion::nets::on_gpu::Compiled;
+use accordion::nets::program::{Channels, Pool, Product, Program, ValueId, View};
+use accordion::nets::sliced::Sliced;
+use accordion::nets::{Threads, on_tape};
+use accordion::ops::cpu::conv::Places;
+use accordion::ops::cpu::pool::Reduce;
+use accordion::ops::cuda::Precision;
+use accordion::ops::{Act, Tape};
+use accordion::training::trainer::initial;
 use accordion::{Error, ImageShape};
 use candle_core::{Device, Tensor};
 use compare::relative_error;
+use reference::Reference;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Float32 in another order, and Winograd's transforms, as a share of the largest feature; measured: 2e-6.
+/// Float32 in another order, and Winograd's transforms, as a share of the largest feature; measured: 3e-6.
 const TOLERANCE: f64 = 1e-5;
 
 fn fixture(file: &str) -> PathBuf {
@@ -87,6 +102,59 @@ impl Golden {
             (index, image.flatten_all().unwrap().to_vec1().unwrap(), ImageShape { height, width, channels })
         })
     }
+}
+
+/// A small network of all that the Inception has and no denoiser: ReLU, kernels that are not square, pools, several parts.
+fn branches() -> Program {
+    fn conv(b: &mut Builder, name: &str, x: &[ValueId], channels: usize, places: Places) -> ValueId {
+        let (from, weight) = (Channels::Fixed(b.stream(x)), Weight::new(Draw::Kaiming(2.0)));
+        let layer = b.conv(name, places.kernel, from, Channels::Fixed(channels), weight);
+        b.product(Product { places, act: Some(Act::Relu), ..Product::new(View::of(x), layer, places.kernel) })
+    }
+    fn pool(b: &mut Builder, name: &str, x: &[ValueId], reduce: Reduce, places: Places) -> ValueId {
+        b.pool(name.into(), Pool { parts: x.to_vec(), reduce, places })
+    }
+    let mut b = Builder::new(ImageShape { height: 13, width: 11, channels: 3 }, 0, BTreeMap::new());
+    let x = conv(&mut b, "first", &[0], 20, Places::square(3, 2, 1));
+    let row = conv(&mut b, "row", &[x], 17, Places::same([1, 7]));
+    let column = conv(&mut b, "column", &[x], 16, Places::same([7, 1]));
+    let largest = pool(&mut b, "largest", &[x], Reduce::Max, Places::same([3, 3]));
+    let five = conv(&mut b, "five", &[row, column, largest], 24, Places::same([5, 5]));
+    let means = pool(&mut b, "means", &[five, row, largest], Reduce::Mean, Places::same([3, 3]));
+    let inner = conv(&mut b, "inner", &[means], 33, Places::square(3, 1, 0));
+    let half = pool(&mut b, "half", &[inner, inner], Reduce::Max, Places::square(3, 2, 0));
+    pool(&mut b, "all", &[half], Reduce::Mean, Places { kernel: [2, 1], stride: 1, pad: [0, 0] });
+    b.build()
+}
+
+#[test]
+fn branches_are_what_plain_loops_make_of_them_with_and_without_a_tape() {
+    let program = Arc::new(branches());
+    let weights = initial(&program.spec, 5).unwrap();
+    let (shape, full) = (program.image, program.spec.full());
+    let images: Vec<f32> = (0..2 * shape.elements()).map(|index| hashed("image", index) as f32).collect();
+    let reference = Reference::of(&program, &weights, full.clone(), Preconditioning::Vp);
+    let raw = |image: &[f32]| reference.raw(image.iter().map(|&value| f64::from(value)).collect(), 0.0, None);
+    let want: Vec<f64> = images.chunks(shape.elements()).flat_map(raw).collect();
+    assert!(want.len() == 2 * 66 && want.iter().filter(|&&value| value > 0.0).count() > 66);
+
+    let fused = Runner::new(program.clone(), &weights, Threads::ALL).unwrap().run(&images);
+    let error = relative_error(&fused, &want);
+    assert!(error < TOLERANCE, "fused: {error:.1e}");
+
+    let sliced = Sliced::new(&program.spec, &weights, &full).unwrap();
+    let images = Tensor::from_vec(images, (2, shape.height, shape.width, shape.channels), &Device::Cpu).unwrap();
+    let taped = on_tape::forward(&program, &Tape::off(), &sliced, &images, &[0.0; 2], &[None; 2]).unwrap();
+    let error = relative_error(&taped.flatten_all().unwrap().to_vec1().unwrap(), &want);
+    assert!(error < TOLERANCE, "on tape: {error:.1e}");
+}
+
+#[test]
+fn a_gpu_refuses_what_it_has_no_kernel_for() {
+    let program = Arc::new(branches());
+    let weights = initial(&program.spec, 5).unwrap();
+    let refused = Compiled::new(program, &weights, Precision::F32, &[]).unwrap_err();
+    assert_eq!(refused.to_string(), "backbone: first is a layer that runs on the CPU only; give `--device cpu`");
 }
 
 #[test]

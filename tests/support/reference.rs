@@ -9,7 +9,7 @@ use accordion::ops::Act;
 use accordion::ops::cpu::conv::Places;
 use accordion::ops::cpu::pool::Reduce;
 use accordion::ops::cpu::resample::Direction;
-use accordion::supernet::{Widths, groups};
+use accordion::supernet::{Supernet, Widths, groups};
 use std::f64::consts::TAU;
 
 /// A subnet of a model in f64.
@@ -41,9 +41,13 @@ struct Call<'a> {
 
 impl<'a> Reference<'a> {
     pub fn new(model: &'a Model, subnet: usize) -> Self {
-        let (program, widths) = (model.network.program(), model.widths(subnet));
+        let widths = model.widths(subnet);
+        Self::of(model.network.program(), &model.supernet, widths, model.card.preconditioning)
+    }
+
+    pub fn of(program: &'a Program, supernet: &Supernet, widths: Widths, preconditioning: Preconditioning) -> Self {
         let spec = &program.spec;
-        let weights = spec.params.iter().zip(&model.supernet.params).map(|(param, tensor)| {
+        let weights = spec.params.iter().zip(&supernet.params).map(|(param, tensor)| {
             let whole: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
             let kept = spec.sliced_shape(param, &widths);
             let is_kept = |mut index: usize| {
@@ -55,12 +59,12 @@ impl<'a> Reference<'a> {
             };
             whole.into_iter().enumerate().filter(|&(i, _)| is_kept(i)).map(|(_, value)| f64::from(value)).collect()
         });
-        let pipes = spec.pipes.iter().zip(&model.supernet.permutations).zip(&widths.0);
+        let pipes = spec.pipes.iter().zip(&supernet.permutations).zip(&widths.0);
         let groups = pipes.map(|((pipe, origin), &kept)| {
             if kept == 0 { vec![] } else { groups::membership(&origin[..kept], pipe.norm_groups.unwrap_or(1)) }
         });
         let (weights, groups) = (weights.collect(), groups.collect());
-        Self { program, preconditioning: model.card.preconditioning, widths, weights, groups }
+        Self { program, preconditioning, widths, weights, groups }
     }
 
     /// The denoised image of `x` (Karras et al. 2022, eq. 7 and table 1).
@@ -78,16 +82,20 @@ impl<'a> Reference<'a> {
                 [c_skip, sigma * sigma_data / total.sqrt(), 1.0 / total.sqrt(), sigma.ln() / 4.0]
             }
         };
+        let raw = self.raw(x.iter().map(|&x| c_in * f64::from(x)).collect(), c_noise, class);
+        x.iter().zip(&raw).map(|(&x, raw)| c_skip * f64::from(x) + c_out * raw).collect()
+    }
+
+    /// The raw network's output.
+    pub fn raw(&self, values: Vec<f64>, c_noise: f64, class: Option<usize>) -> Vec<f64> {
         let image = self.program.image;
-        let values = x.iter().map(|&x| c_in * f64::from(x)).collect();
         let image = Map { height: image.height, width: image.width, channels: image.channels, values };
         let mut call = Call { net: self, values: vec![image], branches: Vec::new() };
         for index in 0..self.program.layers.len() {
             let made = call.layer(index, c_noise, class);
             call.values.push(made);
         }
-        let raw = call.values.pop().unwrap();
-        x.iter().zip(&raw.values).map(|(&x, raw)| c_skip * f64::from(x) + c_out * raw).collect()
+        call.values.pop().unwrap().values
     }
 }
 

@@ -35,19 +35,34 @@ pub fn run(
     // Pixels of few channels lie close together.
     let is_whole = c_in == weights.depth();
     let stride = if is_whole && c_in < PANEL { c_in } else { pitch(c_in) };
-    // The columns of the map as each tap of a kernel's row sees them, one plane a tap, so that the places of all rows follow each
-    // other: where every column has a place, that is one plane; of short rows, several.
-    let follows = step == 1 && (wide == 1 && left == 0 || c_in >= PANEL && y.width < SHORT);
-    let (planes, columns) = if follows { (wide, y.width) } else { (1, width + 2 * left) };
-    let rows = (STRIP / (planes * columns * stride * step)).max(FEW_PIXELS.div_ceil(y.width)).clamp(1, y.height);
+    // Short rows of the output are made in one product: the map is copied once for each tap of a kernel's row, or each tap where
+    // the kernel steps, as that tap sees it, so that the places of all rows follow each other. Where each column has a
+    // place, the map is that already.
+    let follows = step == 1 && wide == 1 && left == 0 || c_in >= PANEL && y.width < SHORT;
+    let (planes, columns) = match (follows, step) {
+        (false, _) => (1, width + 2 * left),
+        (true, 1) => (wide, y.width),
+        (true, _) => (tall * wide, y.width),
+    };
+    // Rows of a plane for so many of the output.
+    let high = |rows: usize| match (follows, step) {
+        (false, _) | (true, 1) => (rows - 1) * step + tall,
+        (true, _) => rows,
+    };
+    let most = STRIP / (planes * columns * stride * if follows { 1 } else { step });
+    let rows = most.max(FEW_PIXELS.div_ceil(y.width)).clamp(1, y.height);
     let strips = y.height.div_ceil(rows);
     let rows = y.height.div_ceil(strips);
-    let plane = ((rows - 1) * step + tall) * columns * stride;
+    let plane = high(rows) * columns * stride;
     // Where nothing lies between two pixels' channels, nor between two taps' weights, the taps of a kernel's row are one.
     let side_by_side = if is_whole && stride == c_in && planes == 1 { wide } else { 1 };
     let taps: [usize; MOST_TAPS] = std::array::from_fn(|tap| {
         let (row, column) = (tap * side_by_side / wide, tap * side_by_side % wide);
-        row * columns * stride + column * if planes == 1 { stride } else { plane }
+        match planes {
+            1 => (row * columns + column) * stride,
+            _ if step == 1 => row * columns * stride + column * plane,
+            _ => tap * plane,
+        }
     });
     let (taps, depth) = (&taps[..places.taps() / side_by_side], side_by_side * c_in);
     // Enough tasks for all threads, where there are panels to share out; each then reads the input again.
@@ -61,27 +76,26 @@ pub fn run(
         let (strip, split) = (task / splits, task % splits);
         let (sample, top) = (strip / strips, strip % strips * rows);
         let rows = rows.min(height - top);
-        let mut window = Window {
+        let window = |plane: usize| Window {
             sample,
-            top: (top * step) as isize - above as isize,
-            rows: (rows - 1) * step + tall,
-            left: -(left as isize),
+            top: (top * step + if step == 1 { 0 } else { plane / wide }) as isize - above as isize,
+            left: (plane % wide) as isize - left as isize,
+            rows: high(rows),
             columns,
+            step: if follows { step } else { 1 },
             channels: 0..c_in,
         };
         let first = split * share;
         let share = share.min(all - first);
         with_scratch(planes * plane, |strip| {
-            for plane in strip.chunks_exact_mut(plane) {
-                source.read(&window, plane, stride);
-                window.left += 1;
-            }
-            let (lines, pixels) = if follows { (1, rows * out_width) } else { (rows, out_width) };
+            strip.chunks_exact_mut(plane).enumerate().for_each(|(i, plane)| source.read(&window(i), plane, stride));
+            let (lines, pixels, pitch) =
+                if follows { (1, rows * out_width, stride) } else { (rows, out_width, step * stride) };
             let mut w = weights.from(0, first);
             w.tap *= side_by_side;
             for line in 0..lines {
                 let first_row = line * step * columns * stride;
-                let a = Rows { data: &strip[first_row..], row: step * stride, taps };
+                let a = Rows { data: &strip[first_row..], row: pitch, taps };
                 let product = Product { a, w, rows: pixels, depth, panels: share };
                 let start = ((sample * height + top + line) * out_width) * y_pitch + first * PANEL;
                 let c = y.at(start, (pixels - 1) * y_pitch + share * PANEL);

@@ -231,6 +231,7 @@ fn run_tiles<const TILE: usize>(
                         left: (rectangle.column * TILE) as isize - left as isize,
                         rows: rectangle.rows * TILE + 2,
                         columns: rectangle.columns * TILE + 2,
+                        step: 1,
                         channels: channels.clone(),
                     };
                     source.read(&window, strip, stride);
