@@ -84,7 +84,11 @@ fn show_layers(inception: &mut Inception, bytes: &[u8], shape: ImageShape, batch
     for layer in &layers {
         let (ms, gflops) = (layer.time.as_secs_f64() * 1e3, 2e-9 * layer.macs as f64 / layer.time.as_secs_f64());
         let [height, width, from, to] = layer.shape;
-        println!("{:36} {:16} {height:3}x{width:<3} {from:4} {to:4} {ms:8.3} ms {gflops:7.1} GFLOP/s", layer.name, layer.kind.to_string());
+        println!(
+            "{:36} {:16} {height:3}x{width:<3} {from:4} {to:4} {ms:8.3} ms {gflops:7.1} GFLOP/s",
+            layer.name,
+            layer.kind.to_string()
+        );
         let sum = kinds.entry(layer.kind.to_string()).or_default();
         *sum = (sum.0 + ms, sum.1 + layer.macs);
     }

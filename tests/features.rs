@@ -170,12 +170,9 @@ fn the_formula_gives_the_weights_that_the_reference_has() {
 fn inception_s_features_are_the_reference_s_at_every_tap() {
     let (dir, golden) = (tempfile::tempdir().unwrap(), Golden::read());
     let path = file(dir.path(), &tensors());
-    for (tap, name) in [
-        (Tap::Pool1, "mean_64"),
-        (Tap::Pool2, "mean_192"),
-        (Tap::Mixed6e, "mean_768"),
-        (Tap::Mixed7c, "pool3"),
-    ] {
+    for (tap, name) in
+        [(Tap::Pool1, "mean_64"), (Tap::Pool2, "mean_192"), (Tap::Mixed6e, "mean_768"), (Tap::Mixed7c, "pool3")]
+    {
         let mut inception = Inception::open_at(&path, tap, Threads::ALL).unwrap();
         for (index, image, shape) in golden.images() {
             let got = inception.of(&image, shape).unwrap();

@@ -67,6 +67,16 @@ fn between(place: usize, length: usize, side: usize) -> Between {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
+
+    #[track_caller]
+    fn assert_close(got: &[f32], want: &[f64], tolerance: f64) {
+        assert_eq!(got.len(), want.len());
+        assert!(
+            got.iter().zip(want).all(|(&got, want)| (f64::from(got) - want).abs() < tolerance),
+            "{got:?}, not {want:?}"
+        );
+    }
 
     fn resized(from: ImageShape, side: usize, image: &[u8]) -> Vec<f32> {
         Bilinear::new(from, side).all(image)
@@ -84,10 +94,25 @@ mod tests {
     fn pixels_lie_between_half_pixel_centres() {
         let shape = ImageShape { height: 1, width: 2, channels: 1 };
         // Twice as wide: the centres lie at -0.25, 0.25, 0.75 and 1.25 of the input's.
-        let want = [0.0f32, 0.25, 0.75, 1.0].map(|share| [2.0 * share - 1.0; 3]).concat();
-        assert_eq!(resized(shape, 4, &[0, 255])[..12], want);
+        let want = [-1.0, -0.5, 0.5, 1.0].map(|value| [value; 3]).concat();
+        assert_close(&resized(shape, 4, &[0, 255])[..12], &want, 1e-6);
         // A third as wide takes every third pixel, without a mean.
         let shape = ImageShape { height: 3, width: 3, channels: 1 };
         assert_eq!(resized(shape, 1, &[9, 9, 9, 9, 255, 9, 9, 9, 9]), [1.0; 3]);
+    }
+    #[test]
+    fn the_corner_of_an_image_is_pytorch_s() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/inception_formula.expected.safetensors");
+        let golden = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        for index in 0..3 {
+            let image = &golden[&format!("image_{index}")];
+            let (height, width, channels) = image.dims3().unwrap();
+            let bytes: Vec<u8> = image.flatten_all().unwrap().to_vec1().unwrap();
+            let values = resized(ImageShape { height, width, channels }, 299, &bytes);
+            let corner = golden[&format!("corner_299_{index}")].permute((1, 2, 0)).unwrap().flatten_all().unwrap();
+            let want: Vec<f64> = corner.to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect();
+            let got: Vec<f32> = (0..4).flat_map(|row| values[row * 299 * 3..][..12].to_vec()).collect();
+            assert_close(&got, &want, 1e-6);
+        }
     }
 }

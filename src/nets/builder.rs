@@ -276,7 +276,10 @@ impl Builder {
     /// If a window has no pixel of the map.
     pub fn pool(&mut self, name: String, pool: Pool) -> ValueId {
         let (places, extent) = (pool.places, self.values[pool.parts[0]].extent);
-        assert!((0..2).all(|axis| places.pad[axis] < places.kernel[axis]), "a window has a pixel of the map: {places:?}");
+        assert!(
+            (0..2).all(|axis| places.pad[axis] < places.kernel[axis]),
+            "a window has a pixel of the map: {places:?}"
+        );
         let channels = Channels::Fixed(self.stream(&pool.parts));
         self.layer(name, Op::Pool(pool), extent.at(places), channels)
     }

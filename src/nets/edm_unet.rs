@@ -158,7 +158,8 @@ pub fn build(b: &mut Builder, size: &Size, style: &Style) -> Result<()> {
         let res = side >> level;
         if level == 0 {
             let (from, to) = (Channels::Fixed(image), Channels::Fixed(channels));
-            let conv = b.conv(&format!("enc.{res}x{res}_conv"), [3; 2], from, to, Weight::new(style.draws[0]).at(res * res));
+            let conv =
+                b.conv(&format!("enc.{res}x{res}_conv"), [3; 2], from, to, Weight::new(style.draws[0]).at(res * res));
             x = b.product(Product::new(x, conv, [3; 2]));
         } else {
             let (name, c_out) = (format!("enc.{res}x{res}_down"), b.stream(&[x]));
@@ -171,7 +172,8 @@ pub fn build(b: &mut Builder, size: &Size, style: &Style) -> Result<()> {
                 let (from, wide) = (b.stream(&[aux]), 2 * res + filter.len() - 2);
                 let weight = Weight::new(style.draws[0]).at(wide * wide);
                 let conv = b.conv(&name, [3; 2], Channels::Fixed(from), Channels::Fixed(c_out), weight);
-                let wide = b.product(Product { places: Places::square(3, 1, 1 + pad), ..Product::new(aux, conv, [3; 2]) });
+                let wide =
+                    b.product(Product { places: Places::square(3, 1, 1 + pad), ..Product::new(aux, conv, [3; 2]) });
                 let small = View::from(wide).resampled(resample(Direction::Down, 0));
                 x = b.write(format!("{name}.down"), small, Some(x), style.scale);
                 aux = x;

@@ -5,8 +5,8 @@ use super::program::{
 };
 use super::sliced::Tables;
 use crate::Result;
-use crate::ops::cpu::activation;
 use crate::ops::Act;
+use crate::ops::cpu::activation;
 use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::fused::activate::activate;
 use crate::ops::cpu::fused::attention::{self, attention};

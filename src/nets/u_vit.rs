@@ -128,7 +128,8 @@ impl Architecture for Config {
         let of_conv = |uses| Weight::new(Draw::Kaiming((1.0f64 / 3.0).sqrt())).at(uses);
 
         let embed = b.conv("patch_embed.proj", [patch; 2], Channels::Fixed(self.in_chans), stream, of_conv(grid));
-        let x = b.product(Product { places: Places::square(patch, patch, 0), ..Product::new(b.image(), embed, [patch; 2]) });
+        let x = b
+            .product(Product { places: Places::square(patch, patch, 0), ..Product::new(b.image(), embed, [patch; 2]) });
         let half = dim / 2;
         let frequencies = (0..half).map(|i| (-(1e4f32.ln()) * i as f32 / half as f32).exp()).collect();
         let waves = Some(Waves { frequencies: Frequencies::Fixed(frequencies), cosines_first: true });

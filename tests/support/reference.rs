@@ -317,7 +317,9 @@ fn conv(x: &Map, weight: &[f64], bias: &[f64], Places { kernel, stride, pad }: P
     for (row, y) in values.chunks_exact_mut(width * c_out).enumerate() {
         y.chunks_exact_mut(c_out).for_each(|pixel| pixel.copy_from_slice(bias));
         for (ky, kx) in (0..kernel[0]).flat_map(|ky| (0..kernel[1]).map(move |kx| (ky, kx))) {
-            let Some(from_row) = (row * stride + ky).checked_sub(pad[0]).filter(|&row| row < x.height) else { continue };
+            let Some(from_row) = (row * stride + ky).checked_sub(pad[0]).filter(|&row| row < x.height) else {
+                continue;
+            };
             let columns = (0..width).filter_map(|column| {
                 let from = (column * stride + kx).checked_sub(pad[1]).filter(|&from| from < x.width)?;
                 Some((column, (from_row * x.width + from) * x.channels))

@@ -196,7 +196,8 @@ pub fn forward(x: &[f32], kernel: Kernel, bias: &[f32], g: &Geometry, y: &mut [f
 pub fn backward_input(dy: &[f32], kernel: Kernel, g: &Geometry, dx: &mut [f32]) {
     let transposed = g.transposed();
     let reversed = kernel.reversed(g);
-    let kernel = Kernel { data: &reversed, strides: [g.places.kernel[1] * g.c_in * g.c_out, g.c_in * g.c_out, g.c_in, 1] };
+    let kernel =
+        Kernel { data: &reversed, strides: [g.places.kernel[1] * g.c_in * g.c_out, g.c_in * g.c_out, g.c_in, 1] };
     let dy = if g.places.stride == 1 { Cow::Borrowed(dy) } else { Cow::Owned(spread(dy, g, &transposed)) };
     forward(&dy, kernel, &[], &transposed, dx);
 }
