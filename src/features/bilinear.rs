@@ -26,28 +26,24 @@ impl Bilinear {
         Self { from, rows: axis(from.height), columns: axis(from.width) }
     }
 
-    /// The values of images in [-1, 1], `[n, side, side, 3]`; one channel is repeated three times.
-    pub fn all(&self, images: &[u8]) -> Vec<f32> {
-        let count = images.len() / self.from.elements();
-        let mut out = Vec::with_capacity(count * 3 * self.rows.len() * self.columns.len());
-        images.chunks_exact(self.from.elements()).for_each(|image| self.extend(image, &mut out));
-        out
+    /// The size of what it takes.
+    pub fn from(&self) -> ImageShape {
+        self.from
     }
 
-    fn extend(&self, image: &[u8], out: &mut Vec<f32>) {
-        let ImageShape { width, channels, .. } = self.from;
-        let mut line = vec![0.0; width * channels];
-        for row in &self.rows {
-            let of = |row: usize| &image[row * width * channels..][..width * channels];
-            for ((value, &first), &second) in line.iter_mut().zip(of(row.first)).zip(of(row.second)) {
-                *value = mixed(f32::from(first), f32::from(second), row.share);
-            }
-            for column in &self.columns {
-                let of = |column: usize, channel: usize| line[column * channels + channel % channels];
-                out.extend((0..3).map(|channel| {
-                    let value = mixed(of(column.first, channel), of(column.second, channel), column.share);
-                    value * (2.0 / 255.0) - 1.0
-                }));
+    /// Row `row` of an image of the output: values in [-1, 1] of pixels that lie `pitch` elements apart and have three channels;
+    /// one channel is repeated three times.
+    pub fn row(&self, image: &[u8], row: usize, out: &mut [f32], pitch: usize) {
+        let (ImageShape { width, channels, .. }, row) = (self.from, self.rows[row]);
+        let of = |row: usize| &image[row * width * channels..][..width * channels];
+        let pairs = of(row.first).iter().zip(of(row.second));
+        let line: Vec<f32> =
+            pairs.map(|(&first, &second)| mixed(f32::from(first), f32::from(second), row.share)).collect();
+        for (pixel, column) in out.chunks_mut(pitch).zip(&self.columns) {
+            let of = |column: usize, channel: usize| line[column * channels + channel % channels];
+            for (channel, value) in pixel.iter_mut().take(3).enumerate() {
+                let mixed = mixed(of(column.first, channel), of(column.second, channel), column.share);
+                *value = mixed * (2.0 / 255.0) - 1.0;
             }
         }
     }
@@ -79,7 +75,9 @@ mod tests {
     }
 
     fn resized(from: ImageShape, side: usize, image: &[u8]) -> Vec<f32> {
-        Bilinear::new(from, side).all(image)
+        let (resize, mut out) = (Bilinear::new(from, side), vec![f32::NAN; side * side * 3]);
+        out.chunks_exact_mut(side * 3).enumerate().for_each(|(row, out)| resize.row(image, row, out, 3));
+        out
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::{Features, Runner};
 use crate::nets::Threads;
 use crate::nets::inception::{SIDE, Tap, program, weights};
 use crate::ops::cpu::fused::Layer;
+use crate::ops::cpu::fused::rows::Row;
 use crate::{Error, ImageShape, Result, checkpoint};
 use std::path::Path;
 use std::sync::Arc;
@@ -50,7 +51,7 @@ impl Inception {
     /// As [`Features::of`].
     pub fn recorded(&mut self, images: &[u8], shape: ImageShape) -> Result<Vec<Layer>> {
         let resize = resized_by(shape)?;
-        Ok(self.runner.recorded(&resize.all(images)).1)
+        Ok(self.runner.recorded(images.len() / shape.elements(), resized(&resize, images)).1)
     }
 }
 
@@ -64,6 +65,12 @@ fn resized_by(shape: ImageShape) -> Result<Bilinear> {
     Ok(Bilinear::new(shape, SIDE))
 }
 
+/// The rows of these images, resized.
+fn resized(resize: &Bilinear, images: &[u8]) -> impl Fn(Row) + Sync {
+    let elements = resize.from().elements();
+    move |Row { sample, row, pixels, pitch }| resize.row(&images[sample * elements..][..elements], row, pixels, pitch)
+}
+
 impl Features for Inception {
     fn dim(&self) -> usize {
         self.tap.dim()
@@ -72,6 +79,7 @@ impl Features for Inception {
     fn of(&mut self, images: &[u8], shape: ImageShape) -> Result<Vec<f32>> {
         let resize = resized_by(shape)?;
         let batches = images.chunks(BATCH * shape.elements());
-        Ok(batches.flat_map(|batch| self.runner.run(&resize.all(batch))).collect())
+        let features = |batch: &[u8]| self.runner.run_rows(batch.len() / shape.elements(), resized(&resize, batch));
+        Ok(batches.flat_map(features).collect())
     }
 }

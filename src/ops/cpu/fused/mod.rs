@@ -18,6 +18,7 @@ pub mod panels;
 pub mod pool;
 pub mod record;
 pub mod resample;
+pub mod rows;
 mod scratch;
 pub mod source;
 pub mod team;

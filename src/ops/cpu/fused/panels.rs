@@ -16,8 +16,9 @@ use std::ops::Range;
 /// Columns of a panel: one cache line of f32.
 pub const PANEL: usize = 16;
 
-/// Depth of a product between two visits to its result: rows of weights that fit the L1 cache beside those of the input.
-const DEPTH_BLOCK: usize = 256;
+/// Depth of a product between two visits to its result: rows of weights that stay in the L1 cache while those of the input
+/// pass through it.
+const DEPTH_BLOCK: usize = 128;
 /// Rows of weights between two prefetches.
 const STRETCH: usize = 8;
 /// How many rows ahead weights are asked for: the hardware's own prefetch ends at every page, and a panel is a few pages.
