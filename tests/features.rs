@@ -104,7 +104,8 @@ impl Golden {
     }
 }
 
-/// A small network of all that the Inception has and no denoiser: ReLU, kernels that are not square, pools, several parts.
+/// A small network of all that the Inception has and no denoiser: ReLU, kernels that are not square, pools, several
+/// parts.
 fn branches() -> Program {
     fn conv(b: &mut Builder, name: &str, x: &[ValueId], channels: usize, places: Places) -> ValueId {
         let (from, weight) = (Channels::Fixed(b.stream(x)), Weight::new(Draw::Kaiming(2.0)));

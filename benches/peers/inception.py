@@ -214,7 +214,9 @@ def flags():
     parser.add_argument("--threads", type=int, default=threads, help="of each side (all cores)")
     parser.add_argument("--seconds", type=float, default=2.0, help="time budget of a measurement (%(default)s)")
     parser.add_argument("--side", type=int, default=32, help="rows and columns of the images (%(default)s)")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="measure compiled PyTorch too")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="measure compiled PyTorch too"
+    )
     return parser.parse_args()
 
 
@@ -257,8 +259,9 @@ def main():
         torch.save(net.state_dict(), work / "weights.pth")
         save_file({"images": images}, work / "images.safetensors")
         want = net(images)
-        ours(binary, work, argparse.Namespace(seconds=0, threads=args.threads), "--features", work / "features.safetensors")
-        error = check("accordion", load_file(work / "features.safetensors")["features"], want)
+        features = work / "features.safetensors"
+        ours(binary, work, argparse.Namespace(seconds=0, threads=args.threads), "--features", features)
+        error = check("accordion", load_file(features)["features"], want)
         peers = dict(variants(net, images, args.compile))
         for name, peer in peers.items():
             check(name, peer(images), want)
@@ -268,7 +271,8 @@ def main():
                 turn[name] = {str(n): times_ms(lambda n=n, peer=peer: peer(images[:n]), args.seconds) for n in BATCHES}
             for name, times in turn.items():
                 for batch, ms in times.items():
-                    say(f"round {number + 1}, {name}, {batch}: median {statistics.median(ms):.1f} ms, least {min(ms):.1f}")
+                    median = statistics.median(ms)
+                    say(f"round {number + 1}, {name}, {batch}: median {median:.1f} ms, least {min(ms):.1f}")
                     measured.setdefault(name, {}).setdefault(batch, []).append(ms)
     print(f"{processor()}, {args.threads} threads, f32, PyTorch {torch.__version__}; {args.rounds} rounds")
     result = {"error": error}

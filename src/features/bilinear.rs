@@ -1,5 +1,5 @@
-//! Images of any size as images of one size, bilinearly: with half-pixel centres and without a filter against aliasing, also
-//! where an image shrinks, as PyTorch's `interpolate(mode="bilinear", align_corners=False)` does it.
+//! Images of any size as images of one size, bilinearly: with half-pixel centres and without a filter against aliasing,
+//! also where an image shrinks, as PyTorch's `interpolate(mode="bilinear", align_corners=False)` does it.
 
 use crate::ImageShape;
 
@@ -31,8 +31,8 @@ impl Bilinear {
         self.from
     }
 
-    /// Row `row` of an image of the output: values in [-1, 1] of pixels that lie `pitch` elements apart and have three channels;
-    /// one channel is repeated three times.
+    /// Row `row` of an image of the output: values in [-1, 1] of pixels that lie `pitch` elements apart and have three
+    /// channels; one channel is repeated three times.
     pub fn row(&self, image: &[u8], row: usize, out: &mut [f32], pitch: usize) {
         let (ImageShape { width, channels, .. }, row) = (self.from, self.rows[row]);
         let of = |row: usize| &image[row * width * channels..][..width * channels];

@@ -13,8 +13,8 @@ use std::sync::Arc;
 /// Images of a call, at most: enough to share out each reading of the weights.
 const BATCH: usize = 16;
 
-/// The FID Inception's features of an image, 2048 of them: the means over the pixels of its last block. Images are resized to
-/// 299x299 bilinearly, as pytorch-fid does it.
+/// The FID Inception's features of an image, 2048 of them: the means over the pixels of its last block. Images are
+/// resized to 299x299 bilinearly, as pytorch-fid does it.
 #[derive(Debug)]
 pub struct Inception {
     runner: Runner,
@@ -22,12 +22,12 @@ pub struct Inception {
 }
 
 impl Inception {
-    /// The network of a checkpoint in PyTorch's format or in safetensors, under the names of pytorch-fid and torchvision. What
-    /// else is in the file, such as a classifier, is passed over.
+    /// The network of a checkpoint in PyTorch's format or in safetensors, under the names of pytorch-fid and
+    /// torchvision. What else is in the file, such as a classifier, is passed over.
     ///
     /// # Errors
-    /// [`Error::Input`] for a file that is no checkpoint, or with the names of tensors that are missing, of another shape, no
-    /// floats or not finite; [`Error::Io`] if it cannot be read.
+    /// [`Error::Input`] for a file that is no checkpoint, or with the names of tensors that are missing, of another
+    /// shape, no floats or not finite; [`Error::Io`] if it cannot be read.
     pub fn open(path: &Path, threads: Threads) -> Result<Self> {
         Self::open_at(path, Tap::Mixed7c, threads)
     }

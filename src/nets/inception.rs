@@ -1,5 +1,5 @@
-//! The InceptionV3 of the Frechet distance (Szegedy et al. 2015, Heusel et al. 2017): TensorFlow's network of 2015-12-05, as
-//! pytorch-fid has it.
+//! The InceptionV3 of the Frechet distance (Szegedy et al. 2015, Heusel et al. 2017): TensorFlow's network of
+//! 2015-12-05, as pytorch-fid has it.
 //!
 //! It is not torchvision's InceptionV3: average pools inside the blocks do not count zeros around the map, and the last
 //! block has a max pool in place of one.
@@ -51,8 +51,8 @@ impl Tap {
     }
 }
 
-/// The network up to the features of `tap`: from images `[299, 299, 3]` in [-1, 1] to maps of one pixel. The batch norm of each
-/// convolution is part of its weight and bias.
+/// The network up to the features of `tap`: from images `[299, 299, 3]` in [-1, 1] to maps of one pixel. The batch norm
+/// of each convolution is part of its weight and bias.
 pub fn program(tap: Tap) -> Program {
     let image = ImageShape { height: SIDE, width: SIDE, channels: 3 };
     let mut net = Net(Builder::new(image, 0, BTreeMap::new()));
@@ -61,8 +61,8 @@ pub fn program(tap: Tap) -> Program {
     net.0.build()
 }
 
-/// The weights of a `program` of tensors under the names of pytorch-fid, which torchvision has too; those of others are passed
-/// over.
+/// The weights of a `program` of tensors under the names of pytorch-fid, which torchvision has too; those of others are
+/// passed over.
 ///
 /// # Errors
 /// [`crate::Error::Input`] with the names of all tensors that are missing, of another shape, no floats or not finite.
@@ -88,7 +88,8 @@ pub fn weights(program: &Program, tensors: &StateDict) -> Result<Supernet> {
     Ok(Supernet::original(&program.spec, params))
 }
 
-/// The weight and the bias of a convolution and of the batch norm on it: `(x * w - mean) / sqrt(var + eps) * scale + shift`.
+/// The weight and the bias of a convolution and of the batch norm on it: `(x * w - mean) / sqrt(var + eps) * scale +
+/// shift`.
 fn folded(tensors: &[Tensor]) -> Result<[Tensor; 2]> {
     let mut values = Vec::with_capacity(tensors.len());
     for tensor in tensors {

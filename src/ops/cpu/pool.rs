@@ -92,7 +92,8 @@ impl Pooling {
         });
     }
 
-    /// The gradient of the input of [`Self::run`], given that of its output; of several largest values the first has it.
+    /// The gradient of the input of [`Self::run`], given that of its output; of several largest values the first has
+    /// it.
     pub fn backward(&self, x: &[f32], dy: &[f32], channels: usize, dx: &mut [f32]) {
         let [height, width] = self.places.on(self.size);
         dx.fill(0.0);
