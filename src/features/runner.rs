@@ -4,7 +4,8 @@ use crate::Result;
 use crate::nets::Threads;
 use crate::nets::on_cpu::{Packed, SubnetView};
 use crate::nets::program::Program;
-use crate::ops::cpu::fused::Workspace;
+use crate::ops::cpu::fused::rows::{Row, fill_rows};
+use crate::ops::cpu::fused::{Layer, Recorder, Workspace};
 use crate::supernet::Supernet;
 use std::sync::Arc;
 
@@ -34,15 +35,33 @@ impl Runner {
         &self.program
     }
 
+    /// As [`Self::run_rows`], with its layers.
+    pub fn recorded(&mut self, batch: usize, fill: impl Fn(Row) + Sync) -> (Vec<f32>, Vec<Layer>) {
+        self.workspace.recorder = Some(Recorder::new());
+        let output = self.run_rows(batch, fill);
+        (output, self.workspace.recorder.take().map_or_else(Vec::new, Recorder::layers))
+    }
+
     /// The network's output for images `[n, height, width, channels]` of its size: `[n, height', width', channels']`.
     pub fn run(&mut self, images: &[f32]) -> Vec<f32> {
         let shape = self.program.image;
-        let batch = images.len() / shape.elements();
+        let width = shape.width * shape.channels;
+        self.run_rows(images.len() / shape.elements(), |Row { sample, row, pixels, pitch }| {
+            let line = &images[(sample * shape.height + row) * width..][..width];
+            for (pixel, values) in pixels.chunks_mut(pitch).zip(line.chunks_exact(shape.channels)) {
+                pixel[..shape.channels].copy_from_slice(values);
+            }
+        })
+    }
+
+    /// The same of so many images whose rows `fill` makes, on the threads that compute.
+    pub fn run_rows(&mut self, batch: usize, fill: impl Fn(Row) + Sync) -> Vec<f32> {
+        let shape = self.program.image;
         if batch == 0 {
             return Vec::new();
         }
         let mut input = self.workspace.arena.map([batch, shape.height, shape.width, shape.channels]);
-        input.copy_from(images);
+        fill_rows(&mut self.workspace.team, &mut input, fill);
         let made = self.packed.forward(&mut self.workspace, &self.view, &input, &vec![0.0; batch], &vec![None; batch]);
         // Pixels lie on whole panels.
         let pixels = made.data().chunks_exact(made.pitch());

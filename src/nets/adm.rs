@@ -121,8 +121,8 @@ impl Architecture for Config {
             b.embedding("map_label", Embedding { waves: None, class }, emb)
         });
         let act = Some(Act::Silu);
-        let x = b.product(Product { act, ..Product::new(x, layer0, 1) });
-        let x = b.product(Product { act, residual: label, ..Product::new(x, layer1, 1) });
+        let x = b.product(Product { act, ..Product::new(x, layer0, [1; 2]) });
+        let x = b.product(Product { act, residual: label, ..Product::new(x, layer1, [1; 2]) });
         b.branches(x);
         let size = Size {
             side: self.img_resolution,

@@ -4,8 +4,8 @@
 //! pass and table cannot disagree.
 
 use super::program::{
-    Branch, Channels, Dense, Embedding, Extent, IMAGE, Layer, Norm, Op, Over, ParamId, PipeId, Product, Program, Value,
-    ValueId, View,
+    Branch, Channels, Dense, Embedding, Extent, IMAGE, Layer, Norm, Op, Over, ParamId, PipeId, Pool, Product, Program,
+    Value, ValueId, View,
 };
 use crate::ImageShape;
 use crate::ops::cpu::group_norm::GroupTable;
@@ -151,11 +151,11 @@ impl Builder {
         self.param(name, &[], &[(channels, Role::Follows)], Public(vec![order]), init, 0)
     }
 
-    /// A weight and a bias. `kernel` is the side of a convolution's; `None` is a matrix.
+    /// A weight and a bias. `kernel` has the rows and columns of a convolution's; `None` is a matrix.
     fn dense(
         &mut self,
         name: &str,
-        kernel: Option<usize>,
+        kernel: Option<[usize; 2]>,
         from: Channels,
         (to, role): (Channels, Role),
         weight: Weight,
@@ -163,7 +163,7 @@ impl Builder {
         let (inputs, outputs) = (self.axes(from), self.axes(to));
         // Beside attention the kernel of a convolution is 1x1, and our weight a matrix.
         let is_plain = |channels| !matches!(channels, Channels::Heads { .. });
-        let sides = kernel.filter(|_| is_plain(from) && is_plain(to)).map_or(vec![], |side| vec![side; 2]);
+        let sides = kernel.filter(|_| is_plain(from) && is_plain(to)).map_or(vec![], |sides| sides.to_vec());
         let taps: usize = sides.iter().product();
         let (fan_in, fan_out) = (inputs.iter().product::<usize>() * taps, outputs.iter().product::<usize>() * taps);
         let (init, bias) = match weight.draw {
@@ -189,8 +189,8 @@ impl Builder {
         Dense { weight, bias, to }
     }
 
-    /// The parameters of a convolution with a square kernel of this side.
-    pub fn conv(&mut self, name: &str, kernel: usize, from: Channels, to: Channels, weight: Weight) -> Dense {
+    /// The parameters of a convolution with a kernel of these rows and columns.
+    pub fn conv(&mut self, name: &str, kernel: [usize; 2], from: Channels, to: Channels, weight: Weight) -> Dense {
         self.dense(name, Some(kernel), from, (to, Role::Produces), weight)
     }
 
@@ -265,9 +265,23 @@ impl Builder {
     /// If it scales a sum that is none.
     pub fn product(&mut self, product: Product) -> ValueId {
         assert!(product.residual.is_some() || product.scale == 1.0, "a scale is of a sum");
-        let extent = self.extent(&product.x).convolved(product.kernel, product.stride, product.pad);
+        let extent = self.extent(&product.x).at(product.places);
         let (name, to) = (self.name_of(product.weight), product.to);
         self.layer(name, Op::Product(product), extent, to)
+    }
+
+    /// A pool of values of one size, which no pipe shrinks.
+    ///
+    /// # Panics
+    /// If a window has no pixel of the map.
+    pub fn pool(&mut self, name: String, pool: Pool) -> ValueId {
+        let (places, extent) = (pool.places, self.values[pool.parts[0]].extent);
+        assert!(
+            (0..2).all(|axis| places.pad[axis] < places.kernel[axis]),
+            "a window has a pixel of the map: {places:?}"
+        );
+        let channels = Channels::Fixed(self.stream(&pool.parts));
+        self.layer(name, Op::Pool(pool), extent.at(places), channels)
     }
 
     /// The layer of all linear layers on the vector `x` that [`Self::branch`] adds from here on.
@@ -323,7 +337,8 @@ impl Builder {
         self.layer(name, Op::Write { x, residual, scale }, extent, channels)
     }
 
-    fn extent(&self, view: &View) -> Extent {
+    /// The size of what a view reads, resampled.
+    pub fn extent(&self, view: &View) -> Extent {
         self.values[view.parts[0]].extent.resampled(view.resample.as_ref())
     }
 

@@ -3,6 +3,7 @@
 
 use super::builder::{Builder, Draw, Weight};
 use super::program::{Channels, Norm, Product, Resample, ValueId, View};
+use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::resample::Direction;
 use crate::supernet::spec::{Init, Pipe, PipeKind, Public};
 use crate::{Error, Result};
@@ -157,8 +158,9 @@ pub fn build(b: &mut Builder, size: &Size, style: &Style) -> Result<()> {
         let res = side >> level;
         if level == 0 {
             let (from, to) = (Channels::Fixed(image), Channels::Fixed(channels));
-            let conv = b.conv(&format!("enc.{res}x{res}_conv"), 3, from, to, Weight::new(style.draws[0]).at(res * res));
-            x = b.product(Product::new(x, conv, 3));
+            let conv =
+                b.conv(&format!("enc.{res}x{res}_conv"), [3; 2], from, to, Weight::new(style.draws[0]).at(res * res));
+            x = b.product(Product::new(x, conv, [3; 2]));
         } else {
             let (name, c_out) = (format!("enc.{res}x{res}_down"), b.stream(&[x]));
             let down = resample(Direction::Down, pad);
@@ -169,8 +171,9 @@ pub fn build(b: &mut Builder, size: &Size, style: &Style) -> Result<()> {
                 let name = format!("enc.{res}x{res}_aux_residual");
                 let (from, wide) = (b.stream(&[aux]), 2 * res + filter.len() - 2);
                 let weight = Weight::new(style.draws[0]).at(wide * wide);
-                let conv = b.conv(&name, 3, Channels::Fixed(from), Channels::Fixed(c_out), weight);
-                let wide = b.product(Product { pad: 1 + pad, ..Product::new(aux, conv, 3) });
+                let conv = b.conv(&name, [3; 2], Channels::Fixed(from), Channels::Fixed(c_out), weight);
+                let wide =
+                    b.product(Product { places: Places::square(3, 1, 1 + pad), ..Product::new(aux, conv, [3; 2]) });
                 let small = View::from(wide).resampled(resample(Direction::Down, 0));
                 x = b.write(format!("{name}.down"), small, Some(x), style.scale);
                 aux = x;
@@ -215,8 +218,8 @@ pub fn build(b: &mut Builder, size: &Size, style: &Style) -> Result<()> {
     let c_in = b.stream(&[x]);
     let norm = group_norm(b, norm, c_in, style.eps)?;
     let weight = Weight::new(style.draws[2]).at(side * side);
-    let conv = b.conv(conv, 3, Channels::Fixed(c_in), Channels::Fixed(image), weight);
-    b.product(Product::new(View::from(x).norm(norm).silu(), conv, 3));
+    let conv = b.conv(conv, [3; 2], Channels::Fixed(c_in), Channels::Fixed(image), weight);
+    b.product(Product::new(View::from(x).norm(norm).silu(), conv, [3; 2]));
     Ok(())
 }
 
@@ -244,7 +247,7 @@ fn residual(b: &mut Builder, style: &Style, parts: &[ValueId], block: &Block) ->
     let pipe = group.map(|group| b.pipe(Pipe { norm_groups, ..pipe(name, PipeKind::Conv, c_out, group) }));
     let inner = pipe.map_or(out, Channels::of);
     let norm0 = group_norm(b, &n("norm0"), c_in, style.eps)?;
-    let conv0 = b.conv(&n("conv0"), 3, Channels::Fixed(c_in), inner, most);
+    let conv0 = b.conv(&n("conv0"), [3; 2], Channels::Fixed(c_in), inner, most);
     let affine_to = match pipe {
         _ if !style.film => inner,
         Some(pipe) => Channels::Pipe { pipe, parts: 2 },
@@ -255,18 +258,18 @@ fn residual(b: &mut Builder, style: &Style, parts: &[ValueId], block: &Block) ->
         Some(pipe) => b.pipe_norm(&n("norm1"), pipe, style.eps),
         None => group_norm(b, &n("norm1"), c_out, style.eps)?,
     };
-    let conv1 = b.conv(&n("conv1"), 3, inner, out, last);
+    let conv1 = b.conv(&n("conv1"), [3; 2], inner, out, last);
     let is_convolved = c_in != c_out || resample.is_some() && style.resample_proj;
-    let skip = is_convolved.then(|| b.conv(&n("skip"), 1, Channels::Fixed(c_in), out, most));
+    let skip = is_convolved.then(|| b.conv(&n("skip"), [1; 2], Channels::Fixed(c_in), out, most));
 
     let x = View::of(parts).norm(norm0).silu().resampled(resample.clone());
     let hidden = if style.film {
         norm1.film = Some(b.branch(affine, 2, None));
-        Product::new(x, conv0, 3)
+        Product::new(x, conv0, [3; 2])
     } else {
         // conv0's output is only ever seen with the embedding added: one bias a sample holds both.
         let sample_bias = Some(b.branch(affine, 1, conv0.bias));
-        Product { bias: vec![], sample_bias, ..Product::new(x, conv0, 3) }
+        Product { bias: vec![], sample_bias, ..Product::new(x, conv0, [3; 2]) }
     };
     let hidden = b.product(hidden);
     let residual = match (skip, resample) {
@@ -276,19 +279,19 @@ fn residual(b: &mut Builder, style: &Style, parts: &[ValueId], block: &Block) ->
         (None, Some(_)) => b.write(n("skip"), View::of(parts).resampled(resample.clone()), None, 1.0),
         // A 1x1 convolution commutes with the filter: it goes where the map is small.
         (Some(conv), Some(Resample { direction: Direction::Up, .. })) => {
-            let small = b.product(Product { bias: vec![], ..Product::new(View::of(parts), conv, 1) });
+            let small = b.product(Product { bias: vec![], ..Product::new(View::of(parts), conv, [1; 2]) });
             b.write(n("skip.up"), View::from(small).resampled(resample.clone()), None, 1.0)
         }
         (Some(conv), _) => {
             let x = View::of(parts).resampled(resample.clone());
-            b.product(Product { bias: vec![], ..Product::new(x, conv, 1) })
+            b.product(Product { bias: vec![], ..Product::new(x, conv, [1; 2]) })
         }
     };
     let x = View::from(hidden).norm(norm1).silu();
     // Its bias and the skip's are only ever seen together.
     let bias = conv1.bias.into_iter().chain(skip.and_then(|skip| skip.bias)).collect();
     let (residual, scale) = (Some(residual), style.scale);
-    let x = b.product(Product { bias, residual, scale, ..Product::new(x, conv1, 3) });
+    let x = b.product(Product { bias, residual, scale, ..Product::new(x, conv1, [3; 2]) });
     match group {
         Some(group) if heads > 0 => self_attention(b, style, x, block, group),
         _ => Ok(x),
@@ -305,11 +308,11 @@ fn self_attention(b: &mut Builder, style: &Style, x: ValueId, block: &Block, gro
     let pipe = b.pipe(Pipe { width: c_out / heads, macs_per_channel, ..whole });
     let of_heads = |parts| Channels::Heads { pipe, parts, heads };
     let norm = group_norm(b, &format!("{name}.norm2"), c_out, style.eps)?;
-    let qkv = b.conv(&format!("{name}.qkv"), 1, Channels::Fixed(c_out), of_heads(3), qkv);
-    let proj = b.conv(&format!("{name}.proj"), 1, of_heads(1), Channels::Fixed(c_out), last);
-    let qkv = b.product(Product::new(View::from(x).norm(norm), qkv, 1));
+    let qkv = b.conv(&format!("{name}.qkv"), [1; 2], Channels::Fixed(c_out), of_heads(3), qkv);
+    let proj = b.conv(&format!("{name}.proj"), [1; 2], of_heads(1), Channels::Fixed(c_out), last);
+    let qkv = b.product(Product::new(View::from(x).norm(norm), qkv, [1; 2]));
     let mixed = b.attention(&format!("{name}.attn"), qkv);
-    Ok(b.product(Product { residual: Some(x), scale: style.scale, ..Product::new(mixed, proj, 1) }))
+    Ok(b.product(Product { residual: Some(x), scale: style.scale, ..Product::new(mixed, proj, [1; 2]) }))
 }
 
 /// A pipe of a block of so many outputs, as wide as these.

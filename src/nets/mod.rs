@@ -8,6 +8,7 @@ pub mod device_runner;
 mod edm_unet;
 mod extraction;
 pub mod host_runner;
+pub mod inception;
 pub mod model;
 pub mod network;
 pub mod on_cpu;

@@ -1,12 +1,13 @@
 //! Inference on the CPU: a [`Program`] whose weights are packed once for all subnets, run layer by layer in fused kernels.
 
 use super::program::{
-    Branch, Channels, Embedding, Extent, IMAGE, Norm, Op, Over, ParamId, Product, Program, ValueId, View,
+    Branch, Channels, Embedding, Extent, IMAGE, Norm, Op, Over, ParamId, Pool, Product, Program, ValueId, View,
 };
 use super::sliced::Tables;
 use crate::Result;
+use crate::ops::Act;
 use crate::ops::cpu::activation;
-use crate::ops::cpu::conv::places;
+use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::fused::activate::activate;
 use crate::ops::cpu::fused::attention::{self, attention};
 use crate::ops::cpu::fused::conv::Conv;
@@ -16,9 +17,11 @@ use crate::ops::cpu::fused::layer_norm::layer_norm;
 use crate::ops::cpu::fused::linear::{self, Linear, Output};
 use crate::ops::cpu::fused::method::Method;
 use crate::ops::cpu::fused::panels::pitch;
+use crate::ops::cpu::fused::pool::pool;
 use crate::ops::cpu::fused::resample::{copy, resample};
 use crate::ops::cpu::fused::tokens::{tokens, unpatch};
 use crate::ops::cpu::fused::{Kind, Map, Source, Workspace};
+use crate::ops::cpu::pool::Reduce;
 use crate::ops::cpu::resample::Resampler;
 use crate::ops::cpu::tokens::Patches;
 use crate::supernet::{Spec, Supernet, Widths};
@@ -74,6 +77,7 @@ enum PackedLayer {
     },
     Branches(Vec<Linear>),
     Attention,
+    Pool,
     Write(PackedView),
     /// Of tokens: their positions.
     Tokens(Vec<f32>),
@@ -134,6 +138,7 @@ impl Packed {
                     call.branches(*x, layers, to.iter().map(|branch| branch.to))
                 }
                 (Op::Attention { qkv }, PackedLayer::Attention) => call.attention(*qkv),
+                (Op::Pool(Pool { parts, reduce, places }), PackedLayer::Pool) => call.pool(parts, *reduce, *places),
                 (Op::Write { x, residual, scale }, PackedLayer::Write(view)) => call.write(x, view, *residual, *scale),
                 (Op::Tokens { front, x, .. }, PackedLayer::Tokens(positions)) => call.tokens(front, *x, positions),
                 (Op::Unpatch { x, .. }, PackedLayer::Unpatch(patches)) => call.unpatch(*x, *patches),
@@ -157,7 +162,7 @@ impl PackedLayer {
                 view.bytes() + conv.as_ref().map_or(0, Conv::bytes) + size_of_val(&**bias)
             }
             Self::Branches(layers) => layers.iter().map(Linear::bytes).sum(),
-            Self::Attention | Self::Unpatch(_) => 0,
+            Self::Attention | Self::Pool | Self::Unpatch(_) => 0,
             Self::Write(view) => view.bytes(),
             Self::Tokens(positions) => size_of_val(&**positions),
         }
@@ -184,6 +189,10 @@ impl Values<'_> {
             IMAGE => self.image,
             value => self.made[self.program.slot(value)].as_ref().expect("a value is read before it is freed"),
         }
+    }
+
+    fn parts(&self, parts: &[ValueId]) -> Vec<&Map> {
+        parts.iter().map(|&part| self.of(part)).collect()
     }
 
     fn take(&mut self, value: ValueId) -> Map {
@@ -292,16 +301,16 @@ impl Call<'_> {
 
     fn conv(&mut self, product: &Product, view: &PackedView, conv: Option<&Conv>, bias: &[f32]) -> Map {
         let values = self.values;
-        let parts = parts(values, &product.x);
-        let normalisation = self.normalisation(&product.x, view, parts.as_slice());
+        let parts = values.parts(&product.x.parts);
+        let normalisation = self.normalisation(&product.x, view, &parts);
         let affine = normalisation.as_ref().map(|normalisation| normalisation.affine(product.x.silu));
-        let source = Source { parts: parts.as_slice(), affine };
+        let source = Source { parts: &parts, affine };
         let written = self.written(&product.x, view, source);
         let whole = written.as_ref().map(|map| [map]);
         let source = whole.as_ref().map_or(source, |parts| Source { parts, affine: None });
 
         let [batch, height, width] = source.size();
-        let [height, width] = [height, width].map(|side| places(side, product.kernel, product.stride, product.pad));
+        let [height, width] = product.places.on([height, width]);
         let widths = &self.subnet.widths;
         let mut y = self.workspace.arena.map([batch, height, width, stored(product.to, widths)]);
         let (branches, offsets, row) = &self.packed.branches;
@@ -312,7 +321,8 @@ impl Call<'_> {
         };
         let residual = product.residual.map(|residual| values.of(residual));
         let (c_in, c_out) = (source.channels(), product.to.kept(widths));
-        let (epilogue, shape) = (Epilogue { bias, residual, scale: product.scale }, [y.height, y.width, c_in, c_out]);
+        let (shape, relu) = ([y.height, y.width, c_in, c_out], product.act == Some(Act::Relu));
+        let epilogue = Epilogue { bias, residual, scale: product.scale, relu };
         match conv.filter(|_| c_in > 0 && c_out > 0) {
             Some(conv) => {
                 conv.run(self.workspace, source, &epilogue, &mut y);
@@ -325,7 +335,7 @@ impl Call<'_> {
                 self.workspace.ended(format_args!("{}", self.name), Kind::Elementwise, shape, 0);
             }
         }
-        if let Some(act) = product.act {
+        if let Some(act) = product.act.filter(|_| !relu) {
             activate(&mut self.workspace.team, act, &mut y);
             self.ended("act", Kind::Elementwise, &y);
         }
@@ -356,11 +366,21 @@ impl Call<'_> {
         y
     }
 
+    fn pool(&mut self, parts: &[ValueId], reduce: Reduce, places: Places) -> Map {
+        let parts = self.values.parts(parts);
+        let [height, width] = places.on([parts[0].height, parts[0].width]);
+        let channels = parts.iter().map(|part| part.channels).sum();
+        let mut y = self.workspace.arena.map([parts[0].batch, height, width, channels]);
+        pool(self.workspace, &parts, reduce, places, &mut y);
+        self.workspace.ended(format_args!("{}", self.name), Kind::Pool, [height, width, channels, channels], 0);
+        y
+    }
+
     fn write(&mut self, x: &View, view: &PackedView, residual: Option<ValueId>, scale: f32) -> Map {
-        let parts = parts(self.values, x);
-        let normalisation = self.normalisation(x, view, parts.as_slice());
+        let parts = self.values.parts(&x.parts);
+        let normalisation = self.normalisation(x, view, &parts);
         let affine = normalisation.as_ref().map(|normalisation| normalisation.affine(x.silu));
-        let source = Source { parts: parts.as_slice(), affine };
+        let source = Source { parts: &parts, affine };
         let mut y = self.written(x, view, source).unwrap_or_else(|| self.copied(source));
         if let Some(normalisation) = normalisation {
             normalisation.put(&mut self.workspace.arena);
@@ -457,20 +477,6 @@ impl Call<'_> {
     }
 }
 
-/// The maps that a view reads.
-struct PartMaps<'a>([&'a Map; 2], usize);
-
-impl<'a> PartMaps<'a> {
-    fn as_slice(&self) -> &[&'a Map] {
-        &self.0[..self.1]
-    }
-}
-
-fn parts<'a>(values: &'a Values, view: &View) -> PartMaps<'a> {
-    let first = values.of(view.parts[0]);
-    PartMaps([first, view.parts.get(1).map_or(first, |&second| values.of(second))], view.parts.len())
-}
-
 /// Packs one network.
 struct Packer<'a> {
     program: &'a Program,
@@ -488,6 +494,7 @@ impl Packer<'_> {
             },
             Op::Branches { to, .. } => PackedLayer::Branches(to.iter().map(|branch| self.branch(branch)).collect()),
             Op::Attention { .. } => PackedLayer::Attention,
+            Op::Pool(_) => PackedLayer::Pool,
             Op::Write { x, .. } => PackedLayer::Write(self.view(x)),
             Op::Tokens { positions, .. } => PackedLayer::Tokens(self.weights[*positions].clone()),
             Op::Unpatch { .. } => PackedLayer::Unpatch(self.program.patches(value)),
@@ -561,7 +568,7 @@ impl Packer<'_> {
                 }
                 let stride = 3 * heads * dim;
                 let value = |_, i: usize, column: usize| places[column].map_or(0.0, |at| weights[i * stride + at]);
-                let conv = Conv::new(Method::Direct, [1, 1, 0], [c_in, columns], value);
+                let conv = Conv::new(Method::Direct, Places::same([1, 1]), [c_in, columns], value);
                 let at = |place: &Option<usize>| place.map_or(0.0, |place| bias[place]);
                 (Some(conv), if bias.is_empty() { bias } else { places.iter().map(at).collect() })
             }
@@ -571,14 +578,13 @@ impl Packer<'_> {
                     let (head, offset) = attention::head_and_offset(heads, i);
                     weights[(head * dim + offset) * c_out + o]
                 };
-                (Some(Conv::new(Method::Direct, [1, 1, 0], [heads * dim, c_out], value)), bias)
+                (Some(Conv::new(Method::Direct, Places::same([1, 1]), [heads * dim, c_out], value)), bias)
             }
             _ => {
-                let geometry = [product.kernel, product.stride, product.pad];
                 let (c_in, c_out) = (self.program.width(&product.x), product.to.kept(&self.program.spec.full()));
-                let side = self.program.extent(&product.x).height();
+                let height = self.program.extent(&product.x).height();
                 let value = |tap, i, o| weights[(tap * c_in + i) * c_out + o];
-                (Some(Conv::new(Method::of(geometry, c_in, side), geometry, [c_in, c_out], value)), bias)
+                (Some(Conv::new(Method::of(product.places, c_in, height), product.places, [c_in, c_out], value)), bias)
             }
         };
         // On whole panels.

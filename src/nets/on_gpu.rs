@@ -4,6 +4,8 @@
 
 use super::program::{Branch, Channels, Embedding, IMAGE, Norm, Op, Over, ParamId, Product, Program, ValueId, View};
 use super::sliced::Tables;
+use crate::ops::Act;
+use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::cuda::attention::{self, attention};
 use crate::ops::cuda::conv::{Epilogue, Weights, Window, conv, pack, pack_bias};
@@ -176,6 +178,15 @@ fn check(program: &Program) -> Result<()> {
             let tokens = front.len();
             return refuse(format!("{} puts {tokens} tokens first; a GPU takes at most {MAX_FRONT}", layer.name));
         }
+        let is_for_cpu = match &layer.op {
+            Op::Pool(_) => true,
+            Op::Product(product) => product.act == Some(Act::Relu) || square(product.places).is_none(),
+            _ => false,
+        };
+        if is_for_cpu || layer.op.view().is_some_and(|view| view.parts.len() > 2) {
+            let name = &layer.name;
+            return refuse(format!("{name} is a layer that runs on the CPU only; give `--device cpu`"));
+        }
         let Some(view) = layer.op.view() else { continue };
         if let [first, _] = view.parts[..] {
             let channels = program.values[first].channels;
@@ -191,6 +202,12 @@ fn check(program: &Program) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The side of the kernel and the zeros around the map, where rows and columns have the same.
+fn square(places: Places) -> Option<(usize, Window)> {
+    let Places { kernel: [rows, columns], stride, pad: [above, left] } = places;
+    (rows == columns && above == left).then_some((rows, Window { pad: above, stride }))
 }
 
 /// One call under way.
@@ -419,7 +436,7 @@ impl Call<'_> {
         let parts: Vec<&Map> = parts.iter().collect();
         let outputs = product.to.kept(&self.subnet.widths) / weights.groups;
         let weights = Weights { address: self.at(weights.address), ..*weights };
-        let window = Window { pad: product.pad, stride: product.stride };
+        let (_, window) = square(product.places).expect("others are refused");
         let size = |side| window.size(weights.kernel, side);
         let channels = if weights.groups == 1 { outputs } else { weights.groups * pitch(outputs) };
         let y = Map { height: size(parts[0].height), width: size(parts[0].width), channels, ..*parts[0] };
@@ -474,6 +491,7 @@ impl Layout<'_> {
                 CompiledLayer::Tokens { positions: self.floats(&positions) }
             }
             Op::Unpatch { .. } => CompiledLayer::Unpatch,
+            Op::Pool(_) => unreachable!("pools are refused"),
             Op::Write { x, .. } => CompiledLayer::Write(x.norm.as_ref().map(|norm| self.norm(norm))),
         }
     }
@@ -532,7 +550,8 @@ impl Layout<'_> {
         };
         let dim = read / heads;
         let inputs = attention::channels(heads, dim);
-        let weights = Weights { address: 0, kernel: product.kernel, inputs, outputs, groups };
+        let (kernel, _) = square(product.places).expect("others are refused");
+        let weights = Weights { address: 0, kernel, inputs, outputs, groups };
         let value = |tap: usize, row: usize, group: usize, o: usize| {
             let (head, offset) = attention::place(heads, row);
             // Between an odd number of offsets and the next whole unit there is nothing.

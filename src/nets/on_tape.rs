@@ -1,12 +1,13 @@
 //! A [`Program`] on plain tensors, recorded for gradients: what training runs, and what inference is held against.
 
 use super::program::{
-    Branch, Channels, Embedding, Extent, Norm, Op, Over, ParamId, Product, Program, Resample, ValueId, View,
+    Branch, Channels, Embedding, Extent, Norm, Op, Over, ParamId, Pool, Product, Program, Resample, ValueId, View,
 };
 use super::sliced::Sliced;
 use crate::Result;
+use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::resample::Direction;
-use crate::ops::{Act, Tape, attention, conv, elementwise, group_norm, layer_norm, resample, tokens};
+use crate::ops::{Act, Tape, attention, conv, elementwise, group_norm, layer_norm, pool, resample, tokens};
 use candle_core::{DType, Device, Tensor};
 
 /// The raw network F of the subnet `w`: `x` is `[B, H, W, C]`, `noise` (c_noise) and `class` have B entries; class `None`
@@ -45,6 +46,7 @@ pub fn forward(
                     qkv => attention::attention(tape, qkv, heads)?,
                 }
             }
+            Op::Pool(Pool { parts, reduce, places }) => pool::pool(tape, &run.beside(parts)?, *reduce, *places)?,
             Op::Write { x, residual, scale } => {
                 let x = run.view(x)?;
                 match residual {
@@ -131,7 +133,7 @@ impl Run<'_> {
     fn product(&self, product: &Product) -> Result<Tensor> {
         let x = self.view(&product.x)?;
         let weight = self.w.at(product.weight);
-        let rows = product.kernel * product.kernel * x.dim(x.rank() - 1)?;
+        let rows = product.places.taps() * x.dim(x.rank() - 1)?;
         let c_out = match product.to {
             Channels::Fixed(channels) => channels,
             // Without a channel on the way in nothing but the bias says how many there are.
@@ -151,11 +153,11 @@ impl Run<'_> {
             Extent::Map { .. } if x.dim(3)? == 0 => {
                 let (batch, height, width, _) = x.dims4()?;
                 let (nothing, kernel) = (zeros([batch, height, width, 1])?, zeros([1, 1, 1, bias.elem_count()])?);
-                conv::conv2d(self.tape, &nothing, &kernel, &bias, 1, 0)?
+                conv::conv2d(self.tape, &nothing, &kernel, &bias, Places::same([1, 1]))?
             }
             Extent::Map { .. } => {
                 let weight = self.kernel(product, weight, x.dim(3)?)?;
-                conv::conv2d(self.tape, &x, &weight, &bias, product.stride, product.pad)?
+                conv::conv2d(self.tape, &x, &weight, &bias, product.places)?
             }
         };
         if let Some(residual) = product.residual {
@@ -167,9 +169,9 @@ impl Run<'_> {
         }
     }
 
-    /// The weight as `[kernel, kernel, in, out]`: heads lie side by side, and a matrix has one tap.
+    /// The weight as `[rows, columns, in, out]`: heads lie side by side, and a matrix has one tap.
     fn kernel(&self, product: &Product, weight: &Tensor, c_in: usize) -> Result<Tensor> {
-        match product.kernel {
+        match product.places.taps() {
             1 => Ok(self.tape.reshape(weight, (1, 1, c_in, weight.elem_count() / c_in))?),
             _ => Ok(weight.clone()),
         }
@@ -190,11 +192,17 @@ impl Run<'_> {
         }
     }
 
-    fn view(&self, view: &View) -> Result<Tensor> {
-        let mut x = self.values[view.parts[0]].clone();
-        for &part in &view.parts[1..] {
+    /// Values with their channels side by side.
+    fn beside(&self, parts: &[ValueId]) -> Result<Tensor> {
+        let mut x = self.values[parts[0]].clone();
+        for &part in &parts[1..] {
             x = elementwise::concat(self.tape, &x, &self.values[part])?;
         }
+        Ok(x)
+    }
+
+    fn view(&self, view: &View) -> Result<Tensor> {
+        let mut x = self.beside(&view.parts)?;
         if x.elem_count() == 0 {
             return Ok(x);
         }

@@ -8,8 +8,9 @@
 
 use crate::ImageShape;
 use crate::ops::Act;
-use crate::ops::cpu::conv::places;
+use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::group_norm::GroupTable;
+use crate::ops::cpu::pool::Reduce;
 use crate::ops::cpu::resample::Direction;
 use crate::ops::cpu::tokens::Patches;
 use crate::supernet::{Spec, Widths};
@@ -145,6 +146,8 @@ pub enum Op {
         /// Queries, keys and values.
         qkv: ValueId,
     },
+    /// The largest values or the means of neighbours.
+    Pool(Pool),
     /// `(x + residual) * scale`: a view written down.
     Write {
         /// What is written.
@@ -234,7 +237,7 @@ impl Frequencies {
 /// The weight and the bias of a linear layer or a convolution.
 #[derive(Clone, Copy, Debug)]
 pub struct Dense {
-    /// `[in, out]`, or `[kernel, kernel, in, out]`.
+    /// `[in, out]`, or `[rows, columns, in, out]`.
     pub weight: ParamId,
     /// `[out]`.
     pub bias: Option<ParamId>,
@@ -264,12 +267,8 @@ pub struct Product {
     pub weight: ParamId,
     /// What it makes.
     pub to: Channels,
-    /// Side of the kernel; 1 for a linear layer.
-    pub kernel: usize,
-    /// Pixels from a place of the kernel to the next.
-    pub stride: usize,
-    /// Zeros around the map.
-    pub pad: usize,
+    /// Where the kernel stands, which has one tap for a linear layer.
+    pub places: Places,
     /// Added up.
     pub bias: Vec<ParamId>,
     /// A branch of the network's [`Op::Branches`], which is a bias for each sample.
@@ -283,15 +282,13 @@ pub struct Product {
 }
 
 impl Product {
-    /// `x * weight + bias`, with a kernel of this side and as many zeros around the map as keep its size.
-    pub fn new(x: impl Into<View>, layer: Dense, kernel: usize) -> Self {
+    /// `x * weight + bias`, with a kernel of these rows and columns and as many zeros around the map as keep its size.
+    pub fn new(x: impl Into<View>, layer: Dense, kernel: [usize; 2]) -> Self {
         Self {
             x: x.into(),
             weight: layer.weight,
             to: layer.to,
-            kernel,
-            stride: 1,
-            pad: kernel / 2,
+            places: Places::same(kernel),
             bias: layer.bias.into_iter().collect(),
             sample_bias: None,
             residual: None,
@@ -301,10 +298,21 @@ impl Product {
     }
 }
 
+/// What a window over a map makes of its pixels, channel by channel. Pixels beyond the map do not count.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// What is read: values of one size, side by side.
+    pub parts: Vec<ValueId>,
+    /// What is made of the pixels.
+    pub reduce: Reduce,
+    /// Where the window stands.
+    pub places: Places,
+}
+
 /// How a layer reads: parts side by side, then the norm, the activation, the resampling. It costs nothing by itself.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// One value, or two of one size.
+    /// Values of one size.
     pub parts: Vec<ValueId>,
     /// Normalised by.
     pub norm: Option<Norm>,
@@ -398,12 +406,14 @@ impl Extent {
         }
     }
 
-    /// What a product makes of it.
-    pub fn convolved(self, kernel: usize, stride: usize, pad: usize) -> Self {
-        let places = |side: usize| places(side, kernel, stride, pad);
+    /// The places of a kernel on it.
+    pub fn at(self, places: Places) -> Self {
         match self {
             Self::Vector => Self::Vector,
-            Self::Map { height, width } => Self::Map { height: places(height), width: places(width) },
+            Self::Map { height, width } => {
+                let [height, width] = places.on([height, width]);
+                Self::Map { height, width }
+            }
         }
     }
 
@@ -441,6 +451,7 @@ impl Op {
             Self::Write { residual, .. } => reads.extend(residual),
             Self::Branches { x, .. } | Self::Attention { qkv: x } | Self::Unpatch { x, .. } => reads.push(*x),
             Self::Tokens { front, x, .. } => reads.extend(front.iter().chain([x])),
+            Self::Pool(Pool { parts, .. }) => reads.extend(parts),
         }
         reads
     }
@@ -635,7 +646,7 @@ mod tests {
                     let Op::Product(product) = &layer.op else { continue };
                     let kept = |part: &ValueId| program.values[*part].channels.kept(&widths);
                     let (from, to) = (product.x.parts.iter().map(kept).sum::<usize>(), product.to.kept(&widths));
-                    prop_assert_eq!(elements(product.weight), product.kernel.pow(2) * from * to, "{}", &layer.name);
+                    prop_assert_eq!(elements(product.weight), product.places.taps() * from * to, "{}", &layer.name);
                     prop_assert!(product.bias.iter().all(|&bias| elements(bias) == to), "{}", &layer.name);
                 }
             }
@@ -666,7 +677,7 @@ mod tests {
                     Op::Tokens { positions, .. } => {
                         used.insert(*positions);
                     }
-                    Op::Attention { .. } | Op::Write { .. } | Op::Unpatch { .. } => {}
+                    Op::Attention { .. } | Op::Pool(_) | Op::Write { .. } | Op::Unpatch { .. } => {}
                 }
                 used.extend(layer.op.view().and_then(|view| view.norm.as_ref()).iter().flat_map(|norm| [norm.scale, norm.shift]));
             }

@@ -42,7 +42,19 @@ pub fn matches(spec: &Spec, tensors: &StateDict) -> usize {
 /// One sentence with the file and all tensors that are missing, of another shape, or that the network does not have; or with
 /// those that are no floats or not finite. The constant `resample_filter` buffers are passed over.
 pub fn read(spec: &Spec, tensors: &StateDict) -> Result<Vec<Tensor>> {
-    check_shapes(spec, tensors)?;
+    read_but(spec, tensors, |name| name.ends_with(RESAMPLE_FILTER))
+}
+
+/// As [`read`], but all tensors that the network does not have are passed over.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_among(spec: &Spec, tensors: &StateDict) -> Result<Vec<Tensor>> {
+    read_but(spec, tensors, |_| true)
+}
+
+fn read_but(spec: &Spec, tensors: &StateDict, is_passed_over: impl Fn(&str) -> bool) -> Result<Vec<Tensor>> {
+    check_shapes(spec, tensors, is_passed_over)?;
     let values = tensors.values(spec.params.iter().map(|param| param.name.as_str()))?;
     let read = |(param, values): (&Param, _)| {
         from_public(param, &Tensor::from_vec(values, public_shape(param), &Device::Cpu)?)
@@ -50,8 +62,8 @@ pub fn read(spec: &Spec, tensors: &StateDict) -> Result<Vec<Tensor>> {
     spec.params.iter().zip(values).map(read).collect()
 }
 
-/// Refuses tensors that are not those of `spec`.
-fn check_shapes(spec: &Spec, tensors: &StateDict) -> Result<()> {
+/// Refuses tensors that are neither those of `spec` nor passed over.
+fn check_shapes(spec: &Spec, tensors: &StateDict, is_passed_over: impl Fn(&str) -> bool) -> Result<()> {
     let full = |name: &str| format!("{}{name}", tensors.prefix());
     let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
     for param in &spec.params {
@@ -65,7 +77,7 @@ fn check_shapes(spec: &Spec, tensors: &StateDict) -> Result<()> {
         }
     }
     let known: HashSet<&str> = spec.params.iter().map(|param| param.name.as_str()).collect();
-    let is_surplus = |name: &&str| !known.contains(name) && !name.ends_with(RESAMPLE_FILTER);
+    let is_surplus = |name: &&str| !known.contains(name) && !is_passed_over(name);
     let surplus: Vec<String> = tensors.names().filter(is_surplus).map(full).collect();
     let kinds = [
         ("lacks {} of the network", missing),

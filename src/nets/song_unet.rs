@@ -202,7 +202,7 @@ fn embed(b: &mut Builder, config: &Config) -> usize {
     for (index, from) in [noise, channels].into_iter().enumerate() {
         let (from, to) = (Channels::Fixed(from), Channels::Fixed(channels));
         let layer = b.linear(&format!("map_layer{index}"), from, to, Weight::new(Draw::Xavier(1.0)));
-        emb = b.product(Product { act: Some(Act::Silu), ..Product::new(emb, layer, 1) });
+        emb = b.product(Product { act: Some(Act::Silu), ..Product::new(emb, layer, [1; 2]) });
     }
     b.branches(emb);
     channels

@@ -5,6 +5,7 @@ use super::builder::{Builder, Draw, Weight};
 use super::program::{Channels, ClassRows, Embedding, Frequencies, Product, ValueId, View, Waves};
 use crate::ImageShape;
 use crate::ops::Act;
+use crate::ops::cpu::conv::Places;
 use crate::supernet::spec::{Pipe, PipeKind};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -126,8 +127,9 @@ impl Architecture for Config {
         // PyTorch's own initialisation of convolutions.
         let of_conv = |uses| Weight::new(Draw::Kaiming((1.0f64 / 3.0).sqrt())).at(uses);
 
-        let embed = b.conv("patch_embed.proj", patch, Channels::Fixed(self.in_chans), stream, of_conv(grid));
-        let x = b.product(Product { stride: patch, pad: 0, ..Product::new(b.image(), embed, patch) });
+        let embed = b.conv("patch_embed.proj", [patch; 2], Channels::Fixed(self.in_chans), stream, of_conv(grid));
+        let x = b
+            .product(Product { places: Places::square(patch, patch, 0), ..Product::new(b.image(), embed, [patch; 2]) });
         let half = dim / 2;
         let frequencies = (0..half).map(|i| (-(1e4f32.ln()) * i as f32 / half as f32).exp()).collect();
         let waves = Some(Waves { frequencies: Frequencies::Fixed(frequencies), cosines_first: true });
@@ -135,9 +137,9 @@ impl Architecture for Config {
         if self.mlp_time_embed {
             let wide = Channels::Fixed(4 * dim);
             let layer = b.linear("time_embed.0", stream, wide, weight(1));
-            time = b.product(Product { act: Some(Act::Silu), ..Product::new(time, layer, 1) });
+            time = b.product(Product { act: Some(Act::Silu), ..Product::new(time, layer, [1; 2]) });
             let layer = b.linear("time_embed.2", wide, stream, weight(1));
-            time = b.product(Product::new(time, layer, 1));
+            time = b.product(Product::new(time, layer, [1; 2]));
         }
         let class = (self.rows() > 0).then(|| {
             let class = Some(ClassRows { weight: b.table("label_emb", self.rows(), dim, 1.0), bias: None, scale: 1.0 });
@@ -159,12 +161,12 @@ impl Architecture for Config {
         let norm = b.layer_norm("norm", dim, EPS);
         let pixels = Channels::Fixed(patch * patch * self.in_chans);
         let decode = b.linear("decoder_pred", stream, pixels, weight(tokens));
-        let x = b.product(Product::new(View::from(x).norm(norm), decode, 1));
+        let x = b.product(Product::new(View::from(x).norm(norm), decode, [1; 2]));
         let x = b.unpatch(x, patch, side, side);
         if self.conv {
             let image = Channels::Fixed(self.in_chans);
-            let last = b.conv("final_layer", 3, image, image, of_conv(side * side));
-            b.product(Product::new(x, last, 3));
+            let last = b.conv("final_layer", [3; 2], image, image, of_conv(side * side));
+            b.product(Product::new(x, last, [3; 2]));
         }
         Ok(())
     }
@@ -205,20 +207,20 @@ impl Config {
             None => x,
             Some(skip) => {
                 let layer = b.linear(&n("skip_linear"), Channels::Fixed(2 * dim), stream, weight);
-                b.product(Product::new(View::of(&[x, skip]), layer, 1))
+                b.product(Product::new(View::of(&[x, skip]), layer, [1; 2]))
             }
         };
         let norm = b.layer_norm(&n("norm1"), dim, EPS);
         let qkv = if self.qkv_bias { weight } else { weight.without_bias() };
         let qkv = b.linear(&n("attn.qkv"), stream, of_heads(3), qkv);
-        let qkv = b.product(Product::new(View::from(x).norm(norm), qkv, 1));
+        let qkv = b.product(Product::new(View::from(x).norm(norm), qkv, [1; 2]));
         let mixed = b.attention(&n("attn"), qkv);
         let proj = b.linear(&n("attn.proj"), of_heads(1), stream, weight);
-        let x = b.product(Product { residual: Some(x), ..Product::new(mixed, proj, 1) });
+        let x = b.product(Product { residual: Some(x), ..Product::new(mixed, proj, [1; 2]) });
         let norm = b.layer_norm(&n("norm2"), dim, EPS);
         let fc1 = b.linear(&n("mlp.fc1"), stream, ffn, weight);
         let fc2 = b.linear(&n("mlp.fc2"), ffn, stream, weight);
-        let hidden = b.product(Product { act: Some(Act::Gelu), ..Product::new(View::from(x).norm(norm), fc1, 1) });
-        b.product(Product { residual: Some(x), ..Product::new(hidden, fc2, 1) })
+        let hidden = b.product(Product { act: Some(Act::Gelu), ..Product::new(View::from(x).norm(norm), fc1, [1; 2]) });
+        b.product(Product { residual: Some(x), ..Product::new(hidden, fc2, [1; 2]) })
     }
 }

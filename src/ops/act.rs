@@ -7,4 +7,6 @@ pub enum Act {
     Silu,
     /// `x * Phi(x)`, exact, with the normal distribution's Phi (Hendrycks and Gimpel 2016).
     Gelu,
+    /// `max(x, 0)`.
+    Relu,
 }

@@ -1,15 +1,15 @@
 //! Convolution, and linear layers as its smallest case.
 
-use super::cpu::conv::{self as cpu, Geometry, Kernel};
+use super::cpu::conv::{self as cpu, Geometry, Kernel, Places};
 use super::{Tape, contiguous, gradient, with_slice};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
-/// `y = x * w + bias` with zero padding `pad`.
+/// `y = x * w + bias` with the kernel at `places`.
 ///
 /// `x` is `[B, H, W, in]`, `w` is `[kh, kw, in, out]` with any strides (a prefix of wider weights is a view), `bias` is
 /// `[out]` or `[B, out]` (one a sample). Returns `[B, H', W', out]`.
-pub fn conv2d(tape: &Tape, x: &Tensor, w: &Tensor, bias: &Tensor, stride: usize, pad: usize) -> Result<Tensor> {
-    tape.apply3(Conv { stride, pad }, x, w, bias)
+pub fn conv2d(tape: &Tape, x: &Tensor, w: &Tensor, bias: &Tensor, places: Places) -> Result<Tensor> {
+    tape.apply3(Conv(places), x, w, bias)
 }
 
 /// `y = x w + bias`: `x` is `[B, in]`, `w` is `[in, out]`, `bias` is `[out]`; returns `[B, out]`.
@@ -18,23 +18,20 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tens
     let x = tape.reshape(x, (batch, 1, 1, c_in))?;
     // A narrowed matrix cannot be reshaped as a view; it is small.
     let w = tape.reshape(w, (1, 1, c_in, c_out))?;
-    tape.reshape(&conv2d(tape, &x, &w, bias, 1, 0)?, (batch, c_out))
+    tape.reshape(&conv2d(tape, &x, &w, bias, Places::same([1, 1]))?, (batch, c_out))
 }
 
-struct Conv {
-    stride: usize,
-    pad: usize,
-}
+struct Conv(Places);
 
 impl Conv {
     fn geometry(&self, x: &Shape, w: &Shape, bias: &Shape) -> Result<Geometry> {
         let (batch, height, width, c_in) = x.dims4()?;
-        let (kernel, kernel_w, w_in, c_out) = w.dims4()?;
+        let (rows, columns, w_in, c_out) = w.dims4()?;
         let biases = bias.elem_count();
-        if kernel != kernel_w || w_in != c_in || (biases != c_out && biases != batch * c_out) {
+        if [rows, columns] != self.0.kernel || w_in != c_in || (biases != c_out && biases != batch * c_out) {
             candle_core::bail!("conv2d: x {x:?}, w {w:?} and bias {bias:?} do not fit");
         }
-        Ok(Geometry { batch, height, width, kernel, stride: self.stride, pad: self.pad, c_in, c_out })
+        Ok(Geometry { batch, height, width, places: self.0, c_in, c_out })
     }
 }
 

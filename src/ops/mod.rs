@@ -12,6 +12,7 @@ pub mod elementwise;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod pixels;
+pub mod pool;
 pub mod resample;
 pub mod tape;
 pub mod tokens;

@@ -3,11 +3,13 @@
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::Model;
 use accordion::nets::program::{
-    Branch, Channels, Embedding, Extent, Frequencies, Norm, Op, Over, Product, Program, ValueId, View,
+    Branch, Channels, Embedding, Extent, Frequencies, Norm, Op, Over, Pool, Product, Program, ValueId, View,
 };
 use accordion::ops::Act;
+use accordion::ops::cpu::conv::Places;
+use accordion::ops::cpu::pool::Reduce;
 use accordion::ops::cpu::resample::Direction;
-use accordion::supernet::{Widths, groups};
+use accordion::supernet::{Supernet, Widths, groups};
 use std::f64::consts::TAU;
 
 /// A subnet of a model in f64.
@@ -39,9 +41,13 @@ struct Call<'a> {
 
 impl<'a> Reference<'a> {
     pub fn new(model: &'a Model, subnet: usize) -> Self {
-        let (program, widths) = (model.network.program(), model.widths(subnet));
+        let widths = model.widths(subnet);
+        Self::of(model.network.program(), &model.supernet, widths, model.card.preconditioning)
+    }
+
+    pub fn of(program: &'a Program, supernet: &Supernet, widths: Widths, preconditioning: Preconditioning) -> Self {
         let spec = &program.spec;
-        let weights = spec.params.iter().zip(&model.supernet.params).map(|(param, tensor)| {
+        let weights = spec.params.iter().zip(&supernet.params).map(|(param, tensor)| {
             let whole: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
             let kept = spec.sliced_shape(param, &widths);
             let is_kept = |mut index: usize| {
@@ -53,12 +59,12 @@ impl<'a> Reference<'a> {
             };
             whole.into_iter().enumerate().filter(|&(i, _)| is_kept(i)).map(|(_, value)| f64::from(value)).collect()
         });
-        let pipes = spec.pipes.iter().zip(&model.supernet.permutations).zip(&widths.0);
+        let pipes = spec.pipes.iter().zip(&supernet.permutations).zip(&widths.0);
         let groups = pipes.map(|((pipe, origin), &kept)| {
             if kept == 0 { vec![] } else { groups::membership(&origin[..kept], pipe.norm_groups.unwrap_or(1)) }
         });
         let (weights, groups) = (weights.collect(), groups.collect());
-        Self { program, preconditioning: model.card.preconditioning, widths, weights, groups }
+        Self { program, preconditioning, widths, weights, groups }
     }
 
     /// The denoised image of `x` (Karras et al. 2022, eq. 7 and table 1).
@@ -76,16 +82,20 @@ impl<'a> Reference<'a> {
                 [c_skip, sigma * sigma_data / total.sqrt(), 1.0 / total.sqrt(), sigma.ln() / 4.0]
             }
         };
+        let raw = self.raw(x.iter().map(|&x| c_in * f64::from(x)).collect(), c_noise, class);
+        x.iter().zip(&raw).map(|(&x, raw)| c_skip * f64::from(x) + c_out * raw).collect()
+    }
+
+    /// The raw network's output.
+    pub fn raw(&self, values: Vec<f64>, c_noise: f64, class: Option<usize>) -> Vec<f64> {
         let image = self.program.image;
-        let values = x.iter().map(|&x| c_in * f64::from(x)).collect();
         let image = Map { height: image.height, width: image.width, channels: image.channels, values };
         let mut call = Call { net: self, values: vec![image], branches: Vec::new() };
         for index in 0..self.program.layers.len() {
             let made = call.layer(index, c_noise, class);
             call.values.push(made);
         }
-        let raw = call.values.pop().unwrap();
-        x.iter().zip(&raw.values).map(|(&x, raw)| c_skip * f64::from(x) + c_out * raw).collect()
+        call.values.pop().unwrap().values
     }
 }
 
@@ -123,6 +133,7 @@ impl Call<'_> {
                 let Channels::Heads { heads, pipe, .. } = program.values[*qkv].channels else { panic!("heads") };
                 attention(&self.values[*qkv], heads, self.net.widths.0[pipe])
             }
+            Op::Pool(Pool { parts, reduce, places }) => pool(&self.beside(parts), *reduce, *places),
             Op::Write { x, residual, scale } => {
                 let mut y = self.view(x);
                 let residual = residual.map_or(vec![0.0; y.values.len()], |value| self.values[value].values.clone());
@@ -186,7 +197,7 @@ impl Call<'_> {
         if let Some(branch) = product.sample_bias {
             bias.clone_from(&self.branches[branch]);
         }
-        let mut y = conv(&x, self.weight(product.weight), &bias, product);
+        let mut y = conv(&x, self.weight(product.weight), &bias, product.places);
         if let Some(residual) = product.residual {
             y.values.iter_mut().zip(&self.values[residual].values).for_each(|(y, residual)| *y += residual);
         }
@@ -195,6 +206,7 @@ impl Call<'_> {
             *y = match product.act {
                 Some(Act::Silu) => silu(*y),
                 Some(Act::Gelu) => gelu(*y),
+                Some(Act::Relu) => y.max(0.0),
                 None => *y,
             };
         }
@@ -215,11 +227,14 @@ impl Call<'_> {
         Map { height, width, channels, values }
     }
 
+    /// Values with their channels side by side.
+    fn beside(&self, parts: &[ValueId]) -> Map {
+        let first = self.values[parts[0]].clone();
+        parts[1..].iter().fold(first, |x, &part| beside(&x, &self.values[part]))
+    }
+
     fn view(&self, view: &View) -> Map {
-        let mut x = self.values[view.parts[0]].clone();
-        for &part in &view.parts[1..] {
-            x = beside(&x, &self.values[part]);
-        }
+        let mut x = self.beside(&view.parts);
         if let Some(norm) = view.norm.as_ref().filter(|_| x.channels > 0) {
             x = self.norm(norm, x);
         }
@@ -291,24 +306,26 @@ fn attention(qkv: &Map, heads: usize, dim: usize) -> Map {
 }
 
 /// Cross-correlation with a kernel `[kh, kw, in, out]`, padded with zeros, and a bias.
-fn conv(x: &Map, weight: &[f64], bias: &[f64], &Product { kernel, stride, pad, .. }: &Product) -> Map {
+fn conv(x: &Map, weight: &[f64], bias: &[f64], Places { kernel, stride, pad }: Places) -> Map {
     let (c_in, c_out) = (x.channels, bias.len());
-    let places = |side: usize| (side + 2 * pad - kernel) / stride + 1;
-    let (height, width) = (places(x.height), places(x.width));
+    let places = |side: usize, axis: usize| (side + 2 * pad[axis] - kernel[axis]) / stride + 1;
+    let (height, width) = (places(x.height, 0), places(x.width, 1));
     if c_out == 0 {
         return Map { height, width, channels: 0, values: Vec::new() };
     }
     let mut values = vec![0.0; height * width * c_out];
     for (row, y) in values.chunks_exact_mut(width * c_out).enumerate() {
         y.chunks_exact_mut(c_out).for_each(|pixel| pixel.copy_from_slice(bias));
-        for (ky, kx) in (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx))) {
-            let Some(from_row) = (row * stride + ky).checked_sub(pad).filter(|&row| row < x.height) else { continue };
+        for (ky, kx) in (0..kernel[0]).flat_map(|ky| (0..kernel[1]).map(move |kx| (ky, kx))) {
+            let Some(from_row) = (row * stride + ky).checked_sub(pad[0]).filter(|&row| row < x.height) else {
+                continue;
+            };
             let columns = (0..width).filter_map(|column| {
-                let from = (column * stride + kx).checked_sub(pad).filter(|&from| from < x.width)?;
+                let from = (column * stride + kx).checked_sub(pad[1]).filter(|&from| from < x.width)?;
                 Some((column, (from_row * x.width + from) * x.channels))
             });
             let columns: Vec<(usize, usize)> = columns.collect();
-            let weights = &weight[(ky * kernel + kx) * c_in * c_out..];
+            let weights = &weight[(ky * kernel[1] + kx) * c_in * c_out..];
             vectorised(
                 #[inline(always)]
                 || {
@@ -325,6 +342,29 @@ fn conv(x: &Map, weight: &[f64], bias: &[f64], &Product { kernel, stride, pad, .
         }
     }
     Map { height, width, channels: c_out, values }
+}
+
+/// The largest or the mean of the pixels of each window that lie on the map.
+fn pool(x: &Map, reduce: Reduce, Places { kernel, stride, pad }: Places) -> Map {
+    let places = |side: usize, axis: usize| (side + 2 * pad[axis] - kernel[axis]) / stride + 1;
+    let (height, width) = (places(x.height, 0), places(x.width, 1));
+    let under = |place: usize, axis: usize, side: usize| {
+        (0..kernel[axis]).filter_map(move |tap| (place * stride + tap).checked_sub(pad[axis]).filter(|&at| at < side))
+    };
+    let mut y = Map { height, width, channels: x.channels, values: vec![0.0; height * width * x.channels] };
+    for (place, y) in y.pixels().enumerate() {
+        for (channel, y) in y.iter_mut().enumerate() {
+            let rows = under(place / width, 0, x.height);
+            let pixels = rows.flat_map(|row| under(place % width, 1, x.width).map(move |column| (row, column)));
+            let values = pixels.map(|(row, column)| x.values[(row * x.width + column) * x.channels + channel]);
+            let values: Vec<f64> = values.collect();
+            *y = match reduce {
+                Reduce::Max => values.into_iter().fold(f64::NEG_INFINITY, f64::max),
+                Reduce::Mean => values.iter().sum::<f64>() / values.len() as f64,
+            };
+        }
+    }
+    y
 }
 
 /// Lets the compiler use this machine's vectors for a plain loop.

@@ -164,9 +164,9 @@ mod tests {
         };
         let layers = [
             layer("b.norm0", Kind::Norm, 0, 250, [0; 3]),
-            layer("b.conv0", Kind::Conv(Method::Winograd(Filtering::F4), 3), 50_000_000, 1000, [400, 1000, 600]),
+            layer("b.conv0", Kind::Conv(Method::Winograd(Filtering::F4), [3, 3]), 50_000_000, 1000, [400, 1000, 600]),
             layer("b.norm1", Kind::Norm, 0, 250, [0; 3]),
-            layer("b.skip", Kind::Conv(Method::Direct, 1), 10_000_000, 500, [0; 3]),
+            layer("b.skip", Kind::Conv(Method::Direct, [1, 1]), 10_000_000, 500, [0; 3]),
         ];
         LayerTable::new("full", 8, 2, &layers)
     }

@@ -104,6 +104,10 @@ pub fn in_place(act: Act, x: &mut [f32]) {
                 #[inline(always)]
                 |x| *x *= normal_below(*x),
             ),
+            Act::Relu => x.iter_mut().for_each(
+                #[inline(always)]
+                |x| *x = if *x < 0.0 { 0.0 } else { *x },
+            ),
         },
     );
 }
@@ -123,6 +127,11 @@ pub fn backward(act: Act, x: &[f32], dy: &[f32], dx: &mut [f32]) {
                 Act::Gelu => each.for_each(
                     #[inline(always)]
                     |((dx, &x), &dy)| *dx = dy * gelu_slope(x),
+                ),
+                // At 0 the slope is 0, as PyTorch has it.
+                Act::Relu => each.for_each(
+                    #[inline(always)]
+                    |((dx, &x), &dy)| *dx = if x > 0.0 { dy } else { 0.0 },
                 ),
             },
         );
@@ -185,7 +194,11 @@ mod tests {
 
     #[test]
     fn activations_and_their_gradients_match_f64() {
-        for (act, of, tolerance) in [(Act::Silu, silu_in_f64 as fn(f64) -> f64, 3e-7), (Act::Gelu, gelu_in_f64, 5e-7)] {
+        for (act, of, tolerance) in [
+            (Act::Silu, silu_in_f64 as fn(f64) -> f64, 3e-7),
+            (Act::Gelu, gelu_in_f64, 5e-7),
+            (Act::Relu, |x| x.max(0.0), 0.0),
+        ] {
             for n in [0, 1, 5, 33, 70_000] {
                 let x: Vec<f32> = values(1, n).iter().map(|v| v * 4.0).collect();
                 let dy = values(2, n);
@@ -205,7 +218,7 @@ mod tests {
     #[test]
     fn activations_do_not_depend_on_the_number_of_threads() {
         let (x, dy) = (values(1, 200_001), values(2, 200_001));
-        for act in [Act::Silu, Act::Gelu] {
+        for act in [Act::Silu, Act::Gelu, Act::Relu] {
             assert_same_in_any_pool(|| {
                 let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
                 forward(act, &x, &mut y);

@@ -15,7 +15,40 @@ pub fn places(side: usize, kernel: usize, stride: usize, pad: usize) -> usize {
     (side + 2 * pad - kernel) / stride + 1
 }
 
-/// Shape of a convolution with square kernel and symmetric zero padding, channels last.
+/// Where a kernel stands on a map, along its rows and along its columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Rows and columns of the kernel.
+    pub kernel: [usize; 2],
+    /// Pixels from a place to the next, along both axes.
+    pub stride: usize,
+    /// Zeros above and below the map, and left and right of it.
+    pub pad: [usize; 2],
+}
+
+impl Places {
+    /// As many as the map has pixels, of a kernel of odd sides.
+    pub fn same(kernel: [usize; 2]) -> Self {
+        Self { kernel, stride: 1, pad: kernel.map(|side| side / 2) }
+    }
+
+    /// Those of a square kernel.
+    pub fn square(kernel: usize, stride: usize, pad: usize) -> Self {
+        Self { kernel: [kernel; 2], stride, pad: [pad; 2] }
+    }
+
+    /// Weights of the kernel for an input and an output.
+    pub fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+
+    /// Rows and columns of places on a map of so many rows and columns.
+    pub fn on(&self, size: [usize; 2]) -> [usize; 2] {
+        [0, 1].map(|axis| places(size[axis], self.kernel[axis], self.stride, self.pad[axis]))
+    }
+}
+
+/// Shape of a convolution with symmetric zero padding, channels last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Samples.
@@ -24,12 +57,8 @@ pub struct Geometry {
     pub height: usize,
     /// Columns of the input.
     pub width: usize,
-    /// Rows and columns of the kernel.
-    pub kernel: usize,
-    /// Pixels from a place of the kernel to the next.
-    pub stride: usize,
-    /// Zeros added on each side.
-    pub pad: usize,
+    /// Where the kernel stands.
+    pub places: Places,
     /// Input channels.
     pub c_in: usize,
     /// Output channels.
@@ -39,12 +68,12 @@ pub struct Geometry {
 impl Geometry {
     /// Rows of the output.
     pub fn out_height(&self) -> usize {
-        places(self.height, self.kernel, self.stride, self.pad)
+        self.places.on([self.height, self.width])[0]
     }
 
     /// Columns of the output.
     pub fn out_width(&self) -> usize {
-        places(self.width, self.kernel, self.stride, self.pad)
+        self.places.on([self.height, self.width])[1]
     }
 
     /// Values of one input sample.
@@ -59,7 +88,7 @@ impl Geometry {
 
     /// Products summed in one output value.
     fn depth(&self) -> usize {
-        self.kernel * self.kernel * self.c_in
+        self.places.taps() * self.c_in
     }
 
     /// Output rows of one strip.
@@ -69,12 +98,12 @@ impl Geometry {
 
     /// The convolution that carries the gradient of the output, with zeros where the stride has no place, back to the input.
     fn transposed(&self) -> Self {
-        let dense = Self { stride: 1, ..*self };
+        let Places { kernel, pad, .. } = self.places;
+        let dense = Self { places: Places { stride: 1, ..self.places }, ..*self };
         Self {
             height: dense.out_height(),
             width: dense.out_width(),
-            stride: 1,
-            pad: self.kernel - 1 - self.pad,
+            places: Places { kernel, stride: 1, pad: [0, 1].map(|axis| kernel[axis] - 1 - pad[axis]) },
             c_in: self.c_out,
             c_out: self.c_in,
             ..*self
@@ -96,14 +125,15 @@ impl<'a> Kernel<'a> {
     /// not evenly spaced: in a narrowed input of a kernel larger than 1.
     fn matrix(&self, g: &Geometry) -> (Cow<'a, [f32]>, usize) {
         let [ky, kx, ci, co] = self.strides;
-        let single = g.kernel == 1;
-        let even = co == 1 && (single || (kx == g.c_in * ci && ky == g.kernel * kx));
+        let across = g.places.kernel[1];
+        let single = g.places.taps() == 1;
+        let even = co == 1 && (single || (kx == g.c_in * ci && ky == across * kx));
         if even {
             return (Cow::Borrowed(self.data), ci);
         }
         let mut packed = Vec::with_capacity(g.depth() * g.c_out);
-        for tap in 0..g.kernel * g.kernel {
-            let base = tap / g.kernel * ky + tap % g.kernel * kx;
+        for tap in 0..g.places.taps() {
+            let base = tap / across * ky + tap % across * kx;
             for i in 0..g.c_in {
                 let row = base + i * ci;
                 if co == 1 {
@@ -121,8 +151,8 @@ impl<'a> Kernel<'a> {
         let [ky, kx, ci, co] = self.strides;
         let mut packed = vec![0.0; g.depth() * g.c_out];
         for (tap, rows) in packed.chunks_exact_mut(g.c_in * g.c_out).enumerate() {
-            let mirrored = g.kernel * g.kernel - 1 - tap;
-            let base = mirrored / g.kernel * ky + mirrored % g.kernel * kx;
+            let mirrored = g.places.taps() - 1 - tap;
+            let base = mirrored / g.places.kernel[1] * ky + mirrored % g.places.kernel[1] * kx;
             for (o, row) in rows.chunks_exact_mut(g.c_in).enumerate() {
                 for (i, value) in row.iter_mut().enumerate() {
                     *value = self.data[base + i * ci + o * co];
@@ -166,8 +196,9 @@ pub fn forward(x: &[f32], kernel: Kernel, bias: &[f32], g: &Geometry, y: &mut [f
 pub fn backward_input(dy: &[f32], kernel: Kernel, g: &Geometry, dx: &mut [f32]) {
     let transposed = g.transposed();
     let reversed = kernel.reversed(g);
-    let kernel = Kernel { data: &reversed, strides: [g.kernel * g.c_in * g.c_out, g.c_in * g.c_out, g.c_in, 1] };
-    let dy = if g.stride == 1 { Cow::Borrowed(dy) } else { Cow::Owned(spread(dy, g, &transposed)) };
+    let kernel =
+        Kernel { data: &reversed, strides: [g.places.kernel[1] * g.c_in * g.c_out, g.c_in * g.c_out, g.c_in, 1] };
+    let dy = if g.places.stride == 1 { Cow::Borrowed(dy) } else { Cow::Owned(spread(dy, g, &transposed)) };
     forward(&dy, kernel, &[], &transposed, dx);
 }
 
@@ -175,9 +206,9 @@ pub fn backward_input(dy: &[f32], kernel: Kernel, g: &Geometry, dx: &mut [f32]) 
 fn spread(dy: &[f32], g: &Geometry, dense: &Geometry) -> Vec<f32> {
     let mut spread = vec![0.0; g.batch * dense.in_elements()];
     for (row, dy) in dy.chunks_exact(g.out_width() * g.c_out).enumerate() {
-        let (sample, y) = (row / g.out_height(), row % g.out_height() * g.stride);
+        let (sample, y) = (row / g.out_height(), row % g.out_height() * g.places.stride);
         let to = &mut spread[sample * dense.in_elements() + y * dense.width * g.c_out..];
-        for (to, dy) in to.chunks_mut(g.stride * g.c_out).zip(dy.chunks_exact(g.c_out)) {
+        for (to, dy) in to.chunks_mut(g.places.stride * g.c_out).zip(dy.chunks_exact(g.c_out)) {
             to[..g.c_out].copy_from_slice(dy);
         }
     }
@@ -238,7 +269,7 @@ pub fn backward_bias(dy: &[f32], g: &Geometry, db: &mut [f32]) {
 /// needs none: its input is the matrix.
 fn with_columns(x: &[f32], g: &Geometry, first_row: usize, pixels: usize, then: impl FnOnce(&[f32])) {
     thread_local!(static COLUMNS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
-    if g.kernel == 1 && g.pad == 0 && g.stride == 1 {
+    if g.places == Places::same([1, 1]) {
         let start = first_row * g.width * g.c_in;
         return then(&x[start..start + pixels * g.c_in]);
     }
@@ -254,13 +285,14 @@ fn with_columns(x: &[f32], g: &Geometry, first_row: usize, pixels: usize, then: 
 
 /// Writes the im2col rows of the output pixels from row `first_row` on.
 fn fill_columns(x: &[f32], g: &Geometry, first_row: usize, columns: &mut [f32]) {
-    let run = g.kernel * g.c_in;
+    let Places { kernel: [_, across], stride, pad: [above, left_pad] } = g.places;
+    let run = across * g.c_in;
     for (pixel, columns) in columns.chunks_exact_mut(g.depth()).enumerate() {
-        let top = ((first_row + pixel / g.out_width()) * g.stride) as isize - g.pad as isize;
-        let left = (pixel % g.out_width() * g.stride) as isize - g.pad as isize;
+        let top = ((first_row + pixel / g.out_width()) * stride) as isize - above as isize;
+        let left = (pixel % g.out_width() * stride) as isize - left_pad as isize;
         // The taps of one kernel row are neighbours in memory: one copy, cut where it leaves the image.
-        let skip = (-left).clamp(0, g.kernel as isize) as usize;
-        let take = (g.width as isize - left).clamp(skip as isize, g.kernel as isize) as usize;
+        let skip = (-left).clamp(0, across as isize) as usize;
+        let take = (g.width as isize - left).clamp(skip as isize, across as isize) as usize;
         for (ky, columns) in columns.chunks_exact_mut(run).enumerate() {
             let row = top + ky as isize;
             if row < 0 || row >= g.height as isize || skip == take {
@@ -323,7 +355,7 @@ mod tests {
     use crate::ops::cpu::testing::{assert_close, assert_same_in_any_pool, values};
 
     fn contiguous(g: &Geometry) -> [usize; 4] {
-        [g.kernel * g.c_in * g.c_out, g.c_in * g.c_out, g.c_out, 1]
+        [g.places.kernel[1] * g.c_in * g.c_out, g.c_in * g.c_out, g.c_out, 1]
     }
 
     /// Visits every product of the convolution: sample, output pixel, tap, input offset.
@@ -331,12 +363,13 @@ mod tests {
         for b in 0..g.batch {
             for oy in 0..g.out_height() {
                 for ox in 0..g.out_width() {
-                    for tap in 0..g.kernel * g.kernel {
-                        let (iy, ix) = (oy * g.stride + tap / g.kernel, ox * g.stride + tap % g.kernel);
-                        if iy < g.pad || ix < g.pad || iy - g.pad >= g.height || ix - g.pad >= g.width {
+                    let Places { kernel: [_, across], stride, pad: [above, left] } = g.places;
+                    for tap in 0..g.places.taps() {
+                        let (iy, ix) = (oy * stride + tap / across, ox * stride + tap % across);
+                        if iy < above || ix < left || iy - above >= g.height || ix - left >= g.width {
                             continue;
                         }
-                        let pixel = (b * g.height + iy - g.pad) * g.width + ix - g.pad;
+                        let pixel = (b * g.height + iy - above) * g.width + ix - left;
                         visit(b, (b * g.out_height() + oy) * g.out_width() + ox, tap, pixel);
                     }
                 }
@@ -349,18 +382,21 @@ mod tests {
 
     #[test]
     fn convolution_and_its_gradients_match_loops_in_f64() {
-        for (batch, height, width, [kernel, stride, pad], c_in, c_out) in [
-            (1, 5, 7, [3, 1, 1], 3, 4),
-            (3, 4, 4, [3, 1, 2], 5, 8),
-            (2, 7, 3, [1, 1, 0], 6, 3),
-            (9, 1, 1, [1, 1, 0], 8, 5),
-            (2, 28, 28, [3, 1, 1], 40, 33),
-            (2, 8, 8, [3, 2, 1], 4, 5),
-            (3, 7, 9, [3, 2, 1], 3, 4),
-            (2, 8, 12, [4, 4, 0], 3, 7),
-            (1, 5, 4, [1, 2, 0], 3, 2),
+        for (batch, height, width, places, c_in, c_out) in [
+            (1, 5, 7, Places::square(3, 1, 1), 3, 4),
+            (3, 4, 4, Places::square(3, 1, 2), 5, 8),
+            (2, 7, 3, Places::square(1, 1, 0), 6, 3),
+            (9, 1, 1, Places::square(1, 1, 0), 8, 5),
+            (2, 28, 28, Places::square(3, 1, 1), 40, 33),
+            (2, 8, 8, Places::square(3, 2, 1), 4, 5),
+            (3, 7, 9, Places::square(3, 2, 1), 3, 4),
+            (2, 8, 12, Places::square(4, 4, 0), 3, 7),
+            (1, 5, 4, Places::square(1, 2, 0), 3, 2),
+            (2, 6, 9, Places::same([1, 7]), 3, 4),
+            (2, 9, 6, Places::same([7, 1]), 4, 3),
+            (1, 9, 8, Places { kernel: [3, 2], stride: 2, pad: [2, 0] }, 2, 5),
         ] {
-            let g = Geometry { batch, height, width, kernel, stride, pad, c_in, c_out };
+            let g = Geometry { batch, height, width, places, c_in, c_out };
             let x = values(1, batch * g.in_elements());
             let w = values(2, g.depth() * c_out);
             let bias = values(3, batch * c_out);
@@ -398,7 +434,7 @@ mod tests {
 
     #[test]
     fn a_prefix_of_wider_weights_is_used_in_place() {
-        let wide = Geometry { batch: 1, height: 6, width: 6, kernel: 3, stride: 1, pad: 1, c_in: 8, c_out: 12 };
+        let wide = Geometry { batch: 1, height: 6, width: 6, places: Places::same([3, 3]), c_in: 8, c_out: 12 };
         let narrow = Geometry { c_in: 5, c_out: 7, ..wide };
         let w = values(5, wide.depth() * wide.c_out);
         let x = values(6, narrow.in_elements());
@@ -416,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_the_same_alone_and_in_a_batch() {
-        let g = Geometry { batch: 5, height: 14, width: 14, kernel: 3, stride: 1, pad: 1, c_in: 48, c_out: 40 };
+        let g = Geometry { batch: 5, height: 14, width: 14, places: Places::same([3, 3]), c_in: 48, c_out: 40 };
         let (x, w, bias) = (values(8, 5 * g.in_elements()), values(9, g.depth() * g.c_out), values(10, g.c_out));
         let kernel = Kernel { data: &w, strides: contiguous(&g) };
         let mut together = vec![0.0; 5 * g.out_elements()];
@@ -436,7 +472,7 @@ mod tests {
 
     #[test]
     fn results_do_not_depend_on_the_number_of_threads() {
-        let g = Geometry { batch: 11, height: 14, width: 14, kernel: 3, stride: 1, pad: 1, c_in: 24, c_out: 20 };
+        let g = Geometry { batch: 11, height: 14, width: 14, places: Places::same([3, 3]), c_in: 24, c_out: 20 };
         let (x, w) = (values(11, 11 * g.in_elements()), values(12, g.depth() * g.c_out));
         let dy = values(13, 11 * g.out_elements());
         let kernel = Kernel { data: &w, strides: contiguous(&g) };

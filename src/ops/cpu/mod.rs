@@ -14,6 +14,7 @@ pub mod layer_norm;
 pub mod memory;
 mod parts;
 pub mod peak;
+pub mod pool;
 pub mod resample;
 pub(crate) mod simd;
 pub mod tokens;

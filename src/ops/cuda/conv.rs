@@ -208,6 +208,7 @@ pub fn conv(
             None => 0,
             Some(Act::Silu) => 1,
             Some(Act::Gelu) => 2,
+            Some(Act::Relu) => unreachable!("no kernel has ReLU"),
         },
         scale: epilogue.scale,
         stride: window.stride as u32,

@@ -5,6 +5,7 @@ use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
 use super::scratch::with_scratch;
 use super::source::Window;
 use super::{Map, Source, Workspace};
+use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::parts::Parts;
 use crate::ops::cpu::simd::arch;
 use pulp::{Simd, WithSimd};
@@ -12,57 +13,92 @@ use pulp::{Simd, WithSimd};
 /// Elements of the input that a task copies at a time: a share of the L2 cache.
 const STRIP: usize = 32 * 1024;
 
+/// Pixels that a task makes, at least: they share each reading of the weights.
+const FEW_PIXELS: usize = 64;
+/// Columns below which a row of the output is short for a product of its own.
+const SHORT: usize = 32;
 /// Taps of the largest kernel.
 const MOST_TAPS: usize = 64;
 
-/// `y = epilogue(source * weights)` with the weights of `kernel * kernel` taps, `stride` pixels apart, and `pad` zeros on each
-/// side.
+/// `y = epilogue(source * weights)` with the kernel at `places`.
 pub fn run(
     workspace: &mut Workspace,
     source: Source,
-    [kernel, step, pad]: [usize; 3],
+    places: Places,
     weights: &Panels,
     epilogue: &Epilogue,
     y: &mut Map,
 ) {
+    let Places { kernel: [tall, wide], stride: step, pad: [above, left] } = places;
     let [batch, _, width] = source.size();
     let c_in = source.channels();
-    let (stride, columns) = (pitch(c_in), width + 2 * pad);
-    let rows = (STRIP / (columns * stride * step)).clamp(1, y.height);
+    // Pixels of few channels lie close together.
+    let is_whole = c_in == weights.depth();
+    let stride = if is_whole && c_in < PANEL { c_in } else { pitch(c_in) };
+    // Short rows of the output are made in one product: the map is copied once for each tap of a kernel's row, or each tap where
+    // the kernel steps, as that tap sees it, so that the places of all rows follow each other. Where each column has a
+    // place, the map is that already.
+    let follows = step == 1 && wide == 1 && left == 0 || c_in >= PANEL && y.width < SHORT;
+    let (planes, columns) = match (follows, step) {
+        (false, _) => (1, width + 2 * left),
+        (true, 1) => (wide, y.width),
+        (true, _) => (tall * wide, y.width),
+    };
+    // Rows of a plane for so many of the output.
+    let high = |rows: usize| match (follows, step) {
+        (false, _) | (true, 1) => (rows - 1) * step + tall,
+        (true, _) => rows,
+    };
+    let most = STRIP / (planes * columns * stride * if follows { 1 } else { step });
+    let rows = most.max(FEW_PIXELS.div_ceil(y.width)).clamp(1, y.height);
     let strips = y.height.div_ceil(rows);
     let rows = y.height.div_ceil(strips);
+    let plane = high(rows) * columns * stride;
+    // Where nothing lies between two pixels' channels, nor between two taps' weights, the taps of a kernel's row are one.
+    let side_by_side = if is_whole && stride == c_in && planes == 1 { wide } else { 1 };
+    let taps: [usize; MOST_TAPS] = std::array::from_fn(|tap| {
+        let (row, column) = (tap * side_by_side / wide, tap * side_by_side % wide);
+        match planes {
+            1 => (row * columns + column) * stride,
+            _ if step == 1 => row * columns * stride + column * plane,
+            _ => tap * plane,
+        }
+    });
+    let (taps, depth) = (&taps[..places.taps() / side_by_side], side_by_side * c_in);
     // Enough tasks for all threads, where there are panels to share out; each then reads the input again.
     let all = panels(y.channels);
     let splits = (2 * workspace.team.threads()).div_ceil(batch * strips).clamp(1, all.div_ceil(2));
     let share = all.div_ceil(splits);
     let splits = all.div_ceil(share);
-    let taps: [usize; MOST_TAPS] = std::array::from_fn(|tap| (tap / kernel * columns + tap % kernel) * stride);
     let (height, out_width, y_pitch) = (y.height, y.width, y.pitch());
     let y = Parts::new(y.data_mut());
     workspace.team.run(batch * strips * splits, |task| {
         let (strip, split) = (task / splits, task % splits);
         let (sample, top) = (strip / strips, strip % strips * rows);
         let rows = rows.min(height - top);
-        let window = Window {
+        let window = |plane: usize| Window {
             sample,
-            top: (top * step) as isize - pad as isize,
-            rows: (rows - 1) * step + kernel,
-            left: -(pad as isize),
+            top: (top * step + if step == 1 { 0 } else { plane / wide }) as isize - above as isize,
+            left: (plane % wide) as isize - left as isize,
+            rows: high(rows),
             columns,
+            step: if follows { step } else { 1 },
             channels: 0..c_in,
         };
         let first = split * share;
         let share = share.min(all - first);
-        with_scratch(window.rows * columns * stride, |strip| {
-            source.read(&window, strip, stride);
-            // Without a border the pixels of all rows follow each other.
-            let (lines, wide) = if [kernel, step, pad] == [1, 1, 0] { (1, rows * width) } else { (rows, out_width) };
+        with_scratch(planes * plane, |strip| {
+            strip.chunks_exact_mut(plane).enumerate().for_each(|(i, plane)| source.read(&window(i), plane, stride));
+            let (lines, pixels, pitch) =
+                if follows { (1, rows * out_width, stride) } else { (rows, out_width, step * stride) };
+            let mut w = weights.from(0, first);
+            w.tap *= side_by_side;
             for line in 0..lines {
                 let first_row = line * step * columns * stride;
-                let a = Rows { data: &strip[first_row..], row: step * stride, taps: &taps[..kernel * kernel] };
-                let product = Product { a, w: weights.from(0, first), rows: wide, depth: c_in, panels: share };
+                let a = Rows { data: &strip[first_row..], row: pitch, taps };
+                let product = Product { a, w, rows: pixels, depth, panels: share };
                 let start = ((sample * height + top + line) * out_width) * y_pitch + first * PANEL;
-                let c = y.at(start, (wide - 1) * y_pitch + share * PANEL);
+                let c = y.at(start, (pixels - 1) * y_pitch + share * PANEL);
                 // SAFETY: no two tasks share a pixel and a channel, and `at` has checked the room.
                 unsafe { product.into(c, y_pitch) };
                 arch().dispatch(EpilogueTask {
@@ -71,7 +107,7 @@ pub fn run(
                     channel: first * PANEL,
                     channels: share * PANEL,
                     start,
-                    pixels: wide,
+                    pixels,
                     y: &y,
                     y_pitch,
                 });

@@ -1,9 +1,11 @@
 //! What happens to a sum before it is written.
 
 use super::Map;
+use crate::ops::Act;
+use crate::ops::cpu::activation;
 use pulp::Simd;
 
-/// `(sum + bias + residual) * scale`
+/// `(sum + bias + residual) * scale`, and ReLU of it where that is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Epilogue<'a> {
     /// By channel, on whole panels, and the elements from a sample's bias to the next's: 0 where all share one.
@@ -12,6 +14,8 @@ pub struct Epilogue<'a> {
     pub residual: Option<&'a Map>,
     /// A factor on all of it.
     pub scale: f32,
+    /// Whether what is negative then becomes 0.
+    pub relu: bool,
 }
 
 /// An [`Epilogue`] of one vector of channels.
@@ -21,12 +25,13 @@ pub(super) struct EpilogueAt<'a, S: Simd> {
     bias: S::f32s,
     residual: Option<&'a [f32]>,
     scale: S::f32s,
+    relu: bool,
 }
 
 impl<'a> Epilogue<'a> {
     /// A bias that all samples share, and nothing else.
     pub fn bias(bias: &'a [f32]) -> Self {
-        Self { bias: Some((bias, 0)), residual: None, scale: 1.0 }
+        Self { bias: Some((bias, 0)), residual: None, scale: 1.0, relu: false }
     }
 
     /// What is written where nothing is summed: of a product that reads no channel.
@@ -45,6 +50,9 @@ impl<'a> Epilogue<'a> {
                 y.iter_mut().zip(residual).for_each(|(y, residual)| *y += residual);
             }
             y.iter_mut().for_each(|y| *y *= self.scale);
+            if self.relu {
+                activation::in_place(Act::Relu, y);
+            }
         }
     }
 
@@ -56,6 +64,7 @@ impl<'a> Epilogue<'a> {
             bias: bias.unwrap_or_else(|| simd.splat_f32s(0.0)),
             residual: self.residual.map(Map::data),
             scale: simd.splat_f32s(self.scale),
+            relu: self.relu,
         }
     }
 }
@@ -69,7 +78,12 @@ impl<S: Simd> EpilogueAt<'_, S> {
         if let Some(residual) = self.residual {
             value = simd.add_f32s(value, load::<S>(&residual[place..]));
         }
-        simd.mul_f32s(value, self.scale)
+        value = simd.mul_f32s(value, self.scale);
+        if self.relu {
+            let zero = simd.splat_f32s(0.0);
+            value = simd.select_f32s(simd.less_than_f32s(value, zero), zero, value);
+        }
+        value
     }
 }
 

@@ -16,8 +16,9 @@ use std::ops::Range;
 /// Columns of a panel: one cache line of f32.
 pub const PANEL: usize = 16;
 
-/// Depth of a product between two visits to its result: rows of weights that fit the L1 cache beside those of the input.
-const DEPTH_BLOCK: usize = 256;
+/// Depth of a product between two visits to its result: rows of weights that stay in the L1 cache while those of the input
+/// pass through it.
+const DEPTH_BLOCK: usize = 128;
 /// Rows of weights between two prefetches.
 const STRETCH: usize = 8;
 /// How many rows ahead weights are asked for: the hardware's own prefetch ends at every page, and a panel is a few pages.
@@ -61,6 +62,7 @@ pub struct Panels {
     lines: Vec<Line>,
     /// Lines from a matrix to the next, and from a panel to the next.
     strides: [usize; 2],
+    depth: usize,
 }
 
 impl Panels {
@@ -91,7 +93,12 @@ impl Panels {
     }
 
     fn zeros([taps, depth, n]: [usize; 3], strides: [usize; 2]) -> Self {
-        Self { lines: vec![Line::ZERO; taps * depth * panels(n)], strides }
+        Self { lines: vec![Line::ZERO; taps * depth * panels(n)], strides, depth }
+    }
+
+    /// Rows of each matrix.
+    pub fn depth(&self) -> usize {
+        self.depth
     }
 
     fn at(&mut self, tap: usize, row: usize, column: usize) -> &mut f32 {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 /// What a layer does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A convolution of this method and this side of its kernel.
-    Conv(Method, usize),
+    /// A convolution of this method and these rows and columns of its kernel.
+    Conv(Method, [usize; 2]),
     /// Sums for a GroupNorm.
     Norm,
     /// Scores, softmax and the mixing of values.
@@ -18,6 +18,8 @@ pub enum Kind {
     Linear,
     /// A filter that makes a map larger or smaller.
     Resample,
+    /// The largest values or the means of neighbours.
+    Pool,
     /// A map written down whole.
     Copy,
     /// Arithmetic by element between layers.
@@ -27,13 +29,14 @@ pub enum Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Conv(Method::Winograd(Filtering::F2), kernel) => write!(f, "winograd {kernel}x{kernel} F2"),
-            Self::Conv(Method::Winograd(Filtering::F4), kernel) => write!(f, "winograd {kernel}x{kernel} F4"),
-            Self::Conv(Method::Direct, kernel) => write!(f, "direct {kernel}x{kernel}"),
+            Self::Conv(Method::Winograd(Filtering::F2), [rows, columns]) => write!(f, "winograd {rows}x{columns} F2"),
+            Self::Conv(Method::Winograd(Filtering::F4), [rows, columns]) => write!(f, "winograd {rows}x{columns} F4"),
+            Self::Conv(Method::Direct, [rows, columns]) => write!(f, "direct {rows}x{columns}"),
             Self::Norm => f.write_str("norm statistics"),
             Self::Attention => f.write_str("attention"),
             Self::Linear => f.write_str("linear"),
             Self::Resample => f.write_str("resample"),
+            Self::Pool => f.write_str("pool"),
             Self::Copy => f.write_str("copy"),
             Self::Elementwise => f.write_str("elementwise"),
         }
@@ -132,7 +135,7 @@ impl Recorder {
 mod tests {
     use super::*;
 
-    const WINOGRAD: Kind = Kind::Conv(Method::Winograd(Filtering::F4), 3);
+    const WINOGRAD: Kind = Kind::Conv(Method::Winograd(Filtering::F4), [3, 3]);
 
     #[test]
     fn a_layer_has_the_time_since_the_one_before_and_the_phases_since_then() {
@@ -154,7 +157,7 @@ mod tests {
 
     #[test]
     fn kinds_say_the_method_and_the_kernel() {
-        let kinds = [WINOGRAD, Kind::Conv(Method::Direct, 1), Kind::Norm];
-        assert_eq!(kinds.map(|kind| kind.to_string()), ["winograd 3x3 F4", "direct 1x1", "norm statistics"]);
+        let kinds = [WINOGRAD, Kind::Conv(Method::Direct, [1, 7]), Kind::Norm];
+        assert_eq!(kinds.map(|kind| kind.to_string()), ["winograd 3x3 F4", "direct 1x7", "norm statistics"]);
     }
 }

@@ -24,7 +24,7 @@ pub fn copy(workspace: &mut Workspace, source: Source, y: &mut Map) {
         let (sample, top) = (task / strips, task % strips * ROWS);
         let rows = ROWS.min(height - top);
         let channels = 0..source.channels();
-        let window = Window { sample, top: top as isize, rows, left: 0, columns: width, channels };
+        let window = Window { sample, top: top as isize, rows, left: 0, columns: width, step: 1, channels };
         // SAFETY: each task has its own rows.
         let out = unsafe { y.slice((sample * height + top) * row, rows * row) };
         source.read(&window, out, pitch);

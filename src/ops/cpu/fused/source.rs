@@ -1,4 +1,4 @@
-//! What a layer reads: one map or two side by side, normalised and activated on the way.
+//! What a layer reads: one map or several side by side, normalised and activated on the way.
 
 use super::map::Map;
 use super::panels::PANEL;
@@ -28,7 +28,7 @@ pub struct Source<'a> {
     pub affine: Option<Affine<'a>>,
 }
 
-/// A rectangle of a source, which may reach beyond the image.
+/// Rows and columns of a source, which may reach beyond the image.
 #[derive(Clone, Debug)]
 pub struct Window {
     /// The sample.
@@ -41,6 +41,8 @@ pub struct Window {
     pub rows: usize,
     /// Columns.
     pub columns: usize,
+    /// From a row to the next, and from a column to the next: 1 for neighbours.
+    pub step: usize,
     /// The channels.
     pub channels: Range<usize>,
 }
@@ -95,17 +97,21 @@ impl Source<'_> {
     #[inline(always)]
     fn read_with(&self, window: &Window, out: &mut [f32], stride: usize, apply: impl Fn(f32, f32, f32) -> f32) {
         let [_, height, width] = self.size();
-        let clip = |column: isize| column.clamp(0, width as isize) as usize;
-        let inside = clip(window.left)..clip(window.left + window.columns as isize);
-        let before = if inside.is_empty() { 0 } else { (inside.start as isize - window.left) as usize };
+        let step = window.step;
+        // Of the window's columns those on the image.
+        let reach = |end: isize| (end - window.left).max(0) as usize;
+        let before = reach(0).div_ceil(step).min(window.columns);
+        let inside = reach(width as isize).div_ceil(step).clamp(before, window.columns) - before;
+        let start = (window.left + (before * step) as isize).clamp(0, width as isize) as usize;
+        let span = if inside == 0 { 0 } else { (inside - 1) * step + 1 };
         for (row, out) in out.chunks_exact_mut(window.columns * stride).take(window.rows).enumerate() {
-            let y = window.top + row as isize;
+            let y = window.top + (row * step) as isize;
             if y < 0 || y >= height as isize {
                 out.fill(0.0);
                 continue;
             }
             let (before, rest) = out.split_at_mut(before * stride);
-            let (image, after) = rest.split_at_mut(inside.len() * stride);
+            let (image, after) = rest.split_at_mut(inside * stride);
             before.fill(0.0);
             after.fill(0.0);
             let mut first = 0;
@@ -113,14 +119,14 @@ impl Source<'_> {
                 let channels = first.max(window.channels.start)..(first + part.channels).min(window.channels.end);
                 if !channels.is_empty() {
                     let pitch = part.pitch();
-                    let start = window.sample * part.sample() + (y as usize * width + inside.start) * pitch;
-                    let from = &part.data()[start..][..inside.len() * pitch];
+                    let start = window.sample * part.sample() + (y as usize * width + start) * pitch;
+                    let from = &part.data()[start..][..span * pitch];
                     let (skip, place) = (channels.start - first, channels.start - window.channels.start);
                     // A line of channels at a time: its slopes and shifts stay in registers for the whole row.
                     let whole = channels.len() / PANEL * PANEL;
                     for line in (0..whole).step_by(PANEL) {
                         let (slope, shift) = self.coefficients::<PANEL>(window.sample, channels.start + line);
-                        for (from, to) in from.chunks_exact(pitch).zip(image.chunks_exact_mut(stride)) {
+                        for (from, to) in from.chunks(step * pitch).zip(image.chunks_exact_mut(stride)) {
                             let from: &[f32; PANEL] = from[skip + line..].first_chunk().expect("a whole line");
                             let to: &mut [f32; PANEL] = to[place + line..].first_chunk_mut().expect("a whole line");
                             for i in 0..PANEL {
@@ -130,7 +136,7 @@ impl Source<'_> {
                     }
                     for channel in whole..channels.len() {
                         let ([slope], [shift]) = self.coefficients(window.sample, channels.start + channel);
-                        for (from, to) in from.chunks_exact(pitch).zip(image.chunks_exact_mut(stride)) {
+                        for (from, to) in from.chunks(step * pitch).zip(image.chunks_exact_mut(stride)) {
                             to[place + channel] = apply(from[skip + channel], slope, shift);
                         }
                     }

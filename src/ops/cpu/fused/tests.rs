@@ -4,6 +4,7 @@ mod attention;
 mod conv;
 mod group_norm;
 mod linear;
+mod pool;
 mod resample;
 
 use super::panels::PANEL;

@@ -177,30 +177,32 @@ struct Rectangle {
     columns: usize,
 }
 
-/// `y = epilogue(source * weights)`, padded with one zero on each side.
+/// `y = epilogue(source * weights)`, with `pad` zeros, at most one, above and below the map and left and right of it.
 pub fn run(
     workspace: &mut Workspace,
     filtering: Filtering,
     source: Source,
+    pad: [usize; 2],
     weights: &Panels,
     epilogue: &Epilogue,
     y: &mut Map,
 ) {
     match filtering {
-        Filtering::F2 => run_tiles::<2>(workspace, source, weights, epilogue, y),
-        Filtering::F4 => run_tiles::<4>(workspace, source, weights, epilogue, y),
+        Filtering::F2 => run_tiles::<2>(workspace, source, pad, weights, epilogue, y),
+        Filtering::F4 => run_tiles::<4>(workspace, source, pad, weights, epilogue, y),
     }
 }
 
 fn run_tiles<const TILE: usize>(
     workspace: &mut Workspace,
     source: Source,
+    [above, left]: [usize; 2],
     weights: &Panels,
     epilogue: &Epilogue,
     y: &mut Map,
 ) {
     let positions = (TILE + 2).pow(2);
-    let size @ [batch, height, width] = source.size();
+    let size @ [batch, height, width] = [y.batch, y.height, y.width];
     let (c_in, c_out) = (source.channels(), y.channels);
     let Workspace { team, recorder, .. } = workspace;
     let phases = recorder.as_ref().map(Recorder::phases);
@@ -225,10 +227,11 @@ fn run_tiles<const TILE: usize>(
                 for rectangle in rectangles(run.clone(), shares.columns) {
                     let window = Window {
                         sample,
-                        top: (rectangle.row * TILE) as isize - 1,
-                        left: (rectangle.column * TILE) as isize - 1,
+                        top: (rectangle.row * TILE) as isize - above as isize,
+                        left: (rectangle.column * TILE) as isize - left as isize,
                         rows: rectangle.rows * TILE + 2,
                         columns: rectangle.columns * TILE + 2,
+                        step: 1,
                         channels: channels.clone(),
                     };
                     source.read(&window, strip, stride);

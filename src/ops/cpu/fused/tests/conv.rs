@@ -4,14 +4,14 @@ use super::super::method::{Filtering, Method};
 use super::super::panels::pitch;
 use super::super::{Map, Source, Workspace};
 use super::{Rig, SAMPLES, Slopes, activated, dense, joined, map, sample_values, side_by_side};
+use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::testing::values;
 
 /// A convolution and what it is asked.
 #[derive(Clone, Debug)]
 struct Case {
     method: Method,
-    kernel: usize,
-    pad: usize,
+    places: Places,
     size: [usize; 2],
     /// Inputs and outputs of the weights.
     packed: [usize; 2],
@@ -23,6 +23,7 @@ struct Case {
     bias: Bias,
     residual: bool,
     scale: f32,
+    relu: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +44,7 @@ impl Case {
     fn new(method: Method, [kernel, pad]: [usize; 2], size: [usize; 2], [c_in, c_out]: [usize; 2]) -> Self {
         Self {
             method,
-            kernel,
-            pad,
+            places: Places::square(kernel, 1, pad),
             size,
             packed: [c_in, c_out],
             parts: vec![c_in],
@@ -53,15 +53,17 @@ impl Case {
             bias: Bias::None,
             residual: false,
             scale: 1.0,
+            relu: false,
         }
     }
 
     fn out(&self) -> [usize; 2] {
-        self.size.map(|side| side + 2 * self.pad + 1 - self.kernel)
+        let Places { kernel, stride, pad } = self.places;
+        [0, 1].map(|axis| (self.size[axis] + 2 * pad[axis] - kernel[axis]) / stride + 1)
     }
 
     fn weights(&self) -> Vec<f32> {
-        values(1, self.kernel * self.kernel * self.packed[0] * self.packed[1])
+        values(1, self.places.taps() * self.packed[0] * self.packed[1])
     }
 
     fn part(&self, index: usize, sample: usize) -> Vec<f32> {
@@ -101,7 +103,7 @@ impl Case {
         let mut y = workspace.arena.map([samples.len(), height, width, self.outputs]);
         let views: Vec<&Map> = parts.iter().collect();
         let source = Source { parts: &views, affine: self.silu.map(|silu| slopes.affine(silu)) };
-        let epilogue = Epilogue { bias, residual: residual.as_ref(), scale: self.scale };
+        let epilogue = Epilogue { bias, residual: residual.as_ref(), scale: self.scale, relu: self.relu };
         conv.run(workspace, source, &epilogue, &mut y);
         parts.into_iter().chain(residual).for_each(|map| workspace.arena.put(map));
         dense(workspace, y)
@@ -117,9 +119,10 @@ impl Case {
         let mut y = vec![0.0; out_height * out_width * self.outputs];
         for (place, y) in y.iter_mut().enumerate() {
             let (pixel, o) = (place / self.outputs, place % self.outputs);
-            for tap in 0..self.kernel * self.kernel {
-                let row = (pixel / out_width + tap / self.kernel).wrapping_sub(self.pad);
-                let column = (pixel % out_width + tap % self.kernel).wrapping_sub(self.pad);
+            let Places { kernel: [_, wide], stride, pad } = self.places;
+            for tap in 0..self.places.taps() {
+                let row = (pixel / out_width * stride + tap / wide).wrapping_sub(pad[0]);
+                let column = (pixel % out_width * stride + tap % wide).wrapping_sub(pad[1]);
                 if row < height && column < width {
                     let x = &x[(row * width + column) * c_in..][..c_in];
                     let w = |i: usize| f64::from(weights[(tap * self.packed[0] + i) * self.packed[1] + o]);
@@ -133,6 +136,9 @@ impl Case {
                 *y += f64::from(residual[place]);
             }
             *y *= f64::from(self.scale);
+            if self.relu {
+                *y = y.max(0.0);
+            }
         }
         y
     }
@@ -140,7 +146,7 @@ impl Case {
     fn conv(&self) -> Conv {
         let ([c_in, c_out], weights) = (self.packed, self.weights());
         let value = |tap: usize, i: usize, o: usize| weights[(tap * c_in + i) * c_out + o];
-        Conv::new(self.method, [self.kernel, 1, self.pad], [c_in, c_out], value)
+        Conv::new(self.method, self.places, [c_in, c_out], value)
     }
 
     #[track_caller]
@@ -172,7 +178,12 @@ fn a_convolution_is_right_on_maps_of_any_height_and_width() {
     let mut rig = Rig::new(1 << 13);
     for size in sizes() {
         for filtering in [Filtering::F2, Filtering::F4] {
-            Case::new(Method::Winograd(filtering), [3, 1], size, [17, 5]).check(&mut rig);
+            for pad in [[1, 1], [0, 0], [0, 1], [1, 0]] {
+                if (0..2).all(|axis| size[axis] + 2 * pad[axis] >= 3) {
+                    let case = Case::new(Method::Winograd(filtering), [3, 1], size, [17, 5]);
+                    Case { places: Places { pad, ..case.places }, ..case }.check(&mut rig);
+                }
+            }
         }
         for [kernel, pad] in [[1, 0], [1, 1], [3, 0], [3, 1], [3, 2], [3, 3]] {
             if size.iter().all(|side| side + 2 * pad >= kernel) {
@@ -216,14 +227,15 @@ fn fewer_inputs_and_outputs_than_packed_are_prefixes() {
 }
 
 #[test]
-fn two_maps_side_by_side_are_read_as_one() {
+fn maps_side_by_side_are_read_as_one() {
     let mut rig = Rig::new(1 << 13);
     for (method, kernel) in KERNELS {
-        for parts in [[1, 1], [3, 13], [16, 16], [17, 31], [35, 35], [40, 7]] {
+        let pairs = [[1, 1], [3, 13], [16, 16], [17, 31], [35, 35], [40, 7]].map(|pair| pair.to_vec());
+        for parts in pairs.into_iter().chain([vec![3, 13, 5], vec![16, 32, 48, 16, 1, 2]]) {
             for silu in [None, Some(true)] {
-                let packed = [parts[0] + parts[1], 19];
+                let packed = [parts.iter().sum(), 19];
                 let case = Case::new(method, kernel, [5, 6], packed);
-                Case { parts: parts.to_vec(), silu, ..case }.check(&mut rig);
+                Case { parts: parts.clone(), silu, ..case }.check(&mut rig);
             }
         }
     }
@@ -237,7 +249,9 @@ fn every_way_to_read_and_to_epilogue_is_right() {
         for silu in [None, Some(false), Some(true)] {
             for bias in [Bias::None, Bias::Shared, Bias::BySample] {
                 for (residual, scale) in [(false, 1.0), (false, 0.25), (true, 1.0), (true, 0.7)] {
-                    Case { silu, bias, residual, scale, ..plain.clone() }.check(&mut rig);
+                    for relu in [false, true] {
+                        Case { silu, bias, residual, scale, relu, ..plain.clone() }.check(&mut rig);
+                    }
                 }
             }
         }
@@ -271,12 +285,39 @@ fn a_sample_has_the_same_bits_in_a_large_batch() {
 }
 
 #[test]
-fn winograd_is_for_padded_3x3_kernels_of_enough_inputs() {
-    assert_eq!(Method::of([3, 1, 1], 16, 7), Method::Winograd(Filtering::F2));
-    assert_eq!(Method::of([3, 1, 1], 16, 14), Method::Winograd(Filtering::F4));
-    for [kernel, pad, c_in] in [[1, 0, 64], [3, 2, 64], [3, 0, 64], [3, 1, 1]] {
+fn winograd_is_for_3x3_kernels_of_enough_inputs() {
+    for pad in [0, 1] {
+        assert_eq!(Method::of(Places::square(3, 1, pad), 16, 7), Method::Winograd(Filtering::F2));
+        assert_eq!(Method::of(Places::square(3, 1, pad), 16, 14), Method::Winograd(Filtering::F4));
+    }
+    for (places, c_in) in [
+        (Places::square(1, 1, 0), 64),
+        (Places::square(3, 1, 2), 64),
+        (Places::square(3, 2, 1), 64),
+        (Places::same([1, 3]), 64),
+        (Places::square(3, 1, 1), 1),
+    ] {
         for side in [7, 14] {
-            assert_eq!(Method::of([kernel, 1, pad], c_in, side), Method::Direct);
+            assert_eq!(Method::of(places, c_in, side), Method::Direct);
+        }
+    }
+}
+
+#[test]
+fn kernels_of_any_rows_and_columns_and_strides_are_right() {
+    let mut rig = Rig::new(1 << 15);
+    for kernel in [[1, 7], [7, 1], [1, 3], [3, 1], [5, 5], [2, 3]] {
+        for (stride, pad) in [(1, kernel.map(|side| side / 2)), (1, [0, 1]), (2, [0, 0]), (2, [1, 0])] {
+            let size = [9, 8];
+            if (0..2).all(|axis| size[axis] + 2 * pad[axis] >= kernel[axis]) {
+                for channels in [[3, 17], [16, 40], [20, 5]] {
+                    let case = Case::new(Method::Direct, [1, 0], size, channels);
+                    let case = Case { places: Places { kernel, stride, pad }, bias: Bias::Shared, relu: true, ..case };
+                    case.check(&mut rig);
+                    // A prefix of the inputs.
+                    Case { parts: vec![channels[0] - 1], ..case }.check(&mut rig);
+                }
+            }
         }
     }
 }
