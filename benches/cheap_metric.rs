@@ -2,7 +2,7 @@
 //! `cargo bench --bench cheap_metric [-- MODEL_DIR [IMAGES [PLANS]]]`
 
 use accordion::evaluation::candidates::{constants, shapes};
-use accordion::evaluation::drawing::{Start, bytes, draw, starts};
+use accordion::evaluation::drawing::{Recipe, Start, bytes, draw, starts};
 use accordion::evaluation::realism::{RealImages, Realism};
 use accordion::evaluation::survey::spearman;
 use accordion::evaluation::to_reference::{ToReference, reference};
@@ -31,12 +31,13 @@ fn main() {
     let names: Vec<String> = model.subnets().iter().map(|subnet| subnet.name.to_string()).collect();
     let ends = [names[0].as_str(), names[names.len() - 1].as_str()];
     let all = constants(&shapes(Metric::Fd), &ends);
-    let plans: Vec<_> = (0..most.min(all.len())).map(|index| all[index * all.len() / most.min(all.len())].clone()).collect();
+    let plans: Vec<_> =
+        (0..most.min(all.len())).map(|index| all[index * all.len() / most.min(all.len())].clone()).collect();
 
     let starts: Vec<Start> = starts(FEW, runner.about().classes.len());
     let shape = runner.about().image;
-    let mut of = |runner: &mut HostRunner, plan| {
-        let drawn = draw(runner, range, &starts, plan).expect("images");
+    let mut of = |runner: &mut HostRunner, recipe: &Recipe| {
+        let drawn = draw(runner, range, &starts, recipe).expect("images");
         real.features(&bytes(&drawn), shape).expect("features")
     };
     let seen = of(&mut runner, &reference().into());

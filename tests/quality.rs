@@ -11,7 +11,7 @@ use accordion::features::frechet::{Moments, Target};
 use accordion::features::{Classifier, Features};
 use accordion::nets::model::FEATURES;
 use accordion::nets::{Model, Threads};
-use halves::{SIDE, data};
+use halves::data;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Output;
@@ -132,7 +132,9 @@ fn a_run_that_was_stopped_goes_on_to_the_bit() {
         let dataset = config.load_for(&config.data, &model).unwrap();
         let layout = config.layout(&dataset).unwrap();
         let mut learner = Learner::new(&config, &dataset, &layout, None).unwrap();
-        (0..3).for_each(|_| drop(learner.step().unwrap()));
+        for _ in 0..3 {
+            learner.step().unwrap();
+        }
         learner.state.write(&learner.program().spec, &state).unwrap();
     }
     let output = workspace.run("train-features", &["--config", "features.toml"]);

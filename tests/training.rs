@@ -485,9 +485,8 @@ fn content(path: &Path) -> Content {
     let bytes = std::fs::read(path).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let tensors =
-        file.iter().map(|(name, view)| (name.to_string(), (view.shape().to_vec(), view.data(IMAGES).to_vec())));
-    let mut metadata: BTreeMap<String, String> = header.metadata(IMAGES).clone().unwrap().into_iter().collect();
+    let tensors = file.iter().map(|(name, view)| (name.to_string(), (view.shape().to_vec(), view.data().to_vec())));
+    let mut metadata: BTreeMap<String, String> = header.metadata().clone().unwrap().into_iter().collect();
     if let Some(position) = metadata.get_mut("position") {
         let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(position).unwrap();
         assert!(fields.remove("seconds").is_some());

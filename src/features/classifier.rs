@@ -7,6 +7,7 @@ use crate::nets::Threads;
 use crate::nets::builder::{Builder, Draw, Weight};
 use crate::nets::program::{Channels, Product, Program, ValueId, View};
 use crate::ops::Act;
+use crate::ops::cpu::conv::Places;
 use crate::ops::pixels::to_unit;
 use crate::supernet::Supernet;
 use crate::supernet::checkpoint::read_f32;
@@ -88,7 +89,7 @@ impl Layout {
         let fixed = Channels::Fixed;
         let draw = Draw::Kaiming(2f64.sqrt());
         let weight = |b: &mut Builder, name: &str, kernel, from, to, uses| {
-            b.conv(name, kernel, fixed(from), fixed(to), Weight::new(draw).at(uses))
+            b.conv(name, [kernel; 2], fixed(from), fixed(to), Weight::new(draw).at(uses))
         };
         let active = |b: &mut Builder, name: String, x: ValueId| {
             let channels = b.stream(&[x]);
@@ -96,25 +97,29 @@ impl Layout {
         };
         let (mut side, mut width, mut level) = (self.side, self.channels, 0);
         let first = weight(&mut b, "first", 3, image.channels, width, side * side);
-        let mut x = b.product(Product::new(b.image(), first, 3));
+        let mut x = b.product(Product::new(b.image(), first, [3; 2]));
         while side > LAST_SIDE {
             let view = active(&mut b, format!("{level}.norm0"), x);
             let conv = weight(&mut b, &format!("{level}.conv"), 3, width, width, side * side);
             let scale = std::f32::consts::FRAC_1_SQRT_2;
-            x = b.product(Product { residual: Some(x), scale, ..Product::new(view, conv, 3) });
+            x = b.product(Product { residual: Some(x), scale, ..Product::new(view, conv, [3; 2]) });
             let wider = if level < DOUBLINGS { 2 * width } else { width };
             side = side.div_ceil(2);
             let view = active(&mut b, format!("{level}.norm1"), x);
             let down = weight(&mut b, &format!("{level}.down"), 3, width, wider, side * side);
-            x = b.product(Product { stride: 2, ..Product::new(view, down, 3) });
+            x = b.product(Product { places: Places::square(3, 2, 1), ..Product::new(view, down, [3; 2]) });
             (width, level) = (wider, level + 1);
         }
         let view = active(&mut b, "norm".into(), x);
         let last = weight(&mut b, "features", side, width, self.features, 1);
-        x = b.product(Product { pad: 0, act: Some(Act::Silu), ..Product::new(view, last, side) });
+        x = b.product(Product {
+            places: Places::square(side, 1, 0),
+            act: Some(Act::Silu),
+            ..Product::new(view, last, [side; 2])
+        });
         if until == Until::Logits {
             let head = weight(&mut b, "logits", 1, self.features, self.classes.len(), 1);
-            b.product(Product::new(x, head, 1));
+            b.product(Product::new(x, head, [1; 2]));
         }
         b.build()
     }

@@ -125,7 +125,7 @@ impl Experiment {
         let loads = self.loads(baseline.capacity)?;
         let contestants = self.contestants(&baseline.model)?;
         let mut rows = Vec::new();
-        let ended = self.rows(&runtime, &contestants, &loads, deadline, &baseline, &mut judge, |row| {
+        let ended = self.rows(&runtime, &contestants, &loads, &baseline, &mut judge, |row| {
             progress(&row);
             rows.push(row);
         });
@@ -145,11 +145,11 @@ impl Experiment {
         runtime: &Runtime,
         contestants: &[Contestant],
         loads: &[Load],
-        deadline: Duration,
         baseline: &Baseline,
         judge: &mut Judge,
         mut measured: impl FnMut(Row),
     ) -> Result<()> {
+        let deadline = self.deadline(baseline.unloaded);
         for (turn, load) in loads.iter().enumerate() {
             // All of them under a load within minutes, each load beginning with another: what else the machine does
             // hits them alike.

@@ -10,7 +10,7 @@ use crate::evaluation::profile::{PROFILE, Profile};
 use crate::evaluation::scores::{Frechet, Measured, Overlap, frechet, kernel, overlaps};
 use crate::features::classifier::File;
 use crate::features::frechet::{Gaussian, Moments, Target};
-use crate::features::{Classifier, Features};
+use crate::features::{Classifier, Features, Inception};
 use crate::files::sha256;
 use crate::nets::model::{FEATURES, WEIGHTS};
 use crate::nets::{Model, Opened, Threads};
@@ -51,13 +51,15 @@ struct Row {
 /// The networks of features that there are.
 enum Network {
     /// The model's own.
-    Own(Box<File>, Classifier),
+    Own(Box<(File, Classifier)>),
+    /// FID's Inception.
+    Inception(Box<Inception>),
 }
 
 impl Network {
     fn open(model: &Path, given: Option<&Path>) -> Result<Self> {
         if let Some(path) = given {
-            return Err(Error::input(path.display(), "is no network of features that is known"));
+            return Ok(Self::Inception(Box::new(Inception::open(path, Threads::ALL)?)));
         }
         let path = model.join(FEATURES);
         if !path.exists() {
@@ -66,12 +68,21 @@ impl Network {
         }
         let file = File::open(&path)?;
         let classifier = Classifier::new(&file, Threads::ALL)?;
-        Ok(Self::Own(Box::new(file), classifier))
+        Ok(Self::Own(Box::new((file, classifier))))
     }
 
     fn features(&mut self) -> &mut dyn Features {
         match self {
-            Self::Own(_, classifier) => classifier,
+            Self::Own(own) => &mut own.1,
+            Self::Inception(inception) => &mut **inception,
+        }
+    }
+
+    /// The model's own.
+    fn own(&self) -> Option<(&File, &Classifier)> {
+        match self {
+            Self::Own(own) => Some((&own.0, &own.1)),
+            Self::Inception(_) => None,
         }
     }
 }
@@ -171,7 +182,10 @@ impl Args {
             return Ok(Real { target: Target::new(statistics(path, dim)?)?, features: None });
         }
         let Some(path) = &self.data else {
-            let Network::Own(file, _) = network;
+            let Some((file, _)) = network.own() else {
+                let problem = "or --reference is needed: only the model's own features come with those of real images";
+                return Err(Error::input("--data", problem));
+            };
             return Ok(Real { target: Target::new(file.reference.gaussian.clone())?, features: None });
         };
         let dataset = DataConfig::open(path)?.load_for(model)?;
@@ -220,20 +234,20 @@ impl Args {
         let dim = real.target.dim();
         let wants = |metric| self.metric.contains(&metric);
         let reals = real.features.as_ref().map(|kept| kept.first(usize::MAX));
-        let Network::Own(file, classifier) = network;
-        let right = |labels: &[usize]| {
+        let own = network.own();
+        let right = |classifier: &Classifier| {
             let found = classifier.classes(features);
             found.iter().zip(labels).filter(|(found, label)| found == label).count() as f64 / labels.len() as f64
         };
         let fd = if wants(Metric::Fd) { Some(frechet(&real.target, features)?) } else { None };
-        let own = self.data.is_none() && self.images.reference.is_none();
+        let by_own = self.data.is_none() && self.images.reference.is_none();
         Ok(Row {
             images: images.to_owned(),
             n: features.len() / dim,
             kid: reals.filter(|_| wants(Metric::Kid)).map(|reals| kernel(reals, features, dim)),
             overlap: reals.filter(|_| wants(Metric::Pr)).map(|reals| overlaps(reals, features, dim)),
-            accuracy: (!labels.is_empty()).then(|| right(labels)),
-            quality: fd.filter(|_| own).map(|fd| file.reference.quality(fd.limit)),
+            accuracy: own.filter(|_| !labels.is_empty()).map(|(_, classifier)| right(classifier)),
+            quality: own.filter(|_| by_own).zip(fd).map(|((file, _), fd)| file.reference.quality(fd.limit)),
             fd,
         })
     }
