@@ -2,7 +2,7 @@
 
 mod support;
 
-use accordion::evaluation::profile::{Device, Profile, Quality};
+use accordion::evaluation::profile::{Device, Profile, Quality, Rated};
 use accordion::evaluation::survey::{Effort, Progress};
 use accordion::evaluation::yardstick::Metric;
 use accordion::nets::model::WEIGHTS;
@@ -52,6 +52,11 @@ impl Workspace {
     fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&std::fs::read(self.path(name)).unwrap()).unwrap()
     }
+}
+
+/// The reference has quality 1 without doubt: it is on the frontier, or does not outdo what is.
+fn as_good_as_the_reference(best: &Rated) -> bool {
+    best.quality + best.error.max(0.005) > 1.0 - 2e-4
 }
 
 #[track_caller]
@@ -176,7 +181,7 @@ fn a_profile_has_the_frontier_up_to_the_reference_and_it_can_be_drawn() {
     assert_eq!((metric, images, one), (Metric::MseToReference, 6, 0.0));
     assert!(zero > 0.0);
     let best = profile.frontier.last().unwrap();
-    assert_eq!((best.quality, best.plan.to_string().as_str()), (1.0, "heun-18@full"));
+    assert!(as_good_as_the_reference(best), "{best:?}");
 
     let drawing = std::fs::read_to_string(workspace.path("f.svg")).unwrap();
     assert!(drawing.starts_with("<svg") && drawing.trim_end().ends_with("</svg>"));
@@ -189,7 +194,7 @@ fn a_profile_has_the_frontier_up_to_the_reference_and_it_can_be_drawn() {
         let line = |line: &str| line.split_whitespace().eq(words.iter().map(String::as_str));
         assert!(table.lines().any(line), "no {words:?} in\n{table}");
     }
-    assert!(drawing.lines().any(|line| line == "heun-18@full"), "the reference has a label");
+    assert!(drawing.lines().any(|line| line == best.plan.to_string()), "the best has a label");
     for part in ["latency: 8 of 8 rounds", "reference: 1 of 1 plans", "solvers: ", "widths: ", "width schedules: "] {
         assert!(progress.contains(part), "no {part} in\n{progress}");
     }
@@ -207,7 +212,7 @@ fn a_quick_measurement_gives_a_profile_that_another_machine_can_take_over() {
     let mut progress = |progress: Progress<'_>| parts.push(progress.part);
     let profile = Profile::measure(&mut *subject, model.card.noise, &effort, None, &mut progress).unwrap().profile;
     profile.check_against(model.subnets(), None, &workspace.path("profile.toml")).unwrap();
-    assert_eq!(profile.frontier.last().unwrap().quality, 1.0);
+    assert!(as_good_as_the_reference(profile.frontier.last().unwrap()));
     assert_eq!(profile.device, Device::here(1));
 
     let mut subject = open(2);

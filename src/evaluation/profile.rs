@@ -413,8 +413,8 @@ error = 0.0
     fn a_damaged_or_foreign_file_is_refused_with_the_field() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for (from, to, says) in [
-            ("format = 3", "format = 2", ": format: version 2 is not 3; run `accordion profile` again"),
-            ("format = 3\n", "", ": missing field `format`"),
+            ("format = 4", "format = 3", ": format: version 3 is not 4; run `accordion profile` again"),
+            ("format = 4\n", "", ": missing field `format`"),
             ("weight_bytes = 5000000", "weight_bytes = -1", ": weight_bytes: invalid value"),
             ("processor = ", "gpu = ", ": device.gpu: unknown field `gpu`"),
             ("threads = 2", "threads = 0", ": device.threads: 0 is not accepted"),
@@ -427,8 +427,10 @@ error = 0.0
             ("ms = 0.5\n", "ms = 0.5\nbits = 8", ": latency[1].bits: unknown field"),
             ("[device]", "[device", "unclosed table"),
             ("images = 40", "images = 0", ": quality.images: 0 is not accepted"),
-            ("unrelated = 0.41", "unrelated = inf", ": quality.unrelated: inf is not a distance"),
-            ("heun-18@full", "heun@full", ": quality.reference: plan: "),
+            ("zero = 0.41", "zero = inf", ": quality.zero: inf is not a distance above"),
+            ("one = 0.0", "one = -1.0", ": quality.one: -1 is not a distance"),
+            ("error = 0.0", "error = -0.1", ": frontier[0].error: -0.1 is not a standard error"),
+            ("mse-to-reference", "mse", ": quality.metric: unknown variant `mse`"),
             ("metric = ", "name = ", ": quality.name: unknown field"),
             ("dpmpp2m-3@", "dpmpp3m-3@", ": frontier[0].plan: plan: solver \"dpmpp3m\" is not one of"),
             ("0.500*2,full", "0.250*2,full", ": frontier[0].plan: dpmpp2m-3@0.250*2,full*1 has a subnet without a row"),

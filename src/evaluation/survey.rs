@@ -437,9 +437,11 @@ mod tests {
             assert!(plans.contains(plan), "{plan}");
         }
         assert!(plans.iter().any(|plan| plan.contains(',')), "{plans:?}");
+        let of_reference = points.iter().find(|point| point.plan == reference()).unwrap().clone();
+        assert_eq!((of_reference.rating.quality, of_reference.ms), (1.0, 35.0));
         let frontier = pareto(points, Metric::MseToReference.floor());
         let last = frontier.last().unwrap();
-        assert!(last.rating.quality == 1.0 && last.plan == reference() && last.ms == 35.0, "{last:?}");
+        assert!(!of_reference.outdoes(last) && last.ms < of_reference.ms, "as good for less: {last:?}");
         assert!(frontier.len() > 4 && frontier.len() <= ROWS);
     }
 
@@ -448,7 +450,8 @@ mod tests {
         let (points, parts) = search(|search| drop(search.quick(RANGE).unwrap()));
         assert_eq!(parts, ["reference", "quality"]);
         assert_eq!(points.len(), 22);
-        assert_eq!(pareto(points, 0.6).last().unwrap().plan, reference());
+        let last = pareto(points, 0.6).pop().unwrap();
+        assert!(last.rating.quality > 0.99, "{last:?}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ quality = 0.9
 /// A made-up frontier, so that the tests know which plan a budget is; the times are measured at the start, since no
 /// machine is called that.
 const PROFILE: &str = r#"
-format = 3
+format = 4
 weight_bytes = 1
 [device]
 processor = "made up"
@@ -30,9 +30,10 @@ threads = 1
 instruction_set = "none"
 [quality]
 metric = "mse-to-reference"
-reference = "heun-18@full"
+definition = "made up"
 images = 2
-unrelated = 1.0
+one = 0.0
+zero = 1.0
 [[latency]]
 subnet = "0.250"
 batch = 1
@@ -51,13 +52,19 @@ batch = 1
 ms = 1.0
 [[frontier]]
 plan = "dpmpp2m-4@0.250"
+distance = 0.3
 quality = 0.7
+error = 0.0
 [[frontier]]
 plan = "dpmpp2m-6@0.500"
+distance = 0.1
 quality = 0.9
+error = 0.0
 [[frontier]]
 plan = "heun-18@full"
+distance = 0.0
 quality = 1.0
+error = 0.0
 "#;
 
 /// A model directory `model` and a server config `serve.toml` in a folder.
