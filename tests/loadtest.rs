@@ -105,7 +105,7 @@ fn every_policy_and_load_has_a_row_whose_counts_add_up() {
     assert_eq!(report["model"], "tiny");
     assert_eq!(report["deadline_ms"], 200.0);
     assert_eq!(report["settings"]["arrivals"], "gamma:4");
-    assert!(report["capacity_per_s"].as_f64().unwrap() > 0.0 && report["quality"]["unrelated"].as_f64().unwrap() > 0.0);
+    assert!(report["capacity_per_s"].as_f64().unwrap() > 0.0 && report["quality"]["zero"].as_f64().unwrap() > 0.0);
     assert_eq!(words.lines().filter(|line| line.starts_with("fixed-")).count(), 4, "{words}");
     for plot in ["plots/attainment-by-load.svg", "plots/attainment-by-quality.svg"] {
         assert!(std::fs::read_to_string(workspace.path(plot)).unwrap().contains(widest), "{plot}");

@@ -2,7 +2,7 @@
 //! before its last layer are the features. `features.safetensors` of a model directory.
 
 use super::{Features, Reference, Runner};
-use crate::files::{parse_metadata, parse_tensors, refuse_surplus, tensor, write_tensors};
+use crate::files::{parse_metadata, parse_tensors, refuse_surplus, write_tensors};
 use crate::nets::Threads;
 use crate::nets::builder::{Builder, Draw, Weight};
 use crate::nets::program::{Channels, Product, Program, ValueId, View};
@@ -10,7 +10,7 @@ use crate::ops::Act;
 use crate::ops::cpu::conv::Places;
 use crate::ops::pixels::to_unit;
 use crate::supernet::Supernet;
-use crate::supernet::checkpoint::read_f32;
+use crate::supernet::checkpoint::read_params;
 use crate::{Error, ImageShape, Result};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -187,15 +187,7 @@ impl File {
         layout.check().map_err(|error| error.in_file(path))?;
         let marks: Marks = serde_json::from_str(field("marks")?).map_err(|error| Error::field(path, "marks", error))?;
         let spec = layout.program(Until::Logits).spec;
-        let mut params = Vec::with_capacity(spec.params.len());
-        for param in &spec.params {
-            let view = tensor(path, &file, &param.name)?;
-            if view.shape() != param.shape {
-                let problem = format!("shape {:?} is not {:?}", view.shape(), param.shape);
-                return Err(Error::field(path, &param.name, problem));
-            }
-            params.push(read_f32(path, &param.name, &view)?);
-        }
+        let params = read_params(&spec, path, &file)?;
         let known =
             |name: &str| Reference::TENSORS.contains(&name) || spec.params.iter().any(|param| param.name == name);
         refuse_surplus(path, &file, known, "the classifier of its layout")?;

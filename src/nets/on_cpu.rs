@@ -25,6 +25,7 @@ use crate::ops::cpu::pool::Reduce;
 use crate::ops::cpu::resample::Resampler;
 use crate::ops::cpu::tokens::Patches;
 use crate::supernet::{Spec, Supernet, Widths};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// A subnet of a [`Packed`] network.
@@ -191,7 +192,8 @@ impl Values<'_> {
         }
     }
 
-    fn parts(&self, parts: &[ValueId]) -> Vec<&Map> {
+    /// The maps that a view reads: hardly ever more than two, and a call shall not allocate for each of its layers.
+    fn parts(&self, parts: &[ValueId]) -> SmallVec<[&Map; 4]> {
         parts.iter().map(|&part| self.of(part)).collect()
     }
 

@@ -1,9 +1,10 @@
 //! The supernet's weights in memory and on disk.
 
 use crate::files::{parse_metadata, parse_tensors, refuse_surplus, tensor, write_tensors};
-use crate::supernet::{Pipe, Spec};
+use crate::supernet::{Param, Pipe, Spec};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
@@ -118,15 +119,7 @@ impl Supernet {
         };
         let permutations =
             spec.pipes.iter().map(|pipe| read_permutation(path, &metadata, pipe)).collect::<Result<_>>()?;
-        let mut params = Vec::with_capacity(spec.params.len());
-        for param in &spec.params {
-            let view = tensor(path, &file, &param.name)?;
-            if view.shape() != param.shape {
-                let problem = format!("shape {:?} is not {:?}", view.shape(), param.shape);
-                return Err(Error::field(path, &param.name, problem));
-            }
-            params.push(read_f32(path, &param.name, &view)?);
-        }
+        let params = read_params(spec, path, &file)?;
         let known: std::collections::HashSet<&str> = spec.params.iter().map(|param| param.name.as_str()).collect();
         refuse_surplus(path, &file, |name| known.contains(name), "the network of model.toml")?;
         Ok(Self { params, order, permutations })
@@ -143,6 +136,22 @@ fn read_permutation(path: &Path, metadata: &HashMap<String, String>, pipe: &Pipe
         return Err(Error::field(path, &field, format!("is not a permutation of 0..{}", pipe.width)));
     }
     Ok(order)
+}
+
+/// The parameters of a network of this `spec`, in its order, as f32 on the CPU.
+///
+/// # Errors
+/// One sentence with the file and the tensor that is missing, of another shape or not finite.
+pub fn read_params(spec: &Spec, path: &Path, file: &SafeTensors) -> Result<Vec<Tensor>> {
+    let read = |param: &Param| {
+        let view = tensor(path, file, &param.name)?;
+        if view.shape() != param.shape {
+            let problem = format!("shape {:?} is not {:?}", view.shape(), param.shape);
+            return Err(Error::field(path, &param.name, problem));
+        }
+        read_f32(path, &param.name, &view)
+    };
+    spec.params.iter().map(read).collect()
 }
 
 /// The tensor of a file as f32 on the CPU; finite, or refused.
