@@ -5,6 +5,7 @@ use crate::evaluation::drawing::Start;
 use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::realism::RealImages;
 use crate::evaluation::to_reference::REFERENCE;
+use crate::evaluation::yardstick::Metric;
 use crate::loadtest::client::{Call, Client};
 use crate::loadtest::images::{Judge, References, asked, calls};
 use crate::loadtest::policy::{Contestant, exact, plan, within};
@@ -183,7 +184,8 @@ impl Experiment {
         self.contestants(&model)?;
 
         let features = self.config.model.join(FEATURES);
-        let (starts, judge) = if features.exists() {
+        // By what the server calls quality.
+        let (starts, judge) = if model.metric == Metric::Fd.as_str() && features.exists() {
             // Each image once: what is asked for again says nothing new.
             let judge = Judge::Features(Box::new(RealImages::open(&features, self.config.threads())?));
             (asked(DIFFERENT.max(self.images), model.classes.len()), judge)

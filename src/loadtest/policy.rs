@@ -98,7 +98,12 @@ mod tests {
     fn model(ratios: &[f64]) -> Loaded {
         let name = |ratio: f64| if ratio == 1.0 { "full".to_owned() } else { format!("{ratio:.3}") };
         let subnets = ratios.iter().map(|&ratio| LoadedSubnet { name: name(ratio), ratio });
-        Loaded { model: "tiny".to_owned(), classes: Vec::new(), subnets: subnets.collect() }
+        Loaded {
+            model: "tiny".to_owned(),
+            classes: Vec::new(),
+            subnets: subnets.collect(),
+            metric: "mse-to-reference".to_owned(),
+        }
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub struct Loaded {
     pub classes: Vec<String>,
     /// From the narrowest to the widest.
     pub subnets: Vec<LoadedSubnet>,
+    /// What the qualities of its frontier are made of.
+    pub metric: String,
 }
 
 /// A subnet of it.
