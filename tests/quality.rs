@@ -105,7 +105,7 @@ fn features_are_trained_kept_with_their_hash_and_tell_real_images_from_a_blur() 
     assert_eq!((reference.quality(reference.real), reference.quality(reference.blur)), (1.0, 0.0));
 
     let (images, labels) = data(IMAGES);
-    let mut classifier = Classifier::new(&file, Threads::new(1)).unwrap();
+    let mut classifier = Classifier::new(&file.layout, &file.weights, Threads::new(1)).unwrap();
     let features = classifier.of(&images, model.image()).unwrap();
     assert_eq!(features.len(), IMAGES * classifier.dim());
     let right =

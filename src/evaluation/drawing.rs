@@ -41,6 +41,12 @@ pub fn starts(images: usize, classes: usize) -> Vec<Start> {
     (0..images).map(|index| Start { seed: index as u64, class: class(index) }).collect()
 }
 
+/// Seeds from `seed`, with all classes in turn: the first of many are those of few.
+pub fn starts_in_turn(seed: u64, images: usize, classes: usize) -> Vec<Start> {
+    let start = |index: usize| Start { seed: seed.wrapping_add(index as u64), class: index.checked_rem(classes) };
+    (0..images).map(start).collect()
+}
+
 /// The images of a recipe, in the order of `starts`, in [-1, 1]. Those of one call are at the same step, so on the same
 /// subnet.
 ///
@@ -97,6 +103,15 @@ mod tests {
         assert_eq!(classes(2, 10), [0, 0].map(Some));
         let seeds = starts(4, 2).iter().map(|start| start.seed).collect::<Vec<_>>();
         assert_eq!(seeds, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn the_first_of_many_starts_in_turn_are_those_of_few() {
+        let (few, many) = (starts_in_turn(7, 5, 3), starts_in_turn(7, 12, 3));
+        assert_eq!(many[..5], few);
+        let told = few.iter().map(|start| (start.seed, start.class)).collect::<Vec<_>>();
+        assert_eq!(told, [(7, Some(0)), (8, Some(1)), (9, Some(2)), (10, Some(0)), (11, Some(1))]);
+        assert_eq!(starts_in_turn(0, 2, 0).iter().map(|start| start.class).collect::<Vec<_>>(), [None; 2]);
     }
 
     #[test]

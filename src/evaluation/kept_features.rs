@@ -1,11 +1,19 @@
 //! Features that are taken bit by bit, perhaps in several sittings.
 
+use super::drawing::{BATCH, Recipe, Start, bytes, draw};
+use crate::diffusion::SigmaRange;
+use crate::features::Features;
 use crate::files::continues;
+use crate::nets::Denoiser;
+use crate::training::data::Dataset;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// Images whose features are taken and kept at a time.
+const PART: usize = 8 * BATCH;
 
 /// Features of images `[n, dim]`, of which there are more and more: in memory, and in a file where they shall outlive the process.
 #[derive(Debug)]
@@ -58,6 +66,51 @@ impl KeptFeatures {
         let Some((path, file)) = &mut self.file else { return Ok(()) };
         let bytes: Vec<u8> = features.iter().flat_map(|value| value.to_le_bytes()).collect();
         file.write_all(&bytes).map_err(Error::io(path))
+    }
+
+    /// Draws the images of `starts` that it has no features of yet, the next of them, and keeps theirs. `progress` hears how many
+    /// there are.
+    ///
+    /// # Errors
+    /// As [`draw`] and [`Features::of`]; [`Error::Io`].
+    pub fn draw(
+        &mut self,
+        denoiser: &mut dyn Denoiser,
+        range: SigmaRange,
+        starts: &[Start],
+        recipe: &Recipe,
+        features: &mut dyn Features,
+        mut progress: impl FnMut(usize),
+    ) -> Result<()> {
+        let shape = denoiser.about().image;
+        while self.len() < starts.len() {
+            let part = &starts[self.len()..starts.len().min(self.len() + PART)];
+            let images = draw(denoiser, range, part, recipe)?;
+            self.push(&features.of(&bytes(&images), shape)?)?;
+            progress(self.len());
+        }
+        Ok(())
+    }
+
+    /// Takes the features of the images of `dataset` that it has none of yet, up to `images` of them, as [`Self::draw`] does.
+    ///
+    /// # Errors
+    /// As [`Features::of`]; [`Error::Io`].
+    pub fn take(
+        &mut self,
+        dataset: &Dataset,
+        images: usize,
+        features: &mut dyn Features,
+        mut progress: impl FnMut(usize),
+    ) -> Result<()> {
+        let elements = dataset.shape.elements();
+        while self.len() < images {
+            let last = images.min(self.len() + PART);
+            let part = &dataset.images[self.len() * elements..last * elements];
+            self.push(&features.of(part, dataset.shape)?)?;
+            progress(last);
+        }
+        Ok(())
     }
 
     /// Those of the first `images`, `[images, dim]`; of all where there are fewer.

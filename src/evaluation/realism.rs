@@ -1,6 +1,7 @@
 //! How near the images of a plan are to real ones, in the model's own features.
 
-use super::drawing::{BATCH, Start, bytes, draw, starts};
+use super::drawing::starts_in_turn;
+use super::kept_features::KeptFeatures;
 use super::yardstick::Rating;
 use crate::diffusion::{Plan, SigmaRange};
 use crate::features::classifier::File;
@@ -13,8 +14,6 @@ use std::path::Path;
 
 /// Bootstrap samples of a standard error.
 const BOOTSTRAP: u64 = 24;
-/// Images whose features are taken at a time.
-const PART: usize = 8 * BATCH;
 
 /// Real images, as images are held against them.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ impl RealImages {
     /// As [`File::open`].
     pub fn open(path: &Path, threads: Threads) -> Result<Self> {
         let file = File::open(path)?;
-        let classifier = Classifier::new(&file, threads)?;
+        let classifier = Classifier::new(&file.layout, &file.weights, threads)?;
         Ok(Self { classifier, target: Target::new(file.reference.gaussian.clone())?, reference: file.reference })
     }
 
@@ -69,7 +68,7 @@ pub struct Realism {
     range: SigmaRange,
     real: RealImages,
     /// By plan: the features of its images so far.
-    drawn: HashMap<String, Vec<f32>>,
+    drawn: HashMap<String, KeptFeatures>,
 }
 
 impl Realism {
@@ -91,17 +90,11 @@ impl Realism {
     /// # Errors
     /// If the device fails or the model lacks a subnet.
     pub fn rate(&mut self, denoiser: &mut dyn Denoiser, plan: &Plan, images: usize) -> Result<Rating> {
-        let dim = self.real.target.dim();
-        let starts: Vec<Start> = starts(images, denoiser.about().classes.len());
-        let kept = self.drawn.entry(plan.to_string()).or_default();
-        let recipe = plan.clone().into();
-        while kept.len() / dim < images {
-            let first = kept.len() / dim;
-            let part = &starts[first..images.min(first + PART)];
-            let drawn = draw(denoiser, self.range, part, &recipe)?;
-            kept.extend(self.real.features(&bytes(&drawn), denoiser.about().image)?);
-        }
-        self.real.rate(&kept[..images * dim])
+        let starts = starts_in_turn(0, images, denoiser.about().classes.len());
+        let Self { range, real, drawn } = self;
+        let kept = drawn.entry(plan.to_string()).or_insert_with(|| KeptFeatures::in_memory(real.target.dim()));
+        kept.draw(denoiser, *range, &starts, &plan.clone().into(), &mut real.classifier, |_| {})?;
+        real.rate(kept.first(images))
     }
 
     /// Forgets the images of plans that are not among these.

@@ -1,9 +1,8 @@
 //! How far the images of a plan are from real ones, by what their features say.
 
-use crate::Result;
-use crate::features::frechet::{Estimate, Target};
 use crate::features::kid::{matrix, squared_discrepancy};
 use crate::features::manifold::overlap;
+use crate::features::sample::mean_and_deviation;
 use crate::philox::Stream;
 use serde::Serialize;
 
@@ -25,31 +24,6 @@ pub struct Measured {
     pub error: f64,
 }
 
-/// A Fréchet distance.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Frechet {
-    /// Of the images as they are.
-    pub distance: f64,
-    /// What it would be with images without end: see [`Estimate::limit`].
-    pub limit: f64,
-    /// The standard error of both.
-    pub error: f64,
-}
-
-impl From<Estimate> for Frechet {
-    fn from(Estimate { distance, limit, error }: Estimate) -> Self {
-        Self { distance, limit, error }
-    }
-}
-
-/// The Fréchet distance of features `[n, dim]` to `real`.
-///
-/// # Errors
-/// As [`Target::estimate`].
-pub fn frechet(real: &Target, features: &[f32]) -> Result<Frechet> {
-    Ok(real.estimate(features, BOOTSTRAP)?.into())
-}
-
 /// The kernel distance: the mean squared discrepancy of 100 subsets of 1,000 images of each set (of all, where there are fewer),
 /// drawn without replacement, and its standard error over the subsets.
 pub fn kernel(real: &[f32], fake: &[f32], dim: usize) -> Measured {
@@ -60,10 +34,8 @@ pub fn kernel(real: &[f32], fake: &[f32], dim: usize) -> Measured {
         squared_discrepancy(&a, &b)
     };
     let values: Vec<f64> = (0..SUBSETS).map(of_subset).collect();
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    Measured { value: mean, error: (variance / n).sqrt() }
+    let (value, deviation) = mean_and_deviation(&values);
+    Measured { value, error: deviation / (values.len() as f64).sqrt() }
 }
 
 /// The features of `count` different images.

@@ -3,6 +3,7 @@
 use super::drawing::{Start, draw, starts};
 use super::yardstick::Rating;
 use crate::diffusion::{Plan, SigmaRange};
+use crate::features::sample::mean_and_deviation;
 use crate::nets::Denoiser;
 use crate::{Error, Result};
 
@@ -62,10 +63,8 @@ impl ToReference {
         let drawn = draw(denoiser, self.range, starts, &plan.clone().into())?;
         let distances: Vec<f64> =
             drawn.iter().zip(&self.images).map(|(image, reference)| distance(image, reference)).collect();
-        let n = distances.len() as f64;
-        let mean = distances.iter().sum::<f64>() / n;
-        let variance = distances.iter().map(|distance| (distance - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-        let error = (variance / n).sqrt() / self.unrelated;
+        let (mean, deviation) = mean_and_deviation(&distances);
+        let error = deviation / (distances.len() as f64).sqrt() / self.unrelated;
         Ok(Rating { distance: mean, quality: 1.0 - mean / self.unrelated, error })
     }
 }

@@ -12,7 +12,7 @@ use crate::ops::pixels::to_unit;
 use crate::supernet::Supernet;
 use crate::supernet::checkpoint::read_params;
 use crate::{Error, ImageShape, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -192,19 +192,20 @@ impl File {
             |name: &str| Reference::TENSORS.contains(&name) || spec.params.iter().any(|param| param.name == name);
         refuse_surplus(path, &file, known, "the classifier of its layout")?;
         let Marks { accuracy, images, real, blur } = marks;
-        let reference = Reference { images, real, blur, ..Reference::read(path, &file, layout.features)? };
+        let gaussian = Reference::read_gaussian(path, &file, layout.features)?;
+        let reference = Reference { gaussian, images, real, blur };
         Ok(Self { weights: Supernet::original(&spec, params), layout, accuracy, reference })
     }
+}
 
-    /// The same with weights as they are after they were written.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] on a device fault.
-    pub fn rounded(self) -> Result<Self> {
-        let round = |tensor: &Tensor| tensor.to_dtype(DType::F16)?.to_dtype(DType::F32);
-        let params = self.weights.params.iter().map(round).collect::<candle_core::Result<_>>()?;
-        Ok(Self { weights: Supernet { params, ..self.weights }, ..self })
-    }
+/// Weights as they are after [`File::write`].
+///
+/// # Errors
+/// [`Error::Tensor`] on a device fault.
+pub fn rounded(weights: Supernet) -> Result<Supernet> {
+    let round = |tensor: &Tensor| tensor.to_dtype(DType::F16)?.to_dtype(DType::F32);
+    let params = weights.params.iter().map(round).collect::<candle_core::Result<_>>()?;
+    Ok(Supernet { params, ..weights })
 }
 
 /// A classifier ready to run.
@@ -221,14 +222,14 @@ impl Classifier {
     ///
     /// # Errors
     /// [`Error::Tensor`] on a device fault.
-    pub fn new(file: &File, threads: Threads) -> Result<Self> {
-        let program = Arc::new(file.layout.program(Until::Features));
+    pub fn new(layout: &Layout, weights: &Supernet, threads: Threads) -> Result<Self> {
+        let program = Arc::new(layout.program(Until::Features));
         // The head's parameters come last.
-        let (body, head) = file.weights.params.split_at(program.spec.params.len());
-        let vector = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>();
+        let (body, head) = weights.params.split_at(program.spec.params.len());
+        let vector = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
         let head = (vector(&head[0])?, vector(&head[1])?);
         let runner = Runner::new(program.clone(), &Supernet::original(&program.spec, body.to_vec()), threads)?;
-        Ok(Self { layout: file.layout.clone(), runner, head })
+        Ok(Self { layout: layout.clone(), runner, head })
     }
 
     /// The class of each of the images with these features, `[n, dim]`.

@@ -1,8 +1,10 @@
 //! The Fréchet distance between two sets of features, taken as normal (Dowson and Landau 1982; Heusel et al. 2017).
 
+use super::sample::mean_and_deviation;
 use crate::philox::Stream;
 use crate::{Error, Result};
 use faer::{Mat, MatRef, Side};
+use serde::Serialize;
 
 /// Rows that are added at a time.
 const ROWS: usize = 1024;
@@ -145,7 +147,7 @@ pub struct Target {
 }
 
 /// A distance as it is estimated from samples.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     /// Of the samples as they are.
     pub distance: f64,
@@ -215,10 +217,8 @@ impl Target {
         let distance = self.distance(&first.joined(&second).gaussian()?)?;
         let drawn = (0..bootstrap).map(|draw| self.distance(&Moments::resampled(features, dim, draw).gaussian()?));
         let drawn = drawn.collect::<Result<Vec<f64>>>()?;
-        let n = drawn.len() as f64;
-        let mean = drawn.iter().sum::<f64>() / n;
-        let variance = drawn.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
-        Ok(Estimate { distance, limit: 2.0 * distance - of_halves, error: variance.sqrt() })
+        let (_, error) = mean_and_deviation(&drawn);
+        Ok(Estimate { distance, limit: 2.0 * distance - of_halves, error })
     }
 }
 

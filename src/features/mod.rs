@@ -9,6 +9,7 @@ pub mod kid;
 pub mod manifold;
 mod reference;
 mod runner;
+pub mod sample;
 
 pub use classifier::Classifier;
 pub use clip::Clip;

@@ -49,11 +49,11 @@ impl Reference {
         Ok([(first, single(mean, &[dim])?), (second, single(&rows, &[dim, dim])?)])
     }
 
-    /// Reads the [`Self::TENSORS`]; the numbers beside them are zero.
+    /// Reads the [`Self::TENSORS`].
     ///
     /// # Errors
     /// One sentence with the file and the tensor that is missing or of another shape.
-    pub fn read(path: &Path, file: &SafeTensors, dim: usize) -> Result<Self> {
+    pub fn read_gaussian(path: &Path, file: &SafeTensors, dim: usize) -> Result<Gaussian> {
         let read = |name: &str, shape: &[usize]| {
             let view = tensor(path, file, name)?;
             if view.shape() != shape {
@@ -64,6 +64,6 @@ impl Reference {
         let [first, second] = Self::TENSORS;
         let (mean, rows) = (read(first, &[dim])?, read(second, &[dim, dim])?);
         let covariance = Mat::from_fn(dim, dim, |row, column| rows[row * dim + column]);
-        Ok(Self { gaussian: Gaussian { mean, covariance }, images: 0, real: 0.0, blur: 0.0 })
+        Ok(Gaussian { mean, covariance })
     }
 }

@@ -6,8 +6,8 @@ use super::data::{Dataset, Source, flip_horizontal, shift};
 use super::optimizer::{Adam, Region};
 use super::state::{StageName, State};
 use super::trainer::{Gradients, initial};
-use crate::features::classifier::{Classifier, File, Layout, Until};
-use crate::features::frechet::{Gaussian, Moments, distance};
+use crate::features::classifier::{Classifier, File, Layout, Until, rounded};
+use crate::features::frechet::{Moments, distance};
 use crate::features::{Features, Reference};
 use crate::files::read_toml;
 use crate::nets::on_tape;
@@ -224,47 +224,44 @@ pub fn finished(
     state: &State,
     dataset: &Dataset,
     heldout: &Dataset,
-    mut progress: impl FnMut(usize, usize),
+    mut progress: impl FnMut(usize),
 ) -> Result<File> {
-    let spec = layout.program(Until::Logits).spec;
-    let nothing = Gaussian { mean: Vec::new(), covariance: faer::Mat::zeros(0, 0) };
-    let reference = Reference { gaussian: nothing, images: 0, real: 0.0, blur: 0.0 };
-    let file = File { layout, weights: state.supernet(&spec, true)?, accuracy: 0.0, reference }.rounded()?;
-    let mut classifier = Classifier::new(&file, Threads::ALL)?;
-    // As many of the images that it has learnt as there are held-out ones, in their order.
-    let real = dataset.len().min(heldout.len());
-    let total = real + heldout.len();
-    let mut known = 0;
-    let elements = dataset.shape.elements();
-    let [mut reference, mut others] = [(); 2].map(|()| Moments::new(classifier.dim()));
-    for first in (0..heldout.len()).step_by(PART) {
-        let last = heldout.len().min(first + PART);
-        let features = classifier.of(&heldout.images[first * elements..last * elements], heldout.shape)?;
-        let labels = (first..last).map(|index| heldout.label(index));
-        known += classifier.classes(&features).into_iter().zip(labels).filter(|(found, label)| found == label).count();
-        reference.add(&features);
-        progress(last, total);
-    }
-    for first in (0..real).step_by(PART) {
-        let last = real.min(first + PART);
-        others.add(&classifier.of(&dataset.images[first * elements..last * elements], dataset.shape)?);
-        progress(heldout.len() + last, total);
-    }
-    let mut blurred = Moments::new(classifier.dim());
-    let counts = dataset.counts();
-    for (mean, &count) in class_means(dataset).chunks_exact(elements).zip(&counts) {
+    let weights = rounded(state.supernet(&layout.program(Until::Logits).spec, true)?)?;
+    let mut classifier = Classifier::new(&layout, &weights, Threads::ALL)?;
+    let (dim, elements, mut looked_at) = (layout.features, dataset.shape.elements(), 0);
+    let mut features = |classifier: &mut Classifier, images: &[u8]| -> Result<Vec<f32>> {
+        let mut features = Vec::with_capacity(images.len() / elements * dim);
+        for part in images.chunks(PART * elements) {
+            features.extend(classifier.of(part, dataset.shape)?);
+            looked_at += part.len() / elements;
+            progress(looked_at);
+        }
+        Ok(features)
+    };
+    let moments = |features: &[f32]| {
+        let mut moments = Moments::new(dim);
+        moments.add(features);
+        moments.gaussian()
+    };
+    let of_heldout = features(&mut classifier, &heldout.images)?;
+    // As many of the images that it has learnt, in their order.
+    let others = features(&mut classifier, &dataset.images[..heldout.len().min(dataset.len()) * elements])?;
+    let found = classifier.classes(&of_heldout).into_iter().enumerate();
+    let known = found.filter(|&(index, class)| class == heldout.label(index)).count();
+    let mut blurred = Vec::new();
+    for (mean, &count) in class_means(dataset).chunks_exact(elements).zip(&dataset.counts()) {
         let features = classifier.of(mean, dataset.shape)?;
         // In the shares that the data has: 1,000 images are enough to tell them.
-        (0..1000 * count / dataset.len()).for_each(|_| blurred.add(&features));
+        (0..(1000 * count).div_ceil(dataset.len())).for_each(|_| blurred.extend_from_slice(&features));
     }
-    let gaussian = reference.gaussian()?;
-    let marks = Reference {
-        real: distance(&gaussian, &others.gaussian()?)?,
-        blur: distance(&gaussian, &blurred.gaussian()?)?,
+    let gaussian = moments(&of_heldout)?;
+    let reference = Reference {
+        real: distance(&gaussian, &moments(&others)?)?,
+        blur: distance(&gaussian, &moments(&blurred)?)?,
         images: heldout.len(),
         gaussian,
     };
-    Ok(File { accuracy: known as f64 / heldout.len() as f64, reference: marks, ..file })
+    Ok(File { layout, weights, accuracy: known as f64 / heldout.len() as f64, reference })
 }
 
 /// The mean image of each class, `[classes, H, W, C]`.

@@ -4,14 +4,14 @@ use super::{Args, Metric};
 use crate::cli::table::{Align, Table};
 use crate::console::print;
 use crate::diffusion::Plan;
-use crate::evaluation::drawing::{BATCH, Recipe, bytes, draw, starts};
+use crate::evaluation::drawing::{BATCH, Recipe, starts_in_turn};
 use crate::evaluation::kept_features::KeptFeatures;
 use crate::evaluation::profile::{PROFILE, Profile};
-use crate::evaluation::scores::{Frechet, Measured, Overlap, frechet, kernel, overlaps};
+use crate::evaluation::scores::{BOOTSTRAP, Measured, Overlap, kernel, overlaps};
 use crate::features::classifier::File;
-use crate::features::frechet::{Gaussian, Moments, Target};
+use crate::features::frechet::{Estimate, Gaussian, Moments, Target};
 use crate::features::{Classifier, Features, Inception};
-use crate::files::sha256;
+use crate::files::{read_text, sha256};
 use crate::nets::model::{FEATURES, WEIGHTS};
 use crate::nets::{Model, Opened, Threads};
 use crate::routing::Budgets;
@@ -25,9 +25,6 @@ use faer::Mat;
 use serde::Serialize;
 use std::path::Path;
 
-/// Images whose features are taken and kept at a time.
-const PART: usize = 8 * BATCH;
-
 /// What one set of images came to.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -35,7 +32,7 @@ struct Row {
     images: String,
     n: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
-    fd: Option<Frechet>,
+    fd: Option<Estimate>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kid: Option<Measured>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,9 +54,10 @@ enum Network {
 }
 
 impl Network {
-    fn open(model: &Path, given: Option<&Path>) -> Result<Self> {
+    /// The given one, or the model's own; and the hash of its file.
+    fn open(model: &Path, given: Option<&Path>) -> Result<(Self, String)> {
         if let Some(path) = given {
-            return Ok(Self::Inception(Box::new(Inception::open(path, Threads::ALL)?)));
+            return Ok((Self::Inception(Box::new(Inception::open(path, Threads::ALL)?)), sha256(path)?));
         }
         let path = model.join(FEATURES);
         if !path.exists() {
@@ -67,8 +65,8 @@ impl Network {
             return Err(Error::input(path.display(), problem));
         }
         let file = File::open(&path)?;
-        let classifier = Classifier::new(&file, Threads::ALL)?;
-        Ok(Self::Own(Box::new((file, classifier))))
+        let classifier = Classifier::new(&file.layout, &file.weights, Threads::ALL)?;
+        Ok((Self::Own(Box::new((file, classifier))), sha256(&path)?))
     }
 
     fn features(&mut self) -> &mut dyn Features {
@@ -121,8 +119,7 @@ impl Args {
         if plans.is_empty() && images.real.is_none() {
             return Err(Error::input("--plan", "is needed: a plan, or fast, balanced or best; --real for real images"));
         }
-        let mut network = Network::open(&self.model, images.features.as_deref())?;
-        let hash = sha256(&images.features.clone().unwrap_or_else(|| self.model.join(FEATURES)))?;
+        let (mut network, hash) = Network::open(&self.model, images.features.as_deref())?;
         let real = self.real(model, &mut network, &hash)?;
         if real.features.is_none() && self.metric.iter().any(|metric| [Metric::Kid, Metric::Pr].contains(metric)) {
             return Err(Error::input(
@@ -137,7 +134,13 @@ impl Args {
             let mut kept = self.kept(
                 "real",
                 network.features().dim(),
-                &Record { of: &text(path)?, images: "data", seed: 0, guidance: 1.0, features: &hash },
+                &Record {
+                    of: &read_text(path, "a TOML file")?,
+                    images: "data",
+                    seed: 0,
+                    guidance: 1.0,
+                    features: &hash,
+                },
             )?;
             of_dataset(&dataset, n, "real images", network.features(), &mut kept)?;
             let labels: Vec<usize> = (0..n).map(|index| dataset.label(index)).collect();
@@ -189,7 +192,7 @@ impl Args {
             return Ok(Real { target: Target::new(file.reference.gaussian.clone())?, features: None });
         };
         let dataset = DataConfig::open(path)?.load_for(model)?;
-        let of = text(path)?;
+        let of = read_text(path, "a TOML file")?;
         let record = Record { of: &of, images: "data", seed: 0, guidance: 1.0, features: hash };
         let mut kept = self.kept("data", dim, &record)?;
         of_dataset(&dataset, dataset.len(), "data", network.features(), &mut kept)?;
@@ -214,15 +217,10 @@ impl Args {
         let record = Record { of: &of, images: &plan, seed: self.seed, guidance: recipe.guidance, features: hash };
         let name = format!("{plan}~seed={}~guidance={}", self.seed, recipe.guidance).replace(['/', '*', ','], "_");
         let mut kept = self.kept(&name, network.features().dim(), &record)?;
-        let mut starts = starts(n, model.network.classes());
-        starts.iter_mut().for_each(|start| start.seed = start.seed.wrapping_add(self.seed));
+        let starts = starts_in_turn(self.seed, n, model.network.classes());
         let mut progress = Progress::new(&plan, "images", kept.len() as u64, n as u64);
-        while kept.len() < n {
-            let part = &starts[kept.len()..n.min(kept.len() + PART)];
-            let images = draw(opened.denoiser(), model.card.noise, part, recipe)?;
-            kept.push(&network.features().of(&bytes(&images), model.image())?)?;
-            progress.at(kept.len() as u64, "");
-        }
+        let at = |done: usize| progress.at(done as u64, "");
+        kept.draw(opened.denoiser(), model.card.noise, &starts, recipe, network.features(), at)?;
         progress.finish();
         let labels: Vec<usize> = starts.iter().filter_map(|start| start.class).collect();
         let name = if recipe.guidance == 1.0 { plan } else { format!("{plan} guided {}", recipe.guidance) };
@@ -239,7 +237,7 @@ impl Args {
             let found = classifier.classes(features);
             found.iter().zip(labels).filter(|(found, label)| found == label).count() as f64 / labels.len() as f64
         };
-        let fd = if wants(Metric::Fd) { Some(frechet(&real.target, features)?) } else { None };
+        let fd = if wants(Metric::Fd) { Some(real.target.estimate(features, BOOTSTRAP)?) } else { None };
         let by_own = self.data.is_none() && self.images.reference.is_none();
         Ok(Row {
             images: images.to_owned(),
@@ -294,13 +292,8 @@ fn of_dataset(
     features: &mut dyn Features,
     kept: &mut KeptFeatures,
 ) -> Result<()> {
-    let elements = dataset.shape.elements();
     let mut progress = Progress::new(name, "images", kept.len() as u64, n as u64);
-    while kept.len() < n {
-        let (first, last) = (kept.len(), n.min(kept.len() + PART));
-        kept.push(&features.of(&dataset.images[first * elements..last * elements], dataset.shape)?)?;
-        progress.at(last as u64, "");
-    }
+    kept.take(dataset, n, features, |done| progress.at(done as u64, ""))?;
     progress.finish();
     Ok(())
 }
@@ -319,8 +312,4 @@ fn statistics(path: &Path, dim: usize) -> Result<Gaussian> {
     };
     let (mean, rows) = (values("mu", &[dim])?, values("sigma", &[dim, dim])?);
     Ok(Gaussian { mean, covariance: Mat::from_fn(dim, dim, |row, column| rows[row * dim + column]) })
-}
-
-fn text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(Error::io(path))
 }
