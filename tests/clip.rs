@@ -1,5 +1,10 @@
 //! CLIP's tokens, pixels and embeddings against those of transformers, Pillow and PyTorch.
 
+#[path = "support/halves.rs"]
+mod halves;
+mod support;
+
+use accordion::features::sample::mean_and_deviation;
 use accordion::features::{Clip, Features, clip};
 use accordion::text::Tokenizer;
 use accordion::{Error, ImageShape};
@@ -7,6 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use support::{CLASSES, accordion, assert_refused, text, write_model};
 use tempfile::TempDir;
 
 /// Tokens of a text.
@@ -371,4 +377,54 @@ fn what_a_config_leaves_out_is_as_in_transformers() {
     let (image, shape) = &images[0];
     assert_eq!(partial.of(image, *shape).unwrap(), whole.of(image, *shape).unwrap());
     assert_eq!(partial.text(&prompts).unwrap(), whole.text(&prompts).unwrap());
+}
+
+#[test]
+fn the_clip_score_of_images_is_the_mean_over_them_of_that_for_the_text_of_their_class() {
+    const IMAGES: usize = 20;
+    let (dir, clip_dir) = (tempfile::tempdir().unwrap(), directory());
+    let [model, data] = ["model", "data.toml"].map(|name| dir.path().join(name));
+    write_model(&model, &CLASSES);
+    halves::write(dir.path(), IMAGES);
+    let source = format!("format = 'idx'\nimages = 'images'\nlabels = 'labels'\nclasses = {CLASSES:?}\n");
+    std::fs::write(&data, format!("[data]\n{source}")).unwrap();
+    let evaluate = |model: &Path, args: &[&str]| {
+        let of = ["evaluate", "--model", text(model), "--metric", "clip", "--json", "--n", "20"];
+        accordion(&[&of[..], args].concat()).current_dir(dir.path()).output().unwrap()
+    };
+    let with_clip = ["--features", text(clip_dir.path())];
+    let rows = |args: &[&str]| {
+        let output = evaluate(&model, &[&with_clip[..], args].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["rows"].clone()
+    };
+
+    let mut clip = clip();
+    let (bytes, labels) = halves::data(IMAGES);
+    let shape = ImageShape { height: halves::SIDE, width: halves::SIDE, channels: 1 };
+    let images = clip.of(&bytes, shape).unwrap();
+    let mut expected = |prompt: &str| {
+        let texts = clip.text(&CLASSES.map(|class| prompt.replace("{class}", class))).unwrap();
+        let dim = clip.dim();
+        let text = |label: u8| &texts[usize::from(label) * dim..][..dim];
+        let pairs = images.chunks(dim).zip(&labels);
+        mean_and_deviation(&pairs.map(|(image, &label)| clip::score(image, text(label))).collect::<Vec<_>>())
+    };
+    for (args, prompt) in [(vec![], "a photo of a {class}"), (vec!["--prompt", "not {class}"], "not {class}")] {
+        let found = rows(&[&["--real", "data.toml"], &args[..]].concat())[0]["clip"].clone();
+        let (mean, deviation) = expected(prompt);
+        let [value, error] = ["value", "error"].map(|name| found[name].as_f64().unwrap());
+        assert!((value - mean).abs() < 1e-9 && (error - deviation / (IMAGES as f64).sqrt()).abs() < 1e-9, "{found}");
+    }
+    // Its features tell how far images are from real ones, too.
+    let both = rows(&["--metric", "fd,clip", "--data", "data.toml", "--real", "data.toml", "--plan", "euler-1@full"]);
+    assert!(both[0]["fd"]["distance"].as_f64().unwrap() < 1e-6, "{both}");
+    assert!(both[1]["fd"]["distance"].as_f64().unwrap() > 1e-2 && both[1]["clip"]["value"].is_f64(), "{both}");
+
+    let output = evaluate(&model, &["--real", "data.toml"]);
+    assert_refused(&output, &["--features: is needed for the CLIP score: the directory of a CLIP"]);
+    let without_classes = dir.path().join("without");
+    write_model(&without_classes, &[]);
+    let output = evaluate(&without_classes, &[&with_clip[..], &["--plan", "euler-1@full"]].concat());
+    assert_refused(&output, &["--prompt: says {class}, but the model has no classes"]);
 }

@@ -9,14 +9,14 @@ use crate::{Error, Result};
 use std::path::PathBuf;
 
 /// How well subnets denoise images that training has not seen (`--metric loss`), or how near the images of plans are to real
-/// ones, in features (`fd`, `kid`, `pr`).
+/// ones, in features (`fd`, `kid`, `pr`), and to what they shall show (`clip`).
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model directory.
     #[arg(long, env = "ACCORDION_MODEL", default_value = "models/fashion-mnist")]
     model: PathBuf,
     /// What is measured, one or several of them separated by commas: loss, the denoising loss of every subnet, alone; fd or fid, the
-    /// Fréchet distance; kid, the kernel distance; pr, precision, recall, density and coverage.
+    /// Fréchet distance; kid, the kernel distance; pr, precision, recall, density and coverage; clip, the CLIP score.
     #[arg(long, value_delimiter = ',', default_value = "loss")]
     metric: Vec<Metric>,
     /// TOML file whose `[data]` table names the real images (and whose `[loss]` table the noise levels of the loss).
@@ -49,9 +49,13 @@ struct Images {
     /// Scale of classifier-free guidance; 1 is off.
     #[arg(long, default_value_t = 1.0)]
     guidance: f64,
-    /// The network of the features, if not the model's own: a file with the weights of the FID Inception (.pth or safetensors).
+    /// The network of the features, if not the model's own: a file with the weights of the FID Inception (.pth or safetensors), or
+    /// the directory of a CLIP as transformers writes it.
     #[arg(long)]
     features: Option<PathBuf>,
+    /// The text that the CLIP score holds an image against; `{class}` stands for the name of its class.
+    #[arg(long, default_value = "a photo of a {class}")]
+    prompt: String,
     /// Mean and covariance of real images as `mu` and `sigma` of an .npz file, in place of --data.
     #[arg(long, conflicts_with = "data")]
     reference: Option<PathBuf>,
@@ -76,6 +80,15 @@ enum Metric {
     Kid,
     /// Precision, recall, density and coverage.
     Pr,
+    /// The CLIP score.
+    Clip,
+}
+
+impl Metric {
+    /// Whether it holds images against real ones.
+    fn is_distance(self) -> bool {
+        matches!(self, Self::Fd | Self::Kid | Self::Pr)
+    }
 }
 
 impl Args {

@@ -70,7 +70,8 @@ impl Args {
         progress.finish();
         let mut progress =
             Progress::new("reference", "images", 0, (heldout.len() + heldout.len().min(dataset.len())) as u64);
-        let file = finished(layout, &learner.state, &dataset, &heldout, |done| progress.at(done as u64, ""))?;
+        let weights = learner.state.supernet(&learner.program().spec, true)?;
+        let file = finished(layout, weights, &dataset, &heldout, |done| progress.at(done as u64, ""))?;
         progress.finish();
         file.write(&self.model.join(FEATURES))?;
         let position = &learner.state.position;

@@ -14,7 +14,7 @@ use crate::{Error, ImageShape, Result};
 use candle_core::{Device, Tensor};
 use config::Config;
 use preprocessor::Preprocessor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use towers::{ImageTower, TextTower};
 use weights::Weights;
 
@@ -116,14 +116,20 @@ fn batches(images: &[u8], shape: ImageShape) -> Result<impl Iterator<Item = &[u8
     }
 }
 
+/// The file of a CLIP's weights in its directory.
+///
+/// # Errors
+/// [`Error::Input`] if there is none.
+pub fn weights(dir: &Path) -> Result<PathBuf> {
+    let mut files = ["model.safetensors", "pytorch_model.bin"].map(|name| dir.join(name)).into_iter();
+    let problem = "has neither model.safetensors nor pytorch_model.bin; one of them is wanted, in one piece";
+    files.find(|file| file.is_file()).ok_or_else(|| Error::input(dir.display(), problem))
+}
+
 /// The tensors of the weights' file.
 fn tensors(dir: &Path) -> Result<StateDict> {
-    let files = ["model.safetensors", "pytorch_model.bin"].map(|name| dir.join(name));
-    let Some(file) = files.iter().find(|file| file.is_file()) else {
-        let problem = "has neither model.safetensors nor pytorch_model.bin; one of them is wanted, in one piece";
-        return Err(Error::input(dir.display(), problem));
-    };
-    let parts = checkpoint::open(file)?.parts;
+    let file = weights(dir)?;
+    let parts = checkpoint::open(&file)?.parts;
     let groups: Vec<StateDict> = parts.iter().flat_map(|part| part.tensors.unwrapped()).collect();
     let is_clip = |tensors: &&StateDict| tensors.names().any(|name| name.starts_with("vision_model."));
     let found = groups.iter().find(is_clip).cloned();

@@ -202,6 +202,18 @@ impl Target {
     /// # Errors
     /// As [`Self::distance`]; for fewer than four samples.
     pub fn estimate(&self, features: &[f32], bootstrap: u64) -> Result<Estimate> {
+        let [distance, limit] = self.distance_and_limit(features)?;
+        let resampled = |draw| self.distance(&Moments::resampled(features, self.dim(), draw).gaussian()?);
+        let drawn = (0..bootstrap).map(resampled).collect::<Result<Vec<f64>>>()?;
+        let (_, error) = mean_and_deviation(&drawn);
+        Ok(Estimate { distance, limit, error })
+    }
+
+    /// [`Estimate::distance`] and [`Estimate::limit`] of such features.
+    ///
+    /// # Errors
+    /// As [`Self::estimate`].
+    pub fn distance_and_limit(&self, features: &[f32]) -> Result<[f64; 2]> {
         let dim = self.dim();
         let half = features.len() / dim / 2 * dim;
         let halves = [&features[..half], &features[half..]].map(|half| {
@@ -215,10 +227,7 @@ impl Target {
         }
         let [first, second] = halves;
         let distance = self.distance(&first.joined(&second).gaussian()?)?;
-        let drawn = (0..bootstrap).map(|draw| self.distance(&Moments::resampled(features, dim, draw).gaussian()?));
-        let drawn = drawn.collect::<Result<Vec<f64>>>()?;
-        let (_, error) = mean_and_deviation(&drawn);
-        Ok(Estimate { distance, limit: 2.0 * distance - of_halves, error })
+        Ok([distance, 2.0 * distance - of_halves])
     }
 }
 

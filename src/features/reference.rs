@@ -16,7 +16,7 @@ pub struct Reference {
     pub gaussian: Gaussian,
     /// How many images they are of.
     pub images: usize,
-    /// The Fréchet distance to them of other real images.
+    /// The Fréchet distance to them of other real images, as [`super::frechet::Estimate::limit`]: plans are rated by theirs.
     pub real: f64,
     /// That of images that know nothing but their class: each is the mean of its class.
     pub blur: f64,

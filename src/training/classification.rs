@@ -7,7 +7,7 @@ use super::optimizer::{Adam, Region};
 use super::state::{StageName, State};
 use super::trainer::{Gradients, initial};
 use crate::features::classifier::{Classifier, File, Layout, Until, rounded};
-use crate::features::frechet::{Moments, distance};
+use crate::features::frechet::{Moments, Target};
 use crate::features::{Features, Reference};
 use crate::files::read_toml;
 use crate::nets::on_tape;
@@ -16,6 +16,7 @@ use crate::nets::sliced::Sliced;
 use crate::nets::{Model, Threads};
 use crate::ops::Tape;
 use crate::ops::pixels::to_unit;
+use crate::supernet::Supernet;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
@@ -215,18 +216,18 @@ fn cross_entropy(logits: &mut [f32], labels: &[usize]) -> f64 {
     loss / samples as f64
 }
 
-/// The trained classifier, with its accuracy and the features of `heldout`. `progress` hears how many of the images have been looked at.
+/// The classifier of trained weights, with its accuracy and the features of `heldout`. `progress` hears how many of the images have been looked at.
 ///
 /// # Errors
-/// [`Error::Tensor`] on a device fault; if images of `heldout` are fewer than two.
+/// [`Error::Tensor`] on a device fault; if images of either are fewer than four.
 pub fn finished(
     layout: Layout,
-    state: &State,
+    weights: Supernet,
     dataset: &Dataset,
     heldout: &Dataset,
     mut progress: impl FnMut(usize),
 ) -> Result<File> {
-    let weights = rounded(state.supernet(&layout.program(Until::Logits).spec, true)?)?;
+    let weights = rounded(weights)?;
     let mut classifier = Classifier::new(&layout, &weights, Threads::ALL)?;
     let (dim, elements, mut looked_at) = (layout.features, dataset.shape.elements(), 0);
     let mut features = |classifier: &mut Classifier, images: &[u8]| -> Result<Vec<f32>> {
@@ -255,12 +256,10 @@ pub fn finished(
         (0..(1000 * count).div_ceil(dataset.len())).for_each(|_| blurred.extend_from_slice(&features));
     }
     let gaussian = moments(&of_heldout)?;
-    let reference = Reference {
-        real: distance(&gaussian, &moments(&others)?)?,
-        blur: distance(&gaussian, &moments(&blurred)?)?,
-        images: heldout.len(),
-        gaussian,
-    };
+    let target = Target::new(gaussian.clone())?;
+    let [_, real] = target.distance_and_limit(&others)?;
+    let blur = target.distance(&moments(&blurred)?)?;
+    let reference = Reference { real, blur, images: heldout.len(), gaussian };
     Ok(File { layout, weights, accuracy: known as f64 / heldout.len() as f64, reference })
 }
 

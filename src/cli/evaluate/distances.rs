@@ -10,7 +10,8 @@ use crate::evaluation::profile::{PROFILE, Profile};
 use crate::evaluation::scores::{BOOTSTRAP, Measured, Overlap, kernel, overlaps};
 use crate::features::classifier::File;
 use crate::features::frechet::{Estimate, Gaussian, Moments, Target};
-use crate::features::{Classifier, Features, Inception};
+use crate::features::sample::mean_and_deviation;
+use crate::features::{Classifier, Clip, Features, Inception, clip};
 use crate::files::{read_text, sha256};
 use crate::nets::model::{FEATURES, WEIGHTS};
 use crate::nets::{Model, Opened, Threads};
@@ -25,6 +26,9 @@ use faer::Mat;
 use serde::Serialize;
 use std::path::Path;
 
+/// What stands for the name of a class in a text.
+const CLASS: &str = "{class}";
+
 /// What one set of images came to.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -37,6 +41,9 @@ struct Row {
     kid: Option<Measured>,
     #[serde(skip_serializing_if = "Option::is_none")]
     overlap: Option<Overlap>,
+    /// The mean over the images of [`clip::score`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clip: Option<Measured>,
     /// Share of the images whose class the model's classifier sees in them.
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy: Option<f64>,
@@ -51,13 +58,19 @@ enum Network {
     Own(Box<(File, Classifier)>),
     /// FID's Inception.
     Inception(Box<Inception>),
+    /// A CLIP.
+    Clip(Box<Clip>),
 }
 
 impl Network {
-    /// The given one, or the model's own; and the hash of its file.
+    /// The given one, or the model's own; and the hash of its weights.
     fn open(model: &Path, given: Option<&Path>) -> Result<(Self, String)> {
-        if let Some(path) = given {
-            return Ok((Self::Inception(Box::new(Inception::open(path, Threads::ALL)?)), sha256(path)?));
+        match given {
+            Some(dir) if dir.is_dir() => {
+                return Ok((Self::Clip(Box::new(Clip::open(dir)?)), sha256(&clip::weights(dir)?)?));
+            }
+            Some(path) => return Ok((Self::Inception(Box::new(Inception::open(path, Threads::ALL)?)), sha256(path)?)),
+            None => (),
         }
         let path = model.join(FEATURES);
         if !path.exists() {
@@ -73,6 +86,7 @@ impl Network {
         match self {
             Self::Own(own) => &mut own.1,
             Self::Inception(inception) => &mut **inception,
+            Self::Clip(clip) => &mut **clip,
         }
     }
 
@@ -80,12 +94,19 @@ impl Network {
     fn own(&self) -> Option<(&File, &Classifier)> {
         match self {
             Self::Own(own) => Some((&own.0, &own.1)),
-            Self::Inception(_) => None,
+            Self::Inception(_) | Self::Clip(_) => None,
         }
     }
 }
 
 /// What drawn images are held against.
+struct Wanted {
+    real: Option<Real>,
+    /// The features of the texts that they shall show, `[n, dim]`: one for each class, or one for all.
+    texts: Option<Vec<f32>>,
+}
+
+/// Real images.
 struct Real {
     target: Target,
     /// `[n, dim]`, where they are not only known by their mean and covariance.
@@ -119,14 +140,20 @@ impl Args {
         if plans.is_empty() && images.real.is_none() {
             return Err(Error::input("--plan", "is needed: a plan, or fast, balanced or best; --real for real images"));
         }
-        let (mut network, hash) = Network::open(&self.model, images.features.as_deref())?;
-        let real = self.real(model, &mut network, &hash)?;
-        if real.features.is_none() && self.metric.iter().any(|metric| [Metric::Kid, Metric::Pr].contains(metric)) {
-            return Err(Error::input(
-                "--data",
-                "is needed for kid and pr: they are of images, not of their mean and covariance",
-            ));
+        let wants_score = self.metric.contains(&Metric::Clip);
+        if wants_score && !images.features.as_deref().is_some_and(Path::is_dir) {
+            return Err(Error::input("--features", "is needed for the CLIP score: the directory of a CLIP"));
         }
+        let (mut network, hash) = Network::open(&self.model, images.features.as_deref())?;
+        let texts = match &network {
+            Network::Clip(clip) if wants_score => Some(self.texts(model, clip)?),
+            _ => None,
+        };
+        let real = match self.metric.iter().any(|metric| metric.is_distance()) {
+            true => Some(self.real(model, &mut network, &hash)?),
+            false => None,
+        };
+        let wanted = Wanted { real, texts };
         let mut rows = Vec::new();
         if let Some(path) = &images.real {
             let dataset = DataConfig::open(path)?.load_for(model)?;
@@ -144,12 +171,12 @@ impl Args {
             )?;
             of_dataset(&dataset, n, "real images", network.features(), &mut kept)?;
             let labels: Vec<usize> = (0..n).map(|index| dataset.label(index)).collect();
-            rows.push(self.row("real", kept.first(n), &labels, &real, &network)?);
+            rows.push(self.row("real", kept.first(n), &labels, &wanted, &mut network)?);
         }
         let mut opened = self.device.open(model, BATCH, Threads::ALL)?;
         for plan in &plans {
             let recipe = Recipe { plan: plan.clone(), guidance: images.guidance };
-            rows.push(self.drawn(model, &mut *opened, &recipe, &real, &mut network, &hash)?);
+            rows.push(self.drawn(model, &mut *opened, &recipe, &wanted, &mut network, &hash)?);
         }
         self.report(&rows)
     }
@@ -178,9 +205,26 @@ impl Args {
         }
     }
 
-    /// What images are held against: the data, the numbers of a file, or those that came with the model's own features.
+    /// The features of the texts of all classes.
+    fn texts(&self, model: &Model, clip: &Clip) -> Result<Vec<f32>> {
+        let (prompt, classes) = (&self.images.prompt, &model.card.classes);
+        match classes.is_empty() {
+            true if prompt.contains(CLASS) => Err(Error::input(
+                "--prompt",
+                format!("says {CLASS}, but the model has no classes: give one text for all"),
+            )),
+            true => clip.text(std::slice::from_ref(prompt)),
+            false => clip.text(&classes.iter().map(|class| prompt.replace(CLASS, class)).collect::<Vec<_>>()),
+        }
+    }
+
+    /// The real images that drawn ones are held against: the data, the numbers of a file, or those that came with the model's own features.
     fn real(&self, model: &Model, network: &mut Network, hash: &str) -> Result<Real> {
         let dim = network.features().dim();
+        if self.data.is_none() && self.metric.iter().any(|metric| [Metric::Kid, Metric::Pr].contains(metric)) {
+            let problem = "is needed for kid and pr: they are of images, not of their mean and covariance";
+            return Err(Error::input("--data", problem));
+        }
         if let Some(path) = &self.images.reference {
             return Ok(Real { target: Target::new(statistics(path, dim)?)?, features: None });
         }
@@ -207,7 +251,7 @@ impl Args {
         model: &Model,
         opened: &mut dyn Opened,
         recipe: &Recipe,
-        real: &Real,
+        wanted: &Wanted,
         network: &mut Network,
         hash: &str,
     ) -> Result<Row> {
@@ -224,26 +268,43 @@ impl Args {
         progress.finish();
         let labels: Vec<usize> = starts.iter().filter_map(|start| start.class).collect();
         let name = if recipe.guidance == 1.0 { plan } else { format!("{plan} guided {}", recipe.guidance) };
-        self.row(&name, kept.first(n), &labels, real, network)
+        self.row(&name, kept.first(n), &labels, wanted, network)
     }
 
     /// What features `[n, dim]` of images come to; labels are theirs, where they have some.
-    fn row(&self, images: &str, features: &[f32], labels: &[usize], real: &Real, network: &Network) -> Result<Row> {
-        let dim = real.target.dim();
+    fn row(
+        &self,
+        images: &str,
+        features: &[f32],
+        labels: &[usize],
+        wanted: &Wanted,
+        network: &mut Network,
+    ) -> Result<Row> {
+        let dim = network.features().dim();
         let wants = |metric| self.metric.contains(&metric);
-        let reals = real.features.as_ref().map(|kept| kept.first(usize::MAX));
+        let real = wanted.real.as_ref();
+        let reals = real.and_then(|real| real.features.as_ref()).map(|kept| kept.first(usize::MAX));
         let own = network.own();
         let right = |classifier: &Classifier| {
             let found = classifier.classes(features);
             found.iter().zip(labels).filter(|(found, label)| found == label).count() as f64 / labels.len() as f64
         };
-        let fd = if wants(Metric::Fd) { Some(real.target.estimate(features, BOOTSTRAP)?) } else { None };
+        let score = |texts: &Vec<f32>| {
+            let text = |index: usize| &texts[labels.get(index).copied().unwrap_or(0) * dim..][..dim];
+            let images = features.chunks_exact(dim).enumerate();
+            let scores: Vec<f64> = images.map(|(index, image)| clip::score(image, text(index))).collect();
+            let (value, deviation) = mean_and_deviation(&scores);
+            Measured { value, error: deviation / (scores.len() as f64).sqrt() }
+        };
+        let estimate = |real: &Real| real.target.estimate(features, BOOTSTRAP);
+        let fd = real.filter(|_| wants(Metric::Fd)).map(estimate).transpose()?;
         let by_own = self.data.is_none() && self.images.reference.is_none();
         Ok(Row {
             images: images.to_owned(),
             n: features.len() / dim,
             kid: reals.filter(|_| wants(Metric::Kid)).map(|reals| kernel(reals, features, dim)),
             overlap: reals.filter(|_| wants(Metric::Pr)).map(|reals| overlaps(reals, features, dim)),
+            clip: wanted.texts.as_ref().map(score),
             accuracy: own.filter(|_| !labels.is_empty()).map(|(_, classifier)| right(classifier)),
             quality: own.filter(|_| by_own).zip(fd).map(|((file, _), fd)| file.reference.quality(fd.limit)),
             fd,
@@ -268,6 +329,7 @@ impl Args {
             ("recall", Box::new(|row| with_error(row.overlap.map(|overlap| share(overlap.recall)), 3))),
             ("density", Box::new(|row| cell(row.overlap.map(|overlap| overlap.density), 3))),
             ("coverage", Box::new(|row| with_error(row.overlap.map(|overlap| share(overlap.coverage)), 3))),
+            ("CLIP score", Box::new(|row| with_error(row.clip.map(share), 2))),
             ("right class", Box::new(|row| cell(row.accuracy, 3))),
             ("quality", Box::new(|row| cell(row.quality, 3))),
         ];
