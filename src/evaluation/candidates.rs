@@ -16,6 +16,8 @@ const EULER: [usize; 5] = [3, 4, 8, 12, 18];
 const DPM_QUICK: [usize; 7] = [8, 4, 2, 12, 6, 3, 18];
 /// Steps of DPM-Solver++(2M) between those, where the question is how real images look.
 const DPM_BETWEEN: [usize; 2] = [7, 9];
+/// Calls above which the question is not asked. Measured on the shipped model: of 15 plans none of more is better than 8.
+const MOST_CALLS: usize = 15;
 /// A last noise level that is tried beside the model's own: what is below it a network often draws worse than it leaves out. Measured
 /// on the shipped model: 0.1 is no better at 8 steps.
 const LAST: f64 = 0.05;
@@ -37,6 +39,7 @@ pub fn shapes(metric: Metric) -> Vec<Shape> {
     let mut shapes = [dpm, heun, euler].concat();
     // Nothing is nearer to a reference that is drawn without noise and down to the model's own last level.
     if metric == Metric::Fd {
+        shapes.retain(|shape| shape.evaluations() <= MOST_CALLS);
         shapes.extend(of(Solver::DpmPp2m, &DPM_BETWEEN));
         let with_last = |shape: &Shape| Shape { last: Some(LAST), ..shape.clone() };
         shapes.extend(shapes.iter().filter(|shape| shape.steps >= LAST_FROM).map(with_last).collect::<Vec<_>>());
@@ -47,11 +50,13 @@ pub fn shapes(metric: Metric) -> Vec<Shape> {
     shapes
 }
 
-/// About how many plans a search tries on a model of so many subnets: a third of the shapes are good, and as many on the frontier as
-/// half of it has rows.
+/// The share of the shapes, one in so many, that is tried at other widths than full.
+pub const GOOD: usize = 3;
+
+/// About how many plans a search tries on a model of so many subnets, where as many shapes are on the frontier as half of it has rows.
 pub fn about_as_many(metric: Metric, subnets: usize) -> usize {
     let shapes = shapes(metric).len();
-    shapes + shapes / 3 * (subnets - 1) + if subnets > 1 { ROWS / 2 * 12 } else { 0 }
+    shapes + shapes.div_ceil(GOOD) * (subnets - 1) + if subnets > 1 { ROWS / 2 * 12 } else { 0 }
 }
 
 /// The plans of one subnet for all steps: every shape on every subnet.
@@ -124,14 +129,17 @@ mod tests {
 
     #[test]
     fn every_candidate_is_another_plan() {
-        let mut plans = texts(constants(&shapes(Metric::Fd), &SUBNETS));
-        plans.extend(texts(schedules(&shapes(Metric::Fd), &SUBNETS)));
-        for plan in &plans {
-            assert_eq!(plan.parse::<Plan>().unwrap().to_string(), *plan);
+        for metric in Metric::ALL {
+            let mut plans = texts(constants(&shapes(metric), &SUBNETS));
+            plans.extend(texts(schedules(&shapes(metric), &SUBNETS)));
+            for plan in &plans {
+                assert_eq!(plan.parse::<Plan>().unwrap().to_string(), *plan);
+            }
+            let all: BTreeSet<&String> = plans.iter().collect();
+            assert_eq!(all.len(), plans.len());
+            let reference = super::super::to_reference::REFERENCE.to_owned();
+            assert_eq!(plans.contains(&reference), metric == Metric::MseToReference);
         }
-        let all: BTreeSet<&String> = plans.iter().collect();
-        assert_eq!(all.len(), plans.len());
-        assert!(plans.contains(&super::super::to_reference::REFERENCE.to_owned()));
     }
 
     #[test]

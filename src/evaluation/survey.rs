@@ -1,6 +1,6 @@
 //! Measures what a profile holds: the time of every subnet, and the quality of the plans that may be worth serving.
 
-use super::candidates::{self, constants, schedules, shapes, shapes_of};
+use super::candidates::{self, GOOD, constants, schedules, shapes, shapes_of};
 use super::drawing::BATCH;
 use super::frontier::{Point, ROWS, pareto, time_of};
 use super::latency::{self, Pace};
@@ -25,9 +25,6 @@ const QUICK_PACE: Pace = Pace { time: Duration::from_millis(15), rounds: 2 };
 const QUICK_IMAGES: usize = 16;
 /// The plans that a quick survey measures, however slow the machine is.
 const QUICK_PLANS: usize = 4;
-/// A shape that is this far below the frontier at full width, beside what its standard error explains, is not tried at other
-/// widths.
-const SLACK: f64 = 0.01;
 /// A plan whose quality is this many standard errors below the frontier is given up.
 const CERTAIN: f64 = 2.0;
 /// The fewest images of a plan by whose features it is judged. Measured: the order of 16 plans by 500 images correlates by 0.92 with
@@ -35,6 +32,8 @@ const CERTAIN: f64 = 2.0;
 const FEWEST: usize = 500;
 /// A round has so many times the images of the one before, of as much smaller a share of its plans.
 const ROUND: usize = 4;
+/// And so many plans at least.
+const FIELD: usize = ROWS / 2;
 
 /// How much is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,7 +150,7 @@ impl Profile {
 pub fn expected(opened: &mut dyn Opened, effort: &Effort, by_features: bool) -> Result<Duration> {
     /// What the plans of a search come to, of the shipped model on average: evaluations of an image, and the share of the widest
     /// subnet's time that one takes.
-    const EVALUATIONS: f64 = 9.0;
+    const EVALUATIONS: f64 = 7.0;
     const WIDTH: f64 = 0.85;
     let subnets = opened.denoiser().about().subnets.len();
     let Effort::Thorough { batches, time, images } = effort else {
@@ -163,7 +162,7 @@ pub fn expected(opened: &mut dyn Opened, effort: &Effort, by_features: bool) -> 
     let (mut field, mut drawn, mut before) = (candidates::about_as_many(metric, subnets), 0, 0);
     for images in Effort::rounds(metric, *images) {
         drawn += field * (images - before);
-        (field, before) = ((field / ROUND).max(ROWS.min(field)), images);
+        (field, before) = ((field / ROUND).max(FIELD.min(field)), images);
     }
     let timing = time.as_secs_f64() * (batches.len() * subnets) as f64;
     Ok(Duration::from_secs_f64(timing + drawn as f64 * EVALUATIONS * WIDTH * call))
@@ -237,17 +236,19 @@ impl<'a> Search<'a> {
         let (full, others) = names.split_last().expect("a model has a full width");
         let rounds = Effort::rounds(yardstick.metric(), images);
         self.try_all("solvers", yardstick, constants(&shapes(yardstick.metric()), &[*full]), rounds[0])?;
-        let tried = self.points();
-        let good = shapes_of(near_frontier(&tried, SLACK).map(|point| &point.plan));
+        let (tried, floor) = (self.points(), yardstick.metric().floor());
+        let most = tried.len().div_ceil(GOOD);
+        let good = shapes_of(&contenders(tried, floor, most));
         self.try_all("widths", yardstick, constants(&good, others), rounds[0])?;
-        let frontier = pareto(self.points(), yardstick.metric().floor());
+        let frontier = pareto(self.points(), floor);
         let on_it = shapes_of(frontier.iter().map(|point| &point.plan));
         self.try_all("width schedules", yardstick, schedules(&on_it, &names), rounds[0])?;
         for pair in rounds.windows(2) {
             let [before, images] = [pair[0], pair[1]];
-            let field =
-                self.tried.iter().filter(|tried| tried.images == before).map(|tried| tried.point.clone()).collect();
-            let plans = contenders(field, yardstick.metric().floor());
+            let field = self.tried.iter().filter(|tried| tried.images == before);
+            let field: Vec<Point> = field.map(|tried| tried.point.clone()).collect();
+            let most = (field.len() / ROUND).max(FIELD);
+            let plans = contenders(field, floor, most);
             if let Yardstick::Fd(realism) = yardstick {
                 realism.keep_only(&plans.iter().collect::<Vec<_>>());
             }
@@ -351,9 +352,9 @@ pub fn spearman(pairs: &[(f64, f64)]) -> f64 {
     product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt()
 }
 
-/// The points that no cheaper one certainly beats by more than `slack`.
-fn near_frontier(points: &[Point], slack: f64) -> impl Iterator<Item = &Point> {
-    points.iter().filter(move |point| deficit(point, points) <= slack)
+/// The points that no cheaper one certainly beats.
+fn near_frontier(points: &[Point]) -> impl Iterator<Item = &Point> {
+    points.iter().filter(move |point| deficit(point, points) <= 0.0)
 }
 
 /// How far a point's quality is below that of the best one that is no dearer, beside what their standard errors explain.
@@ -365,14 +366,12 @@ fn deficit(point: &Point, points: &[Point]) -> f64 {
     points.iter().filter(|other| other.ms <= point.ms).map(below).fold(f64::NEG_INFINITY, f64::max)
 }
 
-/// The plans that may be of the frontier: that share of the field, but as many as a frontier has rows, those first that are the least below
-/// it.
-fn contenders(mut field: Vec<Point>, floor: f64) -> Vec<Plan> {
-    let most = (field.len() / ROUND).max(ROWS);
+/// The plans that may be of the frontier, at most so many: those that are the least below it.
+fn contenders(mut field: Vec<Point>, floor: f64, most: usize) -> Vec<Plan> {
     if field.iter().any(|point| point.rating.quality >= floor) {
         field.retain(|point| point.rating.quality + CERTAIN * point.rating.error >= floor);
     }
-    let mut near: Vec<&Point> = near_frontier(&field, 0.0).collect();
+    let mut near: Vec<&Point> = near_frontier(&field).collect();
     let below = |point: &Point| {
         let cheaper = field.iter().filter(|other| other.ms < point.ms).map(|other| other.rating.quality);
         cheaper.fold(f64::NEG_INFINITY, f64::max) - point.rating.quality
@@ -482,9 +481,9 @@ mod tests {
 
     #[test]
     fn what_is_far_below_the_frontier_is_not_near_it() {
-        let points = [point(1.0, 0.5, 0.0), point(2.0, 0.495, 0.0), point(3.0, 0.4, 0.0), point(3.0, 0.7, 0.0)];
-        let near = |points: &[Point]| near_frontier(points, 0.01).map(|point| point.rating.quality).collect::<Vec<_>>();
-        assert_eq!(near(&points), [0.5, 0.495, 0.7]);
+        let points = [point(1.0, 0.5, 0.0), point(2.0, 0.5, 0.0), point(3.0, 0.4, 0.0), point(3.0, 0.7, 0.0)];
+        let near = |points: &[Point]| near_frontier(points).map(|point| point.rating.quality).collect::<Vec<_>>();
+        assert_eq!(near(&points), [0.5, 0.5, 0.7]);
         let doubtful = [point(1.0, 0.5, 0.03), point(2.0, 0.4, 0.04), point(3.0, 0.35, 0.0)];
         assert_eq!(near(&doubtful), [0.5, 0.4], "two standard errors of the difference are 0.1");
     }
@@ -498,16 +497,16 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_of_the_field_goes_on_and_the_best_of_it() {
+    fn the_best_of_the_field_go_on() {
         let field: Vec<Point> = (1..=100).map(|ms| point(f64::from(ms), 0.3 + 0.005 * f64::from(ms), 0.2)).collect();
         let names = |plans: Vec<Plan>| plans.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(contenders(field.clone(), 0.0).len(), 25);
-        assert_eq!(contenders(field[..30].to_vec(), 0.0).len(), ROWS);
+        assert_eq!(contenders(field.clone(), 0.0, 25).len(), 25);
+        assert_eq!(contenders(field[..30].to_vec(), 0.0, 50).len(), 30);
         let mut worse = field[..4].to_vec();
         worse[2].rating = Rating { distance: 0.0, quality: 0.1, error: 0.01 };
         worse[3].rating.quality = 0.9;
         worse.iter_mut().for_each(|point| point.rating.error /= 20.0);
-        let going_on = names(contenders(worse, 0.0));
+        let going_on = names(contenders(worse, 0.0, 4));
         assert_eq!(going_on.len(), 3);
         assert!(!going_on.contains(&"euler-3@full".to_owned()) && going_on.contains(&"euler-4@full".to_owned()));
     }
