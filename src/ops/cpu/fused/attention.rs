@@ -88,7 +88,7 @@ pub fn attention(workspace: &mut Workspace, qkv: &Map, heads: usize, dim: usize,
             }
             let a = Rows { data: queries, row: dim_pitch, taps: &[0] };
             let w = Weights { data: &key_data[pair * key_lines * PANEL..], tap: 0, panel: dim * PANEL };
-            let product = Product { a, w, rows, depth: dim, panels: key_panels };
+            let product = Product { a, w, rows, depth: dim, panels: key_panels, onto: false };
             // SAFETY: `scores` has as many rows of that length.
             unsafe { product.into(scores.as_mut_ptr(), score_pitch) };
             for scores in scores.chunks_exact_mut(score_pitch).take(rows) {
@@ -96,7 +96,7 @@ pub fn attention(workspace: &mut Workspace, qkv: &Map, heads: usize, dim: usize,
             }
             let a = Rows { data: scores, row: score_pitch, taps: &[0] };
             let w = Weights { data: &value_data[pair * value_lines * PANEL..], tap: 0, panel: pixels * PANEL };
-            let product = Product { a, w, rows, depth: pixels, panels: value_panels };
+            let product = Product { a, w, rows, depth: pixels, panels: value_panels, onto: false };
             // The queries are no longer needed.
             // SAFETY: `queries` has as many rows of that length.
             unsafe { product.into(queries.as_mut_ptr(), dim_pitch) };

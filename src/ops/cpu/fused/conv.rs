@@ -1,11 +1,10 @@
 //! Convolution on packed weights.
 
 use super::epilogue::Epilogue;
-use super::method::{self, Filtering, Method};
+use super::method::Method;
 use super::panels::Panels;
 use super::record::Kind;
-use super::winograd::{self, transform_weights};
-use super::{Map, Source, Workspace, direct};
+use super::{Map, Source, Workspace, direct, winograd};
 use crate::ops::cpu::conv::Places;
 
 /// The weights of a convolution, packed once for every subnet.
@@ -24,17 +23,15 @@ impl Conv {
         [c_in, c_out]: [usize; 2],
         value: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
-        let kernel_of = |input: usize, output: usize| {
-            std::array::from_fn(|ky| std::array::from_fn(|kx| f64::from(value(ky * 3 + kx, input, output))))
-        };
         let weights = match method {
             Method::Direct => Panels::by_panel(places.taps(), c_in, c_out, &value),
             Method::Winograd(filtering) => {
-                assert!(method::is_for_winograd(places), "Winograd is for 3x3 kernels: {places:?}");
-                match filtering {
-                    Filtering::F2 => Panels::transformed::<16>(c_in, c_out, |i, o| transform_weights(kernel_of(i, o))),
-                    Filtering::F4 => Panels::transformed::<36>(c_in, c_out, |i, o| transform_weights(kernel_of(i, o))),
-                }
+                assert_eq!(
+                    (places.kernel, places.stride),
+                    (filtering.kernel(), 1),
+                    "{filtering:?} is for other kernels"
+                );
+                winograd::weights(filtering, [c_in, c_out], value)
             }
         };
         Self { method, places, weights }

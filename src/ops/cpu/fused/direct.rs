@@ -1,4 +1,4 @@
-//! Convolution by its definition: 1x1 kernels, few input channels, strides, unusual padding.
+//! Convolution by its definition: 1x1 kernels, few input channels, strides, unusual kernels and padding.
 
 use super::epilogue::Epilogue;
 use super::panels::{PANEL, Panels, Product, Rows, panels, pitch};
@@ -29,6 +29,9 @@ pub fn run(
     epilogue: &Epilogue,
     y: &mut Map,
 ) {
+    if places == Places::square(1, 1, 0) && source.affine.is_none() {
+        return run_on_maps(workspace, source.parts, weights, epilogue, y);
+    }
     let Places { kernel: [tall, wide], stride: step, pad: [above, left] } = places;
     let [batch, _, width] = source.size();
     let c_in = source.channels();
@@ -65,11 +68,8 @@ pub fn run(
         }
     });
     let (taps, depth) = (&taps[..places.taps() / side_by_side], side_by_side * c_in);
-    // Enough tasks for all threads, where there are panels to share out; each then reads the input again.
     let all = panels(y.channels);
-    let splits = (2 * workspace.team.threads()).div_ceil(batch * strips).clamp(1, all.div_ceil(2));
-    let share = all.div_ceil(splits);
-    let splits = all.div_ceil(share);
+    let (splits, share) = splits(all, batch * strips, workspace.team.threads());
     let (height, out_width, y_pitch) = (y.height, y.width, y.pitch());
     let y = Parts::new(y.data_mut());
     workspace.team.run(batch * strips * splits, |task| {
@@ -96,7 +96,7 @@ pub fn run(
             for line in 0..lines {
                 let first_row = line * step * columns * stride;
                 let a = Rows { data: &strip[first_row..], row: pitch, taps };
-                let product = Product { a, w, rows: pixels, depth, panels: share };
+                let product = Product { a, w, rows: pixels, depth, panels: share, onto: false };
                 let start = ((sample * height + top + line) * out_width) * y_pitch + first * PANEL;
                 let c = y.at(start, (pixels - 1) * y_pitch + share * PANEL);
                 // SAFETY: no two tasks share a pixel and a channel, and `at` has checked the room.
@@ -113,6 +113,50 @@ pub fn run(
                 });
             }
         });
+    });
+}
+
+/// The panels of an output in shares, how many and of how many panels: enough tasks for all threads, where there are panels to share
+/// out. Each then reads the input again.
+fn splits(panels: usize, tasks: usize, threads: usize) -> (usize, usize) {
+    let splits = (2 * threads).div_ceil(tasks).clamp(1, panels.div_ceil(2));
+    let share = panels.div_ceil(splits);
+    (panels.div_ceil(share), share)
+}
+
+/// A kernel of one pixel, on maps that are read as they are: nothing is copied.
+fn run_on_maps(workspace: &mut Workspace, parts: &[&Map], weights: &Panels, epilogue: &Epilogue, y: &mut Map) {
+    let (batch, pixels, y_pitch) = (y.batch, y.height * y.width, y.pitch());
+    let width: usize = parts.iter().map(|part| part.pitch()).sum();
+    let strips = pixels.div_ceil((STRIP / width).max(FEW_PIXELS));
+    let long = pixels.div_ceil(strips);
+    let all = panels(y.channels);
+    let (splits, share) = splits(all, batch * strips, workspace.team.threads());
+    let y = Parts::new(y.data_mut());
+    workspace.team.run(batch * strips * splits, |task| {
+        let (strip, split) = (task / splits, task % splits);
+        let (sample, pixel) = (strip / strips, strip % strips * long);
+        let rows = long.min(pixels.saturating_sub(pixel));
+        if rows == 0 {
+            return;
+        }
+        let first = split * share;
+        let share = share.min(all - first);
+        let start = (sample * pixels + pixel) * y_pitch + first * PANEL;
+        let c = y.at(start, (rows - 1) * y_pitch + share * PANEL);
+        let mut above = 0;
+        for part in parts.iter().filter(|part| part.channels > 0) {
+            let row = part.pitch();
+            let mut w = weights.from(0, first);
+            w.data = &w.data[above * PANEL..];
+            let a = Rows { data: &part.data()[(sample * pixels + pixel) * row..], row, taps: &[0] };
+            let product = Product { a, w, rows, depth: part.channels, panels: share, onto: above > 0 };
+            // SAFETY: no two tasks share a pixel and a channel, and `at` has checked the room.
+            unsafe { product.into(c, y_pitch) };
+            above += part.channels;
+        }
+        let (channel, channels) = (first * PANEL, share * PANEL);
+        arch().dispatch(EpilogueTask { epilogue, sample, channel, channels, start, pixels: rows, y: &y, y_pitch });
     });
 }
 

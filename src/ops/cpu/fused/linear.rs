@@ -59,7 +59,8 @@ pub fn run(team: &mut Team, x: &[f32], x_pitch: usize, outputs: &[Output], y: &m
         let share = SHARE.min(panels(output.channels) - first);
         let layer = output.layer;
         let a = Rows { data: x, row: x_pitch, taps: &[0] };
-        let product = Product { a, w: layer.weights.from(0, first), rows, depth: layer.c_in, panels: share };
+        let product =
+            Product { a, w: layer.weights.from(0, first), rows, depth: layer.c_in, panels: share, onto: false };
         let start = output.offset + first * PANEL;
         // SAFETY: the panels of an output are one task's alone, outputs do not overlap, and `at` checks the room.
         unsafe { product.into(y.at(start, (rows - 1) * y_pitch + share * PANEL), y_pitch) };

@@ -181,10 +181,12 @@ pub struct Product<'a> {
     pub depth: usize,
     /// Panels of the result.
     pub panels: usize,
+    /// Whether it is added to what is there: a chain of sums goes on, to the bit as if it had never paused.
+    pub onto: bool,
 }
 
 impl Product<'_> {
-    /// Computes it into `c`, whose rows lie `c_row` elements apart.
+    /// Computes it into or onto `c`, whose rows lie `c_row` elements apart.
     ///
     /// # Safety
     /// `c` is good for writes of `panels * 16` elements in each of the rows, and nobody else touches those meanwhile.
@@ -208,7 +210,7 @@ impl<'a> Multiply<'a> {
     /// # Safety
     /// As [`Product::into`], until the product has been computed.
     unsafe fn new(product: Product<'a>, c: *mut f32, c_row: usize) -> Self {
-        let Product { a, w, rows, depth, panels } = product;
+        let Product { a, w, rows, depth, panels, .. } = product;
         if rows > 0 && panels > 0 {
             let deepest = a.taps.iter().max().expect("a product has a tap");
             assert!(depth > 0 && deepest + (rows - 1) * a.row + depth <= a.data.len(), "left side of {product:?}");
@@ -224,7 +226,7 @@ impl WithSimd for Multiply<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Product { a, w, rows, depth, panels } = self.product;
+        let Product { a, w, rows, depth, panels, onto } = self.product;
         if rows == 0 {
             return;
         }
@@ -254,7 +256,7 @@ impl WithSimd for Multiply<'_> {
                             next,
                             depth,
                             block: start..depth.min(start + DEPTH_BLOCK),
-                            fresh: tap == 0 && start == 0,
+                            fresh: tap == 0 && start == 0 && !onto,
                             // Later tiles find the weights in the cache.
                             prefetch: index == 0,
                             c: self.c.wrapping_add(row * self.c_row + panel * PANEL),
@@ -427,7 +429,7 @@ mod tests {
             let [rows, depth, columns, _] = self.shape;
             let a = Rows { data: &self.a, row: depth, taps: &self.taps };
             let width = pitch(columns);
-            let product = Product { a, w: panels.from(0, 0), rows, depth: kept, panels: width / PANEL };
+            let product = Product { a, w: panels.from(0, 0), rows, depth: kept, panels: width / PANEL, onto: false };
             let mut c = vec![f32::NAN; rows * width];
             // SAFETY: `c` has the size of the result.
             run(unsafe { Multiply::new(product, c.as_mut_ptr(), width) });

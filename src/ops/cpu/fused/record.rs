@@ -1,6 +1,6 @@
 //! A stopwatch for the layers of a call: the time from the end of one layer to the end of the next is the next one's.
 
-use super::method::{Filtering, Method};
+use super::method::Method;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -29,8 +29,9 @@ pub enum Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Conv(Method::Winograd(Filtering::F2), [rows, columns]) => write!(f, "winograd {rows}x{columns} F2"),
-            Self::Conv(Method::Winograd(Filtering::F4), [rows, columns]) => write!(f, "winograd {rows}x{columns} F4"),
+            Self::Conv(Method::Winograd(filtering), [rows, columns]) => {
+                write!(f, "winograd {rows}x{columns} {}", filtering.name())
+            }
             Self::Conv(Method::Direct, [rows, columns]) => write!(f, "direct {rows}x{columns}"),
             Self::Norm => f.write_str("norm statistics"),
             Self::Attention => f.write_str("attention"),
@@ -133,6 +134,7 @@ impl Recorder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::method::Filtering;
     use super::*;
 
     const WINOGRAD: Kind = Kind::Conv(Method::Winograd(Filtering::F4), [3, 3]);
