@@ -403,7 +403,7 @@ fn the_clip_score_of_images_is_the_mean_over_them_of_that_for_the_text_of_their_
     let (bytes, labels) = halves::data(IMAGES);
     let shape = ImageShape { height: halves::SIDE, width: halves::SIDE, channels: 1 };
     let images = clip.of(&bytes, shape).unwrap();
-    let mut expected = |prompt: &str| {
+    let expected = |prompt: &str| {
         let texts = clip.text(&CLASSES.map(|class| prompt.replace("{class}", class))).unwrap();
         let dim = clip.dim();
         let text = |label: u8| &texts[usize::from(label) * dim..][..dim];
