@@ -227,7 +227,8 @@ impl Target {
         }
         let [first, second] = halves;
         let distance = self.distance(&first.joined(&second).gaussian()?)?;
-        Ok([distance, 2.0 * distance - of_halves])
+        // An estimate of what is nearly 0 may fall below.
+        Ok([distance, (2.0 * distance - of_halves).max(0.0)])
     }
 }
 
