@@ -124,7 +124,7 @@ fn branches() -> Program {
     let means = pool(&mut b, "means", &[five, row, largest], Reduce::Mean, Places::same([3, 3]));
     let inner = conv(&mut b, "inner", &[means], 33, Places::square(3, 1, 0));
     let half = pool(&mut b, "half", &[inner, inner], Reduce::Max, Places::square(3, 2, 0));
-    pool(&mut b, "all", &[half], Reduce::Mean, Places { kernel: [2, 1], stride: 1, pad: [0, 0] });
+    pool(&mut b, "all", &[half], Reduce::Mean, Places::new([2, 1], 1, [0, 0]));
     b.build()
 }
 

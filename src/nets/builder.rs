@@ -135,7 +135,16 @@ impl Builder {
             let (axis, copies) = (shape.len() - 1, axes[..axes.len() - 1].iter().product());
             slices.extend(channels.pipe().map(|pipe| Slice { axis, pipe, role, copies }));
         }
-        self.spec.params.push(Param { name, shape, slices, public, init, uses: uses as u64, trainable: true });
+        self.spec.params.push(Param {
+            name,
+            shape,
+            slices,
+            public,
+            pieces: Vec::new(),
+            init,
+            uses: uses as u64,
+            trainable: true,
+        });
         self.spec.params.len() - 1
     }
 
@@ -197,6 +206,21 @@ impl Builder {
     /// The parameters of a linear layer whose outputs make their pipe, where they have one.
     pub fn linear(&mut self, name: &str, from: Channels, to: Channels, weight: Weight) -> Dense {
         self.dense(name, None, from, (to, Role::Produces), weight)
+    }
+
+    /// The parameters of linear layers beside each other, which public checkpoints keep apart under these names: the parts of `to`.
+    pub fn projections(&mut self, name: &str, pieces: &[&str], from: Channels, to: Channels, weight: Weight) -> Dense {
+        let layer = self.dense(&format!("{name}.{}", pieces.join("_")), None, from, (to, Role::Produces), weight);
+        let is_parts =
+            matches!(to, Channels::Heads { parts, .. } | Channels::Pipe { parts, .. } if parts == pieces.len());
+        assert!(is_parts && pieces.len() > 1, "{to:?} does not have the parts {pieces:?}");
+        for (param, kind) in [(Some(layer.weight), "weight"), (layer.bias, "bias")] {
+            let Some(param) = param.map(|param| &mut self.spec.params[param]) else { continue };
+            param.pieces = pieces.iter().map(|piece| format!("{name}.{piece}.{kind}")).collect();
+            // The outputs are the first of the public axes, and the parts the slowest of theirs.
+            param.public.0[0].remove(0);
+        }
+        layer
     }
 
     /// A table of so many rows of so many channels, as it stands in public checkpoints.

@@ -57,7 +57,7 @@ pub fn program(tap: Tap) -> Program {
     let image = ImageShape { height: SIDE, width: SIDE, channels: 3 };
     let mut net = Net(Builder::new(image, 0, BTreeMap::new()));
     let features = net.features(tap);
-    net.pool("features", &features, Reduce::Mean, Places { kernel: net.size(&features), stride: 1, pad: [0, 0] });
+    net.pool("features", &features, Reduce::Mean, Places::new(net.size(&features), 1, [0, 0]));
     net.0.build()
 }
 
@@ -105,9 +105,9 @@ fn folded(tensors: &[Tensor]) -> Result<[Tensor; 2]> {
 }
 
 /// The kernel of a pixel.
-const PIXEL: Places = Places { kernel: [1, 1], stride: 1, pad: [0, 0] };
+const PIXEL: Places = Places::square(1, 1, 0);
 /// 3x3 kernels on every second pixel, without a border.
-const HALF: Places = Places { kernel: [3, 3], stride: 2, pad: [0, 0] };
+const HALF: Places = Places::square(3, 2, 0);
 
 /// The network under way. What a block makes is values side by side.
 struct Net(Builder);

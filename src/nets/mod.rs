@@ -24,6 +24,7 @@ mod sampler;
 pub mod sliced;
 pub mod song_unet;
 pub mod u_vit;
+pub mod vae;
 mod warm;
 
 pub use about::About;

@@ -206,8 +206,8 @@ fn check(program: &Program) -> Result<()> {
 
 /// The side of the kernel and the zeros around the map, where rows and columns have the same.
 fn square(places: Places) -> Option<(usize, Window)> {
-    let Places { kernel: [rows, columns], stride, pad: [above, left] } = places;
-    (rows == columns && above == left).then_some((rows, Window { pad: above, stride }))
+    let Places { kernel: [rows, columns], stride, pad: [above, left], after } = places;
+    (rows == columns && above == left && after == 0).then_some((rows, Window { pad: above, stride }))
 }
 
 /// One call under way.

@@ -12,28 +12,62 @@ use std::path::Path;
 /// How the names of the constant buffers end that hold the filter of a resampling.
 pub const RESAMPLE_FILTER: &str = ".resample_filter";
 
-/// The shape of `param` in the public layout.
+/// The names of the public tensors that `param` is made of.
+fn names(param: &Param) -> impl Iterator<Item = &str> {
+    let own = param.pieces.is_empty().then_some(param.name.as_str());
+    own.into_iter().chain(param.pieces.iter().map(String::as_str))
+}
+
+/// The shape of each of those.
 fn public_shape(param: &Param) -> Vec<usize> {
     param.public.0.iter().map(|axes| axes.iter().map(|&axis| param.shape[axis]).product()).collect()
 }
 
-/// A public tensor in our layout.
-fn from_public(param: &Param, tensor: &Tensor) -> Result<Tensor> {
-    let order: Vec<usize> = param.public.0.concat();
-    let split: Vec<usize> = order.iter().map(|&axis| param.shape[axis]).collect();
-    let mut back = vec![0; order.len()];
-    order.iter().enumerate().for_each(|(place, &axis)| back[axis] = place);
-    Ok(tensor.reshape(split)?.permute(back)?.contiguous()?)
+/// The axis of `param` along which its pieces follow each other.
+fn axis_of_pieces(param: &Param) -> usize {
+    let order = param.public.0.concat();
+    (0..param.shape.len()).find(|axis| !order.contains(axis)).expect("pieces follow each other along an axis")
 }
 
-/// Our tensor in the public layout.
-fn to_public(param: &Param, tensor: &Tensor) -> Result<Tensor> {
-    Ok(tensor.permute(param.public.0.concat())?.contiguous()?.reshape(public_shape(param))?)
+/// Our axes in the order in which a public tensor runs over them; of a piece, which has one less, as it counts them.
+fn order(param: &Param) -> Vec<usize> {
+    let order = param.public.0.concat();
+    if param.pieces.is_empty() {
+        return order;
+    }
+    let pieces = axis_of_pieces(param);
+    order.into_iter().map(|axis| axis - usize::from(axis > pieces)).collect()
+}
+
+/// Public tensors in our layout.
+fn from_public(param: &Param, tensors: &[Tensor]) -> Result<Tensor> {
+    let order = order(param);
+    let split: Vec<usize> = param.public.0.concat().iter().map(|&axis| param.shape[axis]).collect();
+    let mut back = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(place, &axis)| back[axis] = place);
+    let piece = |tensor: &Tensor| tensor.reshape(split.as_slice())?.permute(back.as_slice())?.contiguous();
+    let mut pieces = tensors.iter().map(piece).collect::<candle_core::Result<Vec<_>>>()?;
+    match param.pieces.is_empty() {
+        true => Ok(pieces.pop().expect("one tensor")),
+        false => Ok(Tensor::stack(&pieces, axis_of_pieces(param))?.contiguous()?),
+    }
+}
+
+/// Our tensor in the public layout, by name.
+fn to_public<'a>(param: &'a Param, tensor: &Tensor) -> Result<Vec<(&'a str, Tensor)>> {
+    let piece = |(index, name): (usize, &'a str)| {
+        let piece = match param.pieces.is_empty() {
+            true => tensor.clone(),
+            false => tensor.get_on_dim(axis_of_pieces(param), index)?,
+        };
+        Ok((name, piece.permute(order(param))?.contiguous()?.reshape(public_shape(param))?))
+    };
+    names(param).enumerate().map(piece).collect()
 }
 
 /// How many of the parameters of `spec` are among `tensors`, by name.
 pub fn matches(spec: &Spec, tensors: &StateDict) -> usize {
-    spec.params.iter().filter(|param| tensors.shape(&param.name).is_some()).count()
+    spec.params.iter().filter(|param| names(param).all(|name| tensors.shape(name).is_some())).count()
 }
 
 /// The parameters of `spec` of these tensors, which have the public names without what wraps them.
@@ -55,28 +89,28 @@ pub fn read_among(spec: &Spec, tensors: &StateDict) -> Result<Vec<Tensor>> {
 
 fn read_but(spec: &Spec, tensors: &StateDict, is_passed_over: impl Fn(&str) -> bool) -> Result<Vec<Tensor>> {
     check_shapes(spec, tensors, is_passed_over)?;
-    let values = tensors.values(spec.params.iter().map(|param| param.name.as_str()))?;
-    let read = |(param, values): (&Param, _)| {
-        from_public(param, &Tensor::from_vec(values, public_shape(param), &Device::Cpu)?)
+    let mut values = tensors.values(spec.params.iter().flat_map(names))?.into_iter();
+    let mut read = |param: &Param| {
+        let pieces = names(param).map(|_| values.next().expect("the values of every name"));
+        let tensors = pieces.map(|values| Tensor::from_vec(values, public_shape(param), &Device::Cpu));
+        from_public(param, &tensors.collect::<candle_core::Result<Vec<_>>>()?)
     };
-    spec.params.iter().zip(values).map(read).collect()
+    spec.params.iter().map(&mut read).collect()
 }
 
 /// Refuses tensors that are neither those of `spec` nor passed over.
 fn check_shapes(spec: &Spec, tensors: &StateDict, is_passed_over: impl Fn(&str) -> bool) -> Result<()> {
     let full = |name: &str| format!("{}{name}", tensors.prefix());
     let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
-    for param in &spec.params {
+    for (param, name) in spec.params.iter().flat_map(|param| names(param).map(move |name| (param, name))) {
         let wanted = public_shape(param);
-        match tensors.shape(&param.name) {
-            None => missing.push(full(&param.name)),
-            Some(shape) if shape != wanted => {
-                misshapen.push(format!("{} {shape:?}, not {wanted:?}", full(&param.name)))
-            }
+        match tensors.shape(name) {
+            None => missing.push(full(name)),
+            Some(shape) if shape != wanted => misshapen.push(format!("{} {shape:?}, not {wanted:?}", full(name))),
             Some(_) => {}
         }
     }
-    let known: HashSet<&str> = spec.params.iter().map(|param| param.name.as_str()).collect();
+    let known: HashSet<&str> = spec.params.iter().flat_map(names).collect();
     let is_surplus = |name: &&str| !known.contains(name) && !is_passed_over(name);
     let surplus: Vec<String> = tensors.names().filter(is_surplus).map(full).collect();
     let kinds = [
@@ -99,7 +133,10 @@ fn check_shapes(spec: &Spec, tensors: &StateDict, is_passed_over: impl Fn(&str) 
 /// [`Error::Io`] if the file cannot be written, [`Error::NotFinite`] for weights that are not.
 pub fn write(model: &Model, path: &Path) -> Result<()> {
     let prefix = model.card.backbone.arch().prefix();
-    let params = model.network.spec().params.iter().zip(model.in_original_order()?);
-    let tensors = params.map(|(param, tensor)| Ok((format!("{prefix}{}", param.name), to_public(param, &tensor)?)));
-    write_tensors(path, tensors.collect::<Result<Vec<_>>>()?, None)
+    let mut tensors = Vec::new();
+    for (param, tensor) in model.network.spec().params.iter().zip(model.in_original_order()?) {
+        let named = to_public(param, &tensor)?.into_iter();
+        tensors.extend(named.map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
+    }
+    write_tensors(path, tensors, None)
 }

@@ -125,6 +125,9 @@ pub struct Param {
     pub slices: Vec<Slice>,
     /// How the public checkpoints lay it out.
     pub public: Public,
+    /// The public names of the tensors that follow each other along the axis that `public` does not run over, such as queries, keys and
+    /// values; empty where there is one tensor, of the same name.
+    pub pieces: Vec<String>,
     /// How it is drawn before training.
     pub init: Init,
     /// How often an image uses each element in a multiply-accumulate: output positions for a weight, 0 for the rest.

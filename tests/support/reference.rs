@@ -306,10 +306,10 @@ fn attention(qkv: &Map, heads: usize, dim: usize) -> Map {
 }
 
 /// Cross-correlation with a kernel `[kh, kw, in, out]`, padded with zeros, and a bias.
-fn conv(x: &Map, weight: &[f64], bias: &[f64], Places { kernel, stride, pad }: Places) -> Map {
+fn conv(x: &Map, weight: &[f64], bias: &[f64], places: Places) -> Map {
+    let Places { kernel, stride, pad, .. } = places;
     let (c_in, c_out) = (x.channels, bias.len());
-    let places = |side: usize, axis: usize| (side + 2 * pad[axis] - kernel[axis]) / stride + 1;
-    let (height, width) = (places(x.height, 0), places(x.width, 1));
+    let [height, width] = places.on([x.height, x.width]);
     if c_out == 0 {
         return Map { height, width, channels: 0, values: Vec::new() };
     }
@@ -345,9 +345,9 @@ fn conv(x: &Map, weight: &[f64], bias: &[f64], Places { kernel, stride, pad }: P
 }
 
 /// The largest or the mean of the pixels of each window that lie on the map.
-fn pool(x: &Map, reduce: Reduce, Places { kernel, stride, pad }: Places) -> Map {
-    let places = |side: usize, axis: usize| (side + 2 * pad[axis] - kernel[axis]) / stride + 1;
-    let (height, width) = (places(x.height, 0), places(x.width, 1));
+fn pool(x: &Map, reduce: Reduce, places: Places) -> Map {
+    let Places { kernel, stride, pad, .. } = places;
+    let [height, width] = places.on([x.height, x.width]);
     let under = |place: usize, axis: usize, side: usize| {
         (0..kernel[axis]).filter_map(move |tap| (place * stride + tap).checked_sub(pad[axis]).filter(|&at| at < side))
     };

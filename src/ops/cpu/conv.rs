@@ -24,17 +24,29 @@ pub struct Places {
     pub stride: usize,
     /// Zeros above and below the map, and left and right of it.
     pub pad: [usize; 2],
+    /// More of them below the map and right of it; fewer where this is negative.
+    pub after: isize,
 }
 
 impl Places {
+    /// With as many zeros before the map as after it.
+    pub const fn new(kernel: [usize; 2], stride: usize, pad: [usize; 2]) -> Self {
+        Self { kernel, stride, pad, after: 0 }
+    }
+
     /// As many as the map has pixels, of a kernel of odd sides.
     pub fn same(kernel: [usize; 2]) -> Self {
-        Self { kernel, stride: 1, pad: kernel.map(|side| side / 2) }
+        Self::new(kernel, 1, kernel.map(|side| side / 2))
     }
 
     /// Those of a square kernel.
-    pub fn square(kernel: usize, stride: usize, pad: usize) -> Self {
-        Self { kernel: [kernel; 2], stride, pad: [pad; 2] }
+    pub const fn square(kernel: usize, stride: usize, pad: usize) -> Self {
+        Self::new([kernel; 2], stride, [pad; 2])
+    }
+
+    /// Whether the kernel fits on a map of so many rows and columns with its zeros.
+    pub fn fit(&self, size: [usize; 2]) -> bool {
+        (0..2).all(|axis| (size[axis] + 2 * self.pad[axis]).saturating_add_signed(self.after) >= self.kernel[axis])
     }
 
     /// Weights of the kernel for an input and an output.
@@ -44,11 +56,12 @@ impl Places {
 
     /// Rows and columns of places on a map of so many rows and columns.
     pub fn on(&self, size: [usize; 2]) -> [usize; 2] {
-        [0, 1].map(|axis| places(size[axis], self.kernel[axis], self.stride, self.pad[axis]))
+        let side = |axis: usize| size[axis].strict_add_signed(self.after);
+        [0, 1].map(|axis| places(side(axis), self.kernel[axis], self.stride, self.pad[axis]))
     }
 }
 
-/// Shape of a convolution with symmetric zero padding, channels last.
+/// Shape of a convolution with zero padding, channels last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Samples.
@@ -98,12 +111,12 @@ impl Geometry {
 
     /// The convolution that carries the gradient of the output, with zeros where the stride has no place, back to the input.
     fn transposed(&self) -> Self {
-        let Places { kernel, pad, .. } = self.places;
+        let Places { kernel, pad, after, .. } = self.places;
         let dense = Self { places: Places { stride: 1, ..self.places }, ..*self };
         Self {
             height: dense.out_height(),
             width: dense.out_width(),
-            places: Places { kernel, stride: 1, pad: [0, 1].map(|axis| kernel[axis] - 1 - pad[axis]) },
+            places: Places { after: -after, ..Places::new(kernel, 1, [0, 1].map(|axis| kernel[axis] - 1 - pad[axis])) },
             c_in: self.c_out,
             c_out: self.c_in,
             ..*self
@@ -285,7 +298,7 @@ fn with_columns(x: &[f32], g: &Geometry, first_row: usize, pixels: usize, then: 
 
 /// Writes the im2col rows of the output pixels from row `first_row` on.
 fn fill_columns(x: &[f32], g: &Geometry, first_row: usize, columns: &mut [f32]) {
-    let Places { kernel: [_, across], stride, pad: [above, left_pad] } = g.places;
+    let Places { kernel: [_, across], stride, pad: [above, left_pad], .. } = g.places;
     let run = across * g.c_in;
     for (pixel, columns) in columns.chunks_exact_mut(g.depth()).enumerate() {
         let top = ((first_row + pixel / g.out_width()) * stride) as isize - above as isize;
@@ -363,7 +376,7 @@ mod tests {
         for b in 0..g.batch {
             for oy in 0..g.out_height() {
                 for ox in 0..g.out_width() {
-                    let Places { kernel: [_, across], stride, pad: [above, left] } = g.places;
+                    let Places { kernel: [_, across], stride, pad: [above, left], .. } = g.places;
                     for tap in 0..g.places.taps() {
                         let (iy, ix) = (oy * stride + tap / across, ox * stride + tap % across);
                         if iy < above || ix < left || iy - above >= g.height || ix - left >= g.width {
@@ -394,7 +407,9 @@ mod tests {
             (1, 5, 4, Places::square(1, 2, 0), 3, 2),
             (2, 6, 9, Places::same([1, 7]), 3, 4),
             (2, 9, 6, Places::same([7, 1]), 4, 3),
-            (1, 9, 8, Places { kernel: [3, 2], stride: 2, pad: [2, 0] }, 2, 5),
+            (1, 9, 8, Places::new([3, 2], 2, [2, 0]), 2, 5),
+            (2, 8, 6, Places { after: 1, ..Places::square(3, 2, 0) }, 3, 4),
+            (1, 7, 5, Places { after: 1, ..Places::square(3, 2, 0) }, 2, 3),
         ] {
             let g = Geometry { batch, height, width, places, c_in, c_out };
             let x = values(1, batch * g.in_elements());

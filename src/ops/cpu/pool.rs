@@ -39,7 +39,7 @@ pub struct Pixels<'a> {
 impl Pooling {
     /// The pixels of the map along an axis that the window at `place` has.
     fn inside(&self, axis: usize, place: usize) -> Range<usize> {
-        let Places { kernel, stride, pad } = self.places;
+        let Places { kernel, stride, pad, .. } = self.places;
         let first = place * stride;
         first.saturating_sub(pad[axis])..(first + kernel[axis]).saturating_sub(pad[axis]).min(self.size[axis])
     }
@@ -132,12 +132,12 @@ mod tests {
     use crate::ops::cpu::testing::{assert_close, assert_same_in_any_pool, slope, values, widen};
 
     const CASES: [(Reduce, Places, [usize; 2]); 6] = [
-        (Reduce::Max, Places { kernel: [3, 3], stride: 2, pad: [0, 0] }, [7, 8]),
-        (Reduce::Max, Places { kernel: [3, 3], stride: 1, pad: [1, 1] }, [4, 5]),
-        (Reduce::Mean, Places { kernel: [3, 3], stride: 1, pad: [1, 1] }, [5, 4]),
-        (Reduce::Mean, Places { kernel: [4, 3], stride: 1, pad: [0, 0] }, [4, 3]),
-        (Reduce::Mean, Places { kernel: [1, 2], stride: 3, pad: [0, 1] }, [6, 9]),
-        (Reduce::Max, Places { kernel: [3, 3], stride: 1, pad: [1, 1] }, [1, 1]),
+        (Reduce::Max, Places::new([3, 3], 2, [0, 0]), [7, 8]),
+        (Reduce::Max, Places::new([3, 3], 1, [1, 1]), [4, 5]),
+        (Reduce::Mean, Places::new([3, 3], 1, [1, 1]), [5, 4]),
+        (Reduce::Mean, Places::new([4, 3], 1, [0, 0]), [4, 3]),
+        (Reduce::Mean, Places::new([1, 2], 3, [0, 1]), [6, 9]),
+        (Reduce::Max, Places::new([3, 3], 1, [1, 1]), [1, 1]),
     ];
     const CHANNELS: usize = 3;
     const BATCH: usize = 2;

@@ -13,6 +13,7 @@ fn matrix(name: String, shape: [usize; 2], axis: usize, pipe: usize, uses: u64) 
         shape: shape.to_vec(),
         slices: vec![Slice { axis, pipe, role, copies: 1 }],
         public: Public(vec![vec![1], vec![0]]),
+        pieces: Vec::new(),
         init: Init::Constant(0.0),
         uses,
         trainable: true,

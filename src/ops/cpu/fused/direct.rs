@@ -32,7 +32,7 @@ pub fn run(
     if places == Places::square(1, 1, 0) && source.affine.is_none() {
         return run_on_maps(workspace, source.parts, weights, epilogue, y);
     }
-    let Places { kernel: [tall, wide], stride: step, pad: [above, left] } = places;
+    let Places { kernel: [tall, wide], stride: step, pad: [above, left], after } = places;
     let [batch, _, width] = source.size();
     let c_in = source.channels();
     // Pixels of few channels lie close together.
@@ -43,7 +43,7 @@ pub fn run(
     // place, the map is that already.
     let follows = step == 1 && wide == 1 && left == 0 || c_in >= PANEL && y.width < SHORT;
     let (planes, columns) = match (follows, step) {
-        (false, _) => (1, width + 2 * left),
+        (false, _) => (1, (width + 2 * left).strict_add_signed(after)),
         (true, 1) => (wide, y.width),
         (true, _) => (tall * wide, y.width),
     };

@@ -35,8 +35,8 @@ impl Method {
 }
 
 /// Whether there are at most so many zeros around the map that each pixel keeps its place.
-fn has_usual_padding(Places { kernel, pad, .. }: Places) -> bool {
-    (0..2).all(|axis| pad[axis] <= kernel[axis] / 2)
+fn has_usual_padding(Places { kernel, pad, after, .. }: Places) -> bool {
+    after == 0 && (0..2).all(|axis| pad[axis] <= kernel[axis] / 2)
 }
 
 /// F(rows x columns of outputs, rows x columns of the kernel).

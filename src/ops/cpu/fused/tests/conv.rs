@@ -58,8 +58,9 @@ impl Case {
     }
 
     fn out(&self) -> [usize; 2] {
-        let Places { kernel, stride, pad } = self.places;
-        [0, 1].map(|axis| (self.size[axis] + 2 * pad[axis] - kernel[axis]) / stride + 1)
+        let Places { kernel, stride, pad, after } = self.places;
+        let side = |axis: usize| (self.size[axis] + 2 * pad[axis]).strict_add_signed(after);
+        [0, 1].map(|axis| (side(axis) - kernel[axis]) / stride + 1)
     }
 
     fn weights(&self) -> Vec<f32> {
@@ -119,7 +120,7 @@ impl Case {
         let mut y = vec![0.0; out_height * out_width * self.outputs];
         for (place, y) in y.iter_mut().enumerate() {
             let (pixel, o) = (place / self.outputs, place % self.outputs);
-            let Places { kernel: [_, wide], stride, pad } = self.places;
+            let Places { kernel: [_, wide], stride, pad, .. } = self.places;
             for tap in 0..self.places.taps() {
                 let row = (pixel / out_width * stride + tap / wide).wrapping_sub(pad[0]);
                 let column = (pixel % out_width * stride + tap % wide).wrapping_sub(pad[1]);
@@ -186,7 +187,7 @@ fn a_convolution_is_right_on_maps_of_any_height_and_width() {
             let kernel = filtering.kernel();
             let [tall, wide] = kernel.map(|side| side / 2);
             for pad in [[tall, wide], [0, 0], [0, wide], [tall, 0]] {
-                check(Method::Winograd(filtering), Places { kernel, stride: 1, pad }, size, [17, 5]);
+                check(Method::Winograd(filtering), Places::new(kernel, 1, pad), size, [17, 5]);
             }
         }
         for [kernel, pad] in [[1, 0], [1, 1], [3, 0], [3, 1], [3, 2], [3, 3]] {
@@ -329,11 +330,12 @@ fn kernels_of_any_rows_and_columns_and_strides_are_right() {
             let size = [9, 8];
             if (0..2).all(|axis| size[axis] + 2 * pad[axis] >= kernel[axis]) {
                 for channels in [[3, 17], [16, 40], [20, 5]] {
-                    let case = Case::new(Method::Direct, Places { kernel, stride, pad }, size, channels);
+                    let case = Case::new(Method::Direct, Places::new(kernel, stride, pad), size, channels);
                     let case = Case { bias: Bias::Shared, relu: true, ..case };
                     case.check(&mut rig);
-                    // A prefix of the inputs.
-                    Case { parts: vec![channels[0] - 1], ..case }.check(&mut rig);
+                    // A prefix of the inputs, and a border on one side alone.
+                    Case { parts: vec![channels[0] - 1], ..case.clone() }.check(&mut rig);
+                    Case { places: Places { after: 1, ..case.places }, ..case }.check(&mut rig);
                 }
             }
         }

@@ -9,7 +9,7 @@ use crate::ops::cpu::testing::assert_close;
 fn maps_side_by_side_are_pooled_as_one() {
     let mut rig = Rig::new(1);
     let size @ [height, width] = [7, 9];
-    let windows = [Places::square(3, 2, 0), Places::same([3, 3]), Places { kernel: size, stride: 1, pad: [0, 0] }];
+    let windows = [Places::square(3, 2, 0), Places::same([3, 3]), Places::new(size, 1, [0, 0])];
     for channels in [vec![5], vec![16, 32], vec![17, 3, 1, 40]] {
         for (reduce, places) in windows.into_iter().flat_map(|places| [(Reduce::Max, places), (Reduce::Mean, places)]) {
             let part =
