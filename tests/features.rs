@@ -11,7 +11,7 @@ use accordion::features::{Features, Inception, Runner};
 use accordion::nets::builder::{Builder, Draw, Weight};
 use accordion::nets::inception::Tap;
 use accordion::nets::on_gpu::Compiled;
-use accordion::nets::program::{Channels, Pool, Product, Program, ValueId, View};
+use accordion::nets::program::{Channels, Inputs, Pool, Product, Program, ValueId, View};
 use accordion::nets::sliced::Sliced;
 use accordion::nets::{Threads, on_tape};
 use accordion::ops::cpu::conv::Places;
@@ -145,7 +145,7 @@ fn branches_are_what_plain_loops_make_of_them_with_and_without_a_tape() {
 
     let sliced = Sliced::new(&program.spec, &weights, &full).unwrap();
     let images = Tensor::from_vec(images, (2, shape.height, shape.width, shape.channels), &Device::Cpu).unwrap();
-    let taped = on_tape::forward(&program, &Tape::off(), &sliced, &images, &[0.0; 2], &[None; 2]).unwrap();
+    let taped = on_tape::forward(&program, &Tape::off(), &sliced, &images, Inputs::NONE).unwrap();
     let error = relative_error(&taped.flatten_all().unwrap().to_vec1().unwrap(), &want);
     assert!(error < TOLERANCE, "on tape: {error:.1e}");
 }

@@ -5,9 +5,13 @@ mod compare;
 
 use accordion::checkpoint;
 use accordion::features::Runner;
-use accordion::nets::program::Program;
-use accordion::nets::{Threads, public, vae};
-use accordion::supernet::Supernet;
+use accordion::nets::on_cpu::{Packed, SubnetView};
+use accordion::nets::program::{Inputs, Program};
+use accordion::nets::sliced::Sliced;
+use accordion::nets::{Threads, on_tape, public, unet, vae};
+use accordion::ops::Tape;
+use accordion::ops::cpu::fused::Workspace;
+use accordion::supernet::{Order, Pipe, Supernet, Widths, ranking};
 use candle_core::{DType, Device, Tensor};
 use compare::relative_error;
 use std::collections::HashMap;
@@ -29,18 +33,31 @@ fn images(expected: &HashMap<String, Tensor>, name: &str) -> (Vec<f32>, [usize; 
     (images.flatten_all().unwrap().to_vec1().unwrap(), [height, width])
 }
 
+fn config<T: serde::de::DeserializeOwned>(part: &str) -> T {
+    serde_json::from_slice(&std::fs::read(fixture(&format!("sd_tiny/{part}/config.json"))).unwrap()).unwrap()
+}
+
 fn vae() -> vae::Config {
-    let config: vae::Config =
-        serde_json::from_slice(&std::fs::read(fixture("sd_tiny/vae/config.json")).unwrap()).unwrap();
+    let config: vae::Config = config("vae");
     config.check().unwrap();
     config
 }
 
+/// The weights of a part of the pipeline that are a program's.
+fn weights(part: &str, program: &Program) -> Supernet {
+    let file = fixture(&format!("sd_tiny/{part}/diffusion_pytorch_model.safetensors"));
+    let tensors = &checkpoint::open(&file).unwrap().parts[0].tensors.unwrapped()[0];
+    let params = match part {
+        "unet" => public::read(&program.spec, tensors),
+        // Each half passes over the other.
+        _ => public::read_among(&program.spec, tensors),
+    };
+    Supernet::original(&program.spec, params.unwrap())
+}
+
 /// Runs a half of the autoencoder.
 fn run(program: Program, images: &[f32]) -> Vec<f32> {
-    let checkpoint = checkpoint::open(&fixture("sd_tiny/vae/diffusion_pytorch_model.safetensors")).unwrap();
-    let params = public::read_among(&program.spec, &checkpoint.parts[0].tensors.unwrapped()[0]).unwrap();
-    let weights = Supernet::original(&program.spec, params);
+    let weights = weights("vae", &program);
     Runner::new(Arc::new(program), &weights, Threads::ALL).unwrap().run(images)
 }
 
@@ -70,4 +87,93 @@ fn pictures_are_encoded_as_diffusers_does() {
     };
     assert_near("vae_mean", &part(0), &images(&expected, "vae_mean").0);
     assert_near("vae_logvar", &part(channels), &images(&expected, "vae_logvar").0);
+}
+
+fn floats(expected: &HashMap<String, Tensor>, name: &str) -> Vec<f32> {
+    expected[name].to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// What the U-Net makes of some latents.
+struct Told {
+    latents: Vec<f32>,
+    size: [usize; 2],
+    times: Vec<f32>,
+    context: Vec<f32>,
+}
+
+impl Told {
+    fn new(expected: &HashMap<String, Tensor>, latents: &str, times: &str) -> Self {
+        let (latents, size) = images(expected, latents);
+        let times = floats(expected, times);
+        let of_sample = expected["context"].dims3().map(|(_, tokens, channels)| tokens * channels).unwrap();
+        Self { latents, size, context: floats(expected, "context")[..times.len() * of_sample].to_vec(), times }
+    }
+
+    /// By the fused kernels, of a subnet.
+    fn on_cpu(&self, program: &Arc<Program>, supernet: &Supernet, widths: &Widths) -> Vec<f32> {
+        let (batch, image) = (self.times.len(), program.image);
+        let packed = Packed::new(Arc::clone(program), supernet).unwrap();
+        let view = SubnetView::new(&program.spec, supernet, widths.clone());
+        let mut workspace = Workspace::new(accordion::ops::cpu::fused::Team::new(2, false));
+        let mut x = workspace.arena.map([batch, image.height, image.width, image.channels]);
+        x.copy_from(&self.latents);
+        let inputs = Inputs { noise: &self.times, class: &vec![None; batch], context: &self.context };
+        let made = packed.forward(&mut workspace, &view, &x, inputs);
+        made.data().chunks_exact(made.pitch()).flat_map(|pixel| &pixel[..made.channels]).copied().collect()
+    }
+
+    /// On plain tensors.
+    fn on_tape(&self, program: &Program, supernet: &Supernet, widths: &Widths) -> Vec<f32> {
+        let (batch, image) = (self.times.len(), program.image);
+        let sliced = Sliced::new(&program.spec, supernet, widths).unwrap();
+        let shape = (batch, image.height, image.width, image.channels);
+        let x = Tensor::from_slice(&self.latents, shape, &Device::Cpu).unwrap();
+        let inputs = Inputs { noise: &self.times, class: &vec![None; batch], context: &self.context };
+        let made = on_tape::forward(program, &Tape::off(), &sliced, &x, inputs).unwrap();
+        made.flatten_all().unwrap().to_vec1().unwrap()
+    }
+}
+
+fn unet(size: [usize; 2]) -> (Arc<Program>, Supernet) {
+    let config: unet::Config = config("unet");
+    config.check().unwrap();
+    let program = config.program(size[0], size[1]);
+    let supernet = weights("unet", &program);
+    (Arc::new(program), supernet)
+}
+
+#[test]
+fn noise_is_predicted_as_diffusers_does() {
+    let expected = expected();
+    for (latents, times, want) in [("latents_xt", "t", "eps_full"), ("wide_latents", "wide_t", "wide_eps")] {
+        let told = Told::new(&expected, latents, times);
+        let (program, supernet) = unet(told.size);
+        let (full, want) = (program.spec.full(), images(&expected, want).0);
+        assert_near(&format!("{latents} on the CPU"), &told.on_cpu(&program, &supernet, &full), &want);
+        assert_near(&format!("{latents} on the tape"), &told.on_tape(&program, &supernet, &full), &want);
+    }
+}
+
+#[test]
+fn subnets_predict_noise_as_the_reference_does() {
+    let expected = expected();
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(fixture("sd_tiny.json")).unwrap()).unwrap();
+    let told = Told::new(&expected, "latents_xt", "t");
+    let (program, supernet) = unet(told.size);
+    let spec = &program.spec;
+    let scores = spec.pipes.iter().map(|pipe| {
+        let scores = floats(&expected, &format!("importance.{}.{}", pipe.kind.as_str(), pipe.block));
+        assert_eq!(scores.len(), pipe.width, "{}", pipe.name);
+        scores.into_iter().map(f64::from).collect()
+    });
+    let orders = ranking::order_global(&scores.collect::<Vec<Vec<f64>>>());
+    let supernet = supernet.permuted(spec, &orders, Order::Global).unwrap();
+    for ratio in ["0.250", "0.500", "0.750"] {
+        let table = &json["allocation"][ratio];
+        let kept = |pipe: &Pipe| table[&pipe.block][format!("{}_keep", pipe.kind.as_str())].as_u64().unwrap() as usize;
+        let widths = Widths(spec.pipes.iter().map(kept).collect());
+        let want = images(&expected, &format!("eps_subnet_{ratio}")).0;
+        assert_near(&format!("{ratio} on the CPU"), &told.on_cpu(&program, &supernet, &widths), &want);
+        assert_near(&format!("{ratio} on the tape"), &told.on_tape(&program, &supernet, &widths), &want);
+    }
 }

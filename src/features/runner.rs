@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::nets::Threads;
 use crate::nets::on_cpu::{Packed, SubnetView};
-use crate::nets::program::Program;
+use crate::nets::program::{Inputs, Program};
 use crate::ops::cpu::fused::rows::{Row, fill_rows};
 use crate::ops::cpu::fused::{Layer, Recorder, Workspace};
 use crate::supernet::Supernet;
@@ -62,7 +62,8 @@ impl Runner {
         }
         let mut input = self.workspace.arena.map([batch, shape.height, shape.width, shape.channels]);
         fill_rows(&mut self.workspace.team, &mut input, fill);
-        let made = self.packed.forward(&mut self.workspace, &self.view, &input, &vec![0.0; batch], &vec![None; batch]);
+        let inputs = Inputs { noise: &vec![0.0; batch], class: &vec![None; batch], context: &[] };
+        let made = self.packed.forward(&mut self.workspace, &self.view, &input, inputs);
         // Pixels lie on whole panels.
         let pixels = made.data().chunks_exact(made.pitch());
         let output = pixels.flat_map(|pixel| &pixel[..made.channels]).copied().collect();

@@ -340,15 +340,35 @@ impl Builder {
         to.len() - parts
     }
 
-    /// Attention in the heads of `qkv`.
+    /// What an image is told by beside its class: so many tokens of so many channels.
+    pub fn context(&mut self, tokens: usize, channels: usize) -> ValueId {
+        self.layer("context".into(), Op::Context, Extent::Map { height: tokens, width: 1 }, Channels::Fixed(channels))
+    }
+
+    /// Attention of the pixels of `q` to those of `kv`, in the same heads. For the attention of pixels to each other both are one value
+    /// of queries, keys and values.
     ///
     /// # Panics
-    /// If that is no value of heads.
-    pub fn attention(&mut self, name: &str, qkv: ValueId) -> ValueId {
-        let Value { extent, channels: Channels::Heads { pipe, heads, .. } } = self.values[qkv] else {
+    /// If those are no values of heads with these parts.
+    pub fn attention(&mut self, name: &str, q: ValueId, kv: ValueId) -> ValueId {
+        let (Value { extent, channels: Channels::Heads { pipe, parts, heads } }, Channels::Heads { parts: others, .. }) =
+            (self.values[q], self.values[kv].channels)
+        else {
             panic!("attention is between heads")
         };
-        self.layer(name.into(), Op::Attention { qkv }, extent, Channels::Heads { pipe, parts: 1, heads })
+        assert_eq!((parts, others), if q == kv { (3, 3) } else { (1, 2) }, "the parts of queries, keys and values");
+        self.layer(name.into(), Op::Attention { q, kv }, extent, Channels::Heads { pipe, parts: 1, heads })
+    }
+
+    /// `a * gelu(b)` of a value of two parts of a pipe.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn gate(&mut self, name: &str, x: ValueId) -> ValueId {
+        let Value { extent, channels: Channels::Pipe { pipe, parts: 2 } } = self.values[x] else {
+            panic!("a gate is of two parts of a pipe")
+        };
+        self.layer(name.into(), Op::Gate { x }, extent, Channels::of(pipe))
     }
 
     /// `(x + residual) * scale`.

@@ -311,7 +311,7 @@ fn self_attention(b: &mut Builder, style: &Style, x: ValueId, block: &Block, gro
     let qkv = b.conv(&format!("{name}.qkv"), [1; 2], Channels::Fixed(c_out), of_heads(3), qkv);
     let proj = b.conv(&format!("{name}.proj"), [1; 2], of_heads(1), Channels::Fixed(c_out), last);
     let qkv = b.product(Product::new(View::from(x).norm(norm), qkv, [1; 2]));
-    let mixed = b.attention(&format!("{name}.attn"), qkv);
+    let mixed = b.attention(&format!("{name}.attn"), qkv, qkv);
     Ok(b.product(Product { residual: Some(x), scale: style.scale, ..Product::new(mixed, proj, [1; 2]) }))
 }
 

@@ -2,6 +2,7 @@
 
 use super::network::Network;
 use super::on_cpu::{Packed, SubnetView};
+use super::program::Inputs;
 use super::{About, Denoiser, Model};
 use crate::ImageShape;
 use crate::Result;
@@ -124,7 +125,8 @@ impl HostRunner {
         }
         let shape = [height, width, channels, channels];
         self.workspace.ended(format_args!("input"), Kind::Elementwise, shape, 0);
-        let raw = self.packed.forward(&mut self.workspace, &self.views[subnet], &input, &noise, class);
+        let inputs = Inputs { noise: &noise, class, context: &[] };
+        let raw = self.packed.forward(&mut self.workspace, &self.views[subnet], &input, inputs);
         let mut denoised = x.to_vec();
         let samples = denoised.chunks_exact_mut(elements).zip(raw.data().chunks_exact(raw.sample()));
         for ((x, raw), c) in samples.zip(&coefficients) {

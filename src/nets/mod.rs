@@ -24,6 +24,7 @@ mod sampler;
 pub mod sliced;
 pub mod song_unet;
 pub mod u_vit;
+pub mod unet;
 pub mod vae;
 mod warm;
 

@@ -4,7 +4,7 @@ use super::backbone::Backbone;
 use super::on_cpu::Packed;
 use super::on_gpu::Compiled;
 use super::on_tape;
-use super::program::Program;
+use super::program::{Inputs, Program};
 use super::sliced::Sliced;
 use crate::ImageShape;
 use crate::Result;
@@ -80,7 +80,7 @@ impl Network {
         }
         let input = Tensor::from_vec(input, (batch, height, width, channels), &Device::Cpu)?;
         let noise: Vec<f32> = coefficients.iter().map(|c| c.c_noise as f32).collect();
-        let raw = on_tape::forward(&self.program, tape, w, &input, &noise, class)?;
+        let raw = on_tape::forward(&self.program, tape, w, &input, Inputs { noise: &noise, class, context: &[] })?;
         let mut denoised = raw.flatten_all()?.to_vec1::<f32>()?;
         for ((raw, x), c) in denoised.chunks_exact_mut(elements).zip(x.chunks_exact(elements)).zip(&coefficients) {
             raw.iter_mut().zip(x).for_each(|(raw, &x)| *raw = c.denoised(x, *raw));

@@ -1,7 +1,8 @@
 //! Inference on the CPU: a [`Program`] whose weights are packed once for all subnets, run layer by layer in fused kernels.
 
 use super::program::{
-    Branch, Channels, Embedding, Extent, IMAGE, Norm, Op, Over, ParamId, Pool, Product, Program, ValueId, View,
+    Branch, Channels, Embedding, Extent, IMAGE, Inputs, Norm, Op, Over, ParamId, Pool, Product, Program, Value,
+    ValueId, View,
 };
 use super::sliced::Tables;
 use crate::Result;
@@ -12,6 +13,7 @@ use crate::ops::cpu::fused::activate::activate;
 use crate::ops::cpu::fused::attention::{self, attention};
 use crate::ops::cpu::fused::conv::Conv;
 use crate::ops::cpu::fused::epilogue::Epilogue;
+use crate::ops::cpu::fused::gate::{self, gate};
 use crate::ops::cpu::fused::group_norm::{Film, Normalisation};
 use crate::ops::cpu::fused::layer_norm::layer_norm;
 use crate::ops::cpu::fused::linear::{self, Linear, Output};
@@ -78,6 +80,8 @@ enum PackedLayer {
     },
     Branches(Vec<Linear>),
     Attention,
+    Context,
+    Gate,
     Pool,
     Write(PackedView),
     /// Of tokens: their positions.
@@ -113,20 +117,19 @@ impl Packed {
         self.layers.iter().map(PackedLayer::bytes).sum()
     }
 
-    /// The raw network F of a subnet: `x` is `[B, H, W, C]`, `noise` (c_noise) and `class` have B entries; class `None`
-    /// is the unconditional call.
+    /// The raw network F of a subnet on the images `x`.
     pub fn forward(
         &self,
         workspace: &mut Workspace,
         subnet: &SubnetView,
         x: &Map,
-        noise: &[f32],
-        class: &[Option<usize>],
+        Inputs { noise, class, context }: Inputs,
     ) -> Map {
         let program = &*self.program;
         let mut values = Values { program, image: x, made: (0..program.table()).map(|_| None).collect() };
         for (index, (layer, packed)) in program.layers.iter().zip(&self.layers).enumerate() {
-            let mut call = Call { packed: self, workspace, subnet, values: &values, name: &layer.name };
+            let mut call =
+                Call { packed: self, workspace, subnet, values: &values, value: index + 1, name: &layer.name };
             let made = match (&layer.op, packed) {
                 (Op::Embedding(embedding), PackedLayer::Embedding { frequencies, rows }) => {
                     call.embedding(embedding, frequencies, rows, noise, class)
@@ -138,7 +141,9 @@ impl Packed {
                 (Op::Branches { x, to }, PackedLayer::Branches(layers)) => {
                     call.branches(*x, layers, to.iter().map(|branch| branch.to))
                 }
-                (Op::Attention { qkv }, PackedLayer::Attention) => call.attention(*qkv),
+                (Op::Attention { q, kv }, PackedLayer::Attention) => call.attention(*q, *kv),
+                (Op::Context, PackedLayer::Context) => call.context(context),
+                (Op::Gate { x }, PackedLayer::Gate) => call.gate(*x),
                 (Op::Pool(Pool { parts, reduce, places }), PackedLayer::Pool) => call.pool(parts, *reduce, *places),
                 (Op::Write { x, residual, scale }, PackedLayer::Write(view)) => call.write(x, view, *residual, *scale),
                 (Op::Tokens { front, x, .. }, PackedLayer::Tokens(positions)) => call.tokens(front, *x, positions),
@@ -163,7 +168,7 @@ impl PackedLayer {
                 view.bytes() + conv.as_ref().map_or(0, Conv::bytes) + size_of_val(&**bias)
             }
             Self::Branches(layers) => layers.iter().map(Linear::bytes).sum(),
-            Self::Attention | Self::Pool | Self::Unpatch(_) => 0,
+            Self::Attention | Self::Context | Self::Gate | Self::Pool | Self::Unpatch(_) => 0,
             Self::Write(view) => view.bytes(),
             Self::Tokens(positions) => size_of_val(&**positions),
         }
@@ -202,10 +207,11 @@ impl Values<'_> {
     }
 }
 
-/// Channels of a value in memory, which heads share in a way of their own.
+/// Channels of what a product makes in memory, where heads and parts lie in a way of their own.
 fn stored(channels: Channels, widths: &Widths) -> usize {
     match channels {
-        Channels::Heads { pipe, parts: 3, heads } => attention::columns(heads, widths.0[pipe]),
+        Channels::Heads { pipe, parts, heads } => attention::columns(parts, heads, widths.0[pipe]),
+        Channels::Pipe { pipe, parts: 2 } => 2 * pitch(widths.0[pipe]),
         channels => channels.kept(widths),
     }
 }
@@ -216,6 +222,8 @@ struct Call<'a> {
     workspace: &'a mut Workspace,
     subnet: &'a SubnetView,
     values: &'a Values<'a>,
+    /// The value that the layer makes.
+    value: ValueId,
     name: &'a str,
 }
 
@@ -350,21 +358,43 @@ impl Call<'_> {
         y
     }
 
-    fn attention(&mut self, qkv: ValueId) -> Map {
-        let x = self.values.of(qkv);
-        let Channels::Heads { pipe, heads, .. } = self.packed.program.values[qkv].channels else {
+    fn attention(&mut self, q: ValueId, kv: ValueId) -> Map {
+        let Channels::Heads { pipe, heads, .. } = self.packed.program.values[q].channels else {
             unreachable!("attention is between heads")
         };
-        let dim = self.subnet.widths.0[pipe];
-        let mut y = self.workspace.arena.map([x.batch, x.height, x.width, heads * dim]);
+        let (q, kv, dim) = (self.values.of(q), self.values.of(kv), self.subnet.widths.0[pipe]);
+        let mut y = self.workspace.arena.map([q.batch, q.height, q.width, heads * dim]);
         if dim > 0 {
-            attention(self.workspace, x, heads, dim, &mut y);
+            attention(self.workspace, q, kv, heads, dim, &mut y);
         }
-        let pixels = x.height * x.width;
         // Scores, then the mixing of values.
-        let macs = 2 * x.batch * heads * dim * pixels * pixels;
-        let shape = [x.height, x.width, 3 * heads * dim, heads * dim];
+        let macs = 2 * q.batch * heads * dim * q.height * q.width * kv.height * kv.width;
+        let shape = [q.height, q.width, 3 * heads * dim, heads * dim];
         self.workspace.ended(format_args!("{}", self.name), Kind::Attention, shape, macs as u64);
+        y
+    }
+
+    fn context(&mut self, context: &[f32]) -> Map {
+        let Value { extent, channels } = self.packed.program.values[self.value];
+        let channels = channels.kept(&self.subnet.widths);
+        let mut y = self.workspace.arena.map([self.values.image.batch, extent.pixels(), 1, channels]);
+        assert_eq!(context.len(), y.batch * y.height * channels, "size of the context");
+        y.copy_from(context);
+        self.workspace.ended(format_args!("{}", self.name), Kind::Copy, [y.height, 1, channels, channels], 0);
+        y
+    }
+
+    fn gate(&mut self, x: ValueId) -> Map {
+        let x = self.values.of(x);
+        let channels = match self.packed.program.values[self.value].channels {
+            channels @ Channels::Pipe { .. } => channels.kept(&self.subnet.widths),
+            other => unreachable!("a gate makes the channels of a pipe, not {other:?}"),
+        };
+        let mut y = self.workspace.arena.map([x.batch, x.height, x.width, channels]);
+        if channels > 0 {
+            gate(self.workspace, x, &mut y);
+        }
+        self.ended("gate", Kind::Elementwise, &y);
         y
     }
 
@@ -496,6 +526,8 @@ impl Packer<'_> {
             },
             Op::Branches { to, .. } => PackedLayer::Branches(to.iter().map(|branch| self.branch(branch)).collect()),
             Op::Attention { .. } => PackedLayer::Attention,
+            Op::Context => PackedLayer::Context,
+            Op::Gate { .. } => PackedLayer::Gate,
             Op::Pool(_) => PackedLayer::Pool,
             Op::Write { x, .. } => PackedLayer::Write(self.view(x)),
             Op::Tokens { positions, .. } => PackedLayer::Tokens(self.weights[*positions].clone()),
@@ -555,22 +587,22 @@ impl Packer<'_> {
         let from = self.program.values[product.x.parts[0]].channels;
         let (conv, mut bias) = match (from, product.to) {
             _ if weights.is_empty() => (None, bias),
-            (_, Channels::Heads { heads, .. }) => {
-                let (c_in, dim) = (shape[0], shape[3]);
-                // The pixel of a query has its parts in panels, the last of them filled up with zeros.
-                let columns = attention::columns(heads, dim);
-                let mut places = vec![None; columns];
-                for part in 0..3 {
-                    for head in 0..heads {
-                        for offset in 0..dim {
-                            let column = attention::column(heads, part, head, offset);
-                            places[column] = Some((part * heads + head) * dim + offset);
+            (_, Channels::Heads { .. } | Channels::Pipe { parts: 2, .. }) => {
+                let (c_in, outputs) = (shape[0], product.to.kept(&self.program.spec.full()));
+                // Parts and heads lie in panels, the last of each filled up with zeros.
+                let mut places = vec![None; stored(product.to, &self.program.spec.full())];
+                for output in 0..outputs {
+                    let column = match product.to {
+                        Channels::Heads { parts, heads, .. } => {
+                            let dim = outputs / (parts * heads);
+                            attention::column(parts, heads, output / dim / heads, output / dim % heads, output % dim)
                         }
-                    }
+                        _ => gate::column(output / (outputs / 2), output % (outputs / 2)),
+                    };
+                    places[column] = Some(output);
                 }
-                let stride = 3 * heads * dim;
-                let value = |_, i: usize, column: usize| places[column].map_or(0.0, |at| weights[i * stride + at]);
-                let conv = Conv::new(Method::Direct, Places::same([1, 1]), [c_in, columns], value);
+                let value = |_, i: usize, column: usize| places[column].map_or(0.0, |at| weights[i * outputs + at]);
+                let conv = Conv::new(Method::Direct, Places::same([1, 1]), [c_in, places.len()], value);
                 let at = |place: &Option<usize>| place.map_or(0.0, |place| bias[place]);
                 (Some(conv), if bias.is_empty() { bias } else { places.iter().map(at).collect() })
             }

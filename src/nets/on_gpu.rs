@@ -179,7 +179,8 @@ fn check(program: &Program) -> Result<()> {
             return refuse(format!("{} puts {tokens} tokens first; a GPU takes at most {MAX_FRONT}", layer.name));
         }
         let is_for_cpu = match &layer.op {
-            Op::Pool(_) => true,
+            Op::Pool(_) | Op::Context | Op::Gate { .. } => true,
+            Op::Attention { q, kv } => q != kv,
             Op::Product(product) => product.act == Some(Act::Relu) || square(product.places).is_none(),
             _ => false,
         };
@@ -272,7 +273,7 @@ impl Call<'_> {
                 );
                 y
             }
-            (Op::Attention { qkv }, CompiledLayer::Attention) => {
+            (Op::Attention { q: qkv, .. }, CompiledLayer::Attention) => {
                 let Channels::Heads { pipe, heads, .. } = compiled.program.values[*qkv].channels else {
                     unreachable!("attention is between heads")
                 };
@@ -491,7 +492,7 @@ impl Layout<'_> {
                 CompiledLayer::Tokens { positions: self.floats(&positions) }
             }
             Op::Unpatch { .. } => CompiledLayer::Unpatch,
-            Op::Pool(_) => unreachable!("pools are refused"),
+            Op::Pool(_) | Op::Context | Op::Gate { .. } => unreachable!("`check` has refused it"),
             Op::Write { x, .. } => CompiledLayer::Write(x.norm.as_ref().map(|norm| self.norm(norm))),
         }
     }

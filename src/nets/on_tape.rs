@@ -1,7 +1,8 @@
 //! A [`Program`] on plain tensors, recorded for gradients: what training runs, and what inference is held against.
 
 use super::program::{
-    Branch, Channels, Embedding, Extent, Norm, Op, Over, ParamId, Pool, Product, Program, Resample, ValueId, View,
+    Branch, Channels, Embedding, Extent, Inputs, Norm, Op, Over, ParamId, Pool, Product, Program, Resample, Value,
+    ValueId, View,
 };
 use super::sliced::Sliced;
 use crate::Result;
@@ -10,8 +11,7 @@ use crate::ops::cpu::resample::Direction;
 use crate::ops::{Act, Tape, attention, conv, elementwise, group_norm, layer_norm, pool, resample, tokens};
 use candle_core::{DType, Device, Tensor};
 
-/// The raw network F of the subnet `w`: `x` is `[B, H, W, C]`, `noise` (c_noise) and `class` have B entries; class `None`
-/// is the unconditional call. Maps are `[B, H, W, C]`, vectors `[B, C]`.
+/// The raw network F of the subnet `w` on the images `x`, `[B, H, W, C]`. Maps are `[B, H, W, C]`, vectors `[B, C]`.
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when an operation fails.
@@ -20,8 +20,7 @@ pub fn forward(
     tape: &Tape,
     w: &Sliced,
     x: &Tensor,
-    noise: &[f32],
-    class: &[Option<usize>],
+    Inputs { noise, class, context }: Inputs,
 ) -> Result<Tensor> {
     let mut run = Run { program, tape, w, values: vec![x.clone()], branches: Vec::new() };
     for (index, layer) in program.layers.iter().enumerate() {
@@ -37,15 +36,25 @@ pub fn forward(
                 // Whoever reads it reads one of them.
                 run.values[*x].clone()
             }
-            Op::Attention { qkv } => {
-                let Channels::Heads { heads, .. } = program.values[*qkv].channels else {
+            Op::Attention { q, kv } => {
+                let Channels::Heads { heads, .. } = program.values[*q].channels else {
                     unreachable!("attention is between heads")
                 };
-                match &run.values[*qkv] {
-                    nothing if nothing.dim(3)? == 0 => nothing.clone(),
-                    qkv => attention::attention(tape, qkv, heads)?,
+                match (&run.values[*q], &run.values[*kv]) {
+                    (nothing, _) if nothing.dim(3)? == 0 => nothing.clone(),
+                    (qkv, _) if q == kv => attention::attention(tape, qkv, heads)?,
+                    (q, kv) => attention::across(tape, q, kv, heads)?,
                 }
             }
+            Op::Context => {
+                let Value { extent, channels } = program.values[index + 1];
+                let shape = (noise.len(), extent.pixels(), 1, channels.kept(&program.spec.full()));
+                Tensor::from_slice(context, shape, &Device::Cpu)?
+            }
+            Op::Gate { x } => match &run.values[*x] {
+                nothing if nothing.dim(3)? == 0 => nothing.clone(),
+                x => elementwise::gate(tape, x)?,
+            },
             Op::Pool(Pool { parts, reduce, places }) => pool::pool(tape, &run.beside(parts)?, *reduce, *places)?,
             Op::Write { x, residual, scale } => {
                 let x = run.view(x)?;

@@ -46,6 +46,22 @@ pub struct Program {
     slots: Vec<usize>,
 }
 
+/// What a call is given beside its images, sample after sample.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// What the network is told of each noise level: c_noise.
+    pub noise: &'a [f32],
+    /// The classes; `None` is the unconditional call.
+    pub class: &'a [Option<usize>],
+    /// `[batch, tokens, channels]` of a network that reads an [`Op::Context`]; empty for another.
+    pub context: &'a [f32],
+}
+
+impl Inputs<'_> {
+    /// Those of a network that reads none of them.
+    pub const NONE: Self = Self { noise: &[], class: &[], context: &[] };
+}
+
 /// What a layer makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value {
@@ -141,10 +157,20 @@ pub enum Op {
         /// The layers.
         to: Vec<Branch>,
     },
-    /// `softmax(q k' / sqrt(dim)) v` in each head (Vaswani et al. 2017, eq. 1) on a value of [`Channels::Heads`] in three parts.
+    /// `softmax(q k' / sqrt(dim)) v` in each head (Vaswani et al. 2017, eq. 1) on values of [`Channels::Heads`], a query for each pixel of
+    /// the one and a key and a value for each of the other.
     Attention {
-        /// Queries, keys and values.
-        qkv: ValueId,
+        /// Its first part has the queries.
+        q: ValueId,
+        /// Its last two parts have the keys and the values; the same value, of three parts, where pixels attend to each other.
+        kv: ValueId,
+    },
+    /// What an image is told by beside its class: a map of one column, a token a row.
+    Context,
+    /// `a * gelu(b)` of the two parts a, b of a pipe (GEGLU, Shazeer 2020).
+    Gate {
+        /// Both parts.
+        x: ValueId,
     },
     /// The largest values or the means of neighbours.
     Pool(Pool),
@@ -443,13 +469,14 @@ impl Op {
             reads.extend(view.norm.as_ref().and_then(|norm| norm.film).and(branches));
         }
         match self {
-            Self::Embedding(_) => {}
+            Self::Embedding(_) | Self::Context => {}
+            Self::Attention { q, kv } => reads.extend([*q, *kv]),
             Self::Product(Product { residual, sample_bias, .. }) => {
                 reads.extend(residual);
                 reads.extend(sample_bias.and(branches));
             }
             Self::Write { residual, .. } => reads.extend(residual),
-            Self::Branches { x, .. } | Self::Attention { qkv: x } | Self::Unpatch { x, .. } => reads.push(*x),
+            Self::Branches { x, .. } | Self::Gate { x } | Self::Unpatch { x, .. } => reads.push(*x),
             Self::Tokens { front, x, .. } => reads.extend(front.iter().chain([x])),
             Self::Pool(Pool { parts, .. }) => reads.extend(parts),
         }
@@ -677,7 +704,12 @@ mod tests {
                     Op::Tokens { positions, .. } => {
                         used.insert(*positions);
                     }
-                    Op::Attention { .. } | Op::Pool(_) | Op::Write { .. } | Op::Unpatch { .. } => {}
+                    Op::Attention { .. }
+                    | Op::Context
+                    | Op::Gate { .. }
+                    | Op::Pool(_)
+                    | Op::Write { .. }
+                    | Op::Unpatch { .. } => {}
                 }
                 used.extend(layer.op.view().and_then(|view| view.norm.as_ref()).iter().flat_map(|norm| [norm.scale, norm.shift]));
             }

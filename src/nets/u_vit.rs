@@ -214,7 +214,7 @@ impl Config {
         let qkv = if self.qkv_bias { weight } else { weight.without_bias() };
         let qkv = b.linear(&n("attn.qkv"), stream, of_heads(3), qkv);
         let qkv = b.product(Product::new(View::from(x).norm(norm), qkv, [1; 2]));
-        let mixed = b.attention(&n("attn"), qkv);
+        let mixed = b.attention(&n("attn"), qkv, qkv);
         let proj = b.linear(&n("attn.proj"), of_heads(1), stream, weight);
         let x = b.product(Product { residual: Some(x), ..Product::new(mixed, proj, [1; 2]) });
         let norm = b.layer_norm(&n("norm2"), dim, EPS);

@@ -213,7 +213,7 @@ impl Net {
         let (stream, of_heads) = (Channels::Fixed(channels), |parts| Channels::Heads { pipe, parts, heads: 1 });
         let qkv = self.0.projections(&attention, &["to_q", "to_k", "to_v"], stream, of_heads(3), weight);
         let qkv = self.0.product(Product::new(view, qkv, [1, 1]));
-        let mixed = self.0.attention(&attention, qkv);
+        let mixed = self.0.attention(&attention, qkv, qkv);
         let out = self.0.linear(&format!("{attention}.to_out.0"), of_heads(1), stream, weight);
         let x = self.0.product(Product { residual: Some(x), ..Product::new(mixed, out, [1, 1]) });
         self.resnet(&format!("{name}.resnets.1"), x, channels)

@@ -29,6 +29,11 @@ pub fn scale_row(tape: &Tape, row: &Tensor, x: &Tensor) -> Result<Tensor> {
     tape.apply2(ScaleRow, row, x)
 }
 
+/// `a * gelu(b)` of `x = [..., (a, b)]`, each of half of the last axis (GEGLU, Shazeer 2020).
+pub fn gate(tape: &Tape, x: &Tensor) -> Result<Tensor> {
+    tape.apply1(Gate, x)
+}
+
 struct AddScale(f32);
 
 impl CustomOp2 for AddScale {
@@ -105,6 +110,32 @@ impl CustomOp1 for Act {
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let mut dx = vec![0.0; x.elem_count()];
         with_slice(x, |x| with_slice(dy, |dy| activation::backward(*self, x, dy, &mut dx)))??;
+        gradient(dx, x)
+    }
+}
+
+struct Gate;
+
+impl CustomOp1 for Gate {
+    fn name(&self) -> &'static str {
+        "gate"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut dims = layout.dims().to_vec();
+        let last = dims.last_mut().filter(|last| last.is_multiple_of(2));
+        let Some(last) = last else { candle_core::bail!("gate: {:?} does not divide into two", layout.shape()) };
+        *last /= 2;
+        let width = *last;
+        let x = contiguous(self.name(), x, layout)?;
+        let mut y = vec![0.0; x.len() / 2];
+        activation::gate(x, width, &mut y);
+        Ok((CpuStorage::F32(y), dims.into()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (width, mut dx) = (dy.dim(dy.rank() - 1)?, vec![0.0; x.elem_count()]);
+        with_slice(x, |x| with_slice(dy, |dy| activation::gate_backward(x, dy, width, &mut dx)))??;
         gradient(dx, x)
     }
 }

@@ -11,7 +11,7 @@ use crate::features::frechet::{Moments, Target};
 use crate::features::{Features, Reference};
 use crate::files::read_toml;
 use crate::nets::on_tape;
-use crate::nets::program::Program;
+use crate::nets::program::{Inputs, Program};
 use crate::nets::sliced::Sliced;
 use crate::nets::{Model, Threads};
 use crate::ops::Tape;
@@ -182,7 +182,7 @@ impl<'a> Learner<'a> {
         let image = self.program.image;
         let shape = (labels.len(), image.height, image.width, image.channels);
         let images = Tensor::from_vec(images, shape, &Device::Cpu)?;
-        let logits = on_tape::forward(&self.program, &tape, &weights, &images, &[], &[])?;
+        let logits = on_tape::forward(&self.program, &tape, &weights, &images, Inputs::NONE)?;
         let mut values = logits.flatten_all()?.to_vec1::<f32>()?;
         let loss = cross_entropy(&mut values, &labels);
         let gradient = Tensor::from_vec(values, logits.shape(), &Device::Cpu)?;

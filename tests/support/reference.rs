@@ -21,6 +21,8 @@ pub struct Reference<'a> {
     weights: Vec<Vec<f64>>,
     /// By pipe: the group of each kept channel.
     groups: Vec<Vec<u32>>,
+    /// What a network with a context is given, `[tokens, channels]`.
+    pub context: Vec<f64>,
 }
 
 /// Pixels, channels last; a vector is a map of one.
@@ -64,7 +66,7 @@ impl<'a> Reference<'a> {
             if kept == 0 { vec![] } else { groups::membership(&origin[..kept], pipe.norm_groups.unwrap_or(1)) }
         });
         let (weights, groups) = (weights.collect(), groups.collect());
-        Self { program, preconditioning, widths, weights, groups }
+        Self { program, preconditioning, widths, weights, groups, context: Vec::new() }
     }
 
     /// The denoised image of `x` (Karras et al. 2022, eq. 7 and table 1).
@@ -129,9 +131,22 @@ impl Call<'_> {
                 self.branches = to.iter().map(|branch| self.branch(&self.values[*x].values, branch)).collect();
                 vector(vec![])
             }
-            Op::Attention { qkv } => {
-                let Channels::Heads { heads, pipe, .. } = program.values[*qkv].channels else { panic!("heads") };
-                attention(&self.values[*qkv], heads, self.net.widths.0[pipe])
+            Op::Attention { q, kv } => {
+                let Channels::Heads { heads, pipe, .. } = program.values[*q].channels else { panic!("heads") };
+                attention(&self.values[*q], &self.values[*kv], heads, self.net.widths.0[pipe])
+            }
+            Op::Context => {
+                let height = program.values[self.values.len()].extent.pixels();
+                let values: Vec<f64> = self.net.context.clone();
+                Map { height, width: 1, channels: values.len() / height, values }
+            }
+            Op::Gate { x } => {
+                let x = &self.values[*x];
+                let channels = x.channels / 2;
+                let pixels = x.values.chunks_exact((2 * channels).max(1));
+                let gated =
+                    |pixel: &[f64]| (0..channels).map(|c| pixel[c] * gelu(pixel[channels + c])).collect::<Vec<_>>();
+                Map { channels, values: pixels.flat_map(gated).collect(), ..*x }
             }
             Op::Pool(Pool { parts, reduce, places }) => pool(&self.beside(parts), *reduce, *places),
             Op::Write { x, residual, scale } => {
@@ -283,22 +298,24 @@ impl Call<'_> {
     }
 }
 
-/// `qkv` has q, k and v one after the other, each with its heads one after the other.
-fn attention(qkv: &Map, heads: usize, dim: usize) -> Map {
-    let pixels = qkv.height * qkv.width;
-    let mut y = Map { channels: heads * dim, values: vec![0.0; pixels * heads * dim], ..*qkv };
+/// The first part of `q` has the queries, the last two of `kv` keys and values; in each part heads follow each other.
+fn attention(q: &Map, kv: &Map, heads: usize, dim: usize) -> Map {
+    let [queries, keys] = [q, kv].map(|map| map.height * map.width);
+    let mut y = Map { channels: heads * dim, values: vec![0.0; queries * heads * dim], ..*q };
+    let part = |map: &Map, pixel: usize, first: usize| map.values[pixel * map.channels + first..][..dim].to_vec();
     for head in 0..if dim > 0 { heads } else { 0 } {
-        let of = |pixel: usize, part: usize| &qkv.values[pixel * qkv.channels + (part * heads + head) * dim..][..dim];
-        for pixel in 0..pixels {
-            let q = of(pixel, 0);
-            let dot = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (dim as f64).sqrt();
-            let scores: Vec<f64> = (0..pixels).map(|key| dot(of(key, 1))).collect();
+        // Parts before the last two or the last.
+        let of = |key: usize, last: usize| part(kv, key, kv.channels - last * heads * dim + head * dim);
+        for pixel in 0..queries {
+            let q = part(q, pixel, head * dim);
+            let dot = |k: Vec<f64>| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (dim as f64).sqrt();
+            let scores: Vec<f64> = (0..keys).map(|key| dot(of(key, 2))).collect();
             let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = scores.iter().map(|score| (score - most).exp()).sum();
             let mixed = &mut y.values[pixel * heads * dim + head * dim..][..dim];
             for (key, score) in scores.iter().enumerate() {
                 let share = (score - most).exp() / total;
-                mixed.iter_mut().zip(of(key, 2)).for_each(|(mixed, v)| *mixed += share * v);
+                mixed.iter_mut().zip(of(key, 1)).for_each(|(mixed, v)| *mixed += share * v);
             }
         }
     }

@@ -138,6 +138,57 @@ pub fn backward(act: Act, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     });
 }
 
+/// Rows of a task of [`gate`].
+fn rows_of_task(width: usize) -> usize {
+    (CHUNK / width).max(1)
+}
+
+/// `y = a * gelu(b)` of rows `(a, b)`, each of so many elements.
+pub fn gate(x: &[f32], width: usize, y: &mut [f32]) {
+    assert!(width > 0 && x.len() == 2 * y.len() && y.len().is_multiple_of(width));
+    let rows = rows_of_task(width);
+    x.par_chunks(2 * rows * width).zip(y.par_chunks_mut(rows * width)).for_each(|(x, y)| {
+        for (x, y) in x.chunks_exact(2 * width).zip(y.chunks_exact_mut(width)) {
+            let (a, b) = x.split_at(width);
+            gate_row(a, b, y);
+        }
+    });
+}
+
+/// [`gate`] of one row, on this thread.
+pub fn gate_row(a: &[f32], b: &[f32], y: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                *y = a * (b * normal_below(*b));
+            }
+        },
+    );
+}
+
+/// Gradient of [`gate`] at `x`.
+pub fn gate_backward(x: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) {
+    assert!(width > 0 && x.len() == dx.len() && x.len() == 2 * dy.len() && dy.len().is_multiple_of(width));
+    let rows = rows_of_task(width);
+    let tasks =
+        x.par_chunks(2 * rows * width).zip(dy.par_chunks(rows * width)).zip(dx.par_chunks_mut(2 * rows * width));
+    tasks.for_each(|((x, dy), dx)| {
+        for ((x, dy), dx) in x.chunks_exact(2 * width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(2 * width)) {
+            let ((a, b), (da, db)) = (x.split_at(width), dx.split_at_mut(width));
+            vectorised(
+                #[inline(always)]
+                || {
+                    for i in 0..width {
+                        da[i] = dy[i] * (b[i] * normal_below(b[i]));
+                        db[i] = dy[i] * a[i] * gelu_slope(b[i]);
+                    }
+                },
+            );
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +263,30 @@ mod tests {
                     .collect();
                 assert_close(&dx, &want, 1e-6);
             }
+        }
+    }
+
+    #[test]
+    fn a_gate_and_its_gradient_match_f64() {
+        for [rows, width] in [[1, 1], [3, 5], [7, 33], [900, 100]] {
+            let x: Vec<f32> = values(1, 2 * rows * width).iter().map(|v| v * 4.0).collect();
+            let dy = values(2, rows * width);
+            let (mut y, mut dx) = (vec![0.0; rows * width], vec![0.0; x.len()]);
+            gate(&x, width, &mut y);
+            gate_backward(&x, &dy, width, &mut dx);
+            let (mut want, mut slopes) = (Vec::new(), vec![0.0; x.len()]);
+            for row in 0..rows {
+                for column in 0..width {
+                    let at = 2 * row * width + column;
+                    let (a, b) = (f64::from(x[at]), f64::from(x[at + width]));
+                    let dy = f64::from(dy[row * width + column]);
+                    want.push(a * gelu_in_f64(b));
+                    slopes[at] = dy * gelu_in_f64(b);
+                    slopes[at + width] = dy * a * slope(&[b], 0, |b| gelu_in_f64(b[0]));
+                }
+            }
+            assert_close(&y, &want, 1e-6);
+            assert_close(&dx, &slopes, 2e-6);
         }
     }
 

@@ -1,4 +1,4 @@
-//! The core of multi-head self-attention.
+//! The core of multi-head attention.
 
 use std::cell::RefCell;
 
@@ -13,16 +13,12 @@ use super::simd::vectorised;
 ///
 /// qkv is [B, L, 3, heads, d] (q, k and v of all heads, one after the other, at every position); out is [B, L, heads, d].
 pub fn forward(qkv: &[f32], batch: usize, len: usize, heads: usize, dim: usize, out: &mut [f32]) {
-    let shape = Shape { batch, len, heads, dim };
-    shape.check(qkv, out);
-    let out = Parts::new(out);
-    shape.for_each_head(1, |b, head, scratch| {
-        let [q, k, v] = shape.qkv_of(b, head).map(|place| View::of(qkv, place));
-        let place = shape.out_of(b, head);
-        shape.probabilities(q, k, scratch);
-        // SAFETY: no two (sample, head) share an element of `out`, and nothing else uses it until all are done.
-        unsafe { multiply(place.within(&out), place, View::of(scratch, shape.square()), v, 1.0) };
-    });
+    Shape::own(batch, len, heads, dim).forward([qkv, qkv], out);
+}
+
+/// The same with queries [B, queries, heads, d] and keys and values [B, keys, 2, heads, d]; out is as the queries.
+pub fn across(q: &[f32], kv: &[f32], sizes: Sizes, out: &mut [f32]) {
+    Shape { sizes, parts: [1, 2] }.forward([q, kv], out);
 }
 
 /// Gradient of [`forward`] at `qkv`, given `dout` [B, L, heads, d]; the softmax is computed again. `dqkv` is overwritten.
@@ -30,95 +26,143 @@ pub fn forward(qkv: &[f32], batch: usize, len: usize, heads: usize, dim: usize, 
 /// With `p` the softmax: `dv = pᵀ dout`, `dp = dout vᵀ`, `ds = p * (dp - Σ_keys p dp) / sqrt(d)`, `dq = ds k`,
 /// `dk = dsᵀ q`.
 pub fn backward(qkv: &[f32], dout: &[f32], batch: usize, len: usize, heads: usize, dim: usize, dqkv: &mut [f32]) {
-    let shape = Shape { batch, len, heads, dim };
-    shape.check(qkv, dout);
-    shape.check(dqkv, dout);
+    assert_eq!(qkv.len(), dqkv.len());
     let dqkv = Parts::new(dqkv);
-    shape.for_each_head(2, |b, head, scratch| {
-        let places = shape.qkv_of(b, head);
-        let [q, k, v] = places.map(|place| View::of(qkv, place));
-        let dout = View::of(dout, shape.out_of(b, head));
-        let (p, dp) = scratch.split_at_mut(len * len);
-        shape.probabilities(q, k, p);
-        let square = shape.square();
-        // SAFETY: `dp` is this task's own scratch.
-        unsafe { multiply(dp.as_mut_ptr(), square, dout, v.transposed(), 1.0) };
-        softmax_gradient(p, dp, len);
-        let (p, ds) = (View::of(p, square), View::of(dp, square));
-        // SAFETY: no two (sample, head) share an element of `dqkv`, nor do q, k and v of one, and nothing else uses it
-        // until all are done.
-        unsafe {
-            multiply(places[0].within(&dqkv), places[0], ds, k, shape.temperature());
-            multiply(places[1].within(&dqkv), places[1], ds.transposed(), q, shape.temperature());
-            multiply(places[2].within(&dqkv), places[2], p.transposed(), dout, 1.0);
-        }
-    });
+    Shape::own(batch, len, heads, dim).backward([qkv, qkv], dout, [&dqkv, &dqkv]);
 }
 
+/// Gradients of [`across`], of the queries and of the keys and values.
+pub fn backward_across([q, kv]: [&[f32]; 2], dout: &[f32], sizes: Sizes, [dq, dkv]: [&mut [f32]; 2]) {
+    assert_eq!([q.len(), kv.len()], [dq.len(), dkv.len()]);
+    Shape { sizes, parts: [1, 2] }.backward([q, kv], dout, [&Parts::new(dq), &Parts::new(dkv)]);
+}
+
+/// The sizes of attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Samples.
+    pub batch: usize,
+    /// Queries of a sample.
+    pub queries: usize,
+    /// Keys of a sample, and values.
+    pub keys: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Channels of a head.
+    pub dim: usize,
+}
+
+/// Sizes, and how many parts lie side by side where the queries are, which are the first of them, and where keys and values are, the
+/// last two.
 #[derive(Clone, Copy)]
 struct Shape {
-    batch: usize,
-    len: usize,
-    heads: usize,
-    dim: usize,
+    sizes: Sizes,
+    parts: [usize; 2],
 }
 
 impl Shape {
-    fn check(self, qkv: &[f32], out: &[f32]) {
-        let Self { batch, len, heads, dim } = self;
-        assert_eq!(qkv.len(), batch * len * 3 * heads * dim, "qkv is [{batch}, {len}, 3, {heads}, {dim}]");
-        assert_eq!(out.len(), batch * len * heads * dim, "out is [{batch}, {len}, {heads}, {dim}]");
+    /// Of queries, keys and values side by side.
+    fn own(batch: usize, len: usize, heads: usize, dim: usize) -> Self {
+        Self { sizes: Sizes { batch, queries: len, keys: len, heads, dim }, parts: [3, 3] }
+    }
+
+    fn forward(self, [q, kv]: [&[f32]; 2], out: &mut [f32]) {
+        self.check([q, kv], out);
+        let out = Parts::new(out);
+        self.for_each_head(1, |b, head, scratch| {
+            let ([k, v], q) = (self.kv_of(b, head).map(|place| View::of(kv, place)), View::of(q, self.q_of(b, head)));
+            let place = self.out_of(b, head);
+            self.probabilities(q, k, scratch);
+            // SAFETY: no two (sample, head) share an element of `out`, and nothing else uses it until all are done.
+            unsafe { multiply(place.within(&out), place, View::of(scratch, self.scores()), v, 1.0) };
+        });
+    }
+
+    fn backward(self, [q, kv]: [&[f32]; 2], dout: &[f32], [dq, dkv]: [&Parts<f32>; 2]) {
+        self.check([q, kv], dout);
+        self.for_each_head(2, |b, head, scratch| {
+            let (q_place, kv_places) = (self.q_of(b, head), self.kv_of(b, head));
+            let (q, [k, v]) = (View::of(q, q_place), kv_places.map(|place| View::of(kv, place)));
+            let dout = View::of(dout, self.out_of(b, head));
+            let (p, dp) = scratch.split_at_mut(self.sizes.queries * self.sizes.keys);
+            self.probabilities(q, k, p);
+            let scores = self.scores();
+            // SAFETY: `dp` is this task's own scratch.
+            unsafe { multiply(dp.as_mut_ptr(), scores, dout, v.transposed(), 1.0) };
+            softmax_gradient(p, dp, self.sizes.keys);
+            let (p, ds) = (View::of(p, scores), View::of(dp, scores));
+            // SAFETY: no two (sample, head) share an element of the gradients, nor do q, k and v of one, and nothing else uses
+            // them until all are done.
+            unsafe {
+                multiply(q_place.within(dq), q_place, ds, k, self.temperature());
+                multiply(kv_places[0].within(dkv), kv_places[0], ds.transposed(), q, self.temperature());
+                multiply(kv_places[1].within(dkv), kv_places[1], p.transposed(), dout, 1.0);
+            }
+        });
+    }
+
+    fn check(self, [q, kv]: [&[f32]; 2], out: &[f32]) {
+        let Self { sizes: Sizes { batch, queries, keys, heads, dim }, parts: [of_q, of_kv] } = self;
+        assert_eq!(q.len(), batch * queries * of_q * heads * dim, "q is [{batch}, {queries}, {of_q}, {heads}, {dim}]");
+        assert_eq!(kv.len(), batch * keys * of_kv * heads * dim, "kv is [{batch}, {keys}, {of_kv}, {heads}, {dim}]");
+        assert_eq!(out.len(), batch * queries * heads * dim, "out is [{batch}, {queries}, {heads}, {dim}]");
     }
 
     fn temperature(self) -> f32 {
-        1.0 / (self.dim as f32).sqrt()
+        1.0 / (self.sizes.dim as f32).sqrt()
     }
 
-    fn square(self) -> Place {
-        Place { offset: 0, rows: self.len, columns: self.len, row_stride: self.len, column_stride: 1 }
+    /// The matrix of scores.
+    fn scores(self) -> Place {
+        let Sizes { queries, keys, .. } = self.sizes;
+        Place { offset: 0, rows: queries, columns: keys, row_stride: keys, column_stride: 1 }
     }
 
     fn out_of(self, b: usize, head: usize) -> Place {
-        let row_stride = self.heads * self.dim;
-        let offset = b * self.len * row_stride + head * self.dim;
-        Place { offset, rows: self.len, columns: self.dim, row_stride, column_stride: 1 }
+        self.part_of(b, head, self.sizes.queries, 1, 0)
     }
 
-    fn qkv_of(self, b: usize, head: usize) -> [Place; 3] {
-        let width = self.heads * self.dim;
-        [0, 1, 2].map(|part| Place {
-            offset: b * self.len * 3 * width + part * width + head * self.dim,
-            rows: self.len,
-            columns: self.dim,
-            row_stride: 3 * width,
-            column_stride: 1,
-        })
+    fn q_of(self, b: usize, head: usize) -> Place {
+        self.part_of(b, head, self.sizes.queries, self.parts[0], 0)
     }
 
-    /// Calls `f(sample, head, scratch)` in parallel, with scratch for `squares` matrices [L, L] of unspecified content.
-    fn for_each_head(self, squares: usize, f: impl Fn(usize, usize, &mut [f32]) + Sync) {
+    fn kv_of(self, b: usize, head: usize) -> [Place; 2] {
+        [2, 1].map(|last| self.part_of(b, head, self.sizes.keys, self.parts[1], self.parts[1] - last))
+    }
+
+    /// A part of so many side by side, at `len` positions.
+    fn part_of(self, b: usize, head: usize, len: usize, parts: usize, part: usize) -> Place {
+        let Sizes { heads, dim, .. } = self.sizes;
+        let row_stride = parts * heads * dim;
+        let offset = b * len * row_stride + (part * heads + head) * dim;
+        Place { offset, rows: len, columns: dim, row_stride, column_stride: 1 }
+    }
+
+    /// Calls `f(sample, head, scratch)` in parallel, with scratch for so many matrices of scores of unspecified content.
+    fn for_each_head(self, matrices: usize, f: impl Fn(usize, usize, &mut [f32]) + Sync) {
         thread_local! {
             static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
         }
-        if self.len == 0 || self.dim == 0 {
+        let Sizes { batch, queries, keys, heads, dim } = self.sizes;
+        if queries == 0 || keys == 0 || dim == 0 {
             return;
         }
-        let needed = squares * self.len * self.len;
-        (0..self.batch * self.heads).into_par_iter().for_each(|i| {
+        let needed = matrices * queries * keys;
+        (0..batch * heads).into_par_iter().for_each(|i| {
             SCRATCH.with_borrow_mut(|scratch| {
                 if scratch.len() < needed {
                     scratch.resize(needed, 0.0);
                 }
-                f(i / self.heads, i % self.heads, &mut scratch[..needed]);
+                f(i / heads, i % heads, &mut scratch[..needed]);
             });
         });
     }
 
     /// `p = softmax(q kᵀ / sqrt(d))`
     fn probabilities(self, q: View, k: View, p: &mut [f32]) {
-        // SAFETY: `p` is borrowed mutably and is [L, L].
-        unsafe { multiply(p.as_mut_ptr(), self.square(), q, k.transposed(), self.temperature()) };
-        softmax(p, self.len);
+        // SAFETY: `p` is borrowed mutably and has the size of the scores.
+        unsafe { multiply(p.as_mut_ptr(), self.scores(), q, k.transposed(), self.temperature()) };
+        softmax(p, self.sizes.keys);
     }
 }
 

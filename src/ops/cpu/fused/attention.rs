@@ -1,4 +1,4 @@
-//! Multi-head self-attention, some queries at a time: the matrix of scores is never whole.
+//! Multi-head attention, some queries at a time: the matrix of scores is never whole.
 
 use super::panels::{Line, PANEL, Product, Rows, Weights, floats, panels, pitch};
 use super::scratch::with_scratch;
@@ -9,10 +9,10 @@ use crate::ops::cpu::parts::Parts;
 /// Queries of a task.
 const QUERIES: usize = 32;
 
-/// Where the channel `offset` of a head's q (part 0), k (1) or v (2) lies in a pixel of `qkv`: the panels of all parts and
-/// heads alternate, so that fewer offsets are a prefix.
-pub fn column(heads: usize, part: usize, head: usize, offset: usize) -> usize {
-    ((offset / PANEL * 3 + part) * heads + head) * PANEL + offset % PANEL
+/// Where the channel `offset` of a head lies in a pixel, in one of so many parts: q, k and v, or q alone, or k and v. The panels of all
+/// parts and heads alternate, so that fewer offsets are a prefix.
+pub fn column(parts: usize, heads: usize, part: usize, head: usize, offset: usize) -> usize {
+    ((offset / PANEL * parts + part) * heads + head) * PANEL + offset % PANEL
 }
 
 /// Where the channel `offset` of a head lies in a pixel of the output: again, fewer offsets are a prefix.
@@ -25,21 +25,28 @@ pub fn head_and_offset(heads: usize, place: usize) -> (usize, usize) {
     (place % heads, place / heads)
 }
 
-/// Channels of `qkv` for so many offsets a head.
-pub fn columns(heads: usize, dim: usize) -> usize {
-    3 * heads * pitch(dim)
+/// Channels of such a pixel for so many offsets a head.
+pub fn columns(parts: usize, heads: usize, dim: usize) -> usize {
+    parts * heads * pitch(dim)
 }
 
-/// `softmax(q k' / sqrt(dim)) v` per sample and head (Vaswani et al. 2017, eq. 1), from `qkv` as [`column`] says to `out`
-/// as [`head_and_offset`] says.
-pub fn attention(workspace: &mut Workspace, qkv: &Map, heads: usize, dim: usize, out: &mut Map) {
-    assert_eq!([qkv.channels, out.channels], [columns(heads, dim), heads * dim], "channels of attention");
+/// `softmax(q k' / sqrt(dim)) v` per sample and head (Vaswani et al. 2017, eq. 1), from the first part of `q` and the last two of `kv`,
+/// which may be the same, as [`column`] says to `out` as [`head_and_offset`] says.
+pub fn attention(workspace: &mut Workspace, q: &Map, kv: &Map, heads: usize, dim: usize, out: &mut Map) {
+    let [of_q, of_kv] = [q, kv].map(|map| map.channels / columns(1, heads, dim));
+    assert_eq!(
+        [q.channels, kv.channels, out.channels],
+        [columns(of_q, heads, dim), columns(of_kv.max(2), heads, dim), heads * dim],
+        "channels of attention"
+    );
     let Workspace { team, arena, .. } = workspace;
-    let (pixels, pairs) = (qkv.height * qkv.width, qkv.batch * heads);
-    let (key_panels, value_panels) = (panels(pixels), panels(dim));
-    let (key_lines, value_lines) = (key_panels * dim, value_panels * pixels);
-    let (in_pitch, out_pitch) = (qkv.pitch(), out.pitch());
-    let pixel = |pair: usize, pixel: usize| &qkv.data()[(pair / heads * pixels + pixel) * in_pitch..][..in_pitch];
+    let (queries, keys_of_sample, pairs) = (q.height * q.width, kv.height * kv.width, q.batch * heads);
+    let (key_panels, value_panels) = (panels(keys_of_sample), panels(dim));
+    let (key_lines, value_lines) = (key_panels * dim, value_panels * keys_of_sample);
+    let out_pitch = out.pitch();
+    let query_at = |pair: usize, pixel: usize| &q.data()[(pair / heads * queries + pixel) * q.pitch()..][..q.pitch()];
+    let key_at =
+        |pair: usize, pixel: usize| &kv.data()[(pair / heads * keys_of_sample + pixel) * kv.pitch()..][..kv.pitch()];
 
     // Keys and values as right sides of a product.
     let (mut keys, mut values) = (arena.lines(pairs * key_lines), arena.lines(pairs * value_lines));
@@ -51,57 +58,57 @@ pub fn attention(workspace: &mut Workspace, qkv: &Map, heads: usize, dim: usize,
                 // SAFETY: a panel is one task's.
                 let lines = unsafe { keys.slice(pair * key_lines + panel * dim, dim) };
                 lines.fill(Line::ZERO);
-                for lane in 0..PANEL.min(pixels - panel * PANEL) {
-                    let from = pixel(pair, panel * PANEL + lane);
+                for lane in 0..PANEL.min(keys_of_sample - panel * PANEL) {
+                    let from = key_at(pair, panel * PANEL + lane);
                     for (offset, line) in lines.iter_mut().enumerate() {
-                        line.0[lane] = from[column(heads, 1, pair % heads, offset)];
+                        line.0[lane] = from[column(of_kv, heads, of_kv - 2, pair % heads, offset)];
                     }
                 }
             } else {
                 let panel = panel - key_panels;
                 // SAFETY: as above.
-                let lines = unsafe { values.slice(pair * value_lines + panel * pixels, pixels) };
-                let first = column(heads, 2, pair % heads, panel * PANEL);
+                let lines = unsafe { values.slice(pair * value_lines + panel * keys_of_sample, keys_of_sample) };
+                let first = column(of_kv, heads, of_kv - 1, pair % heads, panel * PANEL);
                 for (index, line) in lines.iter_mut().enumerate() {
-                    line.0.copy_from_slice(&pixel(pair, index)[first..][..PANEL]);
+                    line.0.copy_from_slice(&key_at(pair, index)[first..][..PANEL]);
                 }
             }
         });
     }
 
-    let blocks = pixels.div_ceil(QUERIES);
+    let blocks = queries.div_ceil(QUERIES);
     let temperature = 1.0 / (dim as f32).sqrt();
     let (key_data, value_data) = (floats(&keys), floats(&values));
-    let (score_pitch, dim_pitch) = (pitch(pixels), pitch(dim));
+    let (score_pitch, dim_pitch) = (pitch(keys_of_sample), pitch(dim));
     let out = Parts::new(out.data_mut());
     team.run(pairs * blocks, |task| {
         let (pair, first) = (task / blocks, task % blocks * QUERIES);
-        let rows = QUERIES.min(pixels - first);
+        let rows = QUERIES.min(queries - first);
         with_scratch(QUERIES * (dim_pitch + score_pitch), |scratch| {
-            let (queries, scores) = scratch.split_at_mut(QUERIES * dim_pitch);
-            for (row, query) in queries.chunks_exact_mut(dim_pitch).take(rows).enumerate() {
-                let from = pixel(pair, first + row);
+            let (block, scores) = scratch.split_at_mut(QUERIES * dim_pitch);
+            for (row, query) in block.chunks_exact_mut(dim_pitch).take(rows).enumerate() {
+                let from = query_at(pair, first + row);
                 for (panel, query) in query.chunks_exact_mut(PANEL).enumerate() {
-                    let from = &from[column(heads, 0, pair % heads, panel * PANEL)..][..PANEL];
+                    let from = &from[column(of_q, heads, 0, pair % heads, panel * PANEL)..][..PANEL];
                     query.iter_mut().zip(from).for_each(|(query, from)| *query = from * temperature);
                 }
             }
-            let a = Rows { data: queries, row: dim_pitch, taps: &[0] };
+            let a = Rows { data: block, row: dim_pitch, taps: &[0] };
             let w = Weights { data: &key_data[pair * key_lines * PANEL..], tap: 0, panel: dim * PANEL };
             let product = Product { a, w, rows, depth: dim, panels: key_panels, onto: false };
             // SAFETY: `scores` has as many rows of that length.
             unsafe { product.into(scores.as_mut_ptr(), score_pitch) };
             for scores in scores.chunks_exact_mut(score_pitch).take(rows) {
-                softmax(&mut scores[..pixels], pixels);
+                softmax(&mut scores[..keys_of_sample], keys_of_sample);
             }
             let a = Rows { data: scores, row: score_pitch, taps: &[0] };
-            let w = Weights { data: &value_data[pair * value_lines * PANEL..], tap: 0, panel: pixels * PANEL };
-            let product = Product { a, w, rows, depth: pixels, panels: value_panels, onto: false };
+            let w = Weights { data: &value_data[pair * value_lines * PANEL..], tap: 0, panel: keys_of_sample * PANEL };
+            let product = Product { a, w, rows, depth: keys_of_sample, panels: value_panels, onto: false };
             // The queries are no longer needed.
-            // SAFETY: `queries` has as many rows of that length.
-            unsafe { product.into(queries.as_mut_ptr(), dim_pitch) };
-            for (row, result) in queries.chunks_exact(dim_pitch).take(rows).enumerate() {
-                let pixel = (pair / heads * pixels + first + row) * out_pitch;
+            // SAFETY: `block` has as many rows of that length.
+            unsafe { product.into(block.as_mut_ptr(), dim_pitch) };
+            for (row, result) in block.chunks_exact(dim_pitch).take(rows).enumerate() {
+                let pixel = (pair / heads * queries + first + row) * out_pitch;
                 for (offset, value) in result[..dim].iter().enumerate() {
                     let to = out.at(pixel + place(heads, pair % heads, offset), 1);
                     // SAFETY: no two tasks share a query and a head.

@@ -9,6 +9,7 @@ pub mod attention;
 pub mod conv;
 mod direct;
 pub mod epilogue;
+pub mod gate;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;

@@ -30,7 +30,7 @@ impl Parts {
 
     /// As the kernel reads the first `kept` offsets; `rest` is what else lies in their panels.
     fn laid_out(&self, kept: usize, rest: impl Fn(usize, usize, usize, usize) -> f32) -> Vec<f32> {
-        let width = columns(self.heads, kept);
+        let width = columns(3, self.heads, kept);
         let mut laid_out = vec![f32::NAN; self.pixels() * width];
         for (pixel, row) in laid_out.chunks_exact_mut(width).enumerate() {
             for (part, head) in (0..3).flat_map(|part| (0..self.heads).map(move |head| (part, head))) {
@@ -40,7 +40,7 @@ impl Parts {
                     } else {
                         rest(pixel, part, head, offset)
                     };
-                    row[column(self.heads, part, head, offset)] = value;
+                    row[column(3, self.heads, part, head, offset)] = value;
                 }
             }
         }
@@ -73,6 +73,21 @@ impl Parts {
     }
 }
 
+/// Some of the parts of a sample that is laid out with all of them.
+fn split(laid_out: &[f32], heads: usize, kept: usize, parts: std::ops::Range<usize>) -> Vec<f32> {
+    let (from, to) = (columns(3, heads, kept), columns(parts.len(), heads, kept));
+    let mut some = vec![0.0; laid_out.len() / from * to];
+    for (from, to) in laid_out.chunks_exact(from).zip(some.chunks_exact_mut(to)) {
+        for (part, head) in parts.clone().flat_map(|part| (0..heads).map(move |head| (part, head))) {
+            for offset in 0..kept.next_multiple_of(PANEL) {
+                let place = column(parts.len(), heads, part - parts.start, head, offset);
+                to[place] = from[column(3, heads, part, head, offset)];
+            }
+        }
+    }
+    some
+}
+
 /// Attention over the first `kept` of `dim` offsets of a map of this size against the reference. The offsets beyond are
 /// there where they share a panel with kept ones, or unspecified.
 #[track_caller]
@@ -88,11 +103,20 @@ fn check(rig: &mut Rig, [height, width]: [usize; 2], heads: usize, [dim, kept]: 
         )
     };
     let got = rig.run(|workspace, samples| {
-        let qkv = map(workspace, [height, width, columns(heads, kept)], &joined(samples, input));
+        let qkv = map(workspace, [height, width, columns(3, heads, kept)], &joined(samples, input));
         let mut out = workspace.arena.map([samples.len(), height, width, heads * kept]);
-        attention(workspace, &qkv, heads, kept, &mut out);
-        workspace.arena.put(qkv);
-        dense(workspace, out)
+        attention(workspace, &qkv, &qkv, heads, kept, &mut out);
+        let whole = dense(workspace, out);
+        // The same of a map of queries and another one of keys and values.
+        let [q, kv] = [0..1, 1..3].map(|parts| {
+            let apart = joined(samples, |sample| split(&input(sample), heads, kept, parts.clone()));
+            map(workspace, [height, width, columns(parts.len(), heads, kept)], &apart)
+        });
+        let mut out = workspace.arena.map([samples.len(), height, width, heads * kept]);
+        attention(workspace, &q, &kv, heads, kept, &mut out);
+        assert!(super::same_bits(&dense(workspace, out), &whole), "q apart from k and v");
+        [qkv, q, kv].into_iter().for_each(|map| workspace.arena.put(map));
+        whole
     });
     for (sample, got) in got.chunks_exact(got.len() / SAMPLES).enumerate() {
         // A score's rounding error is a relative error of its weight: the sharper, the larger.
