@@ -169,7 +169,11 @@ fn images_of_every_plan_are_those_of_the_direct_convolution() {
             runner.denoise(subnet, &batch.x, &batch.sigma, &batch.classes).unwrap()
         });
         let direct = draw(&model, plan, &jobs, |subnet, batch| {
-            model.network.call(&Tape::off(), &sliced[subnet], &batch.x, &batch.sigma, &batch.classes).unwrap().denoised
+            model
+                .network
+                .call(&Tape::off(), &sliced[subnet], &batch.x, &batch.sigma, &batch.classes, &[])
+                .unwrap()
+                .denoised
         });
         // A grey level is 2 / 255.
         let levels: Vec<f64> = fused.iter().zip(&direct).map(|(a, b)| 127.5 * (a - b).abs()).collect();

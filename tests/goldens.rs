@@ -42,7 +42,7 @@ fn importance_is_that_of_the_reference() {
     for name in NAMES {
         let golden = golden(name);
         let [x0, noise, _] = golden.batch();
-        let samples = Samples { x0, noise, sigma: golden.sigma(), classes: golden.classes() };
+        let samples = Samples { x0, noise, sigma: golden.sigma(), classes: golden.classes(), context: Vec::new() };
         let network = &golden.model.network;
         let mut done = 0;
         let scores = taylor(network, &golden.model.supernet, &samples, |samples| done = samples).unwrap();

@@ -124,7 +124,7 @@ proptest! {
             let model = shape.allocated(order);
             let (x, sigma, classes) = shape.batch(&model);
             for subnet in 0..model.subnets().len() {
-                let call = model.network.call(&Tape::off(), &sliced(&model, subnet), &x, &sigma, &classes).unwrap();
+                let call = model.network.call(&Tape::off(), &sliced(&model, subnet), &x, &sigma, &classes, &[]).unwrap();
                 let error = relative_error(&denoise(&model, subnet, &x, &sigma, &classes), &call.denoised);
                 prop_assert!(error < TOLERANCE, "{order:?}, subnet {subnet}: {error:.1e}");
             }

@@ -370,7 +370,7 @@ fn is_inside(mut element: usize, whole: &[usize], kept: &[usize]) -> bool {
 /// What a subnet makes of a batch.
 fn denoised(network: &Network, supernet: &Supernet, widths: &Widths, batch: &Batch) -> Vec<f32> {
     let sliced = Sliced::new(network.spec(), supernet, widths).unwrap();
-    network.call(&Tape::off(), &sliced, &batch.x, &batch.sigma, &batch.classes).unwrap().denoised
+    network.call(&Tape::off(), &sliced, &batch.x, &batch.sigma, &batch.classes, &[]).unwrap().denoised
 }
 
 /// The mean of weight(sigma) (got - want)^2.

@@ -95,7 +95,7 @@ impl TensorFile {
         let (batch, x0) = self.images("x0", network.image())?;
         let levels = self.levels(network, batch)?;
         let noise = self.images_of(if levels.are_times { "eps" } else { "noise" }, network.image(), batch)?;
-        Ok(Samples { x0, noise, sigma: levels.sigma, classes: self.classes(network, batch)? })
+        Ok(Samples { x0, noise, sigma: levels.sigma, classes: self.classes(network, batch)?, context: Vec::new() })
     }
 
     /// Noise levels, told as such or, of a variance preserving network, as times.

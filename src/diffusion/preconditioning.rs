@@ -10,6 +10,16 @@ pub enum Preconditioning {
     Vp,
     /// Variance exploding (Song et al. 2021).
     Ve,
+    /// Variance preserving in steps (Ho et al. 2020) whose betas' roots are equidistant, the "scaled linear" schedule of latent diffusion
+    /// (Rombach et al. 2022): the network predicts the noise, told the step.
+    Ddpm {
+        /// The beta of the first step.
+        beta_start: f64,
+        /// The beta of the last one.
+        beta_end: f64,
+        /// How many steps there are.
+        steps: usize,
+    },
     /// EDM (Karras et al. 2022).
     Edm {
         /// Standard deviation of the data, in the units of the network's input.
@@ -51,10 +61,41 @@ impl Preconditioning {
     pub(crate) const VP_BETA_D: f64 = 19.9;
     pub(crate) const VP_BETA_MIN: f64 = 0.1;
     pub(crate) const VP_STEPS: f64 = 1000.0;
+    /// That of Stable Diffusion 1.x.
+    pub const STABLE_DIFFUSION: Self = Self::Ddpm { beta_start: 0.00085, beta_end: 0.012, steps: 1000 };
 
     /// The noise level of the variance preserving process at `time` in (0, 1] (Karras et al. 2022, table 1).
     pub fn vp_sigma(time: f64) -> f64 {
         (0.5 * Self::VP_BETA_D * time * time + Self::VP_BETA_MIN * time).exp_m1().sqrt()
+    }
+
+    /// The noise level of each step, ascending; none of a process without steps.
+    ///
+    /// `sigma^2 = (1 - a) / a` with `a` the product of `1 - beta` up to the step (Ho et al. 2020, eq. 4).
+    pub fn steps(&self) -> impl Iterator<Item = f64> {
+        let (first, last, steps) = match *self {
+            Self::Ddpm { beta_start, beta_end, steps } => (beta_start.sqrt(), beta_end.sqrt(), steps),
+            _ => (0.0, 0.0, 0),
+        };
+        let beta = move |step: usize| (first + (last - first) * step as f64 / (steps - 1).max(1) as f64).powi(2);
+        let mut kept = 1.0;
+        (0..steps).map(move |step| {
+            kept *= 1.0 - beta(step);
+            ((1.0 - kept) / kept).sqrt()
+        })
+    }
+
+    /// The step of this noise level: between two of them linear in its logarithm, beyond them the first or the last.
+    fn step_of(&self, sigma: f64) -> f64 {
+        let mut before = None;
+        for (step, level) in self.steps().enumerate() {
+            match before {
+                _ if level < sigma => before = Some((step, level)),
+                None => return 0.0,
+                Some((step, before)) => return step as f64 + (sigma / before).ln() / (level / before).ln(),
+            }
+        }
+        before.map_or(0.0, |(step, _)| step as f64)
     }
 
     /// The coefficients at noise level `sigma` (Karras et al. 2022, table 1).
@@ -71,6 +112,12 @@ impl Preconditioning {
                     c_noise: (Self::VP_STEPS - 1.0) * time,
                 }
             }
+            Self::Ddpm { .. } => Coefficients {
+                c_skip: 1.0,
+                c_out: -sigma,
+                c_in: 1.0 / (variance + 1.0).sqrt(),
+                c_noise: self.step_of(sigma),
+            },
             Self::Ve => Coefficients { c_skip: 1.0, c_out: sigma, c_in: 1.0, c_noise: (0.5 * sigma).ln() },
             Self::Edm { sigma_data } => {
                 let data = sigma_data * sigma_data;
@@ -87,7 +134,7 @@ impl Preconditioning {
     /// The weight of a sample's squared error at noise level `sigma` (Karras et al. 2022, table 1: lambda).
     pub fn loss_weight(&self, sigma: f64) -> f64 {
         match *self {
-            Self::Vp | Self::Ve => 1.0 / (sigma * sigma),
+            Self::Vp | Self::Ve | Self::Ddpm { .. } => 1.0 / (sigma * sigma),
             Self::Edm { sigma_data } => (sigma * sigma + sigma_data * sigma_data) / (sigma * sigma_data).powi(2),
         }
     }

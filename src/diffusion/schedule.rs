@@ -47,11 +47,17 @@ impl SigmaRange {
     }
 
     /// The range that NVlabs' `edm_sampler` uses for a network: 0.002 to 80, cut to what the network was trained on
-    /// (Karras et al. 2022, table 1; only VE's 0.02 cuts it).
+    /// (Karras et al. 2022, table 1; VE's 0.02 cuts it, and the steps of a process in steps are all there is).
     pub fn of(preconditioning: &Preconditioning) -> Self {
         match preconditioning {
             Preconditioning::Vp | Preconditioning::Edm { .. } => Self { min: 0.002, max: 80.0 },
             Preconditioning::Ve => Self { min: 0.02, max: 80.0 },
+            Preconditioning::Ddpm { .. } => {
+                let levels = preconditioning.steps();
+                let (min, max) =
+                    levels.fold((f64::INFINITY, 0f64), |(min, max), level| (min.min(level), max.max(level)));
+                Self { min, max }
+            }
         }
     }
 }

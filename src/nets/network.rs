@@ -41,6 +41,11 @@ impl Network {
         Ok(Self { program: Arc::new(backbone.program()?), preconditioning })
     }
 
+    /// A network that is laid out already.
+    pub fn of(program: Arc<Program>, preconditioning: Preconditioning) -> Self {
+        Self { program, preconditioning }
+    }
+
     /// The network as data.
     pub fn program(&self) -> &Program {
         &self.program
@@ -68,8 +73,17 @@ impl Network {
 
     /// `D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)` on a batch (Karras et al. 2022, eq. 7).
     ///
-    /// `x` is `[B, H, W, C]`; `sigma` and `class` have B entries, class `None` is the unconditional call.
-    pub fn call(&self, tape: &Tape, w: &Sliced, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Call> {
+    /// `x` is `[B, H, W, C]`; `sigma` and `class` have B entries, class `None` is the unconditional call; `context` is as
+    /// [`Inputs::context`].
+    pub fn call(
+        &self,
+        tape: &Tape,
+        w: &Sliced,
+        x: &[f32],
+        sigma: &[f64],
+        class: &[Option<usize>],
+        context: &[f32],
+    ) -> Result<Call> {
         let ImageShape { height, width, channels } = self.image();
         let elements = self.image().elements();
         let batch = sigma.len();
@@ -80,7 +94,7 @@ impl Network {
         }
         let input = Tensor::from_vec(input, (batch, height, width, channels), &Device::Cpu)?;
         let noise: Vec<f32> = coefficients.iter().map(|c| c.c_noise as f32).collect();
-        let raw = on_tape::forward(&self.program, tape, w, &input, Inputs { noise: &noise, class, context: &[] })?;
+        let raw = on_tape::forward(&self.program, tape, w, &input, Inputs { noise: &noise, class, context })?;
         let mut denoised = raw.flatten_all()?.to_vec1::<f32>()?;
         for ((raw, x), c) in denoised.chunks_exact_mut(elements).zip(x.chunks_exact(elements)).zip(&coefficients) {
             raw.iter_mut().zip(x).for_each(|(raw, &x)| *raw = c.denoised(x, *raw));

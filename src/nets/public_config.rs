@@ -23,6 +23,9 @@ pub enum Kind {
     Vp,
     /// Variance exploding.
     Ve,
+    /// Variance preserving in the steps of Stable Diffusion.
+    #[value(skip)]
+    Ddpm,
 }
 
 impl Kind {
@@ -32,6 +35,7 @@ impl Kind {
             Self::Edm => Preconditioning::Edm { sigma_data },
             Self::Vp => Preconditioning::Vp,
             Self::Ve => Preconditioning::Ve,
+            Self::Ddpm => Preconditioning::STABLE_DIFFUSION,
         }
     }
 
@@ -41,6 +45,7 @@ impl Kind {
             Preconditioning::Edm { .. } => Self::Edm,
             Preconditioning::Vp => Self::Vp,
             Preconditioning::Ve => Self::Ve,
+            Preconditioning::Ddpm { .. } => Self::Ddpm,
         }
     }
 
@@ -50,6 +55,7 @@ impl Kind {
             Self::Edm => "edm",
             Self::Vp => "vp",
             Self::Ve => "ve",
+            Self::Ddpm => "ddpm",
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Samples {
     pub sigma: Vec<f64>,
     /// Classes: `[N]`.
     pub classes: Vec<Option<usize>>,
+    /// Contexts, `[N, tokens, channels]`, of a network that reads some; else empty.
+    pub context: Vec<f32>,
 }
 
 impl Samples {
@@ -51,7 +53,7 @@ impl Samples {
             sigma.push(loss.level(&Stream::new(seed, SIGMA_STREAM, sample)));
             Stream::new(seed, NOISE_STREAM, sample).fill_normals(noise);
         }
-        Ok(Self { x0, noise, sigma, classes })
+        Ok(Self { x0, noise, sigma, classes, context: Vec::new() })
     }
 
     /// N.
@@ -114,7 +116,9 @@ fn of_sample(network: &Network, full: &Sliced, samples: &Samples, index: usize) 
     let x: Vec<f32> = x0.iter().zip(noise).map(|(x0, noise)| x0 + sigma as f32 * noise).collect();
 
     let tape = Tape::recording(full.leaves());
-    let call = network.call(&tape, full, &x, &[sigma], &samples.classes[index..][..1])?;
+    let context = samples.context.len() / samples.len();
+    let context = &samples.context[index * context..][..context];
+    let call = network.call(&tape, full, &x, &[sigma], &samples.classes[index..][..1], context)?;
     // d loss / d F = c_out d loss / d D.
     let scale = 2.0 * network.preconditioning().loss_weight(sigma) * call.coefficients[0].c_out / elements as f64;
     let errors = call.denoised.iter().zip(x0).map(|(&d, &x0)| (scale * f64::from(d - x0)) as f32);

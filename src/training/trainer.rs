@@ -192,7 +192,7 @@ impl<'a> Trainer<'a> {
         match &self.teacher {
             None => Ok(None),
             Some(teacher) => {
-                let call = self.network.call(&Tape::off(), teacher, &batch.x, &batch.sigma, &batch.classes)?;
+                let call = self.network.call(&Tape::off(), teacher, &batch.x, &batch.sigma, &batch.classes, &[])?;
                 Ok(Some(call.denoised))
             }
         }
@@ -204,7 +204,7 @@ impl<'a> Trainer<'a> {
         let sliced = Sliced::new(self.network.spec(), supernet, widths)?;
         let trainable = self.network.spec().params.iter().zip(sliced.leaves());
         let tape = Tape::recording(trainable.filter(|(param, _)| param.trainable).map(|(_, leaf)| leaf));
-        let call = self.network.call(&tape, &sliced, &batch.x, &batch.sigma, &batch.classes)?;
+        let call = self.network.call(&tape, &sliced, &batch.x, &batch.sigma, &batch.classes, &[])?;
         let elements = self.network.image().elements();
         let distillation = if teacher.is_some() { self.sampling().distillation } else { 0.0 };
         let mut loss = 0.0;

@@ -78,6 +78,7 @@ impl<'a> Reference<'a> {
                 [1.0, -sigma, 1.0 / (sigma * sigma + 1.0).sqrt(), 999.0 * time]
             }
             Preconditioning::Ve => [1.0, sigma, 1.0, (0.5 * sigma).ln()],
+            Preconditioning::Ddpm { .. } => unimplemented!("held against diffusers in tests/stable_diffusion.rs"),
             Preconditioning::Edm { sigma_data } => {
                 let total = sigma * sigma + sigma_data * sigma_data;
                 let c_skip = sigma_data * sigma_data / total;
