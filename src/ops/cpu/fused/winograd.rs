@@ -32,8 +32,8 @@ const TILE_ROWS: usize = 4;
 const BLOCK_IN: usize = 64;
 const BLOCK_OUT: usize = 64;
 
-/// Points for tiles of so many positions along an axis, all but the last, which is infinity. More of them, or larger ones, cost digits;
-/// the nine of 7 taps are those among quarters from -3 to 3 and twice their signs that cost the least, by trial.
+/// Points for tiles of so many positions along an axis, all but the last, which is infinity. More of them, or larger ones, cost digits:
+/// those for 7 taps are, of three pairs of quarters up to 4 and one more, the ones that cost the fewest, by trial.
 const fn points(edge: usize) -> &'static [f64] {
     match edge {
         1 => &[],
