@@ -13,6 +13,7 @@ use accordion::nets::{Network, Threads, on_tape, public, unet, vae};
 use accordion::ops::Tape;
 use accordion::ops::cpu::fused::Workspace;
 use accordion::supernet::{Order, Pipe, Spec, Supernet, Widths, allocation, ranking};
+use accordion::text::{TextEncoder, Tokenizer};
 use accordion::training::importance::{Samples, taylor};
 use candle_core::{DType, Device, Tensor};
 use compare::relative_error;
@@ -45,21 +46,21 @@ fn vae() -> vae::Config {
     config
 }
 
-/// The weights of a part of the pipeline that are a program's.
+/// The weights of a part of a pipeline that are a program's.
 fn weights(part: &str, program: &Program) -> Supernet {
-    let file = fixture(&format!("sd_tiny/{part}/diffusion_pytorch_model.safetensors"));
+    let file = fixture(&format!("{part}/diffusion_pytorch_model.safetensors"));
     let tensors = &checkpoint::open(&file).unwrap().parts[0].tensors.unwrapped()[0];
-    let params = match part {
-        "unet" => public::read(&program.spec, tensors),
+    let params = match part.ends_with("unet") {
+        true => public::read(&program.spec, tensors),
         // Each half passes over the other.
-        _ => public::read_among(&program.spec, tensors),
+        false => public::read_among(&program.spec, &vae::named_as_today(tensors)),
     };
     Supernet::original(&program.spec, params.unwrap())
 }
 
-/// Runs a half of the autoencoder.
-fn run(program: Program, images: &[f32]) -> Vec<f32> {
-    let weights = weights("vae", &program);
+/// Runs a half of an autoencoder.
+fn run(part: &str, program: Program, images: &[f32]) -> Vec<f32> {
+    let weights = weights(part, &program);
     Runner::new(Arc::new(program), &weights, Threads::ALL).unwrap().run(images)
 }
 
@@ -74,15 +75,18 @@ fn assert_near(what: &str, got: &[f32], want: &[f32]) {
 fn latents_are_decoded_as_diffusers_does() {
     let (config, expected) = (vae(), expected());
     let (latents, [height, width]) = images(&expected, "vae_latent");
-    let got = run(config.decoder(height, width), &latents);
-    assert_near("vae_decoded", &got, &images(&expected, "vae_decoded").0);
+    // Those of 2022 have other names.
+    for part in ["sd_tiny/vae", "sd_tiny_older_names/vae"] {
+        let got = run(part, config.decoder(height, width), &latents);
+        assert_near(&format!("vae_decoded by {part}"), &got, &images(&expected, "vae_decoded").0);
+    }
 }
 
 #[test]
 fn pictures_are_encoded_as_diffusers_does() {
     let (config, expected) = (vae(), expected());
     let (pictures, [height, width]) = images(&expected, "vae_image");
-    let got = run(config.encoder(height, width), &pictures);
+    let got = run("sd_tiny/vae", config.encoder(height, width), &pictures);
     let channels = config.latent_channels;
     let part = |first: usize| {
         got.chunks(2 * channels).flat_map(|pixel| &pixel[first..][..channels]).copied().collect::<Vec<_>>()
@@ -161,7 +165,7 @@ fn unet(size: [usize; 2]) -> (Arc<Program>, Supernet) {
     let config: unet::Config = config("unet");
     config.check().unwrap();
     let program = config.program(size[0], size[1]);
-    let supernet = weights("unet", &program);
+    let supernet = weights("sd_tiny/unet", &program);
     (Arc::new(program), supernet)
 }
 
@@ -237,4 +241,26 @@ fn importance_and_allocation_are_those_of_the_reference() {
         let widths = allocation::channels(&program.spec, &stored, ratio.parse().unwrap(), Default::default()).unwrap();
         assert_eq!(widths, stored_widths(&program.spec, &json, ratio), "{ratio}");
     }
+}
+
+#[test]
+fn hidden_states_of_texts_are_those_of_transformers_whatever_their_weights_are_called() {
+    let (expected, json) = (expected(), json());
+    let prompts: Vec<&str> =
+        json["text_prompts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    let tokenizer = Tokenizer::open(&fixture("sd_tiny")).unwrap();
+    for dir in ["sd_tiny", "sd_tiny_older_names"] {
+        let encoder = TextEncoder::open(&fixture(dir).join("text_encoder")).unwrap();
+        assert_eq!((encoder.length(), encoder.ids()), (unet::TOKENS, tokenizer.ids()));
+        let (hidden, cut) = encoder.contexts(&tokenizer, &prompts).unwrap();
+        assert_eq!(cut, [false; 3]);
+        let hidden: Vec<f32> = hidden.flatten_all().unwrap().to_vec1().unwrap();
+        assert_near(&format!("text_hidden of {dir}"), &hidden, &floats(&expected, "text_hidden"));
+    }
+    // 75 ids beside the start and the end are the most that fit.
+    let encoder = TextEncoder::open(&fixture("sd_tiny/text_encoder")).unwrap();
+    let one =
+        tokenizer.encode("robot", unet::TOKENS).unwrap().iter().position(|&id| id == tokenizer.end()).unwrap() - 1;
+    let [fits, more] = [75 / one, 75 / one + 1].map(|times| vec!["robot"; times].join(" "));
+    assert_eq!(encoder.contexts(&tokenizer, &[&fits, &more]).unwrap().1, [false, true]);
 }

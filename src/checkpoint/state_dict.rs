@@ -190,6 +190,12 @@ impl StateDict {
         Self { path: self.path.clone(), file: self.file.clone(), prefix, tensors: short.collect() }
     }
 
+    /// The same tensors under other names.
+    pub fn renamed(&self, name: impl Fn(&str) -> String) -> Self {
+        let tensors = self.tensors.iter().map(|(old, tensor)| (name(old), tensor.clone())).collect();
+        Self { tensors, ..self.clone() }
+    }
+
     /// The tensors by what wraps them: those under `model.`, under `module.model.` and so on, and the bare ones.
     pub fn unwrapped(&self) -> Vec<Self> {
         let mut groups = BTreeMap::<&str, BTreeMap<String, Stored>>::new();

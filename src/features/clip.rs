@@ -2,21 +2,19 @@
 
 mod bicubic;
 mod config;
-mod encoder;
 mod preprocessor;
 mod towers;
-mod weights;
 
 use super::Features;
 use crate::checkpoint::{self, StateDict};
 use crate::text::Tokenizer;
+use crate::text::weights::Weights;
 use crate::{Error, ImageShape, Result};
 use candle_core::{Device, Tensor};
 use config::Config;
 use preprocessor::Preprocessor;
 use std::path::{Path, PathBuf};
 use towers::{ImageTower, TextTower};
-use weights::Weights;
 
 /// Images or texts that are encoded at once, for the sake of memory.
 const BATCH: usize = 16;

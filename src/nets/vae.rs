@@ -3,6 +3,7 @@
 use super::builder::{Builder, Draw, Weight};
 use super::program::{Channels, Product, Program, Resample, ValueId, View};
 use crate::ImageShape;
+use crate::checkpoint::StateDict;
 use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::resample::Direction;
 use crate::supernet::spec::{Pipe, PipeKind};
@@ -142,6 +143,13 @@ impl Config {
         net.last("decoder", x, self.out_channels);
         net.0.build()
     }
+}
+
+/// The tensors of an autoencoder under the names of today: those of its attention were others in the files of 2022.
+pub fn named_as_today(tensors: &StateDict) -> StateDict {
+    const OLDER: [(&str, &str); 4] =
+        [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+    tensors.renamed(|name| OLDER.iter().fold(name.to_owned(), |name, (older, today)| name.replace(older, today)))
 }
 
 /// A network under way, and the groups of its norms.

@@ -1,6 +1,7 @@
 //! `config.json` of a CLIP. What it leaves out is as in transformers, which does not write what is as it always is.
 
 use crate::files::read_json;
+use crate::text::config::{Act, Layers, Text};
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::path::Path;
@@ -22,37 +23,6 @@ pub struct Config {
 
 fn projection_dim() -> usize {
     512
-}
-
-/// The encoder of texts.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(default)]
-pub struct Text {
-    pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub num_hidden_layers: usize,
-    pub num_attention_heads: usize,
-    pub hidden_act: Act,
-    pub layer_norm_eps: f64,
-    /// Ids of tokens.
-    pub vocab_size: usize,
-    /// Tokens of a text.
-    pub max_position_embeddings: usize,
-}
-
-impl Default for Text {
-    fn default() -> Self {
-        Self {
-            hidden_size: 512,
-            intermediate_size: 2048,
-            num_hidden_layers: 12,
-            num_attention_heads: 8,
-            hidden_act: Act::QuickGelu,
-            layer_norm_eps: 1e-5,
-            vocab_size: 49408,
-            max_position_embeddings: 77,
-        }
-    }
 }
 
 /// The encoder of images.
@@ -88,27 +58,6 @@ impl Default for Vision {
     }
 }
 
-/// An activation.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Act {
-    /// `x sigmoid(1.702 x)`.
-    QuickGelu,
-    /// `x Phi(x)`, with the normal distribution's Phi.
-    Gelu,
-}
-
-/// The size of a transformer, which both encoders have.
-#[derive(Clone, Copy, Debug)]
-pub struct Layers {
-    pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub num_hidden_layers: usize,
-    pub num_attention_heads: usize,
-    pub hidden_act: Act,
-    pub layer_norm_eps: f64,
-}
-
 impl Config {
     /// Reads the file.
     ///
@@ -124,11 +73,8 @@ impl Config {
     fn check(&self) -> std::result::Result<(), (&'static str, String)> {
         let Self { text, vision, .. } = self;
         let towers = [("text_config", text.layers()), ("vision_config", vision.layers())];
-        for (field, Layers { hidden_size, num_attention_heads, .. }) in towers {
-            if num_attention_heads == 0 || hidden_size == 0 || hidden_size % num_attention_heads != 0 {
-                let problem = format!("hidden_size {hidden_size} does not split into {num_attention_heads} heads");
-                return Err((field, problem));
-            }
+        for (field, layers) in towers {
+            layers.check().map_err(|problem| (field, problem))?;
         }
         if text.max_position_embeddings < 2 {
             return Err(("text_config.max_position_embeddings", "is below 2, a start and an end".into()));
@@ -145,20 +91,6 @@ impl Config {
             return Err(("vision_config.patch_size", problem));
         }
         Ok(())
-    }
-}
-
-impl Text {
-    /// The size of its transformer.
-    pub fn layers(&self) -> Layers {
-        Layers {
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.num_hidden_layers,
-            num_attention_heads: self.num_attention_heads,
-            hidden_act: self.hidden_act,
-            layer_norm_eps: self.layer_norm_eps,
-        }
     }
 }
 

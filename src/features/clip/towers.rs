@@ -1,10 +1,11 @@
 //! CLIP's two encoders, each with what is before and after its transformer. What they make has length 1.
 
-use super::config::{Config, Text, Vision};
-use super::encoder::Encoder;
-use super::weights::{Norm, Weights};
+use super::config::{Config, Vision};
 use crate::Result as Checked;
-use candle_core::{D, Device, Module, Result, Tensor};
+use crate::text::TextEncoder;
+use crate::text::transformer::Transformer;
+use crate::text::weights::{Norm, Weights};
+use candle_core::{D, Module, Result, Tensor};
 use candle_nn::Linear;
 
 /// The encoder of images.
@@ -17,7 +18,7 @@ pub struct ImageTower {
     /// `[1 + patches, width]`
     positions: Tensor,
     before: Norm,
-    encoder: Encoder,
+    transformer: Transformer,
     after: Norm,
     projection: Linear,
 }
@@ -38,7 +39,7 @@ impl ImageTower {
             positions: embeddings.tensor("position_embedding.weight", &[count, width])?,
             // As it is spelled.
             before: model.norm("pre_layrnorm", width, eps)?,
-            encoder: Encoder::read(&model, config.vision.layers())?,
+            transformer: Transformer::read(&model, config.vision.layers())?,
             after: model.norm("post_layernorm", width, eps)?,
             projection: weights.projection("visual_projection", width, config.projection_dim)?,
         })
@@ -50,7 +51,7 @@ impl ImageTower {
         let (batch, _, width) = patches.dims3()?;
         let tokens = Tensor::cat(&[&self.class.expand((batch, 1, width))?, &patches], 1)?;
         let x = self.before.forward(&tokens.broadcast_add(&self.positions)?)?;
-        let class = self.encoder.forward(&x, None)?.narrow(1, 0, 1)?.squeeze(1)?;
+        let class = self.transformer.forward(&x, None)?.narrow(1, 0, 1)?.squeeze(1)?;
         normalised(&self.projection.forward(&self.after.forward(&class)?)?)
     }
 }
@@ -58,14 +59,7 @@ impl ImageTower {
 /// The encoder of texts.
 #[derive(Debug)]
 pub struct TextTower {
-    /// `[ids, width]`
-    tokens: Tensor,
-    /// `[length, width]`
-    positions: Tensor,
-    /// `[length, length]`: minus infinity where a key comes after the query.
-    causal: Tensor,
-    encoder: Encoder,
-    after: Norm,
+    encoder: TextEncoder,
     projection: Linear,
 }
 
@@ -75,38 +69,23 @@ impl TextTower {
     /// # Errors
     /// As [`Weights::tensor`].
     pub fn read(weights: &Weights, config: &Config) -> Checked<Self> {
-        let Text { hidden_size: width, vocab_size, max_position_embeddings: length, .. } = config.text;
-        let model = weights.part("text_model");
-        let embeddings = model.part("embeddings");
-        let tokens = embeddings.tensor("token_embedding.weight", &[vocab_size, width])?;
-        let positions = embeddings.tensor("position_embedding.weight", &[length, width])?;
-        let later = |query: usize| (0..length).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 });
-        let causal: Vec<f32> = (0..length).flat_map(later).collect();
         Ok(Self {
-            tokens,
-            positions,
-            causal: Tensor::from_vec(causal, (length, length), &Device::Cpu)?,
-            encoder: Encoder::read(&model, config.text.layers())?,
-            after: model.norm("final_layer_norm", width, config.text.layer_norm_eps)?,
-            projection: weights.projection("text_projection", width, config.projection_dim)?,
+            encoder: TextEncoder::read(&weights.part("text_model"), config.text)?,
+            projection: weights.projection("text_projection", config.text.hidden_size, config.projection_dim)?,
         })
     }
 
     /// `[n, projection_dim]` of the ids of `n` texts, each of the full length: what is at the first `end`.
-    pub fn forward(&self, ids: &[Vec<u32>], end: u32) -> Result<Tensor> {
+    pub fn forward(&self, ids: &[Vec<u32>], end: u32) -> Checked<Tensor> {
         let place = |ids: &Vec<u32>| ids.iter().position(|&id| id == end).expect("the tokenizer keeps the end");
         let places: Vec<usize> = ids.iter().map(place).collect();
         // No token is seen by one before it, so what follows the last end is left out.
         let length = places.iter().max().map_or(0, |last| last + 1);
-        let flat: Vec<u32> = ids.iter().flat_map(|ids| &ids[..length]).copied().collect();
-        let flat = Tensor::from_vec(flat, ids.len() * length, &Device::Cpu)?;
-        let tokens = self.tokens.index_select(&flat, 0)?.reshape((ids.len(), length, ()))?;
-        let tokens = tokens.broadcast_add(&self.positions.narrow(0, 0, length)?)?;
-        let causal = self.causal.narrow(0, 0, length)?.narrow(1, 0, length)?;
-        let x = self.encoder.forward(&tokens, Some(&causal))?;
-        let ends =
-            places.iter().enumerate().map(|(text, &place)| x.get(text)?.get(place)).collect::<Result<Vec<_>>>()?;
-        normalised(&self.projection.forward(&self.after.forward(&Tensor::stack(&ends, 0)?)?)?)
+        let ids: Vec<Vec<u32>> = ids.iter().map(|ids| ids[..length].to_vec()).collect();
+        let hidden = self.encoder.hidden(&ids)?;
+        let ends = places.iter().enumerate().map(|(text, &place)| hidden.get(text)?.get(place));
+        let ends = ends.collect::<Result<Vec<_>>>()?;
+        Ok(normalised(&self.projection.forward(&Tensor::stack(&ends, 0)?)?)?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The transformer of both of CLIP's encoders (Radford et al. 2021).
+//! The transformer of both of CLIP's encoders, of texts and of images (Radford et al. 2021).
 
 use super::config::{Act, Layers};
 use super::weights::{Norm, Weights};
@@ -9,7 +9,7 @@ use candle_nn::ops::{sigmoid, softmax_last_dim};
 
 /// Blocks of attention and an MLP, with the norms before each.
 #[derive(Debug)]
-pub struct Encoder {
+pub struct Transformer {
     blocks: Vec<Block>,
     heads: usize,
     act: Act,
@@ -27,7 +27,7 @@ struct Block {
     fc2: Linear,
 }
 
-impl Encoder {
+impl Transformer {
     /// Reads the weights.
     ///
     /// # Errors
