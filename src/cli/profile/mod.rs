@@ -164,15 +164,17 @@ fn minutes(time: Duration) -> String {
 /// What a survey is doing, as a bar or lines for each part of it.
 #[derive(Default)]
 struct Shown {
-    now: Option<(&'static str, Progress)>,
+    /// The part, and how many plans or rounds it has: another number is the next of several rounds of plans.
+    now: Option<((&'static str, usize), Progress)>,
 }
 
 impl Shown {
     fn at(&mut self, progress: &survey::Progress<'_>) {
-        if self.now.as_ref().is_none_or(|(part, _)| *part != progress.part) {
+        let part = (progress.part, progress.total);
+        if self.now.as_ref().is_none_or(|(now, _)| *now != part) {
             self.finish();
             let unit = if progress.part == "latency" { "rounds" } else { "plans" };
-            self.now = Some((progress.part, Progress::new(progress.part, unit, 0, progress.total as u64)));
+            self.now = Some((part, Progress::new(progress.part, unit, 0, progress.total as u64)));
         }
         if let Some((_, bar)) = &mut self.now {
             bar.at(progress.done as u64, &progress.plan.map(ToString::to_string).unwrap_or_default());
