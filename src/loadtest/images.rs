@@ -72,10 +72,10 @@ impl Judge {
     /// # Errors
     /// [`Error::Input`] for images of another size than the features take.
     pub fn together(&mut self, seen: &[Seen]) -> Result<Option<Rating>> {
-        /// Fewer say nothing.
-        const FEWEST: usize = 20;
+        /// Fewer for each of the features say nothing of how these vary.
+        const FEWEST: usize = 4;
         let Self::Features(real) = self else { return Ok(None) };
-        if seen.len() < FEWEST {
+        if seen.len() < FEWEST * real.reference().gaussian.mean.len() {
             return Ok(None);
         }
         let mut features = Vec::new();
