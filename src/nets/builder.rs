@@ -8,6 +8,7 @@ use super::program::{
     Value, ValueId, View,
 };
 use crate::ImageShape;
+use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::supernet::spec::{Init, Param, Pipe, Public, Role, Slice, Spec};
 use std::collections::BTreeMap;
@@ -45,6 +46,11 @@ pub enum Draw {
     Kaiming(f64),
     /// Normal of this standard deviation; the bias is zero.
     Normal(f64),
+}
+
+impl Draw {
+    /// PyTorch's own, of layers that ask for no other: uniform below 1 / sqrt(inputs).
+    pub const PYTORCH: Self = Self::Kaiming(0.577_350_269_189_625_8);
 }
 
 impl Weight {
@@ -292,6 +298,22 @@ impl Builder {
         let extent = self.extent(&product.x).at(product.places);
         let (name, to) = (self.name_of(product.weight), product.to);
         self.layer(name, Op::Product(product), extent, to)
+    }
+
+    /// A convolution of all that `x` reads to so many channels, none of which a pipe shrinks, with its parameters under this name.
+    pub fn whole_conv(
+        &mut self,
+        name: &str,
+        x: impl Into<View>,
+        channels: usize,
+        places: Places,
+        draw: Draw,
+    ) -> ValueId {
+        let x = x.into();
+        let (from, to) = (Channels::Fixed(self.stream(&x.parts)), Channels::Fixed(channels));
+        let weight = Weight::new(draw).at(self.extent(&x).at(places).pixels());
+        let layer = self.conv(name, places.kernel, from, to, weight);
+        self.product(Product { places, ..Product::new(x, layer, places.kernel) })
     }
 
     /// A pool of values of one size, which no pipe shrinks.

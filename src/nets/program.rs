@@ -415,6 +415,11 @@ pub struct Resample {
 }
 
 impl Resample {
+    /// Two copies of each row and of each column.
+    pub fn nearest_up() -> Self {
+        Self { direction: Direction::Up, filter: [1.0, 1.0].into(), pad: 0 }
+    }
+
     /// The side of the output for an input of this side.
     pub fn size(&self, side: usize) -> usize {
         self.direction.size(side, self.filter.len(), self.pad)

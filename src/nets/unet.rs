@@ -6,7 +6,6 @@ use super::program::{Channels, Embedding, Frequencies, PipeId, Product, Program,
 use crate::ImageShape;
 use crate::ops::Act;
 use crate::ops::cpu::conv::Places;
-use crate::ops::cpu::resample::Direction;
 use crate::supernet::spec::{Pipe, PipeKind};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -14,10 +13,8 @@ use std::collections::BTreeMap;
 
 /// Added to the variance by the norm before a transformer, and by those inside.
 const TRANSFORMER_EPS: [f32; 2] = [1e-6, 1e-5];
-/// Copies of each pixel.
-const NEAREST: [f32; 2] = [1.0, 1.0];
 /// PyTorch's own initialisation.
-const DRAW: Draw = Draw::Kaiming(0.577_350_269_189_625_8);
+const DRAW: Draw = Draw::PYTORCH;
 /// Tokens of a context.
 pub const TOKENS: usize = 77;
 
@@ -217,8 +214,7 @@ impl Net<'_> {
                 x = self.block(&[x, skip], &Block { group: &group, index, channels, transformer });
             }
             if level < last {
-                let up = Resample { direction: Direction::Up, filter: NEAREST.into(), pad: 0 };
-                let up = View::from(x).resampled(Some(up));
+                let up = View::from(x).resampled(Some(Resample::nearest_up()));
                 x = self.conv(&format!("{group}.upsamplers.0.conv"), up, channels, same);
             }
         }
@@ -231,11 +227,7 @@ impl Net<'_> {
     }
 
     fn conv(&mut self, name: &str, x: impl Into<View>, channels: usize, places: Places) -> ValueId {
-        let x = x.into();
-        let (from, to) = (Channels::Fixed(self.b.stream(&x.parts)), Channels::Fixed(channels));
-        let weight = Weight::new(DRAW).at(self.b.extent(&x).at(places).pixels());
-        let layer = self.b.conv(name, places.kernel, from, to, weight);
-        self.b.product(Product { places, ..Product::new(x, layer, places.kernel) })
+        self.b.whole_conv(name, x, channels, places, DRAW)
     }
 
     /// These values side by side, normalised.

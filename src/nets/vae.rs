@@ -5,7 +5,6 @@ use super::program::{Channels, Product, Program, Resample, ValueId, View};
 use crate::ImageShape;
 use crate::checkpoint::StateDict;
 use crate::ops::cpu::conv::Places;
-use crate::ops::cpu::resample::Direction;
 use crate::supernet::spec::{Pipe, PipeKind};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -13,10 +12,8 @@ use std::collections::BTreeMap;
 
 /// Added to the variance in every norm.
 const EPS: f32 = 1e-6;
-/// Copies of each pixel.
-const NEAREST: [f32; 2] = [1.0, 1.0];
 /// PyTorch's own initialisation.
-const DRAW: Draw = Draw::Kaiming(0.577_350_269_189_625_8);
+const DRAW: Draw = Draw::PYTORCH;
 
 /// The options of an autoencoder, under the names of diffusers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,8 +131,7 @@ impl Config {
                 x = net.resnet(&format!("decoder.up_blocks.{level}.resnets.{index}"), x, channels);
             }
             if level + 1 < levels.len() {
-                let up = Resample { direction: Direction::Up, filter: NEAREST.into(), pad: 0 };
-                let up = View::from(x).resampled(Some(up));
+                let up = View::from(x).resampled(Some(Resample::nearest_up()));
                 let name = format!("decoder.up_blocks.{level}.upsamplers.0.conv");
                 x = net.conv(&name, up, channels, Places::same([3, 3]));
             }
@@ -166,11 +162,7 @@ impl Net {
     }
 
     fn conv(&mut self, name: &str, x: impl Into<View>, channels: usize, places: Places) -> ValueId {
-        let x = x.into();
-        let (from, to) = (Channels::Fixed(self.0.stream(&x.parts)), Channels::Fixed(channels));
-        let weight = self.weight(&x, places);
-        let layer = self.0.conv(name, places.kernel, from, to, weight);
-        self.0.product(Product { places, ..Product::new(x, layer, places.kernel) })
+        self.0.whole_conv(name, x, channels, places, DRAW)
     }
 
     /// `x`, normalised.
