@@ -2,6 +2,9 @@
 
 #[path = "support/compare.rs"]
 mod compare;
+#[allow(dead_code, reason = "the denoisers' tests call the rest")]
+#[path = "support/reference.rs"]
+mod reference;
 
 use accordion::checkpoint;
 use accordion::diffusion::preconditioning::Preconditioning;
@@ -17,6 +20,7 @@ use accordion::text::{TextEncoder, Tokenizer};
 use accordion::training::importance::{Samples, taylor};
 use candle_core::{DType, Device, Tensor};
 use compare::relative_error;
+use reference::Reference;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -179,6 +183,19 @@ fn noise_is_predicted_as_diffusers_does() {
         assert_near(&format!("{latents} on the CPU"), &told.on_cpu(&program, &supernet, &full), &want);
         assert_near(&format!("{latents} on the tape"), &told.on_tape(&program, &supernet, &full), &want);
     }
+}
+
+#[test]
+fn plain_loops_predict_the_same_noise() {
+    let expected = expected();
+    let told = Told::new(&expected, "wide_latents", "wide_t");
+    let (program, supernet) = unet(told.size);
+    let mut loops = Reference::of(&program, &supernet, program.spec.full(), Preconditioning::STABLE_DIFFUSION);
+    let wide = |values: &[f32]| values.iter().copied().map(f64::from).collect::<Vec<f64>>();
+    loops.context = wide(&told.context);
+    let got = loops.raw(wide(&told.latents), f64::from(told.times[0]), None);
+    let got: Vec<f32> = got.into_iter().map(|value| value as f32).collect();
+    assert_near("wide_eps in plain loops", &got, &images(&expected, "wide_eps").0);
 }
 
 #[test]

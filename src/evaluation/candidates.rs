@@ -55,8 +55,10 @@ pub const GOOD: usize = 3;
 
 /// About how many plans a search tries on a model of so many subnets, where as many shapes are on the frontier as half of it has rows.
 pub fn about_as_many(metric: Metric, subnets: usize) -> usize {
+    /// Of a shape: six pairs of widths that change at two places.
+    const SCHEDULES: usize = 12;
     let shapes = shapes(metric).len();
-    shapes + shapes.div_ceil(GOOD) * (subnets - 1) + if subnets > 1 { ROWS / 2 * 12 } else { 0 }
+    shapes + shapes.div_ceil(GOOD) * (subnets - 1) + if subnets > 1 { ROWS / 2 * SCHEDULES } else { 0 }
 }
 
 /// The plans of one subnet for all steps: every shape on every subnet.

@@ -35,6 +35,11 @@ const ROUND: usize = 4;
 /// And so many plans at least.
 const FIELD: usize = ROWS / 2;
 
+/// The plans of so many that go on to the next round.
+fn going_on(field: usize) -> usize {
+    (field / ROUND).max(FIELD).min(field)
+}
+
 /// How much is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effort {
@@ -162,7 +167,7 @@ pub fn expected(opened: &mut dyn Opened, effort: &Effort, by_features: bool) -> 
     let (mut field, mut drawn, mut before) = (candidates::about_as_many(metric, subnets), 0, 0);
     for images in Effort::rounds(metric, *images) {
         drawn += field * (images - before);
-        (field, before) = ((field / ROUND).max(FIELD.min(field)), images);
+        (field, before) = (going_on(field), images);
     }
     let timing = time.as_secs_f64() * (batches.len() * subnets) as f64;
     Ok(Duration::from_secs_f64(timing + drawn as f64 * EVALUATIONS * WIDTH * call))
@@ -247,7 +252,7 @@ impl<'a> Search<'a> {
             let [before, images] = [pair[0], pair[1]];
             let field = self.tried.iter().filter(|tried| tried.images == before);
             let field: Vec<Point> = field.map(|tried| tried.point.clone()).collect();
-            let most = (field.len() / ROUND).max(FIELD);
+            let most = going_on(field.len());
             let plans = contenders(field, floor, most);
             if let Yardstick::Fd(realism) = yardstick {
                 realism.keep_only(&plans.iter().collect::<Vec<_>>());

@@ -50,7 +50,7 @@ pub enum Draw {
 
 impl Draw {
     /// PyTorch's own, of layers that ask for no other: uniform below 1 / sqrt(inputs).
-    pub const PYTORCH: Self = Self::Kaiming(0.577_350_269_189_625_8);
+    pub const PYTORCH: Self = Self::Kaiming(0.577_350_269_189_625_7);
 }
 
 impl Weight {

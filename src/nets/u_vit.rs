@@ -124,8 +124,7 @@ impl Architecture for Config {
         let (dim, patch, side) = (self.embed_dim, self.patch_size, self.img_size);
         let (stream, grid) = (Channels::Fixed(dim), side / patch * (side / patch));
         let weight = |uses| Weight::new(DRAW).at(uses);
-        // PyTorch's own initialisation of convolutions.
-        let of_conv = |uses| Weight::new(Draw::Kaiming((1.0f64 / 3.0).sqrt())).at(uses);
+        let of_conv = |uses| Weight::new(Draw::PYTORCH).at(uses);
 
         let embed = b.conv("patch_embed.proj", [patch; 2], Channels::Fixed(self.in_chans), stream, of_conv(grid));
         let x = b

@@ -13,8 +13,6 @@ use std::collections::BTreeMap;
 
 /// Added to the variance by the norm before a transformer, and by those inside.
 const TRANSFORMER_EPS: [f32; 2] = [1e-6, 1e-5];
-/// PyTorch's own initialisation.
-const DRAW: Draw = Draw::PYTORCH;
 /// Tokens of a context.
 pub const TOKENS: usize = 77;
 
@@ -176,7 +174,7 @@ impl Net<'_> {
         let waves = Some(Waves { frequencies: Frequencies::Fixed(frequencies), cosines_first: true });
         let time = self.b.embedding("time", Embedding { waves, class: None }, first);
         let linear = |b: &mut Builder, name, x, from, to| {
-            let layer = b.linear(name, Channels::Fixed(from), Channels::Fixed(to), Weight::new(DRAW));
+            let layer = b.linear(name, Channels::Fixed(from), Channels::Fixed(to), Weight::new(Draw::PYTORCH));
             // Whoever reads the embedding reads its activation.
             b.product(Product { act: Some(Act::Silu), ..Product::new(x, layer, [1; 2]) })
         };
@@ -227,7 +225,7 @@ impl Net<'_> {
     }
 
     fn conv(&mut self, name: &str, x: impl Into<View>, channels: usize, places: Places) -> ValueId {
-        self.b.whole_conv(name, x, channels, places, DRAW)
+        self.b.whole_conv(name, x, channels, places, Draw::PYTORCH)
     }
 
     /// These values side by side, normalised.
@@ -257,10 +255,10 @@ impl Net<'_> {
         let (inner, eps) = (Channels::of(conv), self.config.norm_eps);
         let view = self.norm(&n("norm1"), parts, eps).silu();
         let pixels = self.pixels(&view);
-        let weight = Weight::new(DRAW).at(pixels);
+        let weight = Weight::new(Draw::PYTORCH).at(pixels);
         let conv1 = self.b.conv(&n("conv1"), [3; 2], from, inner, weight);
         let emb = 4 * self.config.block_out_channels[0];
-        let time = self.b.affine(&n("time_emb_proj"), emb, inner, DRAW);
+        let time = self.b.affine(&n("time_emb_proj"), emb, inner, Draw::PYTORCH);
         // What the first convolution makes is only ever seen with the time added: one bias a sample holds both.
         let sample_bias = Some(self.b.branch(time, 1, conv1.bias));
         let hidden = self.b.product(Product { bias: vec![], sample_bias, ..Product::new(view, conv1, [3; 2]) });
@@ -299,7 +297,7 @@ impl Net<'_> {
         let block = format!("{name}.transformer_blocks.0");
         let n = |part: &str| format!("{block}.{part}");
         let view = self.norm(&format!("{name}.norm"), &[x], outer);
-        let weight = Weight::new(DRAW).at(self.pixels(&view));
+        let weight = Weight::new(Draw::PYTORCH).at(self.pixels(&view));
         let bare = weight.without_bias();
         let b = &mut self.b;
         let enter = b.conv(&format!("{name}.proj_in"), [1; 2], stream, stream, weight);

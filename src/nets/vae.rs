@@ -12,8 +12,6 @@ use std::collections::BTreeMap;
 
 /// Added to the variance in every norm.
 const EPS: f32 = 1e-6;
-/// PyTorch's own initialisation.
-const DRAW: Draw = Draw::PYTORCH;
 
 /// The options of an autoencoder, under the names of diffusers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -158,11 +156,11 @@ impl Net {
 
     /// How the weight of a layer at these places is drawn, which is used at every one of them.
     fn weight(&self, x: &View, places: Places) -> Weight {
-        Weight::new(DRAW).at(self.0.extent(x).at(places).pixels())
+        Weight::new(Draw::PYTORCH).at(self.0.extent(x).at(places).pixels())
     }
 
     fn conv(&mut self, name: &str, x: impl Into<View>, channels: usize, places: Places) -> ValueId {
-        self.0.whole_conv(name, x, channels, places, DRAW)
+        self.0.whole_conv(name, x, channels, places, Draw::PYTORCH)
     }
 
     /// `x`, normalised.

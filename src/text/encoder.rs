@@ -94,9 +94,11 @@ impl TextEncoder {
         let mut cut = Vec::with_capacity(prompts.len());
         for prompt in prompts {
             // One more than it takes shows whether there are more.
-            let more = tokenizer.encode(prompt, self.length() + 1)?;
-            cut.push(more[self.length() - 1] != tokenizer.end());
-            ids.push(tokenizer.encode(prompt, self.length())?);
+            let mut more = tokenizer.encode(prompt, self.length() + 1)?;
+            more.truncate(self.length());
+            let last = more.last_mut().expect("a text has an end");
+            cut.push(std::mem::replace(last, tokenizer.end()) != tokenizer.end());
+            ids.push(more);
         }
         Ok((self.hidden(&ids)?, cut))
     }

@@ -44,11 +44,6 @@ impl Places {
         Self::new([kernel; 2], stride, [pad; 2])
     }
 
-    /// Whether the kernel fits on a map of so many rows and columns with its zeros.
-    pub fn fit(&self, size: [usize; 2]) -> bool {
-        (0..2).all(|axis| (size[axis] + 2 * self.pad[axis]).saturating_add_signed(self.after) >= self.kernel[axis])
-    }
-
     /// Weights of the kernel for an input and an output.
     pub fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
