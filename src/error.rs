@@ -73,6 +73,14 @@ impl Error {
         self.in_table(path, "")
     }
 
+    /// The same error, with what the field that it is about is a field of: a name with a dot.
+    pub fn within(self, prefix: &str) -> Self {
+        match self {
+            Self::Input { place, problem } => Self::input(format!("{prefix}{place}"), problem),
+            other => other,
+        }
+    }
+
     /// As [`Self::in_file`], for a field of a table: `prefix` is the table's name with a dot.
     pub fn in_table(self, path: &Path, prefix: &str) -> Self {
         match self {

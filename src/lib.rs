@@ -29,4 +29,4 @@ pub mod text;
 pub mod training;
 
 pub use error::{Error, Result};
-pub use image_shape::ImageShape;
+pub use image_shape::{ImageShape, Size};

@@ -263,7 +263,10 @@ fn a_directory_holds_one_checkpoint_and_maybe_its_config() {
     work.copy("song_unet_edm_uncond.pkl", "net/b.pkl");
     work.refuses(&["net"], &["net: has several checkpoints, a.safetensors, b.pkl; give one of them"]);
     std::fs::write(work.path("net/model_index.json"), "{}").unwrap();
-    work.refuses(&["net"], &["net: is a pipeline of diffusers, which is not supported yet"]);
+    work.refuses(
+        &["net"],
+        &["net/model_index.json: seems to be of no class; pipelines of Stable Diffusion 1.x are read"],
+    );
 }
 
 /// Reads bytes as a checkpoint, to the last value and the options of a network.

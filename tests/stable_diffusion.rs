@@ -9,6 +9,7 @@ mod reference;
 use accordion::checkpoint;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::features::Runner;
+use accordion::nets::backbone::Architecture;
 use accordion::nets::on_cpu::{Packed, SubnetView};
 use accordion::nets::program::{Inputs, Program};
 use accordion::nets::sliced::Sliced;
@@ -260,6 +261,12 @@ fn importance_and_allocation_are_those_of_the_reference() {
     }
 }
 
+/// The encoder of texts of a pipeline.
+fn text_encoder(dir: &str) -> TextEncoder {
+    let tensors = checkpoint::component(&fixture(dir).join("text_encoder")).unwrap();
+    TextEncoder::new(&tensors, config("text_encoder")).unwrap()
+}
+
 #[test]
 fn hidden_states_of_texts_are_those_of_transformers_whatever_their_weights_are_called() {
     let (expected, json) = (expected(), json());
@@ -267,7 +274,7 @@ fn hidden_states_of_texts_are_those_of_transformers_whatever_their_weights_are_c
         json["text_prompts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
     let tokenizer = Tokenizer::open(&fixture("sd_tiny")).unwrap();
     for dir in ["sd_tiny", "sd_tiny_older_names"] {
-        let encoder = TextEncoder::open(&fixture(dir).join("text_encoder")).unwrap();
+        let encoder = text_encoder(dir);
         assert_eq!((encoder.length(), encoder.ids()), (unet::TOKENS, tokenizer.ids()));
         let (hidden, cut) = encoder.contexts(&tokenizer, &prompts).unwrap();
         assert_eq!(cut, [false; 3]);
@@ -275,7 +282,7 @@ fn hidden_states_of_texts_are_those_of_transformers_whatever_their_weights_are_c
         assert_near(&format!("text_hidden of {dir}"), &hidden, &floats(&expected, "text_hidden"));
     }
     // 75 ids beside the start and the end are the most that fit.
-    let encoder = TextEncoder::open(&fixture("sd_tiny/text_encoder")).unwrap();
+    let encoder = text_encoder("sd_tiny");
     let one =
         tokenizer.encode("robot", unet::TOKENS).unwrap().iter().position(|&id| id == tokenizer.end()).unwrap() - 1;
     let [fits, more] = [75 / one, 75 / one + 1].map(|times| vec!["robot"; times].join(" "));

@@ -3,6 +3,7 @@
 //!
 //! Nothing in a file is run: see [`pickle`].
 
+mod component;
 mod constructors;
 mod legacy;
 pub mod module;
@@ -11,6 +12,7 @@ mod state_dict;
 mod torch;
 mod torch_zip;
 
+pub use component::component;
 pub use module::Described;
 pub use state_dict::StateDict;
 
@@ -69,9 +71,6 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
 /// The checkpoint in a directory, and its config.
 fn only_file(dir: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
     let refuse = |problem: String| Err(Error::input(dir.display(), problem));
-    if dir.join("model_index.json").exists() {
-        return refuse("is a pipeline of diffusers, which is not supported yet; give one network's file".into());
-    }
     let entries = std::fs::read_dir(dir).map_err(Error::io(dir))?;
     let paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>().map_err(Error::io(dir))?;
     let is_checkpoint = |path: &PathBuf| {

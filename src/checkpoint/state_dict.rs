@@ -68,6 +68,17 @@ impl Stored {
         &self.shape
     }
 
+    /// Whether it has elements, which follow each other in the storage.
+    fn is_contiguous(&self) -> bool {
+        let mut next = 1;
+        !self.shape.contains(&0)
+            && self.shape.iter().zip(&self.strides).rev().all(|(&size, &stride)| {
+                let fits = size == 1 || stride == next;
+                next *= size;
+                fits
+            })
+    }
+
     /// The places of its elements in the storage, row-major.
     fn places(&self) -> Vec<usize> {
         if self.shape.contains(&0) {
@@ -82,34 +93,47 @@ impl Stored {
 
     /// Its elements as f32, row-major; None where they are no floats.
     pub(super) fn values(&self, file: &[u8]) -> Option<Vec<f32>> {
-        fn picked<const N: usize>(bytes: &[u8], places: &[usize], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-            let elements = bytes.as_chunks::<N>().0;
-            places.iter().map(|&place| value(elements[place])).collect()
-        }
-        let (bytes, places) = (&file[self.storage.clone()], self.places());
+        let bytes = &file[self.storage.clone()];
         Some(match self.dtype {
-            Dtype::F64 => picked(bytes, &places, |bytes| f64::from_le_bytes(bytes) as f32),
-            Dtype::F32 => picked(bytes, &places, f32::from_le_bytes),
-            Dtype::F16 => picked(bytes, &places, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Dtype::BF16 => picked(bytes, &places, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            Dtype::F64 => self.picked(bytes, |bytes| f64::from_le_bytes(bytes) as f32),
+            Dtype::F32 => self.picked(bytes, f32::from_le_bytes),
+            Dtype::F16 => self.picked(bytes, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => self.picked(bytes, |bytes| bf16::from_le_bytes(bytes).to_f32()),
             _ => return None,
         })
     }
+
+    /// Its elements of N bytes each in the bytes of the storage.
+    fn picked<const N: usize>(&self, bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        let elements = bytes.as_chunks::<N>().0;
+        if self.is_contiguous() {
+            let count = self.shape.iter().product();
+            return elements[self.offset..][..count].iter().map(|&bytes| value(bytes)).collect();
+        }
+        self.places().into_iter().map(|place| value(elements[place])).collect()
+    }
 }
 
-/// Named tensors of a file.
+/// Named tensors of a file, or of the files that share a network's between them.
 #[derive(Clone, Debug)]
 pub struct StateDict {
     path: PathBuf,
-    file: Arc<Vec<u8>>,
     /// What stands before every name in the file.
     prefix: String,
-    tensors: BTreeMap<String, Stored>,
+    /// By name, with the bytes of its file.
+    tensors: BTreeMap<String, (Arc<Vec<u8>>, Stored)>,
 }
 
 impl StateDict {
     pub(super) fn new(path: &Path, file: Arc<Vec<u8>>, tensors: BTreeMap<String, Stored>) -> Self {
-        Self { path: path.to_owned(), file, prefix: String::new(), tensors }
+        let tensors = tensors.into_iter().map(|(name, stored)| (name, (file.clone(), stored))).collect();
+        Self { path: path.to_owned(), prefix: String::new(), tensors }
+    }
+
+    /// The tensors of all of these files, which `path` lists.
+    pub(super) fn joined(path: &Path, files: Vec<Self>) -> Self {
+        let tensors = files.into_iter().flat_map(|file| file.tensors).collect();
+        Self { path: path.to_owned(), prefix: String::new(), tensors }
     }
 
     /// The tensors of a safetensors file.
@@ -153,7 +177,7 @@ impl StateDict {
 
     /// The shape of a tensor, where it is there.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(Stored::shape)
+        self.tensors.get(name).map(|(_, stored)| stored.shape())
     }
 
     /// The elements of tensors as f32, row-major. They may be stored as F64, F32, F16 and BF16, mixed.
@@ -164,8 +188,9 @@ impl StateDict {
         let (mut values, mut others, mut infinite) = (Vec::new(), Vec::new(), Vec::new());
         for name in names {
             let full = format!("{}{name}", self.prefix);
-            let tensor = self.tensors.get(name).ok_or_else(|| Error::field(&self.path, &full, "tensor is missing"))?;
-            match tensor.values(&self.file) {
+            let held = self.tensors.get(name).ok_or_else(|| Error::field(&self.path, &full, "tensor is missing"))?;
+            let (file, tensor) = held;
+            match tensor.values(file) {
                 // After the conversion: a value of f64 may be too large for f32.
                 Some(floats) if floats.iter().all(|value| value.is_finite()) => values.push(floats),
                 Some(_) => infinite.push(full),
@@ -187,7 +212,7 @@ impl StateDict {
         let named = self.tensors.iter().filter(|(name, _)| !bare(name));
         let short = named.filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone())));
         let prefix = format!("{}{prefix}", self.prefix);
-        Self { path: self.path.clone(), file: self.file.clone(), prefix, tensors: short.collect() }
+        Self { path: self.path.clone(), prefix, tensors: short.collect() }
     }
 
     /// The same tensors under other names.
@@ -196,19 +221,33 @@ impl StateDict {
         Self { tensors, ..self.clone() }
     }
 
+    /// The same tensors without those of these names.
+    pub fn without(mut self, is_left_out: impl Fn(&str) -> bool) -> Self {
+        self.tensors.retain(|name, _| !is_left_out(name));
+        self
+    }
+
+    /// The same tensors, but of those whose names `are_vectors` the last axes that have one element are left out: a convolution of
+    /// one pixel is a linear layer.
+    pub fn squeezed(mut self, are_vectors: impl Fn(&str) -> bool) -> Self {
+        for (name, (_, stored)) in &mut self.tensors {
+            while are_vectors(name) && stored.shape.len() > 2 && stored.shape.ends_with(&[1]) {
+                stored.shape.pop();
+                stored.strides.pop();
+            }
+        }
+        self
+    }
+
     /// The tensors by what wraps them: those under `model.`, under `module.model.` and so on, and the bare ones.
     pub fn unwrapped(&self) -> Vec<Self> {
-        let mut groups = BTreeMap::<&str, BTreeMap<String, Stored>>::new();
+        let mut groups = BTreeMap::<&str, BTreeMap<String, _>>::new();
         for (name, tensor) in &self.tensors {
             let wrapper = wrapper(name);
             groups.entry(wrapper).or_default().insert(name[wrapper.len()..].to_owned(), tensor.clone());
         }
-        let group = |(wrapper, tensors)| Self {
-            path: self.path.clone(),
-            file: self.file.clone(),
-            prefix: format!("{}{wrapper}", self.prefix),
-            tensors,
-        };
+        let group =
+            |(wrapper, tensors)| Self { path: self.path.clone(), prefix: format!("{}{wrapper}", self.prefix), tensors };
         groups.into_iter().map(group).collect()
     }
 }

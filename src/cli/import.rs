@@ -5,6 +5,7 @@ use crate::nets::Model;
 use crate::nets::backbone::Arch;
 use crate::nets::model::Card;
 use crate::nets::public_config::Kind;
+use crate::nets::recognition::pipeline::{self, Pipeline};
 use crate::nets::recognition::{Hints, find};
 use crate::supernet::Supernet;
 use crate::{Error, Result, checkpoint, classes, console};
@@ -16,13 +17,16 @@ use std::path::PathBuf;
 /// Read are safetensors, files of `torch.save` (.pt, .pth, .ckpt) and NVlabs' pickles (.pkl). No code in them is run.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The checkpoint, or a directory with one and maybe a JSON file as of --config.
+    /// The checkpoint, or a directory with one and maybe a JSON file as of --config; or a pipeline of Stable Diffusion 1.x, as
+    /// diffusers lays one out or in one file.
     #[arg(value_name = "FILE_OR_DIR", env = "ACCORDION_CHECKPOINT")]
     checkpoint: PathBuf,
     /// The architecture, where it cannot be told.
     #[arg(long, env = "ACCORDION_ARCH")]
     arch: Option<Arch>,
-    /// JSON file with `config`, the network's options, and `preconditioning` (edm, vp or ve), where these cannot be told.
+    /// JSON file with `config`, the network's options, and `preconditioning` (edm, vp or ve), where these cannot be told. For a
+    /// pipeline in one file: a directory with its tokenizer/ and, where they are not those of Stable Diffusion 1.5, the configs of
+    /// its networks, as diffusers lays them out.
     #[arg(long, env = "ACCORDION_CONFIG")]
     config: Option<PathBuf>,
     /// The dictionary in the file that holds the network, such as `ema`; with dots between keys. For a file with several.
@@ -50,6 +54,9 @@ impl Args {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
         check_vacant(&self.out)?;
+        if let Some(pipeline) = pipeline::open(&self.checkpoint, self.config.as_deref())? {
+            return self.import_pipeline(pipeline);
+        }
         let hints = Hints {
             arch: self.arch,
             config: self.config.as_deref(),
@@ -66,10 +73,31 @@ impl Args {
         }
         let params = found.params()?;
         console::note(format_args!("import: {found}"));
-        let directory = || self.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let name = self.name.clone().unwrap_or_else(directory);
-        let card = Card::new(name, found.backbone, network.preconditioning(), classes);
+        let card = Card::new(self.name(), found.backbone, network.preconditioning(), classes);
         let model = Model::unallocated(card, Supernet::original(network.spec(), params))?;
         write_directory(&self.out, |dir| model.write(dir, DType::F32))
+    }
+
+    fn name(&self) -> String {
+        let directory = || self.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.name.clone().unwrap_or_else(directory)
+    }
+
+    fn import_pipeline(&self, pipeline: Pipeline) -> Result<()> {
+        let given = [
+            ("--arch", self.arch.is_some()),
+            ("--key", self.key.is_some()),
+            ("--prefix", self.prefix.is_some()),
+            ("--preconditioning", self.preconditioning.is_some()),
+            ("--classes", !self.classes.is_empty()),
+        ];
+        if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
+            return Err(Error::input(
+                flag,
+                format!("says nothing of a pipeline, which {} is", self.checkpoint.display()),
+            ));
+        }
+        console::note(format_args!("import: {pipeline}"));
+        write_directory(&self.out, |dir| pipeline.into_model(self.name(), dir)?.write(dir, DType::F32))
     }
 }

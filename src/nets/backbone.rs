@@ -2,8 +2,8 @@
 
 use super::builder::Builder;
 use super::program::Program;
-use super::recognition::{edm, u_vit as by_u_vit};
-use super::{adm, song_unet, u_vit};
+use super::recognition::{edm, pipeline, u_vit as by_u_vit};
+use super::{adm, song_unet, u_vit, unet};
 use crate::ImageShape;
 use crate::checkpoint::StateDict;
 use crate::diffusion::preconditioning::Preconditioning;
@@ -69,6 +69,8 @@ pub enum Backbone {
     Adm(adm::Config),
     /// U-ViT.
     UVit(u_vit::Config),
+    /// Stable Diffusion's.
+    Unet(unet::Config),
 }
 
 /// Named arguments of public code, or the options that follow from them.
@@ -91,7 +93,7 @@ struct Kind {
     recognise: fn(&StateDict) -> Option<std::result::Result<Backbone, String>>,
 }
 
-static KINDS: [Kind; 3] = [
+static KINDS: [Kind; 4] = [
     Kind {
         name: "song-unet",
         class: "SongUNet",
@@ -117,6 +119,15 @@ static KINDS: [Kind; 3] = [
         preconditioning: Some(Preconditioning::Vp),
         of_arguments: |arguments| Ok(arguments.clone()),
         recognise: |tensors| by_u_vit::recognise(tensors).map(|config| config.map(Backbone::UVit)),
+    },
+    Kind {
+        name: "unet",
+        class: "UNet2DConditionModel",
+        prefix: "",
+        preconditioning: Some(Preconditioning::STABLE_DIFFUSION),
+        of_arguments: |arguments| Ok(arguments.clone()),
+        // Alone it draws nothing: see `pipeline`.
+        recognise: |tensors| tensors.shape("time_embedding.linear_1.weight").map(|_| Err(pipeline::ALONE.to_owned())),
     },
 ];
 
@@ -218,6 +229,7 @@ impl Backbone {
             Self::SongUnet(config) => config,
             Self::Adm(config) => config,
             Self::UVit(config) => config,
+            Self::Unet(config) => config,
         }
     }
 
@@ -226,6 +238,7 @@ impl Backbone {
             Self::SongUnet(config) => config,
             Self::Adm(config) => config,
             Self::UVit(config) => config,
+            Self::Unet(config) => config,
         }
     }
 

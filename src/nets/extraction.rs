@@ -24,7 +24,8 @@ impl Model {
         let pipes = self.supernet.permutations.iter().zip(&widths.0);
         let permutations = pipes.map(|(origin, &kept)| ranks(&origin[..kept])).collect();
         let supernet = Supernet { params, order: self.supernet.order, permutations };
-        Model::unallocated(Card { backbone, ..self.card.clone() }, supernet)
+        let model = Model::unallocated(Card { backbone, ..self.card.clone() }, supernet)?;
+        Ok(model.with_parts_of(self))
     }
 
     /// The parameters with the channels of every pipe in their original order, in which GroupNorm groups are contiguous:

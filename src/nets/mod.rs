@@ -23,6 +23,7 @@ pub mod recognition;
 mod sampler;
 pub mod sliced;
 pub mod song_unet;
+pub mod text_to_image;
 pub mod u_vit;
 pub mod unet;
 pub mod vae;

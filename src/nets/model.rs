@@ -2,6 +2,7 @@
 
 use super::backbone::Backbone;
 use super::network::Network;
+use super::text_to_image::{self, TextToImage};
 use crate::ImageShape;
 use crate::classes;
 use crate::diffusion::preconditioning::Preconditioning;
@@ -14,7 +15,7 @@ use crate::{Error, Result};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Version of the directory's TOML files.
 const FORMAT: u32 = 1;
@@ -46,6 +47,9 @@ pub struct Card {
     pub preconditioning: Preconditioning,
     /// The network and its options.
     pub backbone: Backbone,
+    /// What it has beside the denoiser, where it draws texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_to_image: Option<TextToImage>,
     /// Mean and standard deviation of the training data, in [-1, 1].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataStatistics>,
@@ -103,6 +107,8 @@ pub struct Model {
     pub supernet: Supernet,
     /// `subnets.toml`.
     pub table: SubnetTable,
+    /// The directory with the files of its other parts ([`text_to_image::FILES`]).
+    parts: Option<PathBuf>,
 }
 
 impl Card {
@@ -119,6 +125,7 @@ impl Card {
             noise: SigmaRange::of(&preconditioning),
             preconditioning,
             backbone,
+            text_to_image: None,
             data: None,
             sha256: BTreeMap::new(),
             made: toml::Table::new(),
@@ -203,7 +210,7 @@ impl Model {
         rows.sort_by_key(|row| row.macs);
         rows.push(Subnet::new(spec, 1.0, &spec.full()));
         let table = SubnetTable { format: FORMAT, target: target.into(), weights: None, subnets: rows };
-        Self::assemble(self.card, self.network, self.supernet, table)
+        Ok(Self { parts: self.parts, ..Self::assemble(self.card, self.network, self.supernet, table)? })
     }
 
     /// The same model with the channels of every pipe sorted by `scores`, which are in its current order; its only subnet
@@ -215,14 +222,27 @@ impl Model {
         let spec = self.network.spec();
         let orders = ranking::order(spec, &self.supernet, scores, order);
         let supernet = self.supernet.permuted(spec, &orders, order)?;
-        Self::unallocated(self.card, supernet)
+        Ok(Self { parts: self.parts, ..Self::unallocated(self.card, supernet)? })
+    }
+
+    /// The same model, the files of whose other parts are in `dir`.
+    pub fn with_parts_in(self, dir: &Path) -> Self {
+        Self { parts: Some(dir.to_owned()), ..self }
+    }
+
+    /// The same model, whose other parts are those of `other`.
+    pub(super) fn with_parts_of(self, other: &Self) -> Self {
+        Self { parts: other.parts.clone(), ..self }
     }
 
     fn assemble(card: Card, network: Network, supernet: Supernet, table: SubnetTable) -> Result<Self> {
         // What is refused here is never written: a directory that was would be refused when it is read.
         let card = card.with_checked_classes(&network).map_err(|problem| Error::input("classes", problem))?;
         table.check(network.spec()).map_err(|(place, problem)| Error::input(place, problem))?;
-        Ok(Self { card, network, supernet, table })
+        if let Some(parts) = &card.text_to_image {
+            parts.check(&card.backbone)?;
+        }
+        Ok(Self { card, network, supernet, table, parts: None })
     }
 
     /// Reads a model directory, whose files must be those that `model.toml` was written with, to the bit.
@@ -244,6 +264,9 @@ impl Model {
         let network =
             Network::new(&card.backbone, card.preconditioning).map_err(|error| error.in_table(&path, "backbone."))?;
         let card = card.with_checked_classes(&network).map_err(|problem| Error::field(&path, "classes", problem))?;
+        if let Some(parts) = &card.text_to_image {
+            parts.check(&card.backbone).map_err(|error| error.in_file(&path))?;
+        }
         let spec = network.spec();
         let supernet = Supernet::read(spec, &dir.join(WEIGHTS))?;
         let path = dir.join(SUBNETS);
@@ -260,17 +283,28 @@ impl Model {
         if verify == Verify::Yes {
             card.verify(dir)?;
         }
-        Ok(Self { card, network, supernet, table })
+        Ok(Self { card, network, supernet, table, parts: Some(dir.to_owned()) })
     }
 
-    /// Writes the directory, file by file, each whole or not at all; weights in `dtype`. `model.toml` comes last, with the
-    /// hashes of the files that are there.
+    /// Writes the directory, file by file, each whole or not at all; weights in `dtype`, other parts as they are. `model.toml` comes
+    /// last, with the hashes of the files that are there.
     pub fn write(&self, dir: &Path, dtype: DType) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         self.supernet.write(self.network.spec(), &dir.join(WEIGHTS), dtype)?;
+        self.copy_parts(dir)?;
         let card = self.hashed(dir)?;
         self.write_table(&card, dir)?;
         write_toml(&dir.join(CARD), &card)
+    }
+
+    /// Copies the files of its other parts, if they are not there.
+    fn copy_parts(&self, dir: &Path) -> Result<()> {
+        let from = self.parts.as_deref().filter(|from| self.card.text_to_image.is_some() && *from != dir);
+        let Some(from) = from else { return Ok(()) };
+        text_to_image::FILES.iter().try_for_each(|name| {
+            let path = from.join(name);
+            std::fs::copy(&path, dir.join(name)).map(drop).map_err(Error::io(&path))
+        })
     }
 
     /// Writes `model.toml` alone, into the directory that the model was read from, with the hashes of the files that are
@@ -281,7 +315,8 @@ impl Model {
 
     /// The card with the hashes of the files of `dir`.
     fn hashed(&self, dir: &Path) -> Result<Card> {
-        let names = [WEIGHTS, ranking::FILE, FEATURES].into_iter().filter(|name| dir.join(name).exists());
+        let names = [WEIGHTS, ranking::FILE, FEATURES].into_iter().chain(text_to_image::FILES);
+        let names = names.filter(|name| dir.join(name).exists());
         let hashed = names.map(|name| Ok((name.to_owned(), sha256(&dir.join(name))?)));
         Ok(Card { sha256: hashed.collect::<Result<_>>()?, ..self.card.clone() })
     }

@@ -87,6 +87,19 @@ pub fn read_among(spec: &Spec, tensors: &StateDict) -> Result<Vec<Tensor>> {
     read_but(spec, tensors, |_| true)
 }
 
+/// The names of all public tensors of `spec`.
+pub fn all_names(spec: &Spec) -> impl Iterator<Item = &str> {
+    spec.params.iter().flat_map(names)
+}
+
+/// Whether [`read_among`] finds all tensors.
+///
+/// # Errors
+/// As [`read`], of names and shapes.
+pub fn check_among(spec: &Spec, tensors: &StateDict) -> Result<()> {
+    check_shapes(spec, tensors, |_| true)
+}
+
 fn read_but(spec: &Spec, tensors: &StateDict, is_passed_over: impl Fn(&str) -> bool) -> Result<Vec<Tensor>> {
     check_shapes(spec, tensors, is_passed_over)?;
     let mut values = tensors.values(spec.params.iter().flat_map(names))?.into_iter();

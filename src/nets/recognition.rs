@@ -1,6 +1,7 @@
 //! Which network a checkpoint holds, and where: told by a config, by the file itself, or by names and shapes.
 
 pub(super) mod edm;
+pub mod pipeline;
 pub(super) mod u_vit;
 
 use super::backbone::{Arch, Backbone};
@@ -392,7 +393,7 @@ mod tests {
     fn architectures_have_our_names_and_those_of_public_classes() {
         assert_eq!(Arch::named("SongUNet-ncsnpp"), Some(named("song-unet")));
         assert_eq!(Arch::named("u-vit"), Some(named("u-vit")));
-        assert_eq!(Arch::named("unet"), None);
+        assert_eq!(Arch::named("dit"), None);
         for arch in Arch::all() {
             assert_eq!(Arch::named(arch.as_str()), Some(arch));
             assert_eq!(Arch::named(arch.class()), Some(arch));

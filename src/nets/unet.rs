@@ -1,6 +1,7 @@
 //! The U-Net of Stable Diffusion 1.x (Rombach et al. 2022) as diffusers has it, `UNet2DConditionModel`: what noise is in a latent, told a
 //! time and a context.
 
+use super::backbone::Architecture;
 use super::builder::{Builder, Draw, Weight};
 use super::program::{Channels, Embedding, Frequencies, PipeId, Product, Program, Resample, ValueId, View, Waves};
 use crate::ImageShape;
@@ -91,12 +92,25 @@ fn eps() -> f32 {
     1e-5
 }
 
-impl Config {
-    /// Checks what the types do not.
-    ///
-    /// # Errors
-    /// [`Error::Input`] with the field and what it accepts.
-    pub fn check(&self) -> Result<()> {
+impl Architecture for Config {
+    /// The latents that it was trained on.
+    fn image(&self) -> ImageShape {
+        ImageShape { height: self.sample_size, width: self.sample_size, channels: self.in_channels }
+    }
+
+    fn classes(&self) -> usize {
+        0
+    }
+
+    fn pipe_widths(&self) -> &BTreeMap<String, usize> {
+        &self.pipe_widths
+    }
+
+    fn pipe_widths_mut(&mut self) -> &mut BTreeMap<String, usize> {
+        &mut self.pipe_widths
+    }
+
+    fn check(&self) -> Result<()> {
         let refuse = |field: &str, problem: String| Err(Error::input(field, problem));
         let levels = self.block_out_channels.len();
         if !(1..=8).contains(&levels) {
@@ -129,16 +143,33 @@ impl Config {
         if !(1..=64).contains(&self.in_channels) || !(1..=64).contains(&self.out_channels) {
             return refuse("in_channels", "and out_channels are not both from 1 to 64".into());
         }
+        if self.sample_size == 0 || !self.sample_size.is_multiple_of(self.factor()) {
+            let problem =
+                format!("{} is not a multiple of {}, which {levels} levels need", self.sample_size, self.factor());
+            return refuse("sample_size", problem);
+        }
         Ok(())
     }
 
-    /// The network on latents of so many rows and columns: from `[height, width, in_channels]`, c_noise the time from 0 to 999 and a
-    /// context `[77, cross_attention_dim]` to the noise `[height, width, out_channels]`. The size is a multiple of 2^(levels - 1).
+    /// From a latent, c_noise the time from 0 to 999 and a context `[77, cross_attention_dim]` to the noise.
+    fn build(&self, b: &mut Builder) -> Result<()> {
+        Net { b, config: self, context: 0 }.build();
+        Ok(())
+    }
+}
+
+impl Config {
+    /// What the rows and columns of a latent are multiples of.
+    pub fn factor(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+
+    /// The network on latents of so many rows and columns, multiples of [`Self::factor`].
     pub fn program(&self, height: usize, width: usize) -> Program {
         let image = ImageShape { height, width, channels: self.in_channels };
-        let mut net = Net { b: Builder::new(image, 0, self.pipe_widths.clone()), config: self, context: 0 };
-        net.build();
-        net.b.build()
+        let mut b = Builder::new(image, 0, self.pipe_widths.clone());
+        Net { b: &mut b, config: self, context: 0 }.build();
+        b.build()
     }
 
     /// Heads of the transformers of a level that has some.
@@ -149,7 +180,7 @@ impl Config {
 
 /// A network under way.
 struct Net<'a> {
-    b: Builder,
+    b: &'a mut Builder,
     config: &'a Config,
     context: ValueId,
 }
@@ -178,8 +209,8 @@ impl Net<'_> {
             // Whoever reads the embedding reads its activation.
             b.product(Product { act: Some(Act::Silu), ..Product::new(x, layer, [1; 2]) })
         };
-        let time = linear(&mut self.b, "time_embedding.linear_1", time, first, wide);
-        let time = linear(&mut self.b, "time_embedding.linear_2", time, wide, wide);
+        let time = linear(self.b, "time_embedding.linear_1", time, first, wide);
+        let time = linear(self.b, "time_embedding.linear_2", time, wide, wide);
         self.b.branches(time);
         self.context = self.b.context(TOKENS, config.cross_attention_dim);
 
@@ -299,7 +330,7 @@ impl Net<'_> {
         let view = self.norm(&format!("{name}.norm"), &[x], outer);
         let weight = Weight::new(Draw::PYTORCH).at(self.pixels(&view));
         let bare = weight.without_bias();
-        let b = &mut self.b;
+        let b = &mut *self.b;
         let enter = b.conv(&format!("{name}.proj_in"), [1; 2], stream, stream, weight);
         let mut h = b.product(Product::new(view, enter, [1; 2]));
 

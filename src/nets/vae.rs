@@ -2,13 +2,15 @@
 
 use super::builder::{Builder, Draw, Weight};
 use super::program::{Channels, Product, Program, Resample, ValueId, View};
+use super::public;
 use crate::ImageShape;
 use crate::checkpoint::StateDict;
+use crate::files::listed;
 use crate::ops::cpu::conv::Places;
 use crate::supernet::spec::{Pipe, PipeKind};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Added to the variance in every norm.
 const EPS: f32 = 1e-6;
@@ -139,11 +141,32 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Checks that both halves find their tensors, and that there are no others.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the file and what is missing, of another shape or too many.
+    pub fn check_tensors(&self, tensors: &StateDict) -> Result<()> {
+        let side = self.factor();
+        let halves = [self.encoder(side, side), self.decoder(1, 1)];
+        halves.iter().try_for_each(|half| public::check_among(&half.spec, tensors))?;
+        let known: HashSet<&str> = halves.iter().flat_map(|half| public::all_names(&half.spec)).collect();
+        let surplus: Vec<&str> = tensors.names().filter(|name| !known.contains(name)).collect();
+        if surplus.is_empty() {
+            return Ok(());
+        }
+        let problem = format!("has tensors that the autoencoder does not have: {}", listed(&surplus));
+        Err(Error::input(tensors.path().display(), problem))
+    }
+}
+
 /// The tensors of an autoencoder under the names of today: those of its attention were others in the files of 2022.
 pub fn named_as_today(tensors: &StateDict) -> StateDict {
     const OLDER: [(&str, &str); 4] =
         [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
-    tensors.renamed(|name| OLDER.iter().fold(name.to_owned(), |name, (older, today)| name.replace(older, today)))
+    let named = |name: &str| OLDER.iter().fold(name.to_owned(), |name, (older, today)| name.replace(older, today));
+    // Before, they were convolutions of one pixel.
+    tensors.renamed(named).squeezed(|name| OLDER.iter().any(|(_, today)| name.contains(today)))
 }
 
 /// A network under way, and the groups of its norms.

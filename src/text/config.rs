@@ -1,17 +1,23 @@
 //! The size of a transformer of CLIP's, as `config.json` says it. What that leaves out is as in transformers, which does not write what
 //! is as it always is.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The encoder of texts, in the file's words.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Text {
+    /// Channels of a token.
     pub hidden_size: usize,
+    /// Neurons of an MLP.
     pub intermediate_size: usize,
+    /// Blocks.
     pub num_hidden_layers: usize,
+    /// Heads of attention.
     pub num_attention_heads: usize,
+    /// The activation of an MLP.
     pub hidden_act: Act,
+    /// Added to the variance in every norm.
     pub layer_norm_eps: f64,
     /// Ids of tokens.
     pub vocab_size: usize,
@@ -35,7 +41,7 @@ impl Default for Text {
 }
 
 /// An activation.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Act {
     /// `x sigmoid(1.702 x)`.

@@ -1,17 +1,22 @@
 //! CLIP's encoder of texts (Radford et al. 2021), whose hidden states Stable Diffusion reads.
 
 use super::Tokenizer;
-use super::config::Text;
+use super::config::Text as TextConfig;
 use super::transformer::Transformer;
 use super::weights::{Norm, Weights};
-use crate::checkpoint;
-use crate::files::read_json;
+use crate::checkpoint::StateDict;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use std::path::Path;
 
 /// What stood before every name until transformers 5.
-const PREFIX: &str = "text_model";
+const PREFIX: &str = "text_model.";
+
+/// The tensors of an encoder of texts under the names of transformers 5: without a prefix, and without the numbers of the positions.
+pub fn named_as_today(tensors: &StateDict) -> StateDict {
+    let older = tensors.under(PREFIX);
+    let named = if older.is_empty() { tensors.clone() } else { older };
+    named.without(|name| name == "embeddings.position_ids")
+}
 
 /// An encoder of texts, without a tokenizer, on the CPU.
 #[derive(Debug)]
@@ -27,27 +32,22 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Reads `config.json` and `model.safetensors` of the directory of a text encoder as transformers writes it.
+    /// Reads the encoder of this size from tensors with the names of transformers, of 5 or before.
     ///
     /// # Errors
-    /// [`Error::Input`] with the file and the field or the weight that is missing or does not fit; [`Error::Io`] if a file cannot be
-    /// read.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let config: Text = read_json(&path)?;
-        config.layers().check().map_err(|problem| Error::input(path.display(), problem))?;
-        let parts = checkpoint::open(&dir.join("model.safetensors"))?.parts;
-        let whole = Weights::new(parts[0].tensors.under(""));
-        let part = whole.part(PREFIX);
-        Self::read(if part.is_empty() { &whole } else { &part }, config)
+    /// [`Error::Input`] with the file and the weight that is missing or does not fit, or with the field of `config` that does not fit
+    /// the others.
+    pub fn new(tensors: &StateDict, config: TextConfig) -> Result<Self> {
+        config.layers().check().map_err(|problem| Error::input("text_encoder", problem))?;
+        Self::read(&Weights::new(named_as_today(tensors)), config)
     }
 
     /// Reads the weights of the model of texts.
     ///
     /// # Errors
     /// As [`Weights::tensor`].
-    pub(crate) fn read(weights: &Weights, config: Text) -> Result<Self> {
-        let Text { hidden_size: width, vocab_size, max_position_embeddings: length, .. } = config;
+    pub(crate) fn read(weights: &Weights, config: TextConfig) -> Result<Self> {
+        let TextConfig { hidden_size: width, vocab_size, max_position_embeddings: length, .. } = config;
         let embeddings = weights.part("embeddings");
         let tokens = embeddings.tensor("token_embedding.weight", &[vocab_size, width])?;
         let positions = embeddings.tensor("position_embedding.weight", &[length, width])?;

@@ -6,5 +6,6 @@ mod tokenizer;
 pub(crate) mod transformer;
 pub(crate) mod weights;
 
-pub use encoder::TextEncoder;
+pub use config::Text as TextConfig;
+pub use encoder::{TextEncoder, named_as_today};
 pub use tokenizer::Tokenizer;

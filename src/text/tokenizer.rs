@@ -2,8 +2,9 @@
 
 mod vocabulary;
 
+use crate::files::write_whole;
 use crate::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{self, Lowercase, NFC, Replace};
@@ -26,6 +27,7 @@ const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|
 #[derive(Debug)]
 pub struct Tokenizer {
     encoder: tokenizers::Tokenizer,
+    path: PathBuf,
     start: u32,
     end: u32,
     ids: usize,
@@ -42,7 +44,21 @@ impl Tokenizer {
         let (start, end, ids) = (vocabulary.id(START)?, vocabulary.id(END)?, vocabulary.ids());
         let path = vocabulary.path.clone();
         let encoder = encoder(vocabulary).map_err(|error| Error::input(path.display(), error))?;
-        Ok(Self { encoder, start, end, ids })
+        Ok(Self { encoder, path, start, end, ids })
+    }
+
+    /// Writes `tokenizer.json`, which transformers reads as well.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = self.encoder.to_string(true).map_err(|error| Error::input(self.path.display(), error))?;
+        write_whole(path, text.as_bytes())
+    }
+
+    /// The file that it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The `length` ids of a prompt: `<|startoftext|>`, those of the text, cut off where they are too many, and

@@ -18,11 +18,6 @@ impl Weights {
         Self(self.0.under(&format!("{name}.")))
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// A tensor.
     ///
     /// # Errors

@@ -85,6 +85,10 @@ impl Shape {
             Backbone::SongUnet(config) => config.model_channels = channels,
             Backbone::Adm(config) => config.model_channels = config.model_channels.next_multiple_of(channels),
             Backbone::UVit(config) => config.embed_dim = config.num_heads * channels,
+            Backbone::Unet(config) => {
+                let widths = config.block_out_channels.iter_mut();
+                widths.for_each(|width| *width = width.next_multiple_of(channels));
+            }
         }
         self
     }

@@ -1,0 +1,142 @@
+//! Pipelines of Stable Diffusion 1.x as they are published: a directory of diffusers, or one file with all networks.
+
+mod directory;
+mod single_file;
+
+use crate::checkpoint::{self, StateDict};
+use crate::diffusion::preconditioning::Preconditioning;
+use crate::files::write_tensors;
+use crate::nets::Network;
+use crate::nets::backbone::Backbone;
+use crate::nets::model::{Card, Model};
+use crate::nets::text_to_image::{TEXT_ENCODER, TOKENIZER, TextToImage, VAE};
+use crate::nets::{public, unet, vae};
+use crate::supernet::Supernet;
+use crate::text::{TextConfig, TextEncoder, Tokenizer};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use std::path::{Path, PathBuf};
+
+/// That a U-Net is no model by itself.
+pub const ALONE: &str = "is the U-Net of a Stable Diffusion pipeline alone, which draws nothing by itself: give the pipeline's \
+                         directory (with model_index.json) or a file with all of its networks";
+
+/// A pipeline that was found.
+#[derive(Debug)]
+pub struct Pipeline {
+    path: PathBuf,
+    /// The denoiser.
+    pub unet: unet::Config,
+    /// How it was trained to see noise.
+    pub preconditioning: Preconditioning,
+    /// The autoencoder.
+    pub vae: vae::Config,
+    /// The encoder of texts.
+    pub text_encoder: TextConfig,
+    tokenizer: Tokenizer,
+    /// Under the names of diffusers and transformers today.
+    tensors: Tensors,
+}
+
+/// The tensors of each network.
+#[derive(Debug)]
+struct Tensors {
+    unet: StateDict,
+    vae: StateDict,
+    text_encoder: StateDict,
+}
+
+/// The sizes of the networks.
+#[derive(Clone, Debug)]
+struct Configs {
+    unet: unet::Config,
+    preconditioning: Preconditioning,
+    vae: vae::Config,
+    text_encoder: TextConfig,
+}
+
+/// The pipeline in the directory or the file `path`; None where there is no part of one. Of a file, `config` is a directory in the
+/// layout of diffusers that says what the file does not: the tokenizer, and sizes that are not those of Stable Diffusion 1.5.
+///
+/// # Errors
+/// [`Error::Input`] with what it seems to be, where it is another kind of pipeline; with the part that is missing or does not fit.
+pub fn open(path: &Path, config: Option<&Path>) -> Result<Option<Pipeline>> {
+    if directory::is_pipeline(path) {
+        return directory::open(path).map(Some);
+    }
+    if let Some(class) = directory::class_of_part(path) {
+        let problem =
+            format!("is one network of a pipeline, {class}: give the pipeline's directory, which has model_index.json");
+        return Err(Error::input(path.display(), problem));
+    }
+    // A directory with one file is that file.
+    if path.is_dir() && config.is_none_or(Path::is_file) {
+        return Ok(None);
+    }
+    let checkpoint = checkpoint::open(path)?;
+    single_file::open(&checkpoint, config)
+}
+
+impl Pipeline {
+    fn new(path: &Path, configs: Configs, tokenizer: Tokenizer, tensors: Tensors) -> Self {
+        let Configs { unet, preconditioning, vae, text_encoder } = configs;
+        Self { path: path.to_owned(), unet, preconditioning, vae, text_encoder, tokenizer, tensors }
+    }
+
+    /// The model, named `name`, whose other parts are written to `dir`, an empty directory, for it to be written to as well.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with what is missing, of another shape or does not fit; [`Error::Io`] if a file cannot be written.
+    pub fn into_model(self, name: String, dir: &Path) -> Result<Model> {
+        let Self { path, unet, preconditioning, vae, text_encoder, tokenizer, tensors } = self;
+        let backbone = Backbone::Unet(unet);
+        let network = Network::new(&backbone, preconditioning).map_err(|error| error.in_table(&path, "unet."))?;
+        let parts = TextToImage::new(&backbone, text_encoder, vae).map_err(|error| error.in_file(&path))?;
+        let params = public::read(network.spec(), &tensors.unet)?;
+        // Both say what is missing.
+        let encoder = TextEncoder::new(&tensors.text_encoder, text_encoder)?;
+        if tokenizer.ids() != encoder.ids() {
+            let (has, wanted) = (tokenizer.ids(), encoder.ids());
+            let problem = format!("is of another vocabulary than the encoder of texts: it has {has} ids, not {wanted}");
+            return Err(Error::input(tokenizer.path().display(), problem));
+        }
+        parts.vae.check_tensors(&tensors.vae)?;
+        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        write(&dir.join(TEXT_ENCODER), &tensors.text_encoder)?;
+        write(&dir.join(VAE), &tensors.vae)?;
+        tokenizer.write(&dir.join(TOKENIZER))?;
+        let card = Card { text_to_image: Some(parts), ..Card::new(name, backbone, preconditioning, vec![]) };
+        let supernet = Supernet::original(network.spec(), params);
+        Ok(Model::unallocated(card, supernet)?.with_parts_in(dir))
+    }
+}
+
+/// Writes tensors as f32.
+fn write(path: &Path, tensors: &StateDict) -> Result<()> {
+    let tensor = |name: &str| {
+        let values = tensors.values([name])?.concat();
+        let shape = tensors.shape(name).expect("one of its names");
+        Ok((name.to_owned(), Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(DType::F32)?))
+    };
+    let tensors = tensors.names().map(tensor).collect::<Result<Vec<_>>>()?;
+    write_tensors(path, tensors, None)
+}
+
+/// That `path` is a pipeline of another kind.
+fn refusal(path: &Path, seems: &str) -> Error {
+    Error::input(path.display(), format!("seems to be {seems}; pipelines of Stable Diffusion 1.x are read"))
+}
+
+impl std::fmt::Display for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let widths: Vec<String> = self.unet.block_out_channels.iter().map(ToString::to_string).collect();
+        let kind = if self.unet.in_channels > self.unet.out_channels { ", for inpainting" } else { "" };
+        write!(
+            f,
+            "{}: a Stable Diffusion pipeline{kind}: a U-Net of {} channels, texts of {}",
+            self.path.display(),
+            widths.join(", "),
+            self.text_encoder.hidden_size
+        )
+    }
+}

@@ -1,0 +1,122 @@
+//! What a model that draws texts has beside its denoiser: an encoder of texts, and an autoencoder between latents and pictures.
+
+use super::backbone::Backbone;
+use super::unet::TOKENS;
+use super::vae;
+use crate::checkpoint::{self, StateDict};
+use crate::text::{TextConfig, TextEncoder, Tokenizer};
+use crate::{Error, Result, Size};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// The weights of the encoder of texts, under the names of transformers.
+pub const TEXT_ENCODER: &str = "text_encoder.safetensors";
+/// What makes token ids of prompts.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// The weights of the autoencoder, under the names of diffusers.
+pub const VAE: &str = "vae.safetensors";
+/// The files of a model directory that these parts are in.
+pub const FILES: [&str; 3] = [TEXT_ENCODER, TOKENIZER, VAE];
+
+/// `[text_to_image]` of `model.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextToImage {
+    /// The sizes of pictures that it draws, the usual one first.
+    pub sizes: Vec<Size>,
+    /// The encoder of texts.
+    pub text_encoder: TextConfig,
+    /// The autoencoder.
+    pub vae: vae::Config,
+}
+
+impl TextToImage {
+    /// The most sizes that a model offers, and the most rows or columns of one.
+    const MOST: [usize; 2] = [64, 4096];
+
+    /// Parts for a denoiser, which draw pictures of the size that it was trained on.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn new(backbone: &Backbone, text_encoder: TextConfig, vae: vae::Config) -> Result<Self> {
+        vae.check().map_err(|error| error.within("text_to_image.vae."))?;
+        let latent = backbone.image();
+        let size = Size { width: latent.width * vae.factor(), height: latent.height * vae.factor() };
+        let parts = Self { sizes: vec![size], text_encoder, vae };
+        parts.check(backbone)?;
+        Ok(parts)
+    }
+
+    /// Checks that the parts fit each other.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the field that does not fit.
+    pub fn check(&self, backbone: &Backbone) -> Result<()> {
+        let refuse = |field: &str, problem: String| Err(Error::input(field, problem));
+        let Backbone::Unet(unet) = backbone else {
+            return refuse("backbone.arch", format!("{} reads no text, but unet does", backbone.arch()));
+        };
+        self.vae.check().map_err(|error| error.within("text_to_image.vae."))?;
+        let (latent, channels) = (self.vae.latent_channels, unet.out_channels);
+        if latent != channels {
+            return refuse(
+                "text_to_image.vae.latent_channels",
+                format!("{latent} are not the {channels} channels of the U-Net"),
+            );
+        }
+        if unet.in_channels != channels && unet.in_channels != 2 * channels + 1 {
+            let problem = format!(
+                "{} are neither the {channels} channels of a latent nor, for inpainting, those of two and a mask",
+                unet.in_channels
+            );
+            return refuse("backbone.in_channels", problem);
+        }
+        let TextConfig { hidden_size, max_position_embeddings: tokens, .. } = self.text_encoder;
+        if hidden_size != unet.cross_attention_dim {
+            let problem =
+                format!("{hidden_size} are not the {} channels that the U-Net reads", unet.cross_attention_dim);
+            return refuse("text_to_image.text_encoder.hidden_size", problem);
+        }
+        if tokens != TOKENS {
+            return refuse("text_to_image.text_encoder.max_position_embeddings", format!("{tokens} is not {TOKENS}"));
+        }
+        let [most_sizes, most_pixels] = Self::MOST;
+        if !(1..=most_sizes).contains(&self.sizes.len()) {
+            return refuse(
+                "text_to_image.sizes",
+                format!("has {} sizes, but 1 to {most_sizes} are accepted", self.sizes.len()),
+            );
+        }
+        let step = self.vae.factor() * unet.factor();
+        let fits = |side: usize| (step..=most_pixels).contains(&side) && side.is_multiple_of(step);
+        match self.sizes.iter().find(|size| !fits(size.width) || !fits(size.height)) {
+            Some(size) => {
+                refuse("text_to_image.sizes", format!("{size} is not of multiples of {step} up to {most_pixels}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The encoder of texts and its tokenizer, in the files of `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the file that is missing or does not fit; [`Error::Io`] if one cannot be read.
+    pub fn texts(&self, dir: &Path) -> Result<(TextEncoder, Tokenizer)> {
+        let encoder = TextEncoder::new(&tensors(&dir.join(TEXT_ENCODER))?, self.text_encoder)?;
+        let tokenizer = Tokenizer::open(dir)?;
+        if tokenizer.ids() != encoder.ids() {
+            let problem = format!(
+                "is of another vocabulary than the encoder of texts: it has {} ids, not {}",
+                tokenizer.ids(),
+                encoder.ids()
+            );
+            return Err(Error::input(dir.join(TOKENIZER).display(), problem));
+        }
+        Ok((encoder, tokenizer))
+    }
+}
+
+/// The tensors of a file of a model directory.
+pub(super) fn tensors(path: &Path) -> Result<StateDict> {
+    Ok(checkpoint::open(path)?.parts.swap_remove(0).tensors)
+}

@@ -1,0 +1,302 @@
+//! Pipelines of Stable Diffusion as people have them: what is imported, and what is refused.
+
+#[path = "support/workplace.rs"]
+mod workplace;
+
+use accordion::nets::Model;
+use accordion::nets::text_to_image::FILES;
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use workplace::{Workplace, fixture};
+
+type Tensors = HashMap<String, Tensor>;
+
+const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
+const TEXT_ENCODER: &str = "text_encoder/model.safetensors";
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn tensors(path: &Path) -> Tensors {
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+}
+
+/// A place with a pipeline, `sd`, that may be changed.
+fn pipeline() -> Workplace {
+    let work = Workplace::new();
+    copy(&fixture("sd_tiny"), &work.path("sd"));
+    work
+}
+
+impl Workplace {
+    fn import(&self, args: &[&str]) -> (bool, String) {
+        let output = self.run(&[&["import"], args].concat());
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    #[track_caller]
+    fn imports(&self, args: &[&str]) -> String {
+        let (success, says) = self.import(args);
+        assert!(success, "{args:?}: {says}");
+        says
+    }
+
+    #[track_caller]
+    fn refuses(&self, args: &[&str], words: &[&str]) {
+        let (success, says) = self.import(&[args, &["--out", "new"]].concat());
+        let line = says.lines().find(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("{args:?}: {says}"));
+        assert!(!success && says.lines().count() <= 2, "{args:?}: {says}");
+        for word in words {
+            assert!(line.contains(word), "{args:?}: no {word:?} in {line}");
+        }
+        assert!(!self.path("new").exists());
+    }
+
+    /// Asserts that two model directories have the same files to the bit.
+    #[track_caller]
+    fn assert_same(&self, one: &str, other: &str) {
+        for file in ["model.toml", "supernet.safetensors", "subnets.toml"].into_iter().chain(FILES) {
+            let read = |dir: &str| std::fs::read(self.path(dir).join(file)).unwrap();
+            assert!(read(one) == read(other), "{file}");
+        }
+    }
+
+    /// Changes fields of a config; null takes one away.
+    fn change(&self, file: &str, fields: &[(&str, Value)]) {
+        let path = self.path(file);
+        let mut config: BTreeMap<String, Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for (field, value) in fields {
+            config.insert((*field).to_owned(), value.clone());
+        }
+        std::fs::write(path, serde_json::to_string(&config).unwrap()).unwrap();
+    }
+
+    /// All tensors of `sd` in one file, under the names of CompVis' code.
+    fn single_file(&self, file: &str) -> Tensors {
+        let names: BTreeMap<String, String> =
+            serde_json::from_slice(&std::fs::read(fixture("sd_tiny.single_file.json")).unwrap()).unwrap();
+        let [unet, vae, text] = [UNET, VAE, TEXT_ENCODER].map(|file| tensors(&self.path("sd").join(file)));
+        let mut all = Tensors::new();
+        for (theirs, ours) in &names {
+            let (part, name) = ours.split_once('/').unwrap();
+            let tensor = &[("unet", &unet), ("vae", &vae), ("text_encoder", &text)]
+                .into_iter()
+                .find(|(known, _)| *known == part)
+                .unwrap()
+                .1[name];
+            // There the attention of the autoencoder is made of convolutions.
+            let is_conv = theirs.contains(".attn_1.") && tensor.rank() == 2;
+            let tensor = if is_conv { tensor.unsqueeze(2).unwrap().unsqueeze(3).unwrap() } else { tensor.clone() };
+            all.insert(theirs.clone(), tensor);
+        }
+        let positions = Tensor::arange(0i64, 77, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        all.insert("cond_stage_model.transformer.text_model.embeddings.position_ids".into(), positions);
+        all.insert("alphas_cumprod".into(), Tensor::ones(1000, DType::F32, &Device::Cpu).unwrap());
+        self.save(&all, file);
+        all
+    }
+
+    fn save(&self, tensors: &Tensors, file: &str) {
+        candle_core::safetensors::save(tensors, self.path(file)).unwrap();
+    }
+}
+
+#[test]
+fn a_directory_of_diffusers_becomes_a_model_whose_parts_later_commands_keep() {
+    let work = pipeline();
+    let says = work.imports(&["sd", "--out", "model"]);
+    assert_eq!(says, "import: sd: a Stable Diffusion pipeline: a U-Net of 24, 48, 48 channels, texts of 40\n");
+    let model = Model::open(&work.path("model")).unwrap();
+    let parts = model.card.text_to_image.as_ref().unwrap();
+    assert_eq!(parts.sizes[0].to_string(), "128x128");
+    let (encoder, tokenizer) = parts.texts(&work.path("model")).unwrap();
+    assert_eq!((encoder.ids(), tokenizer.ids()), (894, 894));
+    // The tokenizer is the same out of its one file.
+    let prompts: Vec<String> = serde_json::from_value(
+        serde_json::from_slice::<Value>(&std::fs::read(fixture("sd_tiny.json")).unwrap()).unwrap()["prompts"].clone(),
+    )
+    .unwrap();
+    let original = accordion::text::Tokenizer::open(&work.path("sd")).unwrap();
+    for prompt in &prompts {
+        assert_eq!(tokenizer.encode(prompt, 77).unwrap(), original.encode(prompt, 77).unwrap(), "{prompt}");
+    }
+
+    let run = |args: &[&str]| {
+        let output = work.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(&["rank", "--model", "model", "--method", "magnitude", "--order", "global", "--out", "ranked"]);
+    run(&["allocate", "--model", "ranked", "--target", "macs", "--ratios", "0.6"]);
+    run(&["extract", "--model", "ranked", "--subnet", "0.6", "--out", "narrow"]);
+    for dir in ["ranked", "narrow"] {
+        assert!(Model::open(&work.path(dir)).unwrap().card.text_to_image.is_some());
+        for file in FILES {
+            let read = |dir: &str| std::fs::read(work.path(dir).join(file)).unwrap();
+            assert!(read(dir) == read("model"), "{dir}/{file}");
+        }
+    }
+    // A part that is not the one that it was written with is missed at once.
+    std::fs::write(work.path("narrow").join(FILES[1]), "{}").unwrap();
+    assert!(Model::open(&work.path("narrow")).unwrap_err().to_string().contains("tokenizer.json: is not the file"));
+}
+
+#[test]
+fn halves_pieces_and_older_names_become_the_same_model() {
+    let work = pipeline();
+    work.imports(&["sd", "--out", "whole", "--name", "x"]);
+    let unet = tensors(&work.path("sd").join(UNET));
+    std::fs::remove_file(work.path("sd").join(UNET)).unwrap();
+    let mut map = BTreeMap::new();
+    for piece in 0..2 {
+        let file = format!("diffusion_pytorch_model-0000{}-of-00002.safetensors", piece + 1);
+        let of_piece = unet.iter().filter(|(name, _)| name.len() % 2 == piece);
+        let of_piece: Tensors = of_piece.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        map.extend(of_piece.keys().map(|name| (name.clone(), file.clone())));
+        work.save(&of_piece, &format!("sd/unet/{file}"));
+    }
+    let index = work.path("sd/unet/diffusion_pytorch_model.safetensors.index.json");
+    std::fs::write(&index, json!({ "metadata": {}, "weight_map": map }).to_string()).unwrap();
+    for part in ["vae", "text_encoder"] {
+        copy(&fixture("sd_tiny_older_names").join(part), &work.path("sd").join(part));
+    }
+    work.imports(&["sd", "--out", "pieces", "--name", "x"]);
+    work.assert_same("whole", "pieces");
+
+    std::fs::remove_file(index).unwrap();
+    let halves = unet.iter().map(|(name, tensor)| (name.clone(), tensor.to_dtype(DType::F16).unwrap())).collect();
+    work.save(&halves, "sd/unet/diffusion_pytorch_model.fp16.safetensors");
+    work.imports(&["sd", "--out", "halves", "--name", "x"]);
+    let weights = |dir: &str| Model::open(&work.path(dir)).unwrap().supernet.values().unwrap().concat();
+    let close = |(a, b): (&f32, &f32)| (a - b).abs() <= a.abs() / 1024.0 + 1e-7;
+    let (whole, halves) = (weights("whole"), weights("halves"));
+    assert!(whole != halves && whole.iter().zip(&halves).all(close));
+}
+
+#[test]
+fn one_file_with_all_networks_becomes_the_model_that_their_directory_becomes() {
+    let work = pipeline();
+    work.single_file("sd.safetensors");
+    work.imports(&["sd", "--out", "directory", "--name", "x"]);
+    work.imports(&["sd.safetensors", "--config", "sd", "--out", "file", "--name", "x"]);
+    work.assert_same("directory", "file");
+    work.refuses(&["sd.safetensors"], &["sd.safetensors: has no tokenizer", "--config", "tokenizer/"]);
+    // With the tokenizer alone it is as large as Stable Diffusion 1.5, which this one is not.
+    copy(&fixture("sd_tiny/tokenizer"), &work.path("tokenizer"));
+    let refused = ["lacks", "of the network", "of another shape"];
+    work.refuses(&["sd.safetensors", "--config", "."], &refused);
+}
+
+#[test]
+fn an_inpainting_network_has_nine_channels() {
+    let work = pipeline();
+    let mut all = work.single_file("sd.safetensors");
+    let conv_in = "model.diffusion_model.input_blocks.0.0.weight";
+    let wide = Tensor::ones((24, 9, 3, 3), DType::F32, &Device::Cpu).unwrap();
+    all.insert(conv_in.into(), wide);
+    work.save(&all, "inpainting.safetensors");
+    let says = work.imports(&["inpainting.safetensors", "--config", "sd", "--out", "model"]);
+    assert!(says.contains("a Stable Diffusion pipeline, for inpainting: "), "{says}");
+    assert_eq!(Model::open(&work.path("model")).unwrap().image().channels, 9);
+    all.insert(conv_in.into(), Tensor::ones((24, 8, 3, 3), DType::F32, &Device::Cpu).unwrap());
+    work.save(&all, "other.safetensors");
+    work.refuses(&["other.safetensors", "--config", "sd"], &["backbone.in_channels: 8 are neither the 4 channels"]);
+}
+
+#[test]
+fn other_pipelines_are_refused_with_what_they_seem_to_be() {
+    let work = pipeline();
+    for (class, seems) in [
+        ("StableDiffusionXLPipeline", "Stable Diffusion XL (StableDiffusionXLPipeline)"),
+        ("StableDiffusion3Pipeline", "Stable Diffusion 3 (StableDiffusion3Pipeline)"),
+        ("FluxPipeline", "FLUX (FluxPipeline)"),
+        ("KandinskyPipeline", "KandinskyPipeline"),
+    ] {
+        work.change("sd/model_index.json", &[("_class_name", json!(class))]);
+        work.refuses(&["sd"], &["model_index.json: seems to be", seems, "Stable Diffusion 1.x are read"]);
+    }
+    work.change("sd/model_index.json", &[("_class_name", json!("StableDiffusionPipeline"))]);
+    work.change("sd/unet/config.json", &[("use_linear_projection", json!(true))]);
+    work.refuses(&["sd"], &["unet/config.json: seems to be Stable Diffusion 2;"]);
+    work.change("sd/unet/config.json", &[("addition_embed_type", json!("text_time"))]);
+    work.refuses(&["sd"], &["unet/config.json: seems to be Stable Diffusion XL;"]);
+
+    for (name, seems) in [
+        ("conditioner.embedders.0.transformer.x", "Stable Diffusion XL"),
+        ("cond_stage_model.model.ln_final.weight", "Stable Diffusion 2"),
+        ("model.diffusion_model.joint_blocks.0.x", "Stable Diffusion 3"),
+        ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
+    ] {
+        let one = Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap();
+        work.save(&Tensors::from([(name.to_owned(), one)]), "other.safetensors");
+        work.refuses(&["other.safetensors"], &["other.safetensors: seems to be", seems]);
+    }
+}
+
+#[test]
+fn a_pipeline_that_is_not_whole_or_does_not_fit_together_is_refused_by_the_part() {
+    for part in ["unet", "vae", "text_encoder", "tokenizer", "scheduler"] {
+        let work = pipeline();
+        std::fs::remove_dir_all(work.path("sd").join(part)).unwrap();
+        work.refuses(&["sd"], &[&format!("sd/{part}: is missing, a part of the pipeline")]);
+    }
+    let work = pipeline();
+    work.refuses(&["sd/unet"], &["sd/unet: is one network of a pipeline, UNet2DConditionModel"]);
+    work.refuses(&[&format!("sd/{UNET}")], &["is the U-Net of a Stable Diffusion pipeline alone"]);
+    work.refuses(&["sd", "--classes", "cat,dog"], &["--classes: says nothing of a pipeline"]);
+    work.refuses(&["sd", "--arch", "unet"], &["--arch: says nothing of a pipeline"]);
+    for (file, field, value, words) in [
+        (
+            "unet/config.json",
+            "act_fn",
+            json!("gelu"),
+            r#"act_fn: "gelu" is not "silu", as Stable Diffusion 1.x has it"#,
+        ),
+        ("unet/config.json", "_class_name", json!("UNet3D"), "_class_name: UNet3D is not UNet2DConditionModel"),
+        ("unet/config.json", "layers_per_block", json!(1), "that the network does not have"),
+        ("unet/config.json", "attention_head_dim", json!(5), "attention_head_dim: 24 channels do not divide into 5"),
+        ("unet/config.json", "sample_size", json!(18), "sample_size: 18 is not a multiple of 4"),
+        (
+            "vae/config.json",
+            "latent_channels",
+            json!(16),
+            "vae.latent_channels: 16 are not the 4 channels of the U-Net",
+        ),
+        ("vae/config.json", "shift_factor", json!(0.1), "shift_factor: 0.1 is not null"),
+        ("vae/config.json", "layers_per_block", json!(1), "has tensors that the autoencoder does not have"),
+        ("text_encoder/config.json", "hidden_size", json!(48), "text_encoder.hidden_size: 48 are not the 40 channels"),
+        ("text_encoder/config.json", "max_position_embeddings", json!(64), "max_position_embeddings: 64 is not 77"),
+        ("scheduler/scheduler_config.json", "prediction_type", json!("v_prediction"), "is not \"epsilon\""),
+        ("scheduler/scheduler_config.json", "beta_schedule", json!("linear"), "is not \"scaled_linear\""),
+        ("scheduler/scheduler_config.json", "beta_start", json!(0.5), "0.5 to 0.012 is not a range between 0 and 1"),
+    ] {
+        let work = pipeline();
+        work.change(&format!("sd/{file}"), &[(field, value)]);
+        work.refuses(&["sd"], &[words]);
+    }
+
+    let work = pipeline();
+    let vocabulary = work.path("sd/tokenizer/vocab.json");
+    let mut ids: BTreeMap<String, u32> = serde_json::from_slice(&std::fs::read(&vocabulary).unwrap()).unwrap();
+    ids.insert("another".into(), 894);
+    std::fs::write(&vocabulary, serde_json::to_string(&ids).unwrap()).unwrap();
+    work.refuses(&["sd"], &["vocab.json: is of another vocabulary than the encoder of texts: it has 895 ids, not 894"]);
+
+    let work = pipeline();
+    let mut vae = tensors(&work.path("sd").join(VAE));
+    vae.remove("quant_conv.bias").unwrap();
+    work.save(&vae, &format!("sd/{VAE}"));
+    work.refuses(&["sd"], &["vae/diffusion_pytorch_model.safetensors: lacks 1 tensor of the network: quant_conv.bias"]);
+}
