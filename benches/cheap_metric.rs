@@ -23,11 +23,10 @@ fn main() {
     let (images, most) = (number(args.next(), 4000), number(args.next(), 40));
     let model = Model::open(&model_dir).expect("a model");
     let features = model_dir.join(FEATURES);
-    let range = model.card.noise;
     let mut runner = HostRunner::new(&model, Threads::ALL).expect("a runner");
-    let mut realism = Realism::open(&features, range, Threads::ALL).expect("features");
+    let mut realism = Realism::open(&features, Threads::ALL).expect("features");
     let mut real = RealImages::open(&features, Threads::ALL).expect("features");
-    let by_reference = ToReference::new(&mut runner, range, FEW).expect("a reference");
+    let by_reference = ToReference::new(&mut runner, FEW).expect("a reference");
     let names: Vec<String> = model.subnets().iter().map(|subnet| subnet.name.to_string()).collect();
     let ends = [names[0].as_str(), names[names.len() - 1].as_str()];
     let all = constants(&shapes(Metric::Fd), &ends);
@@ -37,7 +36,7 @@ fn main() {
     let starts: Vec<Start> = starts(FEW, runner.about().classes.len());
     let shape = runner.about().image;
     let mut of = |runner: &mut HostRunner, recipe: &Recipe| {
-        let drawn = draw(runner, range, &starts, recipe).expect("images");
+        let drawn = draw(runner, &starts, recipe).expect("images");
         real.features(&bytes(&drawn), shape).expect("features")
     };
     let seen = of(&mut runner, &reference().into());

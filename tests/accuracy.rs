@@ -44,7 +44,7 @@ impl Batch {
 
     /// The runner's error on each sample, as a share of the sample's largest value.
     fn errors(&self, model: &Model, runner: &mut HostRunner, subnet: usize, exact: &[Vec<f64>]) -> Vec<f64> {
-        let got = runner.denoise(subnet, &self.x, &self.sigma, &self.classes).unwrap();
+        let got = runner.denoise_classes(subnet, &self.x, &self.sigma, &self.classes).unwrap();
         got.chunks_exact(model.image().elements()).zip(exact).map(|(got, want)| relative_error(got, want)).collect()
     }
 }
@@ -110,11 +110,11 @@ fn draw(
     mut denoise: impl FnMut(usize, &Batch) -> Vec<f32>,
 ) -> Vec<f64> {
     let (plan, elements) = (Arc::new(plan.parse().unwrap()), model.image().elements());
-    let start = |&(seed, _): &(u64, _)| Trajectory::new(Arc::clone(&plan), model.card.noise, seed, 0, elements);
+    let start = |&(seed, _): &(u64, _)| Trajectory::new(Arc::clone(&plan), model.card.process(), seed, 0, elements);
     let mut trajectories: Vec<Trajectory> = jobs.iter().map(start).collect();
     while let Some(call) = trajectories[0].next_call() {
         let subnet = model.subnet(call.subnet).unwrap();
-        let sigma = vec![call.sigma; jobs.len()];
+        let sigma = vec![call.level.sigma; jobs.len()];
         let x = trajectories.iter().flat_map(Trajectory::input).map(|&x| x as f32).collect();
         let denoised = denoise(subnet, &Batch { x, sigma, classes: jobs.iter().map(|job| job.1).collect() });
         let images = denoised.chunks_exact(elements);
@@ -138,7 +138,7 @@ fn the_shipped_model_is_near_the_reference_all_along_its_trajectories() {
                 errors.push((error, batch.sigma[0]));
             }
             calls += 1;
-            runner.denoise(subnet, &batch.x, &batch.sigma, &batch.classes).unwrap()
+            runner.denoise_classes(subnet, &batch.x, &batch.sigma, &batch.classes).unwrap()
         });
         assert_eq!(errors.len(), 18, "every level of the schedule");
         let (error, sigma) = errors.iter().copied().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
@@ -166,7 +166,7 @@ fn images_of_every_plan_are_those_of_the_direct_convolution() {
     ];
     for plan in plans {
         let fused = draw(&model, plan, &jobs, |subnet, batch| {
-            runner.denoise(subnet, &batch.x, &batch.sigma, &batch.classes).unwrap()
+            runner.denoise_classes(subnet, &batch.x, &batch.sigma, &batch.classes).unwrap()
         });
         let direct = draw(&model, plan, &jobs, |subnet, batch| {
             model

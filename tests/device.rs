@@ -16,7 +16,7 @@ use accordion::diffusion::{Course, Update};
 use accordion::engine::{Engine, EngineError, EngineLimits, Job};
 use accordion::evaluation::latency::{self, Pace};
 use accordion::nets::{
-    Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Sampler, Slot, Threads, device_runner,
+    Condition, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Sampler, Slot, Threads, device_runner,
 };
 use accordion::ops::cuda::{Accelerator, Precision};
 use accordion::philox::NoiseKey;
@@ -56,8 +56,8 @@ fn every_network<M: Accelerator>(machine: impl Fn() -> M) {
             let mut device = DeviceRunner::new(machine(), &model, precision, 16).unwrap();
             for subnet in subnets {
                 let index = model.subnet(subnet).unwrap();
-                let want = cpu.denoise(index, x, sigma, classes).unwrap();
-                let error = relative_error(&device.denoise(index, x, sigma, classes).unwrap(), &want);
+                let want = cpu.denoise_classes(index, x, sigma, classes).unwrap();
+                let error = relative_error(&device.denoise_classes(index, x, sigma, classes).unwrap(), &want);
                 println!("{name} {subnet} {precision}: {error:.1e}");
                 assert!(error < tolerance, "{name} {subnet} {precision}: {error:.1e}");
             }
@@ -82,8 +82,8 @@ proptest! {
         let mut cpu = HostRunner::new(&model, Threads::ALL).unwrap();
         let mut device = device(&model, Precision::F32, Order::Greedy(Sequence::Forward));
         for subnet in 0..model.subnets().len() {
-            let want = cpu.denoise(subnet, &x, &sigma, &classes).unwrap();
-            let error = relative_error(&device.denoise(subnet, &x, &sigma, &classes).unwrap(), &want);
+            let want = cpu.denoise_classes(subnet, &x, &sigma, &classes).unwrap();
+            let error = relative_error(&device.denoise_classes(subnet, &x, &sigma, &classes).unwrap(), &want);
             prop_assert!(error < 1e-5, "subnet {subnet}: {error:.1e}");
         }
     }
@@ -103,7 +103,7 @@ fn tiny() -> Model {
 
 fn engine(model: &Model, sampler: Box<dyn Sampler>, most: usize) -> Engine {
     let policy = Box::new(Fixed::unmeasured(model.subnets(), most));
-    Engine::start(sampler, model.card.noise, EngineLimits { queue_images: 64 }, policy).unwrap()
+    Engine::start(sampler, EngineLimits { queue_images: 64 }, policy).unwrap()
 }
 
 /// The images of some jobs that are drawn together.
@@ -126,10 +126,10 @@ fn distance(a: &[Vec<u8>], b: &[Vec<u8>]) -> u8 {
 fn jobs() -> Vec<Job> {
     let job = |plan: &str, seed| Job::exact(Arc::new(plan.parse().unwrap()), seed);
     vec![
-        Job { images: 2, class: Some(1), ..job("dpmpp2m-4@full", 5) },
-        Job { class: Some(0), guidance: 2.5, ..job("heun-3@full", 6) },
+        Job { images: 2, condition: Condition::Class(1), ..job("dpmpp2m-4@full", 5) },
+        Job { condition: Condition::Class(0), guidance: 2.5, ..job("heun-3@full", 6) },
         job("euler-3@0.500", 7),
-        Job { class: Some(1), ..job("heun-3@0.250*1,full*2~churn=2", 8) },
+        Job { condition: Condition::Class(1), ..job("heun-3@0.250*1,full*2~churn=2", 8) },
     ]
 }
 
@@ -155,8 +155,10 @@ fn a_seed_gives_the_same_image_on_each_device() {
 /// The shipped model's images, by width schedule, on new machines and on the CPU.
 fn shipped_images<M: Accelerator + 'static>(machine: impl Fn() -> M) {
     let model = shipped();
-    let job =
-        |class| Job { class: Some(class), ..Job::exact(Arc::new("dpmpp2m-2@0.250*1,0.500*1".parse().unwrap()), 11) };
+    let job = |class| Job {
+        condition: Condition::Class(class),
+        ..Job::exact(Arc::new("dpmpp2m-2@0.250*1,0.500*1".parse().unwrap()), 11)
+    };
     let jobs = [job(7)];
     let cpu = HostSampler::new(Box::new(HostRunner::new(&model, Threads::ALL).unwrap()));
     let want = draw(&engine(&model, Box::new(cpu), 16), &jobs);
@@ -202,7 +204,10 @@ mod gpu {
         for precision in Precision::ALL {
             let engine =
                 |most| engine(&model, Box::new(DeviceRunner::new(open(), &model, precision, most).unwrap()), most);
-            let job = |seed| Job { class: Some(1), ..Job::exact(Arc::new("dpmpp2m-4@full".parse().unwrap()), seed) };
+            let job = |seed| Job {
+                condition: Condition::Class(1),
+                ..Job::exact(Arc::new("dpmpp2m-4@full".parse().unwrap()), seed)
+            };
             let jobs: Vec<Job> = (0..12).map(job).collect();
             let together = draw(&engine(16), &jobs);
             let alone = engine(2);
@@ -260,7 +265,7 @@ fn a_call_that_the_memory_does_not_hold_is_made_in_pieces() {
     assert_eq!(got, draw(&self::engine(&model, roomy, 16), &many), "the same bits in pieces");
     // Nothing at all fits: the requests fail, the engine goes on.
     limits.lock().unwrap().samples = 0;
-    let job = Job { class: Some(0), ..Job::exact(Arc::new("euler-2@0.750".parse().unwrap()), 1) };
+    let job = Job { condition: Condition::Class(0), ..Job::exact(Arc::new("euler-2@0.750".parse().unwrap()), 1) };
     let error = engine.submit(job).unwrap().blocking_wait().unwrap_err().to_string();
     assert!(error.contains("GPU memory"), "{error}");
     limits.lock().unwrap().samples = 16;
@@ -275,23 +280,30 @@ fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
     let limits = machine.limits();
     let mut runner = DeviceRunner::new(machine, &model, Precision::F32, 4).unwrap();
     let before = limits.lock().unwrap().free;
-    let course = Course::new(Arc::new("euler-1@full".parse().unwrap()), model.card.noise);
-    let sigma = course.next_call().unwrap().sigma;
+    let course = Course::new(Arc::new("euler-1@full".parse().unwrap()), model.card.process());
+    let level = course.next_call().unwrap().level;
     let key = |image| NoiseKey { seed: 4, image };
-    let slots: Vec<_> = (0..20).map(|image| runner.begin(key(image), course.begin(), sigma).unwrap()).collect();
+    let slots: Vec<_> = (0..20).map(|image| runner.begin(key(image), course.begin(), level.sigma).unwrap()).collect();
     assert!(limits.lock().unwrap().free < before, "a second page");
     runner.end(slots[3]);
     let update = course.clone().advance();
     for part in slots.chunks(7) {
-        let of =
-            |&slot: &Slot| Move { slot, sigma, class: None, guidance: None, update, next_sigma: None, watched: true };
+        let of = |&slot: &Slot| Move {
+            slot,
+            level,
+            condition: Condition::None,
+            guide: None,
+            update,
+            next: None,
+            watched: true,
+        };
         let moves: Vec<_> = part.iter().filter(|slot| **slot != slots[3]).map(of).collect();
         runner.step(3, &moves).unwrap();
     }
     let alone = |image| {
         let mut runner = device(&model, Precision::F32, Order::Greedy(Sequence::Forward));
-        let slot = runner.begin(key(image), course.begin(), sigma).unwrap();
-        let step = Move { slot, sigma, class: None, guidance: None, update, next_sigma: None, watched: false };
+        let slot = runner.begin(key(image), course.begin(), level.sigma).unwrap();
+        let step = Move { slot, level, condition: Condition::None, guide: None, update, next: None, watched: false };
         runner.step(3, &[step]).unwrap();
         runner.pixels(slot).unwrap()
     };
@@ -304,7 +316,7 @@ fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
     slots.iter().filter(|slot| **slot != slots[3]).for_each(|&slot| runner.end(slot));
     let free = limits.lock().unwrap().free;
     (0..32).for_each(|image| {
-        runner.begin(key(image), course.begin(), sigma).unwrap();
+        runner.begin(key(image), course.begin(), level.sigma).unwrap();
     });
     assert_eq!(limits.lock().unwrap().free, free, "ended slots are taken again");
 }
@@ -313,18 +325,18 @@ fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
 fn damaged_weights_fail_the_step_and_nothing_else() {
     let model = tiny();
     let mut runner = device(&model, Precision::F32, Order::Greedy(Sequence::Forward));
-    let course = Course::new(Arc::new("euler-2@full".parse().unwrap()), model.card.noise);
-    let sigma = course.next_call().unwrap().sigma;
+    let course = Course::new(Arc::new("euler-2@full".parse().unwrap()), model.card.process());
+    let level = course.next_call().unwrap().level;
     let update = Update { a_x: f64::NAN, ..course.clone().advance() };
-    let slot = runner.begin(NoiseKey { seed: 1, image: 0 }, course.begin(), sigma).unwrap();
-    let other = runner.begin(NoiseKey { seed: 2, image: 0 }, course.begin(), sigma).unwrap();
+    let slot = runner.begin(NoiseKey { seed: 1, image: 0 }, course.begin(), level.sigma).unwrap();
+    let other = runner.begin(NoiseKey { seed: 2, image: 0 }, course.begin(), level.sigma).unwrap();
     let step = |slot, update| Move {
         slot,
-        sigma,
-        class: None,
-        guidance: None,
+        level,
+        condition: Condition::None,
+        guide: None,
         update,
-        next_sigma: Some(sigma),
+        next: Some(level),
         watched: false,
     };
     // The image is no number after this step, so the next one's denoised image is none.
@@ -336,7 +348,7 @@ fn damaged_weights_fail_the_step_and_nothing_else() {
     runner.step(0, &[step(other, sane)]).unwrap();
     // The next image in the same memory finds nothing of it.
     runner.end(slot);
-    let next = runner.begin(NoiseKey { seed: 3, image: 0 }, course.begin(), sigma).unwrap();
+    let next = runner.begin(NoiseKey { seed: 3, image: 0 }, course.begin(), level.sigma).unwrap();
     assert_eq!(next, slot);
     runner.step(0, &[step(next, sane)]).unwrap();
 }

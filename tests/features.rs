@@ -7,7 +7,8 @@ mod compare;
 mod reference;
 
 use accordion::diffusion::preconditioning::Preconditioning;
-use accordion::features::{Features, Inception, Runner};
+use accordion::features::{Features, Inception};
+use accordion::nets::Runner;
 use accordion::nets::builder::{Builder, Draw, Weight};
 use accordion::nets::inception::Tap;
 use accordion::nets::on_gpu::Compiled;

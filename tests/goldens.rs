@@ -23,7 +23,7 @@ fn the_imported_network_denoises_as_the_reference_does() {
     for name in NAMES {
         let golden = golden(name);
         let [.., x] = golden.batch();
-        let got = runner(&golden.model).denoise(0, &x, &golden.sigma(), &golden.classes()).unwrap();
+        let got = runner(&golden.model).denoise_classes(0, &x, &golden.sigma(), &golden.classes()).unwrap();
         let (what, got) = output(&golden.expected, &x, &golden.sigma(), &got);
         let error = relative_error(&got, &golden.images(&format!("{what}_full")));
         println!("{name}: {error:.1e}");
@@ -73,7 +73,7 @@ fn subnets_denoise_as_the_reference_does() {
         let mut runner = runner(&model);
         for ratio in ["full", "0.250", "0.5", "0.750"] {
             let subnet = model.subnet(ratio).unwrap();
-            let got = runner.denoise(subnet, &x, &sigma, &classes).unwrap();
+            let got = runner.denoise_classes(subnet, &x, &sigma, &classes).unwrap();
             let (what, got) = output(&expected, &x, &sigma, &got);
             let want = match ratio {
                 "full" => format!("{what}_full"),
@@ -100,12 +100,12 @@ fn heun_trajectories_end_where_the_reference_does() {
             let mut got = Vec::new();
             for (noise, &class) in noise.chunks_exact(elements).zip(&classes) {
                 let key = NoiseKey { seed: 0, image: 0 };
-                let mut trajectory = Trajectory::from_noise(plan.clone(), model.card.noise, key, noise);
+                let mut trajectory = Trajectory::from_noise(plan.clone(), model.card.process(), key, noise);
                 while let Some(call) = trajectory.next_call() {
                     let subnet = model.subnet(call.subnet).unwrap();
-                    let sigma = call.sigma;
+                    let sigma = call.level.sigma;
                     let input: Vec<f32> = trajectory.input().iter().map(|&x| x as f32).collect();
-                    trajectory.advance(&runner.denoise(subnet, &input, &[sigma], &[class]).unwrap());
+                    trajectory.advance(&runner.denoise_classes(subnet, &input, &[sigma], &[class]).unwrap());
                 }
                 got.extend(trajectory.image().iter().map(|&x| x as f32));
             }
@@ -171,7 +171,7 @@ fn dpm_solver_ends_where_the_reference_does() {
                 calls += 1;
                 let sigma = sigma_at(t);
                 let x: Vec<f32> = state.iter().map(|x| (x * (1.0 + sigma * sigma).sqrt()) as f32).collect();
-                let denoised = runner.denoise(subnet, &x, &[sigma], &[None]).unwrap();
+                let denoised = runner.denoise_classes(subnet, &x, &[sigma], &[None]).unwrap();
                 x.iter().zip(denoised).map(|(x, d)| f64::from(x - d) / sigma).collect()
             }));
         }

@@ -8,10 +8,11 @@ mod compare;
 mod random;
 
 use accordion::checkpoint;
+use accordion::diffusion::Level;
 use accordion::nets::model::Card;
 use accordion::nets::recognition::{Hints, find};
 use accordion::nets::sliced::Sliced;
-use accordion::nets::{Denoiser, HostRunner, Model, Threads, public, public_config};
+use accordion::nets::{Condition, Denoiser, HostRunner, Model, Rows, Threads, public, public_config};
 use accordion::ops::Tape;
 use accordion::ops::cpu::fused::Layer;
 use accordion::supernet::{Order, Subnet, Supernet};
@@ -26,7 +27,7 @@ use std::collections::HashSet;
 const TOLERANCE: f64 = 1e-5;
 
 fn denoise(model: &Model, subnet: usize, x: &[f32], sigma: &[f64], classes: &[Option<usize>]) -> Vec<f32> {
-    HostRunner::new(model, Threads::ALL).unwrap().denoise(subnet, x, sigma, classes).unwrap()
+    HostRunner::new(model, Threads::ALL).unwrap().denoise_classes(subnet, x, sigma, classes).unwrap()
 }
 
 fn sliced(model: &Model, subnet: usize) -> Sliced {
@@ -135,10 +136,13 @@ proptest! {
     fn the_layers_of_a_timed_call_do_the_work_that_its_subnet_counts(shape in shapes()) {
         let model = shape.allocated(Order::Global);
         let (x, sigma, classes) = shape.batch(&model);
+        let levels: Vec<Level> = sigma.iter().copied().map(Level::from).collect();
+        let conditions: Vec<Condition> = classes.iter().copied().map(Condition::from).collect();
+        let rows = Rows { image: model.image(), x: &x, levels: &levels, conditions: &conditions };
         let mut runner = HostRunner::new(&model, Threads::ALL).unwrap();
         for (subnet, row) in model.subnets().iter().enumerate() {
-            let (denoised, layers) = runner.timed_call(subnet, &x, &sigma, &classes);
-            prop_assert_eq!(&denoised, &runner.call(subnet, &x, &sigma, &classes));
+            let (denoised, layers) = runner.timed_call(subnet, &rows);
+            prop_assert_eq!(&denoised, &runner.call(subnet, &rows));
             // The count has a block's skip on the map after the upsampling, which runs on the quarter of it before.
             let saved = |layer: &&Layer| layer.name.ends_with("_up.skip");
             let saved: u64 = layers.iter().filter(saved).map(|layer| 3 * layer.macs).sum();

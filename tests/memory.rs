@@ -147,7 +147,7 @@ fn spent(runner: &mut HostRunner, subnet: usize, batch: usize) -> Spent {
     let (sigma, class) = (vec![1.0; batch], vec![Some(1); batch]);
     let before = (CALLS.load(Relaxed), BYTES.load(Relaxed), LIVE.load(Relaxed));
     LARGEST.store(0, Relaxed);
-    runner.denoise(subnet, &x, &sigma, &class).unwrap();
+    runner.denoise_classes(subnet, &x, &sigma, &class).unwrap();
     Spent {
         allocations: CALLS.load(Relaxed) - before.0,
         bytes: BYTES.load(Relaxed) - before.1,

@@ -81,7 +81,7 @@ fn assert_pinned(found: &[(String, String)], pinned: &[(&str, &str)]) {
 fn on_cpu(name: &str, model: &Model, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Vec<(String, String)> {
     let mut runner = HostRunner::new(model, Threads::ALL).unwrap();
     let mut of = |(index, subnet): (usize, &accordion::supernet::Subnet)| {
-        (format!("{name} {}", subnet.name), hash(&runner.denoise(index, x, sigma, class).unwrap()))
+        (format!("{name} {}", subnet.name), hash(&runner.denoise_classes(index, x, sigma, class).unwrap()))
     };
     model.subnets().iter().enumerate().map(&mut of).collect()
 }
@@ -114,7 +114,7 @@ fn the_emulated_gpu_computes_the_pinned_values() {
             let machine = Emulated::new(1 << 30, Order::Greedy(Sequence::Forward));
             let mut device = DeviceRunner::new(machine, &model, precision, 16).unwrap();
             let index = model.subnet(subnet).unwrap();
-            let values = device.denoise(index, x, &sigma[..1], &class[..1]).unwrap();
+            let values = device.denoise_classes(index, x, &sigma[..1], &class[..1]).unwrap();
             found.push((format!("{name} {subnet} {precision}"), hash(&values)));
         }
     }

@@ -1,11 +1,16 @@
-//! Pipelines of Stable Diffusion as people have them: what is imported, and what is refused.
+//! Pipelines of Stable Diffusion as people have them: what is imported, what is refused, and what `forward` and `rank` make of them,
+//! value by value against diffusers and transformers.
 
+#[path = "support/compare.rs"]
+mod compare;
 #[path = "support/workplace.rs"]
 mod workplace;
 
 use accordion::nets::Model;
 use accordion::nets::text_to_image::FILES;
+use accordion::supernet::{Order, Pipe, Spec, Subnet, Widths};
 use candle_core::{DType, Device, Tensor};
+use compare::relative_error;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -299,4 +304,193 @@ fn a_pipeline_that_is_not_whole_or_does_not_fit_together_is_refused_by_the_part(
     vae.remove("quant_conv.bias").unwrap();
     work.save(&vae, &format!("sd/{VAE}"));
     work.refuses(&["sd"], &["vae/diffusion_pytorch_model.safetensors: lacks 1 tensor of the network: quant_conv.bias"]);
+}
+
+fn expected() -> Tensors {
+    tensors(&fixture("sd_tiny.expected.safetensors"))
+}
+
+fn json() -> Value {
+    serde_json::from_slice(&std::fs::read(fixture("sd_tiny.json")).unwrap()).unwrap()
+}
+
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[track_caller]
+fn assert_near(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
+    assert_eq!(got.dims(), want.dims(), "{what}");
+    let error = relative_error(&floats(got), &floats(want));
+    println!("{what}: {error:.1e} of the range");
+    assert!(error < tolerance, "{what}: {error:.1e} of the range");
+}
+
+impl Workplace {
+    /// Runs `forward` on the golden tensors, or others.
+    #[track_caller]
+    fn forward(&self, args: &[&str], inputs: Option<&Tensors>) -> Tensors {
+        let path = match inputs {
+            None => fixture("sd_tiny.expected.safetensors"),
+            Some(inputs) => {
+                self.save(inputs, "inputs.safetensors");
+                self.path("inputs.safetensors")
+            }
+        };
+        let output = self.run(&[&["forward", "--input", path.to_str().unwrap(), "--output", "out"], args].concat());
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        tensors(&self.path("out"))
+    }
+}
+
+/// The widths that the reference allocates.
+fn stored_widths(spec: &Spec, ratio: f64) -> Widths {
+    let table = &json()["allocation"][format!("{ratio:.3}")];
+    let kept = |pipe: &Pipe| table[&pipe.block][format!("{}_keep", pipe.kind.as_str())].as_u64().unwrap() as usize;
+    Widths(spec.pipes.iter().map(kept).collect())
+}
+
+/// A place with the imported pipeline, `model`, and with it ranked as the reference is, `ranked`.
+fn imported() -> Workplace {
+    let work = pipeline();
+    work.imports(&["sd", "--out", "model"]);
+    let (model, expected) = (Model::open(&work.path("model")).unwrap(), expected());
+    let spec = model.network.spec().clone();
+    let scores = |pipe: &Pipe| floats(&expected[&format!("importance.{}.{}", pipe.kind.as_str(), pipe.block)]);
+    let scores = spec.pipes.iter().map(|pipe| scores(pipe).into_iter().map(f64::from).collect());
+    let rows = [0.25, 0.5, 0.75].map(|ratio| Subnet::new(&spec, ratio, &stored_widths(&spec, ratio)));
+    let ranked = model.ranked(&scores.collect::<Vec<_>>(), Order::Global).unwrap();
+    let ranked = ranked.with_subnets("channels", rows.into()).unwrap();
+    ranked.write(&work.path("ranked"), DType::F32).unwrap();
+    work
+}
+
+#[test]
+fn forward_predicts_the_noise_that_diffusers_does_at_every_width() {
+    let (work, expected) = (imported(), expected());
+    let eps = work.forward(&["--model", "model"], None);
+    assert_near("eps_full", &eps["eps"], &expected["eps_full"], 1e-5);
+    for ratio in ["0.250", "0.500", "0.750"] {
+        let eps = work.forward(&["--model", "ranked", "--subnet", ratio], None);
+        let name = format!("eps_subnet_{ratio}");
+        assert_near(&name, &eps["eps"], &expected[&name], 1e-5);
+    }
+    // Latents of another size at a time between two steps.
+    let context = expected["context"].narrow(0, 0, 1).unwrap().contiguous().unwrap();
+    let wide =
+        [("latents_xt", "wide_latents"), ("t", "wide_t")].map(|(ours, theirs)| (ours.into(), expected[theirs].clone()));
+    let wide: Tensors = wide.into_iter().chain([("context".to_owned(), context)]).collect();
+    for model in ["model", "ranked"] {
+        let eps = work.forward(&["--model", model], Some(&wide));
+        assert_near("wide_eps", &eps["eps"], &expected["wide_eps"], 1e-5);
+    }
+}
+
+#[test]
+fn forward_runs_the_other_parts_as_diffusers_and_transformers_do() {
+    let (work, expected) = (imported(), expected());
+    let text = work.forward(&["--model", "model", "--part", "text"], None);
+    assert_near("text_hidden", &text["text_hidden"], &expected["text_hidden"], 1e-5);
+    let moments = work.forward(&["--model", "model", "--part", "vae-encode"], None);
+    for name in ["vae_mean", "vae_logvar"] {
+        assert_near(name, &moments[name], &expected[name], 1e-5);
+    }
+    let decoded = work.forward(&["--model", "model", "--part", "vae-decode"], None);
+    assert_near("vae_decoded", &decoded["vae_decoded"], &expected["vae_decoded"], 1e-5);
+}
+
+/// Our plan for a solver of the reference.
+fn plan(solver: &str, steps: usize, subnet: &str) -> String {
+    let (solver, spacing) = match solver {
+        "dpmpp2m" => ("dpmpp2m", "~linspace"),
+        "dpmpp2m_karras" => ("dpmpp2m", ""),
+        "euler" => ("euler", "~linspace"),
+        other => (other, ""),
+    };
+    format!("{solver}-{steps}@{subnet}{spacing}")
+}
+
+#[test]
+fn plans_draw_what_the_solvers_of_diffusers_draw() {
+    let (work, expected) = (imported(), expected());
+    for solver in ["ddim", "pndm", "dpmpp2m", "dpmpp2m_karras", "euler"] {
+        for steps in [10, 25] {
+            let plan = plan(solver, steps, "full");
+            let drawn = work.forward(&["--model", "model", "--part", "sample", "--plan", &plan], None);
+            let want = &expected[&format!("{solver}.{steps}.latents")];
+            assert_near(&plan, &drawn["latents"], want, 2e-5);
+
+            let Some(image) = expected.get(&format!("{solver}.{steps}.image")) else { continue };
+            let latent = (&drawn["latents"] / 0.18215).unwrap();
+            let inputs = Tensors::from([("vae_latent".to_owned(), latent)]);
+            let decoded = &work.forward(&["--model", "model", "--part", "vae-decode"], Some(&inputs))["vae_decoded"];
+            let decoded = floats(&decoded.squeeze(0).unwrap().permute((1, 2, 0)).unwrap());
+            let level = |value: &f32| (255.0 * (f64::from(*value) / 2.0 + 0.5).clamp(0.0, 1.0)).round_ties_even();
+            let want = floats(image);
+            let off: Vec<f64> =
+                decoded.iter().zip(&want).map(|(got, want)| (level(got) - f64::from(*want)).abs()).collect();
+            let others = off.iter().filter(|&&levels| levels > 0.0).count();
+            println!("{plan}: {others} of {} values are another level", off.len());
+            assert!(off.iter().all(|&levels| levels <= 1.0) && others < 30, "{plan}: {others}");
+        }
+    }
+    let plan = plan("dpmpp2m", 10, "0.500");
+    let drawn = work.forward(&["--model", "ranked", "--part", "sample", "--plan", &plan], None);
+    assert_near(&plan, &drawn["latents"], &expected["dpmpp2m.10.latents_subnet_0.500"], 2e-5);
+}
+
+#[test]
+fn rank_reads_the_golden_tensors_and_finds_their_importances() {
+    let (work, expected) = (imported(), expected());
+    let inputs = fixture("sd_tiny.expected.safetensors");
+    let args =
+        ["rank", "--model", "model", "--inputs", inputs.to_str().unwrap(), "--order", "global", "--out", "again"];
+    let output = work.run(&args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found = tensors(&work.path("again/importance.safetensors"));
+    for pipe in &Model::open(&work.path("model")).unwrap().network.spec().pipes {
+        let name = format!("importance.{}.{}", pipe.kind.as_str(), pipe.block);
+        let got = floats(&found[&name]);
+        let want = floats(&expected[&name]);
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+        let error = norm(&mut got.iter().zip(&want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());
+        assert!(error < 1e-3, "{}: {error:.1e}", pipe.name);
+    }
+}
+
+#[test]
+fn forward_refuses_what_does_not_fit_by_name() {
+    let (work, expected) = (imported(), expected());
+    work.save(&expected, "golden.safetensors");
+    let refuses = |args: &[&str], words: &str| {
+        let output = work
+            .run(&[&["forward", "--model", "model", "--input", "golden.safetensors", "--output", "o"], args].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && stderr.contains(words), "{args:?}: no {words:?} in {stderr}");
+        assert!(stderr.lines().count() == 1 && !work.path("o").exists(), "{stderr}");
+    };
+    refuses(&["--part", "sample"], "--plan: is missing, by which to sample");
+    refuses(&["--plan", "ddim-4@full"], "--plan: is of a trajectory");
+    refuses(&["--part", "sample", "--plan", "ddim-4@0.3"], "subnet: `0.300` is none of full");
+    refuses(&["--part", "sample", "--plan", "ddim-1000@full"], "--plan: ddim-1000@full: 1000 steps are too many");
+    refuses(&["--part", "sample", "--plan", "ddim-4@full", "--guidance", "nan"], "--guidance: NaN is not a number");
+    let with = |name: &str, tensor: Tensor| {
+        let mut tensors = expected.clone();
+        tensors.insert(name.into(), tensor);
+        work.save(&tensors, "golden.safetensors");
+    };
+    let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
+    with("latents_xt", zeros(&[3, 4, 18, 16], DType::F32));
+    refuses(&[], "latents_xt: shape [3, 4, 18, 16] is not [B, 4, H, W] with H and W multiples of 4");
+    with("t", zeros(&[3], DType::F32).affine(0.0, 1000.0).unwrap());
+    refuses(&[], "t: 1000 is not a time from 0 to 999");
+    with("context", zeros(&[3, 76, 40], DType::F32));
+    refuses(&[], "context: shape [3, 76, 40] is not [3, 77, 40]");
+    with("text_token_ids", (zeros(&[1, 77], DType::I64) + 894.0).unwrap());
+    refuses(&["--part", "text"], "text_token_ids: 894 is not an id from 0 to 893");
+    with("vae_image", zeros(&[1, 3, 48, 60], DType::F32));
+    refuses(
+        &["--part", "vae-encode"],
+        "vae_image: shape [1, 3, 48, 60] is not [B, 3, H, W] with H and W multiples of 8",
+    );
 }

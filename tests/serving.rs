@@ -6,7 +6,7 @@ mod support;
 
 use accordion::engine::image::Raster;
 use accordion::engine::{Engine, EngineLimits, Job};
-use accordion::nets::{HostRunner, HostSampler, Model, Threads};
+use accordion::nets::{Condition, HostRunner, HostSampler, Model, Threads};
 use accordion::routing::Fixed;
 use image::ImageFormat;
 use server::{BUDGETS, DEADLINE, JSON, Server, Workspace, until};
@@ -252,16 +252,15 @@ fn the_cells_of_a_grid_are_the_images_of_the_seed_in_order() {
 
     // The same images, drawn one at a time without a server.
     let model = Model::open(&workspace.path("model")).unwrap();
-    let (shape, noise) = (model.image(), model.card.noise);
+    let shape = model.image();
     let engine = Engine::start(
         Box::new(HostSampler::new(Box::new(HostRunner::new(&model, Threads::ALL).unwrap()))),
-        noise,
         EngineLimits { queue_images: 4 },
         Box::new(Fixed::unmeasured(model.subnets(), 1)),
     )
     .unwrap();
     let plan = Arc::new("heun-4@0.500".parse().unwrap());
-    let job = Job { images: 4, class: Some(0), ..Job::exact(plan, 7) };
+    let job = Job { images: 4, condition: Condition::Class(0), ..Job::exact(plan, 7) };
     let images = engine.submit(job).unwrap().blocking_wait().unwrap().images;
     assert_eq!(grid.dimensions(), (2 * SIDE + 2, 2 * SIDE + 2));
     for (index, image) in images.iter().enumerate() {

@@ -4,7 +4,7 @@
 mod company;
 
 use accordion::engine::{Engine, EngineLimits, Job};
-use accordion::nets::{HostRunner, HostSampler, Model, Threads};
+use accordion::nets::{Condition, HostRunner, HostSampler, Model, Threads};
 use accordion::ops::pixels::to_unit;
 use accordion::philox::Stream;
 use accordion::routing::Fixed;
@@ -36,14 +36,14 @@ fn units(image: &[u8]) -> Vec<f64> {
 /// `per_class` images of each class in turn, image i from seed i.
 fn draw(plan: &str, per_class: usize) -> Vec<Vec<f64>> {
     let model = model();
-    let (classes, noise) = (model.card.classes.len(), model.card.noise);
+    let classes = model.card.classes.len();
     let limits = EngineLimits { queue_images: classes * per_class };
     let policy = Box::new(Fixed::unmeasured(model.subnets(), 16));
     let runner = HostRunner::new(&model, Threads::ALL).unwrap();
-    let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), noise, limits, policy).unwrap();
+    let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), limits, policy).unwrap();
     let plan = Arc::new(plan.parse().unwrap());
     let submit = |i: usize| {
-        let job = Job { class: Some(i / per_class), ..Job::exact(Arc::clone(&plan), i as u64) };
+        let job = Job { condition: Condition::Class(i / per_class), ..Job::exact(Arc::clone(&plan), i as u64) };
         engine.submit(job).unwrap()
     };
     let tickets: Vec<_> = (0..classes * per_class).map(submit).collect();

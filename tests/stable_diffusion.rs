@@ -8,12 +8,11 @@ mod reference;
 
 use accordion::checkpoint;
 use accordion::diffusion::preconditioning::Preconditioning;
-use accordion::features::Runner;
 use accordion::nets::backbone::Architecture;
 use accordion::nets::on_cpu::{Packed, SubnetView};
 use accordion::nets::program::{Inputs, Program};
 use accordion::nets::sliced::Sliced;
-use accordion::nets::{Network, Threads, on_tape, public, unet, vae};
+use accordion::nets::{Network, Runner, Threads, on_tape, public, unet, vae};
 use accordion::ops::Tape;
 use accordion::ops::cpu::fused::Workspace;
 use accordion::supernet::{Order, Pipe, Spec, Supernet, Widths, allocation, ranking};

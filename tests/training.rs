@@ -6,7 +6,7 @@ mod support;
 
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::sliced::Sliced;
-use accordion::nets::{HostRunner, HostSampler, Model, Network, Threads};
+use accordion::nets::{Condition, HostRunner, HostSampler, Model, Network, Threads};
 use accordion::ops::Tape;
 use accordion::ops::pixels::to_unit;
 use accordion::philox::Stream;
@@ -263,14 +263,14 @@ fn the_flow_leaves_every_stage_and_a_model_whose_subnets_nest() {
 fn images_of_a_class_are_bright_where_the_class_is_at_the_full_and_the_smallest_width() {
     let (_, out) = trained();
     let model = Model::open(out).unwrap();
-    let (noise, limits) = (model.card.noise, EngineLimits { queue_images: 64 });
+    let limits = EngineLimits { queue_images: 64 };
     let policy = Box::new(Fixed::unmeasured(model.subnets(), 16));
     let runner = HostRunner::new(&model, Threads::ALL).unwrap();
-    let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), noise, limits, policy).unwrap();
+    let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), limits, policy).unwrap();
     for subnet in ["full", "0.250"] {
         for (class, sign) in [(0, 1.0), (1, -1.0)] {
             let plan = Arc::new(format!("heun-8@{subnet}").parse().unwrap());
-            let job = Job { images: 16, class: Some(class), ..Job::exact(plan, 5) };
+            let job = Job { images: 16, condition: Condition::Class(class), ..Job::exact(plan, 5) };
             let images = engine.submit(job).unwrap().blocking_wait().unwrap().images;
             let half = |range: std::ops::Range<usize>| {
                 images.iter().flat_map(|image| &image[range.clone()]).map(|&byte| f64::from(to_unit(byte))).sum::<f64>()

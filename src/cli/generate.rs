@@ -129,12 +129,12 @@ impl Args {
         if classes.is_empty() {
             classes.push(None);
         }
-        let (shape, noise) = (model.image(), model.card.noise);
+        let shape = model.image();
         let queue_images = if let Target::Grid(_) = to { self.n as usize } else { many::IN_FLIGHT };
         let limits = EngineLimits { queue_images };
         let policy = Box::new(Fixed::unmeasured(model.subnets(), MAX_BATCH));
         let sampler = self.device.open(&model, MAX_BATCH, Threads::ALL)?.into_sampler();
-        let engine = Engine::start(sampler, noise, limits, policy)?;
+        let engine = Engine::start(sampler, limits, policy)?;
         let Target::Grid(format) = to else {
             let order = self.order(&engine, &model, plan, &classes);
             match to {
@@ -189,7 +189,7 @@ impl Args {
     fn jobs(&self, plan: Plan, classes: &[Option<usize>], told: mpsc::Sender<Step>) -> Vec<Job> {
         let job = Job { guidance: self.guidance, events: Some(told), ..Job::exact(Arc::new(plan), self.seed) };
         match classes {
-            [class] => vec![Job { images: self.n, class: *class, ..job }],
+            [class] => vec![Job { images: self.n, condition: (*class).into(), ..job }],
             _ => (0..self.n).map(|index| in_turn(&job, classes, index)).collect(),
         }
     }

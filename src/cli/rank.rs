@@ -87,6 +87,7 @@ impl Args {
             Method::Random => Ok((ranking::from_original(&model.supernet, &ranking::random(spec, self.seed)), 0)),
             Method::Magnitude => Ok((ranking::magnitude(spec, &model.supernet)?, 0)),
             Method::Taylor => {
+                model.network.check_denoises()?;
                 let samples = self.read_samples(model)?;
                 let mut progress = Progress::new("rank", "samples", 0, samples.len() as u64);
                 let scores = taylor(&model.network, &model.supernet, &samples, |done| progress.at(done as u64, ""));

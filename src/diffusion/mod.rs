@@ -6,5 +6,5 @@ pub mod schedule;
 pub mod solver;
 
 pub use plan::{Plan, Respacing, Solver, WidthRun};
-pub use schedule::{SigmaRange, Spacing, sigmas};
+pub use schedule::{Level, Process, SigmaRange, Spacing};
 pub use solver::{Call, Course, Noise, State, Trajectory, Update, guide};

@@ -1,6 +1,6 @@
 //! What one request runs, as data, and its compact text: `dpmpp2m-12@0.250*8,full*4~logsnr`.
 
-use super::schedule::{SigmaRange, Spacing, sigmas};
+use super::schedule::{Level, Process, Spacing, Times};
 use crate::subnet_name::{SubnetName, thousandths};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ pub const LAST: RangeInclusive<f64> = 0.001..=1.0;
 /// A solver, its steps, and a subnet for each step.
 ///
 /// The text form is
-/// `<solver>-<steps>@<widths>[~logsnr][~last=<level>][~eta=<number>][~churn=<number>][~respace=<done>/<of>,...]`, where widths is one
+/// `<solver>-<steps>@<widths>[~<spacing>][~last=<level>][~eta=<number>][~churn=<number>][~respace=<done>/<of>,...]`, where widths is one
 /// subnet for all steps (`heun-18@full`) or counted runs in order (`0.250*8,full*4`). [`fmt::Display`] writes the
 /// canonical form, which parses to the same plan: subnet names with three decimals, equal neighbours merged, defaults
 /// left out.
@@ -32,7 +32,7 @@ pub const LAST: RangeInclusive<f64> = 0.001..=1.0;
 pub struct Plan {
     /// How a step is taken.
     pub solver: Solver,
-    /// How the noise levels are spread.
+    /// How the noise levels are spread; one in time is of a network that was trained on a process in steps.
     pub spacing: Spacing,
     /// Solver steps, in [`STEPS`].
     pub steps: usize,
@@ -79,11 +79,16 @@ pub enum Solver {
     Euler,
     /// DPM-Solver++(2M): second order, one call a step (Lu et al. 2022, algorithm 2).
     DpmPp2m,
+    /// DDIM (Song et al. 2021) as it was published, of a process in steps: [`Self::Euler`], but it ends at the process's first step.
+    Ddim,
+    /// PLMS (Liu et al. 2022, PNDM without its Runge-Kutta steps), of a process in steps: Adams-Bashforth up to order four, one call a
+    /// step but two in the first.
+    Pndm,
 }
 
 impl Solver {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Heun, Self::Euler, Self::DpmPp2m];
+    pub const ALL: [Self; 5] = [Self::Heun, Self::Euler, Self::DpmPp2m, Self::Ddim, Self::Pndm];
 
     /// The name in a plan's text and in labels.
     pub fn as_str(self) -> &'static str {
@@ -91,7 +96,27 @@ impl Solver {
             Self::Heun => "heun",
             Self::Euler => "euler",
             Self::DpmPp2m => "dpmpp2m",
+            Self::Ddim => "ddim",
+            Self::Pndm => "pndm",
         }
+    }
+
+    /// How levels are spread where a plan does not say it.
+    pub fn spacing(self) -> Spacing {
+        match self {
+            Self::Heun | Self::Euler | Self::DpmPp2m => Spacing::Karras,
+            Self::Ddim | Self::Pndm => Spacing::Leading,
+        }
+    }
+
+    /// How it takes the times of a process in steps.
+    fn times(self) -> Times {
+        Times { are_whole: !matches!(self, Self::Heun | Self::Euler), one_more: self == Self::DpmPp2m }
+    }
+
+    /// Whether it ends at the first step of a process in steps, rather than at no noise.
+    pub(super) fn ends_at_first_step(self) -> bool {
+        matches!(self, Self::Ddim | Self::Pndm)
     }
 }
 
@@ -106,12 +131,13 @@ impl FromStr for Solver {
 
     fn from_str(text: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|solver| solver.as_str() == text);
-        found.ok_or_else(|| wrong(format!("solver {text:?} is not one of heun, euler, dpmpp2m")))
+        let names = Self::ALL.map(Self::as_str).join(", ");
+        found.ok_or_else(|| wrong(format!("solver {text:?} is not one of {names}")))
     }
 }
 
 impl Plan {
-    /// Every step on one subnet, with Karras spacing and no churn.
+    /// Every step on one subnet, with the solver's usual spacing and no churn.
     ///
     /// # Errors
     /// If `steps` is out of [`STEPS`] or `subnet` is no subnet name.
@@ -119,7 +145,7 @@ impl Plan {
         let widths = vec![WidthRun { subnet: subnet.parse()?, steps }];
         let plan = Self {
             solver,
-            spacing: Spacing::Karras,
+            spacing: solver.spacing(),
             steps,
             churn: 0.0,
             eta: 0.0,
@@ -131,22 +157,41 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The noise levels of its steps: those of [`sigmas`], spread anew over what is left at each of its respacings.
+    /// The noise levels of its steps, and the one that the last of them ends at: those of [`Spacing::levels`], spread anew over what is
+    /// left at each of its respacings.
     ///
-    /// Both spacings are uniform in a function of the level, so spreading as many steps as were left changes nothing but
-    /// roundings.
-    pub fn levels(&self, range: SigmaRange) -> Vec<f64> {
+    /// Spacings are uniform in a function of the level, so spreading as many steps as were left changes nothing but roundings.
+    pub fn levels(&self, process: &Process) -> Vec<Level> {
         let totals = self.respacings.iter().map(|respacing| respacing.of).chain([self.steps]);
         let cuts = self.respacings.iter().map(|respacing| respacing.done);
-        let mut levels: Vec<f64> = Vec::new();
-        // A range is at least a factor of 2 wide.
-        let min = self.last.map_or(range.min, |last| last.min(range.max / 2.0));
+        let mut levels: Vec<Level> = Vec::new();
         for (done, total) in [0].into_iter().chain(cuts).zip(totals) {
-            let max = levels.get(done).copied().unwrap_or(range.max);
+            let first = levels.get(done).copied();
             levels.truncate(done);
-            levels.extend(sigmas(self.spacing, total - done, SigmaRange { max, min }));
+            levels.extend(self.spacing.levels(process, total - done, first, self.last, self.solver.times()));
         }
+        levels.push(Level::from(if self.solver.ends_at_first_step() { process.range.min } else { 0.0 }));
         levels
+    }
+
+    /// Whether a network that was trained on this process can be run by it.
+    ///
+    /// # Errors
+    /// What of the plan it cannot.
+    pub fn check_for(&self, process: &Process) -> std::result::Result<(), String> {
+        let steps = process.steps();
+        if steps == 0 && (self.spacing.is_in_time() || self.solver.ends_at_first_step()) {
+            let of = if self.spacing.is_in_time() { self.spacing.as_str() } else { self.solver.as_str() };
+            return Err(format!(
+                "{of} is of networks that were trained on a process in steps, which the model was not"
+            ));
+        }
+        // The last step may end where it begins: at the first step of the process.
+        let levels = self.levels(process);
+        if !levels[..self.steps].windows(2).all(|pair| pair[0].sigma > pair[1].sigma) {
+            return Err(format!("{} steps are too many for {steps} steps of training, spread so", self.steps));
+        }
+        Ok(())
     }
 
     /// The subnet of a step, counted from 0.
@@ -166,11 +211,12 @@ impl Plan {
     pub fn evaluations_at(&self, step: usize) -> usize {
         match self.solver {
             Solver::Heun if step + 1 < self.steps => 2,
+            Solver::Pndm if step == 0 && self.steps > 1 => 2,
             _ => 1,
         }
     }
 
-    /// The denoiser calls of one image: one a step, but 2 steps - 1 for Heun; guidance doubles them.
+    /// The denoiser calls of one image: one a step, but 2 steps - 1 for Heun and steps + 1 for PNDM; guidance doubles them.
     pub fn evaluations(&self) -> usize {
         (0..self.steps).map(|step| self.evaluations_at(step)).sum()
     }
@@ -179,6 +225,7 @@ impl Plan {
     pub fn position(&self, evaluations: usize) -> (usize, bool) {
         match self.solver {
             Solver::Heun if evaluations + 1 < 2 * self.steps => (evaluations / 2, evaluations.is_multiple_of(2)),
+            Solver::Pndm if self.steps > 1 && evaluations > 0 => ((evaluations - 1).min(self.steps), evaluations > 1),
             _ => (evaluations.min(self.steps), true),
         }
     }
@@ -217,7 +264,7 @@ impl Plan {
     }
 
     fn check(&self) -> Result<()> {
-        let Self { solver, spacing: _, steps, churn, eta, last, widths, respacings } = self;
+        let Self { solver, spacing, steps, churn, eta, last, widths, respacings } = self;
         if !STEPS.contains(steps) {
             return Err(wrong(format!("steps are {steps}, but must be {} to {}", STEPS.start(), STEPS.end())));
         }
@@ -235,6 +282,21 @@ impl Plan {
         }
         if let Some(last) = last.filter(|last| !LAST.contains(last)) {
             return Err(wrong(format!("the last level is {last}, but must be {} to {}", LAST.start(), LAST.end())));
+        }
+        if last.is_some() && spacing.is_in_time() {
+            return Err(wrong(format!(
+                "last needs a spacing in the noise level, karras or logsnr, not {}",
+                spacing.as_str()
+            )));
+        }
+        if *solver == Solver::Pndm && !spacing.is_in_time() {
+            return Err(wrong(format!(
+                "pndm needs a spacing in time, leading, trailing or linspace, not {}",
+                spacing.as_str()
+            )));
+        }
+        if *solver == Solver::Pndm && !respacings.is_empty() {
+            return Err(wrong("pndm cannot be respaced: its steps are of one size".to_owned()));
         }
         let counted: usize = widths.iter().map(|run| run.steps).sum();
         if counted != *steps {
@@ -271,8 +333,8 @@ impl fmt::Display for Plan {
                 }
             }
         }
-        if self.spacing == Spacing::LogSnr {
-            f.write_str("~logsnr")?;
+        if self.spacing != self.solver.spacing() {
+            write!(f, "~{}", self.spacing.as_str())?;
         }
         if let Some(last) = self.last {
             write!(f, "~last={last}")?;
@@ -299,7 +361,7 @@ impl FromStr for Plan {
         let mut parts = text.split('~');
         let (head, widths) = parts.next().and_then(|part| part.split_once('@')).ok_or_else(shape)?;
         let (solver, steps) = head.split_once('-').ok_or_else(shape)?;
-        let solver = solver.parse()?;
+        let solver: Solver = solver.parse()?;
         let steps = count(steps)?;
         let widths = parse_widths(widths, steps)?;
 
@@ -308,14 +370,17 @@ impl FromStr for Plan {
         let mut respacings = None;
         for option in parts {
             let repeated = match option.split_once('=') {
-                None if option == "logsnr" => spacing.replace(Spacing::LogSnr).is_some(),
+                None if spacing_named(option).is_some() => {
+                    std::mem::replace(&mut spacing, spacing_named(option)).is_some()
+                }
                 Some(("churn", amount)) => churn.replace(number("churn", amount, CHURN)?).is_some(),
                 Some(("eta", amount)) => eta.replace(number("eta", amount, ETA)?).is_some(),
                 Some(("last", level)) => last.replace(number("last", level, LAST)?).is_some(),
                 Some(("respace", list)) => respacings.replace(parse_respacings(list)?).is_some(),
                 _ => {
                     return Err(wrong(format!(
-                        "option {option:?} is not one of logsnr, last=<level>, eta=<number>, churn=<number>, respace=<done>/<of>"
+                        "option {option:?} is not one of {}, last=<level>, eta=<number>, churn=<number>, respace=<done>/<of>",
+                        Spacing::ALL.map(Spacing::as_str).join(", ")
                     )));
                 }
             };
@@ -323,7 +388,7 @@ impl FromStr for Plan {
                 return Err(wrong(format!("option {option:?} repeats an earlier one")));
             }
         }
-        let spacing = spacing.unwrap_or_default();
+        let spacing = spacing.unwrap_or(solver.spacing());
         let respacings = respacings.unwrap_or_default();
         let (churn, eta) = (churn.unwrap_or(0.0), eta.unwrap_or(0.0));
         let plan = Self { solver, spacing, steps, churn, eta, last, widths, respacings };
@@ -365,6 +430,10 @@ fn parse_widths(text: &str, steps: usize) -> Result<Vec<WidthRun>> {
     Ok(runs)
 }
 
+fn spacing_named(name: &str) -> Option<Spacing> {
+    Spacing::ALL.into_iter().find(|spacing| spacing.as_str() == name)
+}
+
 /// The number of an option, with at most three decimals.
 fn number(option: &str, text: &str, accepted: RangeInclusive<f64>) -> Result<f64> {
     let number = thousandths(text).filter(|number| accepted.contains(number));
@@ -398,7 +467,14 @@ fn wrong(problem: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::SigmaRange;
+    use crate::diffusion::schedule::sigmas_to_zero;
     use proptest::prelude::*;
+
+    /// The noise levels of a plan for a network without steps.
+    fn levels_of(text: &str, range: SigmaRange) -> Vec<f64> {
+        parse(text).levels(&Process::edm(range)).iter().map(|level| level.sigma).collect()
+    }
 
     fn parse(text: &str) -> Plan {
         text.parse().unwrap()
@@ -449,6 +525,9 @@ mod tests {
             ("heun-2@full~churn=2.50", "heun-2@full~churn=2.5"),
             ("dpmpp2m-4@full~eta=0.50~last=0.020", "dpmpp2m-4@full~last=0.02~eta=0.5"),
             ("dpmpp2m-4@full~eta=0", "dpmpp2m-4@full"),
+            ("dpmpp2m-4@full~karras", "dpmpp2m-4@full"),
+            ("ddim-4@full~leading", "ddim-4@full"),
+            ("ddim-4@full~karras", "ddim-4@full~karras"),
         ] {
             assert_eq!(parse(loose).to_string(), canonical);
         }
@@ -463,10 +542,10 @@ mod tests {
     }
 
     #[test]
-    fn evaluations_are_one_a_step_but_for_heun() {
-        let counts =
-            ["heun-18@full", "heun-1@full", "euler-18@full", "dpmpp2m-18@full"].map(|t| parse(t).evaluations());
-        assert_eq!(counts, [35, 1, 18, 18]);
+    fn evaluations_are_one_a_step_but_for_heun_and_pndm() {
+        let counts = ["heun-18@full", "heun-1@full", "euler-18@full", "dpmpp2m-18@full", "pndm-18@full", "pndm-1@full"]
+            .map(|t| parse(t).evaluations());
+        assert_eq!(counts, [35, 1, 18, 18, 19, 1]);
     }
 
     #[test]
@@ -482,7 +561,7 @@ mod tests {
         for (text, message) in [
             ("", r#"plan: "" is not <solver>-<steps>@<widths>, such as heun-18@full"#),
             ("heun@full", r#"plan: "heun@full" is not <solver>-<steps>@<widths>, such as heun-18@full"#),
-            ("ddim-8@full", r#"plan: solver "ddim" is not one of heun, euler, dpmpp2m"#),
+            ("ipndm-8@full", r#"plan: solver "ipndm" is not one of heun, euler, dpmpp2m, ddim, pndm"#),
             ("heun-0@full", r#"plan: steps "0" are not a whole number from 1 to 1000"#),
             ("heun-1001@full", r#"plan: steps "1001" are not a whole number from 1 to 1000"#),
             ("heun-+8@full", r#"plan: steps "+8" are not a whole number from 1 to 1000"#),
@@ -493,8 +572,8 @@ mod tests {
             ("euler-8@full~churn=4", "plan: churn needs the solver heun, not euler"),
             ("heun-8@full~churn=-1", r#"plan: churn "-1" is not a number from 0 to 1000"#),
             (
-                "heun-8@full~karras",
-                r#"plan: option "karras" is not one of logsnr, last=<level>, eta=<number>, churn=<number>, respace=<done>/<of>"#,
+                "heun-8@full~linear",
+                r#"plan: option "linear" is not one of karras, logsnr, linspace, leading, trailing, last=<level>, eta=<number>, churn=<number>, respace=<done>/<of>"#,
             ),
             ("heun-8@full~eta=1", "plan: eta needs the solver dpmpp2m, not heun"),
             ("dpmpp2m-8@full~eta=2", r#"plan: eta "2" is not a number from 0 to 1"#),
@@ -509,6 +588,10 @@ mod tests {
                 "plan: churn cannot be respaced: how much noise it adds depends on the number of steps",
             ),
             ("heun-8@full~logsnr~logsnr", r#"plan: option "logsnr" repeats an earlier one"#),
+            ("heun-8@full~logsnr~trailing", r#"plan: option "trailing" repeats an earlier one"#),
+            ("ddim-8@full~last=0.1", "plan: last needs a spacing in the noise level, karras or logsnr, not leading"),
+            ("pndm-8@full~karras", "plan: pndm needs a spacing in time, leading, trailing or linspace, not karras"),
+            ("pndm-8@full~respace=5/12", "plan: pndm cannot be respaced: its steps are of one size"),
         ] {
             assert_eq!(refusal(text), message);
         }
@@ -517,8 +600,11 @@ mod tests {
     #[test]
     fn a_last_level_of_its_own_ends_the_levels_of_a_plan_also_where_they_are_spread_anew() {
         let range = SigmaRange::new(0.002, 80.0).unwrap();
-        let levels = |text: &str| text.parse::<Plan>().unwrap().levels(range);
-        assert_eq!(levels("heun-6@full~last=0.1"), sigmas(Spacing::Karras, 6, SigmaRange { min: 0.1, ..range }));
+        let levels = |text: &str| levels_of(text, range);
+        assert_eq!(
+            levels("heun-6@full~last=0.1"),
+            sigmas_to_zero(Spacing::Karras, 6, SigmaRange { min: 0.1, ..range })
+        );
         let respaced = levels("heun-6@full~last=0.1~respace=3/12");
         assert_eq!(respaced[..=3], levels("heun-12@full~last=0.1")[..=3]);
         assert_eq!(respaced[5..], [0.1, 0.0]);
@@ -527,13 +613,13 @@ mod tests {
     #[test]
     fn a_respaced_plan_keeps_the_levels_that_are_done_and_divides_what_is_left() {
         let range = SigmaRange::new(0.002, 80.0).unwrap();
-        let levels = |text: &str| text.parse::<Plan>().unwrap().levels(range);
+        let levels = |text: &str| levels_of(text, range);
         let twelve = levels("dpmpp2m-12@full");
-        assert_eq!(twelve, sigmas(Spacing::Karras, 12, range));
+        assert_eq!(twelve, sigmas_to_zero(Spacing::Karras, 12, range));
         let respaced = levels("dpmpp2m-8@full~respace=5/12");
         assert_eq!(respaced.len(), 9);
         assert_eq!(respaced[..=5], twelve[..=5]);
-        assert_eq!(respaced[5..], sigmas(Spacing::Karras, 3, SigmaRange { max: twelve[5], ..range }));
+        assert_eq!(respaced[5..], sigmas_to_zero(Spacing::Karras, 3, SigmaRange { max: twelve[5], ..range }));
         let twice = levels("dpmpp2m-7@full~respace=5/12,6/8");
         assert_eq!((&twice[..=6], twice[7]), (&respaced[..=6], 0.0));
         let whole = levels("euler-12@full~logsnr");
@@ -545,8 +631,8 @@ mod tests {
     fn any_plan() -> impl Strategy<Value = Plan> {
         let name = prop_oneof![Just(SubnetName::full()), (1..=999u32).prop_map(|p| SubnetName::of(f64::from(p) / 1e3))];
         let run = (name, 1..=100usize).prop_map(|(subnet, steps)| WidthRun { subnet, steps });
-        let solver = prop_oneof![Just(Solver::Heun), Just(Solver::Euler), Just(Solver::DpmPp2m)];
-        let spacing = prop_oneof![Just(Spacing::Karras), Just(Spacing::LogSnr)];
+        let solver = prop::sample::select(Solver::ALL.to_vec());
+        let spacing = prop::sample::select(Spacing::ALL.to_vec());
         let last = prop::option::of((1..=1000u32).prop_map(|last| f64::from(last) / 1e3));
         (solver, spacing, (0..=1_000_000u32, last), prop::collection::vec(run, 1..=10)).prop_map(
             |(solver, spacing, (amount, last), runs)| {
@@ -555,9 +641,49 @@ mod tests {
                 let steps = widths.iter().map(|run| run.steps).sum();
                 let churn = if solver == Solver::Heun { f64::from(amount) / 1e3 } else { 0.0 };
                 let eta = if solver == Solver::DpmPp2m { f64::from(amount / 1000) / 1e3 } else { 0.0 };
+                let spacing = if solver == Solver::Pndm && !spacing.is_in_time() { Spacing::Trailing } else { spacing };
+                let last = last.filter(|_| !spacing.is_in_time());
                 Plan { solver, spacing, steps, churn, eta, last, widths, respacings: vec![] }
             },
         )
+    }
+
+    #[test]
+    fn a_plan_fits_the_process_that_a_network_was_trained_on() {
+        let preconditioning = crate::diffusion::preconditioning::Preconditioning::STABLE_DIFFUSION;
+        let steps = Process { preconditioning, range: SigmaRange::of(&preconditioning) };
+        let none = Process::edm(SigmaRange::new(0.002, 80.0).unwrap());
+        let problem = |text: &str, process| parse(text).check_for(&process).err().unwrap_or_default();
+        for text in ["heun-8@full", "dpmpp2m-8@full~last=0.1", "euler-1000@full"] {
+            assert_eq!([none, steps].map(|process| problem(text, process)), [""; 2], "{text}");
+        }
+        for text in
+            ["ddim-999@full", "pndm-25@full", "dpmpp2m-300@full~linspace", "heun-1@full~trailing", "ddim-5@full~karras"]
+        {
+            assert_eq!(problem(text, steps), "", "{text}");
+            assert!(problem(text, none).ends_with("trained on a process in steps, which the model was not"), "{text}");
+        }
+        assert!(problem("euler-8@full~linspace", none).starts_with("linspace is of"));
+        assert!(problem("ddim-8@full~logsnr", none).starts_with("ddim is of"));
+        for text in ["dpmpp2m-1000@full~leading", "ddim-1000@full"] {
+            assert_eq!(problem(text, steps), "1000 steps are too many for 1000 steps of training, spread so", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_plan_in_time_goes_on_from_where_it_is() {
+        let preconditioning = crate::diffusion::preconditioning::Preconditioning::STABLE_DIFFUSION;
+        let process = Process { preconditioning, range: SigmaRange::of(&preconditioning) };
+        let times = |text: &str| -> Vec<f64> {
+            let levels = parse(text).levels(&process);
+            assert!(parse(text).check_for(&process).is_ok());
+            levels[..levels.len() - 1].iter().map(|level| level.time.unwrap()).collect()
+        };
+        assert_eq!(times("ddim-5@full~respace=2/10"), [901.0, 801.0, 701.0, 351.0, 1.0]);
+        assert_eq!(times("dpmpp2m-5@full~linspace~respace=2/10"), [999.0, 899.0, 799.0, 533.0, 266.0]);
+        assert_eq!(times("euler-5@full~trailing~respace=2/10"), [999.0, 899.0, 799.0, 532.0, 266.0]);
+        assert_eq!(times("euler-4@full~linspace~respace=2/10"), [999.0, 888.0, 777.0, 0.0]);
+        assert_eq!(times("ddim-3@full~respace=2/10"), [901.0, 801.0, 701.0]);
     }
 
     #[test]
@@ -580,13 +706,15 @@ mod tests {
     }
 
     #[test]
-    fn a_position_counts_heun_s_calls_in_pairs_but_for_the_last() {
+    fn a_position_counts_heun_s_calls_in_pairs_but_for_the_last_and_pndm_s_first() {
         let positions = |text: &str| {
             let plan = parse(text);
             (0..=plan.evaluations()).map(|calls| plan.position(calls)).collect::<Vec<_>>()
         };
         assert_eq!(positions("heun-3@full"), [(0, true), (0, false), (1, true), (1, false), (2, true), (3, true)]);
         assert_eq!(positions("euler-2@full"), [(0, true), (1, true), (2, true)]);
+        assert_eq!(positions("pndm-3@full"), [(0, true), (0, false), (1, true), (2, true), (3, true)]);
+        assert_eq!(positions("pndm-1@full"), [(0, true), (1, true)]);
     }
 
     proptest! {
@@ -604,7 +732,7 @@ mod tests {
 
         #[test]
         fn text_that_resembles_a_plan_is_a_canonical_plan_or_one_sentence(
-            text in "(heun|euler|dpmpp2m|h)?-?[0-9]{0,4}@?((full|[01]?\\.?[0-9]{0,4})\\*?[0-9]{0,2},?){0,3}(~(logsnr|churn=?[0-9.e-]{0,5}|respace=?([0-9]{0,2}/?[0-9]{0,2},?){0,2})){0,2}"
+            text in "(heun|euler|dpmpp2m|ddim|pndm|h)?-?[0-9]{0,4}@?((full|[01]?\\.?[0-9]{0,4})\\*?[0-9]{0,2},?){0,3}(~(logsnr|leading|churn=?[0-9.e-]{0,5}|respace=?([0-9]{0,2}/?[0-9]{0,2},?){0,2})){0,2}"
         ) {
             check_any(&text)?;
         }

@@ -1,5 +1,6 @@
 //! The wrappers that turn a raw network F into a denoiser D(x; sigma) (Karras et al. 2022, table 1).
 
+use super::schedule::Level;
 use serde::{Deserialize, Serialize};
 
 /// How a denoiser wraps its network: `D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)`.
@@ -85,8 +86,19 @@ impl Preconditioning {
         })
     }
 
+    /// The noise level of a time, between two steps linear in it; None of a process without steps, or beyond its last.
+    pub fn level_at(&self, time: f64) -> Option<f64> {
+        let before = time.floor();
+        let mut steps = self.steps().skip(before as usize);
+        let level = steps.next().filter(|_| time >= 0.0)?;
+        if time == before {
+            return Some(level);
+        }
+        Some(level + (time - before) * (steps.next()? - level))
+    }
+
     /// The step of this noise level: between two of them linear in its logarithm, beyond them the first or the last.
-    fn step_of(&self, sigma: f64) -> f64 {
+    pub(super) fn step_of(&self, sigma: f64) -> f64 {
         let mut before = None;
         for (step, level) in self.steps().enumerate() {
             match before {
@@ -96,6 +108,12 @@ impl Preconditioning {
             }
         }
         before.map_or(0.0, |(step, _)| step as f64)
+    }
+
+    /// The coefficients at a level, whose time the network is told, where it has one.
+    pub fn at(&self, level: Level) -> Coefficients {
+        let coefficients = self.coefficients(level.sigma);
+        Coefficients { c_noise: level.time.unwrap_or(coefficients.c_noise), ..coefficients }
     }
 
     /// The coefficients at noise level `sigma` (Karras et al. 2022, table 1).

@@ -62,18 +62,155 @@ impl SigmaRange {
     }
 }
 
+/// A noise level.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Level {
+    /// The standard deviation of the noise.
+    pub sigma: f64,
+    /// The time that the network is told, where it is not simply that of sigma: solvers of processes in steps round it.
+    pub time: Option<f64>,
+}
+
+impl From<f64> for Level {
+    /// The level whose time is that of sigma.
+    fn from(sigma: f64) -> Self {
+        Self { sigma, time: None }
+    }
+}
+
+/// What a network was trained to undo.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Process {
+    /// How it was told of noise; it says the steps of the process, where it has steps.
+    pub preconditioning: Preconditioning,
+    /// The levels that it is sampled over.
+    pub range: SigmaRange,
+}
+
+impl Process {
+    /// That of a network without steps, for levels of `range`.
+    pub const fn edm(range: SigmaRange) -> Self {
+        Self { preconditioning: Preconditioning::Edm { sigma_data: 0.5 }, range }
+    }
+
+    /// The number of its steps; 0 of a process without.
+    pub fn steps(&self) -> usize {
+        match self.preconditioning {
+            Preconditioning::Ddpm { steps, .. } => steps,
+            _ => 0,
+        }
+    }
+}
+
 /// How the levels are spread over their range.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Spacing {
     /// Uniform in `sigma^(1/7)` (Karras et al. 2022, equation 5 with rho = 7).
-    #[default]
     Karras,
     /// Uniform in log-SNR, that is in log sigma (Lu et al. 2022, DPM-Solver, section 3.4).
     LogSnr,
+    /// In time from its last step to its first (Lin et al. 2024, table 2, as the next two; the names are those of diffusers).
+    Linspace,
+    /// In time by whole numbers of steps, up from the second step.
+    Leading,
+    /// In time by equal shares, down from the last step.
+    Trailing,
+}
+
+/// How a solver takes the times of a process in steps, as diffusers' class of it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// Whether they are whole steps.
+    pub are_whole: bool,
+    /// Whether one more is counted, after the last step, where it does not call.
+    pub one_more: bool,
 }
 
 impl Spacing {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Karras, Self::LogSnr, Self::Linspace, Self::Leading, Self::Trailing];
     const RHO: f64 = 7.0;
+    /// The step that leading times begin at: `steps_offset` of Stable Diffusion's config.
+    const FIRST_STEP: f64 = 1.0;
+
+    /// The name in a plan's text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Karras => "karras",
+            Self::LogSnr => "logsnr",
+            Self::Linspace => "linspace",
+            Self::Leading => "leading",
+            Self::Trailing => "trailing",
+        }
+    }
+
+    /// Whether it is one in time, which only a process in steps has.
+    pub fn is_in_time(self) -> bool {
+        matches!(self, Self::Linspace | Self::Leading | Self::Trailing)
+    }
+
+    /// The times of `steps` steps of a process of `of` steps, from `first` on, where some were taken before.
+    ///
+    /// # Panics
+    /// If the spacing [`Self::is_in_time`] not.
+    fn times(self, steps: usize, of: usize, first: Option<f64>, times: Times) -> Vec<f64> {
+        let (count, last) = (steps as f64, of as f64 - 1.0);
+        let apart = if times.one_more { count } else { (count - 1.0).max(1.0) };
+        let time = |index: usize| {
+            let index = index as f64;
+            let down = |from: f64, to: f64| from + (to - from) * index / apart;
+            match (self, first) {
+                (Self::Linspace, first) => down(first.unwrap_or(last), 0.0),
+                (Self::Leading, None) => {
+                    let counted = if times.one_more { count + 1.0 } else { count };
+                    let (ratio, left) = ((of as f64 / counted).floor(), counted - 1.0 - index);
+                    (left * ratio + Self::FIRST_STEP).min(last)
+                }
+                (Self::Leading, Some(first)) => down(first, Self::FIRST_STEP),
+                (Self::Trailing, first) => {
+                    let from = first.unwrap_or(last) + 1.0;
+                    (from - index * (from / count)).round_ties_even() - 1.0
+                }
+                (Self::Karras | Self::LogSnr, _) => unreachable!("they are not in time"),
+            }
+        };
+        let whole = |time: f64| if times.are_whole { time.round_ties_even() } else { time };
+        (0..steps).map(time).map(whole).collect()
+    }
+
+    /// The levels of the calls of `steps` steps, from `first` on, where some were taken before.
+    ///
+    /// `last` is the last level that is called, where it is not that of the process. A spacing in time is of a process in steps.
+    pub fn levels(
+        self,
+        process: &Process,
+        steps: usize,
+        first: Option<Level>,
+        last: Option<f64>,
+        times: Times,
+    ) -> Vec<Level> {
+        let &Process { preconditioning, range } = process;
+        if self.is_in_time() {
+            let first_time = first.map(|first| first.time.unwrap_or_else(|| preconditioning.step_of(first.sigma)));
+            let times = self.times(steps, process.steps(), first_time, times);
+            let sigma = |time: f64| preconditioning.level_at(time).unwrap_or(range.max);
+            let levels = times.into_iter().map(|time| Level { sigma: sigma(time), time: Some(time) });
+            let mut levels: Vec<Level> = levels.collect();
+            // To the bit what was there before.
+            levels[0] = first.unwrap_or(levels[0]);
+            return levels;
+        }
+        // A range is at least a factor of 2 wide.
+        let min = last.map_or(range.min, |last| last.min(range.max / 2.0));
+        let max = first.map_or(range.max, |first| first.sigma);
+        let time = |sigma: f64| {
+            let time = (process.steps() > 0).then(|| preconditioning.step_of(sigma));
+            Level { sigma, time: time.map(|time| if times.are_whole { time.round_ties_even() } else { time }) }
+        };
+        let mut levels: Vec<Level> = sigmas(self, steps, SigmaRange { min, max }).map(time).collect();
+        levels[0] = first.unwrap_or(levels[0]);
+        levels
+    }
 
     /// The level at `position` from 0 (max) to 1 (min).
     fn sigma(self, position: f64, range: SigmaRange) -> f64 {
@@ -92,16 +229,21 @@ impl Spacing {
                 between(root(max), root(min)).powf(Self::RHO)
             }
             Self::LogSnr => between(max.ln(), min.ln()).exp(),
+            Self::Linspace | Self::Leading | Self::Trailing => unreachable!("they are in time"),
         }
     }
 }
 
-/// The levels of `steps` steps: `steps + 1` values from `range.max` down to `range.min`, then exactly 0.
-///
-/// One step goes from `range.max` to 0. `range` must satisfy [`SigmaRange::new`].
-pub fn sigmas(spacing: Spacing, steps: usize, range: SigmaRange) -> Vec<f64> {
+/// The levels of `steps` steps, from `range.max` down to `range.min`; one step has the first.
+fn sigmas(spacing: Spacing, steps: usize, range: SigmaRange) -> impl Iterator<Item = f64> {
     let last = steps.saturating_sub(1).max(1) as f64;
-    (0..steps).map(|step| spacing.sigma(step as f64 / last, range)).chain([0.0]).collect()
+    (0..steps).map(move |step| spacing.sigma(step as f64 / last, range))
+}
+
+/// [`sigmas`], and the 0 that the last step ends at.
+#[cfg(test)]
+pub(super) fn sigmas_to_zero(spacing: Spacing, steps: usize, range: SigmaRange) -> Vec<f64> {
+    sigmas(spacing, steps, range).chain([0.0]).collect()
 }
 
 #[cfg(test)]
@@ -143,7 +285,7 @@ mod tests {
 
     #[test]
     fn karras_levels_are_those_of_the_edm_sampler() {
-        let levels = |preconditioning| sigmas(Spacing::Karras, 8, SigmaRange::of(&preconditioning));
+        let levels = |preconditioning| sigmas_to_zero(Spacing::Karras, 8, SigmaRange::of(&preconditioning));
         assert_near(&levels(Preconditioning::Edm { sigma_data: 0.5 }), &EDM_8);
         assert_near(&levels(Preconditioning::Vp), &EDM_8);
         assert_near(&levels(Preconditioning::Ve), &VE_8);
@@ -152,16 +294,16 @@ mod tests {
     #[test]
     fn log_snr_levels_have_one_ratio() {
         let range = SigmaRange::new(0.01, 100.0).unwrap();
-        assert_near(&sigmas(Spacing::LogSnr, 5, range), &[100.0, 10.0, 1.0, 0.1, 0.01, 0.0]);
+        assert_near(&sigmas_to_zero(Spacing::LogSnr, 5, range), &[100.0, 10.0, 1.0, 0.1, 0.01, 0.0]);
     }
 
     #[test]
     fn every_number_of_steps_starts_at_max_falls_and_ends_at_zero() {
         let range = SigmaRange::new(0.002, 80.0).unwrap();
         for spacing in [Spacing::Karras, Spacing::LogSnr] {
-            assert_eq!(sigmas(spacing, 1, range), [80.0, 0.0]);
+            assert_eq!(sigmas_to_zero(spacing, 1, range), [80.0, 0.0]);
             for steps in [2, 3, 18, 999, 1000] {
-                let levels = sigmas(spacing, steps, range);
+                let levels = sigmas_to_zero(spacing, steps, range);
                 assert_eq!(levels.len(), steps + 1);
                 assert_eq!([levels[0], levels[steps - 1]], [80.0, 0.002]);
                 assert!(levels.windows(2).all(|pair| pair[0] > pair[1]));

@@ -2,7 +2,8 @@
 //! next.
 
 use super::plan::{Plan, Solver};
-use super::schedule::SigmaRange;
+
+use super::schedule::{Level, Process, Spacing};
 use crate::philox::NoiseKey;
 use std::f64::consts::SQRT_2;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Call<'a> {
     /// The noise level of the input.
-    pub sigma: f64,
+    pub level: Level,
     /// The subnet that is to run.
     pub subnet: &'a str,
 }
@@ -27,12 +28,14 @@ pub struct Noise {
 
 /// What a denoiser call does to the arrays of an image: every solver step is linear in them.
 ///
-/// With the noisy image x, its denoised image D and one array of memory m, all of before the step,
+/// With the noisy image x, its denoised image D and an array of memory m, all of before the step,
 /// ```text
 /// x' = a_x x + a_d D + a_m m + scale z(draw)
-/// m' = b_x x + b_d D
+/// m' = b_x x + b_d D + b_m m
 /// ```
-/// An image begins with m = 0 and with x the sum of the [`Noise`] of [`Course::begin`].
+/// Solvers of higher order remember more: where `older` are not 0, x' has those shares of what m was one and two changes before;
+/// a step with `b_m` = 1 and no more does not change it. An image begins with m = 0 and with x the sum of the [`Noise`] of
+/// [`Course::begin`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Update {
     /// Weight of x in x'.
@@ -41,10 +44,14 @@ pub struct Update {
     pub a_d: f64,
     /// Weight of m in x'.
     pub a_m: f64,
+    /// Weights in x' of the two that m was before.
+    pub older: [f64; 2],
     /// Weight of x in m'.
     pub b_x: f64,
     /// Weight of D in m'.
     pub b_d: f64,
+    /// Weight of m in m'.
+    pub b_m: f64,
     /// The churn of the step that begins then, or the noise of a stochastic step.
     pub noise: Noise,
 }
@@ -91,6 +98,54 @@ impl Update {
         let (a_d, a_m) = ((1.0 - keep) * (1.0 + ratio), (keep - 1.0) * ratio);
         Self { a_d, a_m, b_d: 1.0, noise, ..Self::towards(keep) }
     }
+
+    /// A step of Adams-Bashforth in sigma on the slope `e = (x - D) / sigma`, the predicted noise, through the slopes of the steps
+    /// before, of which m is the last (Liu et al. 2022, eq. 9 and 12). That many are `known`.
+    fn adams_bashforth(known: usize, sigma: f64, next: f64) -> Self {
+        let step = next - sigma;
+        let [now, before, older @ ..] = match known {
+            0 => [1.0, 0.0, 0.0, 0.0],
+            1 => [1.5, -0.5, 0.0, 0.0],
+            2 => [23.0 / 12.0, -16.0 / 12.0, 5.0 / 12.0, 0.0],
+            _ => [55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0],
+        };
+        let slope = step * now / sigma;
+        Self {
+            a_x: 1.0 + slope,
+            a_d: -slope,
+            a_m: step * before,
+            older: older.map(|weight| step * weight),
+            b_x: 1.0 / sigma,
+            b_d: -1.0 / sigma,
+            ..Self::default()
+        }
+    }
+
+    /// The second half of PLMS's first step: from level `sigma` again, by the mean of its slope m and of the slope at `next`, where x is
+    /// now. Only the first one is remembered.
+    fn repeat(sigma: f64, next: f64) -> Self {
+        let step = next - sigma;
+        // Where it began was x - step m.
+        let slope = 0.5 * step / next;
+        Self { a_x: 1.0 + slope, a_d: -slope, a_m: -0.5 * step, b_m: 1.0, ..Self::default() }
+    }
+
+    /// The same with x' scaled.
+    fn scaled(self, scale: f64) -> Self {
+        Self {
+            a_x: self.a_x * scale,
+            a_d: self.a_d * scale,
+            a_m: self.a_m * scale,
+            older: self.older.map(|weight| weight * scale),
+            noise: Noise { scale: self.noise.scale * scale, ..self.noise },
+            ..self
+        }
+    }
+
+    /// Whether m stays as it is.
+    pub fn keeps_memory(&self) -> bool {
+        (self.b_x, self.b_d, self.b_m) == (0.0, 0.0, 1.0)
+    }
 }
 
 /// Where an image is on its way from noise by a plan: everything but the arrays.
@@ -99,12 +154,12 @@ impl Update {
 #[derive(Clone, Debug)]
 pub struct Course {
     plan: Arc<Plan>,
-    range: SigmaRange,
-    sigmas: Vec<f64>,
+    process: Process,
+    levels: Vec<Level>,
     /// Steps that are done.
     step: usize,
     /// The noise level of x.
-    sigma: f64,
+    level: Level,
     memory: Memory,
 }
 
@@ -117,6 +172,10 @@ enum Memory {
     Predicted { sigma: f64 },
     /// DPM-Solver++(2M): the denoised image of the step before, which began at this level.
     Denoised { sigma: f64 },
+    /// PLMS: the first half of the first step is done, which began at this level.
+    Begun { sigma: f64 },
+    /// PLMS: the slopes of so many steps.
+    Slopes(usize),
 }
 
 impl Course {
@@ -126,23 +185,30 @@ impl Course {
     /// and infinity for the same reason.
     const CHURN_NOISE: f64 = 1.0;
 
-    /// The start of `plan` at the first level of `range`.
-    pub fn new(plan: Arc<Plan>, range: SigmaRange) -> Self {
-        let sigmas = plan.levels(range);
-        let (sigma, _) = churned(&plan, 0, sigmas[0]);
-        Self { plan, range, sigmas, step: 0, sigma, memory: Memory::Empty }
+    /// The start of `plan`, for a network of this process, which [`Plan::check_for`] has passed.
+    pub fn new(plan: Arc<Plan>, process: Process) -> Self {
+        let levels = plan.levels(&process);
+        let (level, _) = churned(&plan, 0, levels[0]);
+        Self { plan, process, levels, step: 0, level, memory: Memory::Empty }
     }
 
     /// What the image is made of at the start: noise scaled to the first level, and the churn of the first step.
     pub fn begin(&self) -> [Noise; 2] {
-        let first = self.sigmas[0];
+        let first = self.levels[0];
         let (_, churn) = churned(&self.plan, 0, first);
-        [Noise { scale: first, draw: NoiseKey::INITIAL }, churn]
+        // As diffusers does: the noise and an image of unit variance together, where it counts in the terms of the process in steps.
+        let has_image = match (self.plan.solver, self.plan.spacing) {
+            _ if self.process.steps() == 0 => false,
+            (Solver::Heun | Solver::Euler, spacing) => spacing == Spacing::Leading,
+            (Solver::DpmPp2m | Solver::Ddim | Solver::Pndm, _) => true,
+        };
+        let scale = if has_image { first.sigma.hypot(1.0) } else { first.sigma };
+        [Noise { scale, draw: NoiseKey::INITIAL }, churn]
     }
 
     /// The call that is wanted next; `None` when the image is finished.
     pub fn next_call(&self) -> Option<Call<'_>> {
-        (!self.is_finished()).then(|| Call { sigma: self.sigma, subnet: self.plan.subnet_at(self.step) })
+        (!self.is_finished()).then(|| Call { level: self.level, subnet: self.plan.subnet_at(self.step) })
     }
 
     /// Moves on by the call of [`Self::next_call`], and says what it does to the arrays.
@@ -151,15 +217,27 @@ impl Course {
     /// If the image is finished.
     pub fn advance(&mut self) -> Update {
         assert!(!self.is_finished(), "advanced a finished image");
-        let (sigma, next) = (self.sigma, self.sigmas[self.step + 1]);
+        let (sigma, next) = (self.level.sigma, self.levels[self.step + 1].sigma);
         let mut update = match (self.plan.solver, std::mem::replace(&mut self.memory, Memory::Empty)) {
             (Solver::Heun, Memory::Predicted { sigma: start }) => Update::correct(start, next),
             // At level 0 there is no slope to correct with.
             (Solver::Heun, _) if next > 0.0 => {
-                (self.memory, self.sigma) = (Memory::Predicted { sigma }, next);
+                (self.memory, self.level) = (Memory::Predicted { sigma }, self.levels[self.step + 1]);
                 return Update::predict(sigma, next);
             }
-            (Solver::Heun | Solver::Euler, _) => Update::towards(next / sigma),
+            (Solver::Pndm, Memory::Begun { sigma: start }) => {
+                self.memory = Memory::Slopes(1);
+                Update::repeat(start, next)
+            }
+            (Solver::Pndm, Memory::Slopes(known)) => {
+                self.memory = Memory::Slopes(known + 1);
+                Update::adams_bashforth(known, sigma, next)
+            }
+            (Solver::Pndm, _) if self.plan.steps > 1 => {
+                (self.memory, self.level) = (Memory::Begun { sigma }, self.levels[self.step + 1]);
+                return Update::adams_bashforth(0, sigma, next);
+            }
+            (Solver::Heun | Solver::Euler | Solver::Ddim | Solver::Pndm, _) => Update::towards(next / sigma),
             (Solver::DpmPp2m, memory) => {
                 self.memory = Memory::Denoised { sigma };
                 let before = if let Memory::Denoised { sigma } = memory { Some(sigma) } else { None };
@@ -168,8 +246,12 @@ impl Course {
             }
         };
         self.step += 1;
-        let (raised, churn) = churned(&self.plan, self.step, next);
-        self.sigma = raised;
+        let (raised, churn) = churned(&self.plan, self.step, self.levels[self.step]);
+        self.level = raised;
+        // What is left of the noise there is taken for a part of the image, in the terms of the process in steps.
+        if self.is_finished() && next > 0.0 {
+            update = update.scaled(1.0 / next.hypot(1.0));
+        }
         // Of Heun alone: a step of another solver may have noise of its own.
         if churn.scale > 0.0 {
             update.noise = churn;
@@ -182,10 +264,13 @@ impl Course {
     /// # Panics
     /// In the middle of a step, or if `plan` has another past.
     pub fn replan(&mut self, plan: Arc<Plan>) {
-        assert!(!matches!(self.memory, Memory::Predicted { .. }), "a plan changes between steps");
-        let sigmas = plan.levels(self.range);
-        assert_eq!(self.sigmas[..=self.step], sigmas[..=self.step], "the noise levels so far");
-        (self.plan, self.sigmas) = (plan, sigmas);
+        assert!(
+            !matches!(self.memory, Memory::Predicted { .. } | Memory::Begun { .. }),
+            "a plan changes between steps"
+        );
+        let levels = plan.levels(&self.process);
+        assert_eq!(self.levels[..=self.step], levels[..=self.step], "the noise levels so far");
+        (self.plan, self.levels) = (plan, levels);
     }
 
     /// The steps that are done.
@@ -204,30 +289,35 @@ impl Course {
     }
 }
 
-/// The noise level before step `step`, which would begin at `sigma`, and the noise that raises it to that (Karras et
+/// The noise level before step `step`, which would begin at `level`, and the noise that raises it to that (Karras et
 /// al. 2022, algorithm 2, lines 4 to 6).
-fn churned(plan: &Plan, step: usize, sigma: f64) -> (f64, Noise) {
+fn churned(plan: &Plan, step: usize, level: Level) -> (Level, Noise) {
     if plan.churn == 0.0 || step == plan.steps {
-        return (sigma, Noise::default());
+        return (level, Noise::default());
     }
+    let sigma = level.sigma;
     let gamma = (plan.churn / plan.steps as f64).min(Course::MAX_GAMMA);
     let raised = sigma * (1.0 + gamma);
     let scale = Course::CHURN_NOISE * (raised * raised - sigma * sigma).sqrt();
     // Draw 0 is the initial noise.
-    (raised, Noise { scale, draw: step as u32 + 1 })
+    (Level::from(raised), Noise { scale, draw: step as u32 + 1 })
 }
 
 /// The arrays of one image between two denoiser calls, channels last, in f64.
 #[derive(Clone, Debug)]
 pub struct State {
     x: Vec<f64>,
-    memory: Vec<f64>,
+    /// The memory and what it was before, the last first; as many as there were, three at most.
+    memory: Vec<Vec<f64>>,
 }
 
 impl State {
+    /// What solvers look back on, at most.
+    const MEMORIES: usize = 3;
+
     /// The sum of `noise` of `key`. `elements` is height x width x channels.
     pub fn new(elements: usize, noise: [Noise; 2], key: NoiseKey) -> Self {
-        let mut state = Self { x: vec![0.0; elements], memory: vec![0.0; elements] };
+        let mut state = Self { x: vec![0.0; elements], memory: Vec::new() };
         noise.into_iter().for_each(|noise| state.add(noise, key));
         state
     }
@@ -243,10 +333,27 @@ impl State {
     /// If `denoised` has another length than x.
     pub fn apply(&mut self, update: &Update, denoised: &[f32], key: NoiseKey) {
         assert_eq!(denoised.len(), self.x.len(), "length of the denoised image");
-        let &Update { a_x, a_d, a_m, b_x, b_d, noise } = update;
-        for ((x, m), &d) in self.x.iter_mut().zip(&mut self.memory).zip(denoised) {
+        let &Update { a_x, a_d, a_m, older, b_x, b_d, b_m, noise } = update;
+        let weights = [a_m, older[0], older[1]];
+        let oldest = weights.iter().rposition(|&weight| weight != 0.0).map_or(0, |last| last + 1);
+        let newest = (!update.keeps_memory()).then(|| match self.memory.len() {
+            // What is too old gives its place to what is new.
+            Self::MEMORIES if oldest < Self::MEMORIES => self.memory.pop().expect("there are some"),
+            _ => vec![0.0; self.x.len()],
+        });
+        let mut newest = newest.unwrap_or_default();
+        for (index, (x, &d)) in self.x.iter_mut().zip(denoised).enumerate() {
             let d = f64::from(d);
-            (*x, *m) = (a_x * *x + a_d * d + a_m * *m, b_x * *x + b_d * d);
+            let m = self.memory.first().map_or(0.0, |memory| memory[index]);
+            if let Some(new) = newest.get_mut(index) {
+                *new = b_x * *x + b_d * d + b_m * m;
+            }
+            let remembered = self.memory.iter().zip(weights).take(oldest);
+            *x = a_x * *x + a_d * d + remembered.map(|(memory, weight)| weight * memory[index]).sum::<f64>();
+        }
+        if !newest.is_empty() {
+            self.memory.insert(0, newest);
+            self.memory.truncate(Self::MEMORIES);
         }
         self.add(noise, key);
     }
@@ -276,17 +383,17 @@ pub struct Trajectory {
 
 impl Trajectory {
     /// Starts from the noise of (`seed`, `image`), scaled to the first level. `elements` is height x width x channels.
-    pub fn new(plan: Arc<Plan>, range: SigmaRange, seed: u64, image: u32, elements: usize) -> Self {
-        let (course, key) = (Course::new(plan, range), NoiseKey { seed, image });
+    pub fn new(plan: Arc<Plan>, process: Process, seed: u64, image: u32, elements: usize) -> Self {
+        let (course, key) = (Course::new(plan, process), NoiseKey { seed, image });
         Self { state: State::new(elements, course.begin(), key), course, key }
     }
 
     /// Starts from `noise` of unit variance, scaled to the first level; `key` gives the churn alone.
-    pub fn from_noise(plan: Arc<Plan>, range: SigmaRange, key: NoiseKey, noise: &[f32]) -> Self {
-        let course = Course::new(plan, range);
+    pub fn from_noise(plan: Arc<Plan>, process: Process, key: NoiseKey, noise: &[f32]) -> Self {
+        let course = Course::new(plan, process);
         let [initial, churn] = course.begin();
         let x = noise.iter().map(|&noise| f64::from(noise) * initial.scale).collect();
-        let mut state = State { x, memory: vec![0.0; noise.len()] };
+        let mut state = State { x, memory: Vec::new() };
         state.add(churn, key);
         Self { course, state, key }
     }

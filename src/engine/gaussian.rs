@@ -1,7 +1,8 @@
 //! A denoiser that is known in closed form, with a gate, for tests.
 
 use crate::ImageShape;
-use crate::nets::{About, Denoiser};
+use crate::diffusion::{Process, SigmaRange};
+use crate::nets::{About, Denoiser, Rows};
 use crate::supernet::Subnet;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -102,6 +103,8 @@ pub(crate) struct Gaussian {
 
 impl Gaussian {
     pub const SHAPE: ImageShape = ImageShape { height: 4, width: 3, channels: 1 };
+    /// Its noise levels.
+    pub const PROCESS: Process = Process::edm(SigmaRange { min: 0.002, max: 80.0 });
     const WEIGHT_BYTES: usize = 1234;
     const SD: f64 = 0.25;
 
@@ -132,7 +135,8 @@ impl Gaussian {
         };
         let subnets = [("0.250", 0.25), ("0.500", 0.5), ("full", 1.0)].map(subnet).to_vec();
         let classes = classes.iter().map(|&name| name.to_owned()).collect();
-        let about = About { image: Self::SHAPE, classes, subnets, weight_bytes: Self::WEIGHT_BYTES };
+        let about =
+            About { image: Self::SHAPE, process: Self::PROCESS, classes, subnets, weight_bytes: Self::WEIGHT_BYTES };
         (Box::new(Self { about, gate: gate.clone() }), gate)
     }
 
@@ -151,8 +155,10 @@ impl Denoiser for Gaussian {
         Self::WEIGHT_BYTES / 2
     }
 
-    fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
-        let call = SeenCall { subnet, sigma: sigma.to_vec(), class: class.to_vec() };
+    fn denoise(&mut self, subnet: usize, rows: &Rows) -> Result<Vec<f32>> {
+        let (x, class) = (rows.x, rows.classes());
+        let sigma: Vec<f64> = rows.levels.iter().map(|level| level.sigma).collect();
+        let call = SeenCall { subnet, sigma: sigma.clone(), class: class.clone() };
         match self.gate.pass(call) {
             None => {}
             Some(Fault::Error) => return Err(Error::input("device", "a fault")),
@@ -160,7 +166,7 @@ impl Denoiser for Gaussian {
             Some(Fault::NotFinite) => return Ok(vec![f32::NAN; x.len()]),
             Some(Fault::Bomb) => std::panic::panic_any(Bomb),
         }
-        let rows = x.chunks_exact(self.about.image.elements()).zip(sigma).zip(class);
+        let rows = x.chunks_exact(self.about.image.elements()).zip(&sigma).zip(&class);
         let denoised = rows.flat_map(|((row, sigma), class)| {
             let mean = self.mean(subnet, *class);
             let shrink = Self::SD.powi(2) / (Self::SD.powi(2) + sigma * sigma);

@@ -1,6 +1,5 @@
 //! The engine as its callers see it: submit a job, get a ticket.
 
-use crate::diffusion::schedule::SigmaRange;
 use crate::engine::device::Device;
 use crate::engine::job::whole_seconds;
 use crate::engine::policy::{Ask, Planned, Policy, RequestId, Wish};
@@ -49,16 +48,11 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Starts the thread `accordion-engine` on `sampler`, whose noise levels are `range`; `policy` decides what it runs.
+    /// Starts the thread `accordion-engine` on `sampler`; `policy` decides what it runs.
     ///
     /// # Errors
     /// [`Error::Input`] for a limit of 0 or a sampler without subnets; [`Error::Io`] when the system gives no thread.
-    pub fn start(
-        sampler: Box<dyn Sampler>,
-        range: SigmaRange,
-        limits: EngineLimits,
-        policy: Box<dyn Policy>,
-    ) -> Result<Self> {
+    pub fn start(sampler: Box<dyn Sampler>, limits: EngineLimits, policy: Box<dyn Policy>) -> Result<Self> {
         let capacity = limits.queue_images;
         if capacity == 0 || capacity > Semaphore::MAX_PERMITS {
             return Err(Error::input("queue_images", format!("{capacity} is not accepted: it must be at least 1")));
@@ -69,7 +63,7 @@ impl Engine {
         }
         let stats = Arc::new(EngineStats::new(about.subnets.iter().map(|subnet| subnet.name.to_string())));
         let (inbox, arrivals) = mpsc::channel();
-        let (pool, mut device) = (Pool::new(range, stats.clone()), Device::new(sampler, stats.clone()));
+        let (pool, mut device) = (Pool::new(about.process, stats.clone()), Device::new(sampler, stats.clone()));
         let shared = Arc::new(Shared::new(policy, stats));
         let thread = std::thread::Builder::new()
             .name("accordion-engine".to_owned())
@@ -179,12 +173,13 @@ impl Engine {
 
     fn check(&self, job: &Job) -> std::result::Result<(), EngineError> {
         let known = |name: &str| self.about.subnets.iter().any(|subnet| subnet.name == name);
-        if let Wish::Exact(plan) = &job.wish
-            && let Some(run) = plan.widths.iter().find(|run| !known(&run.subnet))
-        {
-            return Err(EngineError::Unfit(format!("the model has no subnet {}", run.subnet)));
+        if let Wish::Exact(plan) = &job.wish {
+            if let Some(run) = plan.widths.iter().find(|run| !known(&run.subnet)) {
+                return Err(EngineError::Unfit(format!("the model has no subnet {}", run.subnet)));
+            }
+            plan.check_for(&self.about.process).map_err(|problem| EngineError::Unfit(format!("{plan}: {problem}")))?;
         }
-        if let Some(class) = job.class.filter(|&class| class >= self.about.classes.len()) {
+        if let Some(class) = job.condition.class().filter(|&class| class >= self.about.classes.len()) {
             return Err(EngineError::Unfit(format!(
                 "class {class} is not one of the model's {}",
                 self.about.classes.len()

@@ -2,6 +2,7 @@
 
 use crate::diffusion::plan::Plan;
 use crate::engine::policy::{Planned, Refusal, Wish};
+use crate::nets::Condition;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -19,9 +20,11 @@ pub struct Job {
     pub seed: u64,
     /// How many images: image `i` is the same whatever this number is.
     pub images: u32,
-    /// Index of the class; `None` is the unconditional call.
-    pub class: Option<usize>,
-    /// Classifier-free guidance; 1 is off. Without a class it changes nothing.
+    /// What the images are of.
+    pub condition: Condition,
+    /// What guidance leads them away from.
+    pub negative: Condition,
+    /// Classifier-free guidance; 1 is off. Where the images are of nothing, it changes nothing.
     pub guidance: f64,
     /// Where its steps are told, if anybody wants to know. A listener that is slow misses some.
     pub events: Option<mpsc::Sender<Step>>,
@@ -39,7 +42,8 @@ impl Job {
             within: Self::LONGEST,
             seed,
             images: 1,
-            class: None,
+            condition: Condition::None,
+            negative: Condition::None,
             guidance: 1.0,
             events: None,
         }
@@ -47,7 +51,7 @@ impl Job {
 
     /// Whether guidance changes anything.
     pub fn is_guided(&self) -> bool {
-        self.class.is_some() && self.guidance != 1.0
+        self.condition != Condition::None && self.guidance != 1.0
     }
 }
 

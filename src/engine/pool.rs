@@ -3,12 +3,12 @@
 
 use crate::diffusion::Course;
 use crate::diffusion::plan::Plan;
-use crate::diffusion::schedule::SigmaRange;
+use crate::diffusion::schedule::Process;
 use crate::engine::device::Device;
 use crate::engine::job::Step;
 use crate::engine::policy::{Member, RequestId, Turn};
 use crate::engine::{EngineError, EngineStats, Finished, Job};
-use crate::nets::{Move, Slot};
+use crate::nets::{Guide, Move, Slot};
 use crate::philox::NoiseKey;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -48,14 +48,14 @@ impl Request {
     }
 
     /// Begins an image, which gives back its place in the queue.
-    fn begin(&mut self, image: u32, plan: &Arc<Plan>, range: SigmaRange, device: &mut Device) -> Result<(), String> {
+    fn begin(&mut self, image: u32, plan: &Arc<Plan>, process: Process, device: &mut Device) -> Result<(), String> {
         if self.started.is_none() {
             self.started = Some(Instant::now());
             self.queued = self.entry.job.arrived.elapsed();
         }
         drop(self.entry.places.split(1));
-        let course = Course::new(plan.clone(), range);
-        let sigma = course.next_call().expect("a plan has a step").sigma;
+        let course = Course::new(plan.clone(), process);
+        let sigma = course.next_call().expect("a plan has a step").level.sigma;
         let slot = device.begin(NoiseKey { seed: self.entry.job.seed, image }, course.begin(), sigma)?;
         self.images.insert(image, Image { course, slot });
         Ok(())
@@ -75,14 +75,14 @@ pub(super) struct Batch {
 }
 
 pub(super) struct Pool {
-    range: SigmaRange,
+    process: Process,
     stats: Arc<EngineStats>,
     requests: HashMap<RequestId, Request>,
 }
 
 impl Pool {
-    pub fn new(range: SigmaRange, stats: Arc<EngineStats>) -> Self {
-        Self { range, stats, requests: HashMap::new() }
+    pub fn new(process: Process, stats: Arc<EngineStats>) -> Self {
+        Self { process, stats, requests: HashMap::new() }
     }
 
     pub fn push(&mut self, entry: Entry) {
@@ -108,7 +108,7 @@ impl Pool {
             match request.images.get_mut(&member.image) {
                 Some(image) => image.course.replan(plan.clone()),
                 None => {
-                    if let Err(problem) = request.begin(member.image, plan, self.range, device) {
+                    if let Err(problem) = request.begin(member.image, plan, self.process, device) {
                         tracing::error!(request = member.request, %problem, "an image could not begin");
                         failed.extend(self.fail([member.request], &EngineError::Denoiser(problem), device));
                     }
@@ -125,17 +125,20 @@ impl Pool {
         for member in &turn.members {
             let Some(Request { entry, images, .. }) = self.requests.get_mut(&member.request) else { continue };
             let Some(Image { course, slot }) = images.get_mut(&member.image) else { continue };
-            let Some(sigma) = course.next_call().map(|call| call.sigma) else { continue };
+            let Some(level) = course.next_call().map(|call| call.level) else { continue };
             let before = course.step();
             let update = course.advance();
             batch.members.push(*member);
             batch.moves.push(Move {
                 slot: *slot,
-                sigma,
-                class: entry.job.class,
-                guidance: entry.job.is_guided().then_some(entry.job.guidance),
+                level,
+                condition: entry.job.condition.clone(),
+                guide: entry
+                    .job
+                    .is_guided()
+                    .then(|| Guide { scale: entry.job.guidance, from: entry.job.negative.clone() }),
                 update,
-                next_sigma: course.next_call().map(|call| call.sigma),
+                next: course.next_call().map(|call| call.level),
                 watched: entry.job.events.is_some() && course.step() > before,
             });
         }

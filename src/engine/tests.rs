@@ -3,7 +3,7 @@
 use super::gaussian::{Fault, Gate, Gaussian, SeenCall};
 use super::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
 use super::{Engine, EngineError, EngineLimits, Finished, Fleet, Job, Ticket};
-use crate::diffusion::schedule::SigmaRange;
+use crate::nets::Condition;
 use crate::nets::{Denoiser, HostSampler};
 use crate::routing::{Elastic, Fixed, Ladder, StepTimes};
 use crate::supernet::Subnet;
@@ -12,18 +12,16 @@ use std::time::{Duration, Instant};
 
 mod slots;
 
-const RANGE: SigmaRange = SigmaRange { min: 0.002, max: 80.0 };
-
 /// First come, first served, so many samples a call.
 fn engine(max_batch: usize, queue_images: usize) -> (Engine, Arc<Gate>) {
     let (denoiser, gate) = Gaussian::conditional();
     let policy = Box::new(Fixed::unmeasured(&denoiser.about().subnets, max_batch));
     let sampler = Box::new(HostSampler::new(denoiser));
-    (Engine::start(sampler, RANGE, EngineLimits { queue_images }, policy).unwrap(), gate)
+    (Engine::start(sampler, EngineLimits { queue_images }, policy).unwrap(), gate)
 }
 
 fn job(plan: &str, seed: u64) -> Job {
-    Job { class: Some(1), ..Job::exact(Arc::new(plan.parse().unwrap()), seed) }
+    Job { condition: Condition::Class(1), ..Job::exact(Arc::new(plan.parse().unwrap()), seed) }
 }
 
 fn images(ticket: Ticket) -> Vec<Vec<u8>> {
@@ -43,7 +41,7 @@ fn rows(calls: &[SeenCall]) -> Vec<usize> {
 fn an_image_lands_on_the_distribution_of_its_class_and_subnet() {
     let (engine, _) = engine(64, 64);
     for (class, plan, mean) in [(0, "heun-18@full", -0.5), (1, "heun-18@full", 0.5), (1, "dpmpp2m-18@0.500", 0.25)] {
-        let job = Job { images: 64, class: Some(class), ..job(plan, 3) };
+        let job = Job { images: 64, condition: Condition::Class(class), ..job(plan, 3) };
         let pixels = values(&images(engine.submit(job).unwrap()));
         let average = pixels.iter().sum::<f64>() / pixels.len() as f64;
         let variance = pixels.iter().map(|x| (x - average).powi(2)).sum::<f64>() / pixels.len() as f64;
@@ -88,7 +86,7 @@ fn requests_join_a_running_batch_at_their_own_noise_levels() {
     gate.close();
     let first = engine.submit(job("euler-3@full", 1)).unwrap();
     gate.wait_for_calls(1);
-    let second = engine.submit(Job { class: None, ..job("euler-3@full", 2) }).unwrap();
+    let second = engine.submit(Job { condition: Condition::None, ..job("euler-3@full", 2) }).unwrap();
     gate.open();
     images(first);
     images(second);
@@ -113,7 +111,7 @@ fn a_batch_never_exceeds_its_limit_and_the_older_request_finishes_first() {
     gate.close();
     let older = engine.submit(Job { images: 3, ..job("euler-2@full", 1) }).unwrap();
     gate.wait_for_calls(1);
-    let younger = engine.submit(Job { class: Some(0), ..job("euler-2@full", 2) }).unwrap();
+    let younger = engine.submit(Job { condition: Condition::Class(0), ..job("euler-2@full", 2) }).unwrap();
     gate.open();
     assert_eq!(images(older).len(), 3);
     images(younger);
@@ -130,7 +128,7 @@ fn a_short_exact_request_takes_its_turn_beside_a_long_one() {
     let ladder = Ladder::new([("heun-18@full".parse().unwrap(), 1.0)], &times).unwrap();
     let policy = Box::new(Elastic::new(ladder, times, 8));
     let limits = EngineLimits { queue_images: 32 };
-    let engine = Engine::start(Box::new(HostSampler::new(denoiser)), RANGE, limits, policy).unwrap();
+    let engine = Engine::start(Box::new(HostSampler::new(denoiser)), limits, policy).unwrap();
     gate.close();
     let begun = Instant::now();
     let long = engine.submit(Job { images: 16, ..job("heun-18@full", 1) }).unwrap();
@@ -166,7 +164,7 @@ fn guidance_adds_an_unconditional_row_and_moves_away_from_it() {
 #[test]
 fn guidance_without_a_class_costs_nothing() {
     let (engine, gate) = engine(8, 16);
-    images(engine.submit(Job { class: None, guidance: 3.0, ..job("euler-2@full", 4) }).unwrap());
+    images(engine.submit(Job { condition: Condition::None, guidance: 3.0, ..job("euler-2@full", 4) }).unwrap());
     assert_eq!(rows(&gate.calls()), [1, 1]);
 }
 
@@ -195,7 +193,7 @@ fn a_request_whose_client_has_gone_leaves_within_one_step() {
     gate.wait_for_calls(1);
     let waiting = engine.submit(job("euler-9@full", 2)).unwrap();
     drop((running, waiting));
-    let kept = engine.submit(Job { class: Some(0), ..job("euler-2@full", 3) }).unwrap();
+    let kept = engine.submit(Job { condition: Condition::Class(0), ..job("euler-2@full", 3) }).unwrap();
     gate.open();
     images(kept);
     let classes: Vec<_> = gate.calls().into_iter().map(|call| call.class).collect();
@@ -267,7 +265,7 @@ fn a_job_that_does_not_fit_the_model_is_refused_before_it_waits() {
     let (engine, _) = engine(8, 16);
     for unfit in [
         job("euler-3@0.750", 1),
-        Job { class: Some(2), ..job("euler-3@full", 1) },
+        Job { condition: Condition::Class(2), ..job("euler-3@full", 1) },
         Job { images: 0, ..job("euler-3@full", 1) },
         Job { images: 17, ..job("euler-3@full", 1) },
     ] {
@@ -338,8 +336,7 @@ impl Policy for Changing {
 fn an_image_whose_plan_changes_says_what_it_ran_and_can_be_repeated() {
     let (denoiser, gate) = Gaussian::conditional();
     let limits = EngineLimits { queue_images: 4 };
-    let changing =
-        Engine::start(Box::new(HostSampler::new(denoiser)), RANGE, limits, Box::new(Changing::default())).unwrap();
+    let changing = Engine::start(Box::new(HostSampler::new(denoiser)), limits, Box::new(Changing::default())).unwrap();
     let wish = Wish::Quality { floor: 0.0, target: 1.0 };
     let ticket = changing.submit(Job { wish, ..job("euler-1@full", 9) }).unwrap();
     assert_eq!(ticket.planned().plan.to_string(), "euler-4@full");

@@ -1,7 +1,7 @@
 //! Images of a plan, many at a time: what quality is measured on.
 
-use crate::diffusion::{Plan, SigmaRange, Trajectory, guide};
-use crate::nets::Denoiser;
+use crate::diffusion::{Plan, Trajectory, guide};
+use crate::nets::{Condition, Denoiser, Rows};
 use crate::ops::pixels::byte;
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -52,27 +52,27 @@ pub fn starts_in_turn(seed: u64, images: usize, classes: usize) -> Vec<Start> {
 ///
 /// # Errors
 /// If the model lacks a subnet, or the device fails.
-pub fn draw(
-    denoiser: &mut dyn Denoiser,
-    range: SigmaRange,
-    starts: &[Start],
-    recipe: &Recipe,
-) -> Result<Vec<Vec<f64>>> {
-    let (plan, elements) = (Arc::new(recipe.plan.clone()), denoiser.about().image.elements());
+pub fn draw(denoiser: &mut dyn Denoiser, starts: &[Start], recipe: &Recipe) -> Result<Vec<Vec<f64>>> {
+    let process = denoiser.about().process;
+    recipe.plan.check_for(&process).map_err(|problem| Error::input("plan", format!("{}: {problem}", recipe.plan)))?;
+    let (plan, image) = (Arc::new(recipe.plan.clone()), denoiser.about().image);
+    let elements = image.elements();
     let mut images = Vec::with_capacity(starts.len());
     for starts in starts.chunks(BATCH) {
-        let class: Vec<Option<usize>> = starts.iter().map(|start| start.class).collect();
-        let is_guided = recipe.guidance != 1.0 && class.iter().any(Option::is_some);
-        let begin = |start: &Start| Trajectory::new(plan.clone(), range, start.seed, 0, elements);
+        let conditions: Vec<Condition> = starts.iter().map(|start| start.class.into()).collect();
+        let nothing = vec![Condition::None; starts.len()];
+        let is_guided = recipe.guidance != 1.0 && conditions != nothing;
+        let begin = |start: &Start| Trajectory::new(plan.clone(), process, start.seed, 0, elements);
         let mut trajectories: Vec<Trajectory> = starts.iter().map(begin).collect();
         while let Some(call) = trajectories[0].next_call() {
             let subnet = denoiser.about().subnets.iter().position(|subnet| subnet.name == call.subnet);
             let subnet = subnet.ok_or_else(|| Error::input("plan", format!("the model has no `{}`", call.subnet)))?;
-            let sigma = vec![call.sigma; starts.len()];
+            let levels = vec![call.level; starts.len()];
             let x: Vec<f32> = trajectories.iter().flat_map(Trajectory::input).map(|&value| value as f32).collect();
-            let mut denoised = denoiser.denoise(subnet, &x, &sigma, &class)?;
+            let rows = Rows { image, x: &x, levels: &levels, conditions: &conditions };
+            let mut denoised = denoiser.denoise(subnet, &rows)?;
             if is_guided {
-                let unconditional = denoiser.denoise(subnet, &x, &sigma, &vec![None; starts.len()])?;
+                let unconditional = denoiser.denoise(subnet, &Rows { conditions: &nothing, ..rows })?;
                 denoised = guide(&denoised, &unconditional, recipe.guidance);
             }
             for (trajectory, denoised) in trajectories.iter_mut().zip(denoised.chunks_exact(elements)) {
@@ -120,7 +120,7 @@ mod tests {
         let starts = starts(4, 2);
         let mut of = |guidance| {
             let recipe = Recipe { plan: "euler-4@full".parse().unwrap(), guidance };
-            draw(&mut *denoiser, SigmaRange { min: 0.002, max: 80.0 }, &starts, &recipe).unwrap()
+            draw(&mut *denoiser, &starts, &recipe).unwrap()
         };
         let [plain, guided, none] = [1.0, 2.0, 0.0].map(&mut of);
         for ((plain, guided), none) in plain.iter().zip(&guided).zip(&none) {

@@ -1,7 +1,7 @@
 //! Features that are taken bit by bit, perhaps in several sittings.
 
 use super::drawing::{BATCH, Recipe, Start, bytes, draw};
-use crate::diffusion::SigmaRange;
+
 use crate::features::Features;
 use crate::files::continues;
 use crate::nets::Denoiser;
@@ -76,7 +76,6 @@ impl KeptFeatures {
     pub fn draw(
         &mut self,
         denoiser: &mut dyn Denoiser,
-        range: SigmaRange,
         starts: &[Start],
         recipe: &Recipe,
         features: &mut dyn Features,
@@ -85,7 +84,7 @@ impl KeptFeatures {
         let shape = denoiser.about().image;
         while self.len() < starts.len() {
             let part = &starts[self.len()..starts.len().min(self.len() + PART)];
-            let images = draw(denoiser, range, part, recipe)?;
+            let images = draw(denoiser, part, recipe)?;
             self.push(&features.of(&bytes(&images), shape)?)?;
             progress(self.len());
         }

@@ -1,8 +1,9 @@
 //! How long a call of the denoiser takes.
 
+use crate::ImageShape;
 use crate::Result;
-use crate::diffusion::{Noise, Update};
-use crate::nets::opened::Calls;
+use crate::diffusion::{Level, Noise, Update};
+use crate::nets::{Condition, Rows, opened::Calls};
 use crate::nets::{HostRunner, Move, Network, Opened, Sampler, Threads};
 use crate::ops::cpu::fused::Layer;
 use crate::ops::cpu::peak;
@@ -51,9 +52,10 @@ pub struct Timings {
 /// A batch to call a denoiser on.
 #[derive(Clone, Debug)]
 pub struct Input {
+    image: ImageShape,
     x: Vec<f32>,
-    sigma: Vec<f64>,
-    classes: Vec<Option<usize>>,
+    levels: Vec<Level>,
+    conditions: Vec<Condition>,
 }
 
 impl Input {
@@ -66,8 +68,13 @@ impl Input {
         for (x, sigma) in x.chunks_exact_mut(elements).zip(&sigma) {
             x.iter_mut().for_each(|x| *x *= *sigma as f32);
         }
-        let classes = (0..batch).map(|sample| sample.checked_rem(network.classes())).collect();
-        Self { x, sigma, classes }
+        let conditions = (0..batch).map(|sample| sample.checked_rem(network.classes()).into()).collect();
+        let levels = sigma.into_iter().map(Level::from).collect();
+        Self { image: network.image(), x, levels, conditions }
+    }
+
+    fn rows(&self) -> Rows<'_> {
+        Rows { image: self.image, x: &self.x, levels: &self.levels, conditions: &self.conditions }
     }
 
     /// So many levels that a sampler passes.
@@ -79,12 +86,12 @@ impl Input {
 
     /// Calls the subnet of this index.
     pub fn call(&self, runner: &mut HostRunner, subnet: usize) {
-        black_box(runner.call(subnet, black_box(&self.x), &self.sigma, &self.classes));
+        black_box(runner.call(subnet, black_box(&self.rows())));
     }
 
     /// As [`Self::call`]; what each layer took.
     fn timed_call(&self, runner: &mut HostRunner, subnet: usize) -> Vec<Layer> {
-        black_box(runner.timed_call(subnet, black_box(&self.x), &self.sigma, &self.classes)).1
+        black_box(runner.timed_call(subnet, black_box(&self.rows()))).1
     }
 }
 
@@ -121,10 +128,11 @@ fn of_steps(
     for (image, &sigma) in sigmas.iter().enumerate() {
         let noise = [Noise { scale: sigma, draw: NoiseKey::INITIAL }, Noise::default()];
         let slot = sampler.begin(NoiseKey { seed: 0, image: image as u32 }, noise, sigma)?;
-        let class = image.checked_rem(sampler.about().classes.len());
+        let condition = image.checked_rem(sampler.about().classes.len()).into();
+        let level = Level::from(sigma);
         // Each image stays where it is: calls are alike.
         let update = Update { a_x: 1.0, ..Update::default() };
-        moves.push(Move { slot, sigma, class, guidance: None, update, next_sigma: Some(sigma), watched: false });
+        moves.push(Move { slot, level, condition, guide: None, update, next: Some(level), watched: false });
     }
     let ms = rounds(settings.len(), pace, progress, |index| {
         let (subnet, batch) = settings[index];

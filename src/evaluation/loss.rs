@@ -31,7 +31,7 @@ pub fn denoising_losses(
     for start in (0..samples).step_by(BATCH) {
         let batch = batches.draw(start as u64, BATCH.min(samples - start));
         for (subnet, sum) in sums.iter_mut().enumerate() {
-            let denoised = runner.call(subnet, &batch.x, &batch.sigma, &batch.classes);
+            let denoised = runner.denoise_classes(subnet, &batch.x, &batch.sigma, &batch.classes)?;
             let images = denoised.chunks_exact(elements).zip(batch.x0.chunks_exact(elements));
             for ((got, want), &sigma) in images.zip(&batch.sigma) {
                 let squares: f64 = got.iter().zip(want).map(|(g, w)| ((g - w) as f64).powi(2)).sum();

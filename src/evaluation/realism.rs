@@ -3,7 +3,7 @@
 use super::drawing::starts_in_turn;
 use super::kept_features::KeptFeatures;
 use super::yardstick::Rating;
-use crate::diffusion::{Plan, SigmaRange};
+use crate::diffusion::Plan;
 use crate::features::classifier::File;
 use crate::features::frechet::Target;
 use crate::features::{Classifier, Features, Reference};
@@ -65,19 +65,18 @@ impl RealImages {
 /// images are asked for.
 #[derive(Debug)]
 pub struct Realism {
-    range: SigmaRange,
     real: RealImages,
     /// By plan: the features of its images so far.
     drawn: HashMap<String, KeptFeatures>,
 }
 
 impl Realism {
-    /// By the features of this file, for a model that is sampled over `range`.
+    /// By the features of this file.
     ///
     /// # Errors
     /// As [`RealImages::open`].
-    pub fn open(path: &Path, range: SigmaRange, threads: Threads) -> Result<Self> {
-        Ok(Self { range, real: RealImages::open(path, threads)?, drawn: HashMap::new() })
+    pub fn open(path: &Path, threads: Threads) -> Result<Self> {
+        Ok(Self { real: RealImages::open(path, threads)?, drawn: HashMap::new() })
     }
 
     /// The distances of quality 1 and of quality 0.
@@ -91,9 +90,9 @@ impl Realism {
     /// If the device fails or the model lacks a subnet.
     pub fn rate(&mut self, denoiser: &mut dyn Denoiser, plan: &Plan, images: usize) -> Result<Rating> {
         let starts = starts_in_turn(0, images, denoiser.about().classes.len());
-        let Self { range, real, drawn } = self;
+        let Self { real, drawn } = self;
         let kept = drawn.entry(plan.to_string()).or_insert_with(|| KeptFeatures::in_memory(real.target.dim()));
-        kept.draw(denoiser, *range, &starts, &plan.clone().into(), &mut real.classifier, |_| {})?;
+        kept.draw(denoiser, &starts, &plan.clone().into(), &mut real.classifier, |_| {})?;
         real.rate(kept.first(images))
     }
 

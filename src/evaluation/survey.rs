@@ -9,7 +9,7 @@ use super::realism::Realism;
 use super::to_reference::{ToReference, reference};
 use super::yardstick::{Metric, Rating, Yardstick};
 use crate::Result;
-use crate::diffusion::{Plan, SigmaRange};
+use crate::diffusion::Plan;
 use crate::nets::Threads;
 use crate::nets::{Denoiser, Opened};
 use std::path::Path;
@@ -104,7 +104,6 @@ impl Profile {
     /// As [`ToReference::new`] and [`Realism::open`].
     pub fn measure(
         opened: &mut dyn Opened,
-        range: SigmaRange,
         effort: &Effort,
         features: Option<&Path>,
         progress: &mut dyn FnMut(Progress<'_>),
@@ -112,11 +111,11 @@ impl Profile {
         let latency = latencies(opened, effort, progress)?;
         let mut search = Search::new(opened.denoiser(), &latency, progress);
         let (yardstick, images) = match *effort {
-            Effort::Quick { .. } => search.quick(range)?,
+            Effort::Quick { .. } => search.quick()?,
             Effort::Thorough { images, .. } => {
                 let mut yardstick = match features {
-                    Some(path) => Yardstick::Fd(Box::new(Realism::open(path, range, Threads::ALL)?)),
-                    None => Yardstick::MseToReference(search.reference(range, images)?),
+                    Some(path) => Yardstick::Fd(Box::new(Realism::open(path, Threads::ALL)?)),
+                    None => Yardstick::MseToReference(search.reference(images)?),
                 };
                 search.thorough(&mut yardstick, images)?;
                 (yardstick, images)
@@ -263,12 +262,12 @@ impl<'a> Search<'a> {
     }
 
     /// As many images, and then as many plans, as are affordable.
-    fn quick(&mut self, range: SigmaRange) -> Result<(Yardstick, usize)> {
+    fn quick(&mut self) -> Result<(Yardstick, usize)> {
         let names: Vec<String> = self.denoiser.about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
         let plans = candidates::quick(&names.iter().map(String::as_str).collect::<Vec<_>>());
         let costs: Vec<f64> = plans.iter().map(|plan| self.ms(plan)).collect();
         let (images, count) = affordable(self.ms(&reference()), &costs, QUICK[1]);
-        let mut yardstick = Yardstick::MseToReference(self.reference(range, images)?);
+        let mut yardstick = Yardstick::MseToReference(self.reference(images)?);
         self.try_all("quality", &mut yardstick, plans.into_iter().take(count).collect(), images)?;
         Ok((yardstick, images))
     }
@@ -278,10 +277,10 @@ impl<'a> Search<'a> {
     }
 
     /// The images of the reference plan, which is as good as can be by them.
-    fn reference(&mut self, range: SigmaRange, images: usize) -> Result<ToReference> {
+    fn reference(&mut self, images: usize) -> Result<ToReference> {
         let plan = reference();
         (self.progress)(Progress { part: "reference", done: 0, total: 1, plan: Some(&plan) });
-        let reference = ToReference::new(self.denoiser, range, images)?;
+        let reference = ToReference::new(self.denoiser, images)?;
         (self.progress)(Progress { part: "reference", done: 1, total: 1, plan: Some(&plan) });
         let rating = Rating { distance: 0.0, quality: 1.0, error: 0.0 };
         let point = Point { ms: self.ms(&plan), plan, rating };
@@ -407,8 +406,6 @@ mod tests {
     use crate::evaluation::frontier::ROWS;
     use std::collections::BTreeSet;
 
-    const RANGE: SigmaRange = SigmaRange { min: 0.002, max: 80.0 };
-
     fn latency() -> Vec<Latency> {
         let row = |(subnet, ms): (&str, f64)| Latency { subnet: subnet.to_owned(), batch: 1, ms };
         [("0.250", 0.5), ("0.500", 0.7), ("full", 1.0)].map(row).to_vec()
@@ -434,7 +431,7 @@ mod tests {
     #[test]
     fn a_thorough_search_ends_at_the_reference_and_measures_nothing_twice() {
         let (points, parts) = search(|search| {
-            let mut yardstick = Yardstick::MseToReference(search.reference(RANGE, 4).unwrap());
+            let mut yardstick = Yardstick::MseToReference(search.reference(4).unwrap());
             search.thorough(&mut yardstick, 4).unwrap();
         });
         assert_eq!(parts, ["reference", "solvers", "widths", "width schedules"]);
@@ -454,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_quick_search_measures_few_plans_and_the_reference() {
-        let (points, parts) = search(|search| drop(search.quick(RANGE).unwrap()));
+        let (points, parts) = search(|search| drop(search.quick().unwrap()));
         assert_eq!(parts, ["reference", "quality"]);
         assert_eq!(points.len(), 22);
         let last = pareto(points, 0.6).pop().unwrap();

@@ -1,11 +1,11 @@
 //! A small convolutional classifier of a model's own data, for data that no public network of features has seen: what it has
 //! before its last layer are the features. `features.safetensors` of a model directory.
 
-use super::{Features, Reference, Runner};
+use super::{Features, Reference};
 use crate::files::{parse_metadata, parse_tensors, refuse_surplus, write_tensors};
-use crate::nets::Threads;
 use crate::nets::builder::{Builder, Draw, Weight};
 use crate::nets::program::{Channels, Product, Program, ValueId, View};
+use crate::nets::{Runner, Threads};
 use crate::ops::Act;
 use crate::ops::cpu::conv::Places;
 use crate::ops::pixels::to_unit;

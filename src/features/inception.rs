@@ -1,9 +1,9 @@
 //! The features of the Frechet Inception distance.
 
+use super::Features;
 use super::bilinear::Bilinear;
-use super::{Features, Runner};
-use crate::nets::Threads;
 use crate::nets::inception::{SIDE, Tap, program, weights};
+use crate::nets::{Runner, Threads};
 use crate::ops::cpu::fused::Layer;
 use crate::ops::cpu::fused::rows::Row;
 use crate::{Error, ImageShape, Result, checkpoint};

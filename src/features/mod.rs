@@ -8,14 +8,12 @@ mod inception;
 pub mod kid;
 pub mod manifold;
 mod reference;
-mod runner;
 pub mod sample;
 
 pub use classifier::Classifier;
 pub use clip::Clip;
 pub use inception::Inception;
 pub use reference::Reference;
-pub use runner::Runner;
 
 use crate::{ImageShape, Result};
 

@@ -98,7 +98,7 @@ async fn by_engine(fleet: &Arc<Fleet>, starts: &[Start], plan: &Plan, clients: u
     let (fleet, starts): (_, Arc<[Start]>) = (fleet.clone(), starts.into());
     let work = move |index: usize| {
         let Start { seed, class } = starts[index % starts.len()];
-        let job = Job { class, ..Job::exact(plan.clone(), seed) };
+        let job = Job { condition: class.into(), ..Job::exact(plan.clone(), seed) };
         let submitted = fleet.submit(job);
         async move {
             let ticket = submitted.map_err(Error::from)?;

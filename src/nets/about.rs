@@ -2,6 +2,7 @@
 
 use super::model::Model;
 use crate::ImageShape;
+use crate::diffusion::Process;
 use crate::supernet::Subnet;
 
 /// What whoever draws with a network has to know of it.
@@ -9,6 +10,8 @@ use crate::supernet::Subnet;
 pub struct About {
     /// The size of its images.
     pub image: ImageShape,
+    /// What it was trained to undo.
+    pub process: Process,
     /// Class names by index; empty for an unconditional network.
     pub classes: Vec<String>,
     /// Its subnets, from the narrowest to the widest; the last is `full`.
@@ -21,6 +24,6 @@ impl About {
     /// Of a model whose weights take so much memory.
     pub fn of(model: &Model, weight_bytes: usize) -> Self {
         let (classes, subnets) = (model.card.classes.clone(), model.table.subnets.clone());
-        Self { image: model.image(), classes, subnets, weight_bytes }
+        Self { image: model.image(), process: model.card.process(), classes, subnets, weight_bytes }
     }
 }

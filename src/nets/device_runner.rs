@@ -3,10 +3,10 @@
 
 use super::network::Network;
 use super::on_gpu::{Addresses, Compiled};
-use super::{About, Denoiser, Model, Move, Sampler, Slot};
+use super::{About, Denoiser, Model, Move, Rows, Sampler, Slot};
 use crate::ImageShape;
-use crate::diffusion::Noise;
 use crate::diffusion::preconditioning::Coefficients;
+use crate::diffusion::{Level, Noise};
 use crate::ops::cuda::sampler::{self, Row};
 use crate::ops::cuda::{Accelerator, Fault, Launch, Precision, pixels};
 use crate::philox::NoiseKey;
@@ -92,7 +92,7 @@ struct Slots {
 #[derive(Clone, Copy, Debug)]
 struct Part {
     slot: usize,
-    sigma: f64,
+    level: Level,
     class: Option<usize>,
     /// The scale of guidance, where there is a second row without the class.
     guidance: Option<f64>,
@@ -184,8 +184,8 @@ impl<M: Accelerator> DeviceRunner<M> {
         self.compiled.precision()
     }
 
-    fn coefficients(&self, sigma: f64) -> Coefficients {
-        self.network.preconditioning().coefficients(sigma)
+    fn coefficients(&self, level: Level) -> Coefficients {
+        self.network.preconditioning().at(level)
     }
 
     /// Makes slots of a page's memory.
@@ -248,7 +248,7 @@ impl<M: Accelerator> DeviceRunner<M> {
         let mut control = vec![0; end];
         let mut sample = 0;
         for (index, part) in parts.iter().enumerate() {
-            let c = self.coefficients(part.sigma);
+            let c = self.coefficients(part.level);
             let place = self.slots.places[part.slot];
             let row = Row {
                 conditional: sample as u32,
@@ -369,11 +369,11 @@ impl<M: Accelerator> Denoiser for DeviceRunner<M> {
         self.bytes - self.about.weight_bytes
     }
 
-    fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
-        let elements = self.network.image().elements();
-        let mut denoised = Vec::with_capacity(x.len());
+    fn denoise(&mut self, subnet: usize, rows: &Rows) -> Result<Vec<f32>> {
+        assert_eq!(rows.image, self.network.image(), "size of the images");
+        let mut denoised = Vec::with_capacity(rows.x.len());
         let mut slots = Vec::new();
-        let outcome = self.denoise_in(&mut slots, subnet, (x, sigma, class), elements, &mut denoised);
+        let outcome = self.denoise_in(&mut slots, subnet, rows, &mut denoised);
         self.slots.free.append(&mut slots);
         self.noted(outcome)?;
         Ok(denoised)
@@ -386,19 +386,19 @@ impl<M: Accelerator> DeviceRunner<M> {
         &mut self,
         slots: &mut Vec<usize>,
         subnet: usize,
-        (x, sigma, class): (&[f32], &[f64], &[Option<usize>]),
-        elements: usize,
+        rows: &Rows,
         denoised: &mut Vec<f32>,
     ) -> std::result::Result<(), Fault> {
+        let elements = rows.image.elements();
         let (mut inputs, mut parts) = (Vec::new(), Vec::new());
-        for ((x, &sigma), &class) in x.chunks_exact(elements).zip(sigma).zip(class) {
+        for ((x, &level), class) in rows.x.chunks_exact(elements).zip(rows.levels).zip(rows.classes()) {
             let slot = self.take()?;
             slots.push(slot);
             self.machine.upload(self.slots.places[slot].x, bytemuck::cast_slice(x))?;
             let keep = Row { a_x: 1.0, ..self.row(slot) };
-            inputs.push(Row { c_in: self.coefficients(sigma).c_in as f32, ..keep });
+            inputs.push(Row { c_in: self.coefficients(level).c_in as f32, ..keep });
             let row = Row { estimate: self.slots.places[slot].estimate, ..keep };
-            parts.push(Part { slot, sigma, class, guidance: None, row });
+            parts.push(Part { slot, level, class, guidance: None, row });
         }
         self.run_rows(&inputs)?;
         self.call(subnet, &parts)?;
@@ -425,7 +425,7 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
         let slot = self.take();
         let slot = self.noted(slot)?;
         self.slots.places[slot].key = key;
-        let c_in = self.coefficients(sigma).c_in as f32;
+        let c_in = self.coefficients(sigma.into()).c_in as f32;
         let row = |noise: Noise| Row { noise: noise.scale as f32, draw: noise.draw, c_in, ..self.row(slot) };
         let [first, churn] = noise.map(row);
         self.begun[0].push(first);
@@ -440,6 +440,8 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
         self.noted(outcome)?;
         let part = |step: &Move| {
             let (slot, update) = (step.slot.0, step.update);
+            // Solvers with more memory are of networks that read texts, which `compile` refuses.
+            assert!(update.older == [0.0; 2] && update.b_m == 0.0, "the kernel remembers one array");
             let row = Row {
                 estimate: if step.watched { self.slots.places[slot].estimate } else { 0 },
                 a_x: update.a_x as f32,
@@ -449,10 +451,11 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
                 b_d: update.b_d as f32,
                 noise: update.noise.scale as f32,
                 draw: update.noise.draw,
-                c_in: step.next_sigma.map_or(0.0, |sigma| self.coefficients(sigma).c_in as f32),
+                c_in: step.next.map_or(0.0, |level| self.coefficients(level).c_in as f32),
                 ..self.row(slot)
             };
-            Part { slot, sigma: step.sigma, class: step.class, guidance: step.guidance, row }
+            let guidance = step.guide.as_ref().map(|guide| guide.scale);
+            Part { slot, level: step.level, class: step.condition.class(), guidance, row }
         };
         let parts: Vec<Part> = moves.iter().map(part).collect();
         let outcome = self.call(subnet, &parts);

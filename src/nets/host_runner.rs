@@ -3,7 +3,7 @@
 use super::network::Network;
 use super::on_cpu::{Packed, SubnetView};
 use super::program::Inputs;
-use super::{About, Denoiser, Model};
+use super::{About, Denoiser, Model, Rows};
 use crate::ImageShape;
 use crate::Result;
 use crate::diffusion::preconditioning::Coefficients;
@@ -55,9 +55,10 @@ impl HostRunner {
     /// Packs the model's weights. The model itself is not needed afterwards.
     ///
     /// # Errors
-    /// [`crate::Error::Tensor`] on a device fault.
+    /// As [`Network::check_denoises`]; [`crate::Error::Tensor`] on a device fault.
     pub fn new(model: &Model, threads: Threads) -> Result<Self> {
         let network = model.network.clone();
+        network.check_denoises()?;
         let views = (0..model.table.subnets.len())
             .map(|subnet| SubnetView::new(network.spec(), &model.supernet, model.widths(subnet)));
         let (packed, views) = (network.pack(&model.supernet)?, views.collect::<Vec<_>>());
@@ -91,31 +92,24 @@ impl HostRunner {
     }
 
     /// As [`Denoiser::denoise`], which cannot fail on the host.
-    pub fn call(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Vec<f32> {
-        self.run(subnet, x, sigma, class, Coefficients::denoised)
+    pub fn call(&mut self, subnet: usize, rows: &Rows) -> Vec<f32> {
+        self.run(subnet, rows, Coefficients::denoised)
     }
 
     /// The raw network's output F for the same: the predicted noise of a variance preserving network.
-    pub fn raw(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Vec<f32> {
-        self.run(subnet, x, sigma, class, |_, _, raw| raw)
+    pub fn raw(&mut self, subnet: usize, rows: &Rows) -> Vec<f32> {
+        self.run(subnet, rows, |_, _, raw| raw)
     }
 
-    fn run(
-        &mut self,
-        subnet: usize,
-        x: &[f32],
-        sigma: &[f64],
-        class: &[Option<usize>],
-        output: impl Fn(&Coefficients, f32, f32) -> f32,
-    ) -> Vec<f32> {
-        let (elements, batch) = (self.network.image().elements(), sigma.len());
-        assert!(x.len() == batch * elements && class.len() == batch, "size of the batch");
+    fn run(&mut self, subnet: usize, rows: &Rows, output: impl Fn(&Coefficients, f32, f32) -> f32) -> Vec<f32> {
+        let (Rows { image, x, levels, conditions }, batch) = (*rows, rows.count());
+        assert!(x.len() == batch * image.elements() && conditions.len() == batch, "size of the batch");
         if batch == 0 {
             return Vec::new();
         }
-        let ImageShape { height, width, channels } = self.network.image();
+        let ImageShape { height, width, channels } = image;
         let preconditioning = self.network.preconditioning();
-        let coefficients: Vec<_> = sigma.iter().map(|&sigma| preconditioning.coefficients(sigma)).collect();
+        let coefficients: Vec<_> = levels.iter().map(|&level| preconditioning.at(level)).collect();
         let noise: Vec<f32> = coefficients.iter().map(|c| c.c_noise as f32).collect();
         let mut input = self.workspace.arena.map([batch, height, width, channels]);
         input.copy_from(x);
@@ -125,10 +119,11 @@ impl HostRunner {
         }
         let shape = [height, width, channels, channels];
         self.workspace.ended(format_args!("input"), Kind::Elementwise, shape, 0);
-        let inputs = Inputs { noise: &noise, class, context: &[] };
+        let (class, context) = (rows.classes(), rows.texts(self.network.program().context_elements()));
+        let inputs = Inputs { noise: &noise, class: &class, context: &context };
         let raw = self.packed.forward(&mut self.workspace, &self.views[subnet], &input, inputs);
         let mut denoised = x.to_vec();
-        let samples = denoised.chunks_exact_mut(elements).zip(raw.data().chunks_exact(raw.sample()));
+        let samples = denoised.chunks_exact_mut(image.elements()).zip(raw.data().chunks_exact(raw.sample()));
         for ((x, raw), c) in samples.zip(&coefficients) {
             let raw = raw.chunks_exact(raw.len() / (height * width)).flat_map(|pixel| &pixel[..channels]);
             x.iter_mut().zip(raw).for_each(|(x, &raw)| *x = output(c, *x, raw));
@@ -140,15 +135,9 @@ impl HostRunner {
     }
 
     /// As [`Self::call`], and what each layer of it took, in the order in which they ran.
-    pub fn timed_call(
-        &mut self,
-        subnet: usize,
-        x: &[f32],
-        sigma: &[f64],
-        class: &[Option<usize>],
-    ) -> (Vec<f32>, Vec<Layer>) {
+    pub fn timed_call(&mut self, subnet: usize, rows: &Rows) -> (Vec<f32>, Vec<Layer>) {
         self.workspace.recorder = Some(Recorder::new());
-        let denoised = self.call(subnet, x, sigma, class);
+        let denoised = self.call(subnet, rows);
         let recorder = self.workspace.recorder.take();
         (denoised, recorder.map_or_else(Vec::new, Recorder::layers))
     }
@@ -163,8 +152,8 @@ impl Denoiser for HostRunner {
         self.activation_bytes()
     }
 
-    fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>> {
-        Ok(self.call(subnet, x, sigma, class))
+    fn denoise(&mut self, subnet: usize, rows: &Rows) -> Result<Vec<f32>> {
+        Ok(self.call(subnet, rows))
     }
 }
 
@@ -224,7 +213,7 @@ mod tests {
             for subnet in 0..2 {
                 let [scalar, narrower, widest] = on_every_instruction_set(|| {
                     let mut runner = HostRunner::new(&model, Threads::new(2)).unwrap();
-                    runner.denoise(subnet, &x, &[0.3, 4.0], &[Some(1), None]).unwrap()
+                    runner.denoise_classes(subnet, &x, &[0.3, 4.0], &[Some(1), None]).unwrap()
                 });
                 assert!(widest.iter().all(|value| value.is_finite()));
                 assert_eq!(scalar, widest, "without vectors, subnet {subnet}");

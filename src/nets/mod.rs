@@ -20,6 +20,8 @@ pub mod program;
 pub mod public;
 pub mod public_config;
 pub mod recognition;
+mod rows;
+mod runner;
 mod sampler;
 pub mod sliced;
 pub mod song_unet;
@@ -37,12 +39,15 @@ pub use model::Model;
 pub use network::Network;
 pub use opened::{Opened, open};
 pub use placement::Placement;
-pub use sampler::{HostSampler, Move, Sampler, Slot};
+pub use rows::{Condition, Rows};
+pub use runner::Runner;
+pub use sampler::{Guide, HostSampler, Move, Sampler, Slot};
 pub use warm::warm;
 
 use crate::Result;
+use crate::diffusion::Level;
 
-/// A denoiser `D(x; sigma, class)` at several widths, in the host's memory.
+/// A denoiser `D(x; sigma, condition)` at several widths, in the host's memory.
 pub trait Denoiser: Send {
     /// What there is to know of it.
     fn about(&self) -> &About;
@@ -50,12 +55,27 @@ pub trait Denoiser: Send {
     /// Memory in its buffers of activations.
     fn activation_bytes(&self) -> usize;
 
-    /// One call on a batch of B samples, each with its own noise level and class.
-    ///
-    /// `x` is `[B, height, width, channels]` row-major, `sigma` and `class` have B entries; class `None` is the
-    /// unconditional call. Returns the denoised images in the layout of `x`.
+    /// One call on a batch of samples, each with its own noise level and condition. Returns the denoised images in the layout of
+    /// [`Rows::x`].
     ///
     /// # Errors
     /// Only on a device fault: shapes and indices are the caller's contract.
-    fn denoise(&mut self, subnet: usize, x: &[f32], sigma: &[f64], class: &[Option<usize>]) -> Result<Vec<f32>>;
+    fn denoise(&mut self, subnet: usize, rows: &Rows) -> Result<Vec<f32>>;
+
+    /// As [`Self::denoise`], on images of the network's own size, each of a class or of nothing.
+    ///
+    /// # Errors
+    /// As [`Self::denoise`].
+    fn denoise_classes(
+        &mut self,
+        subnet: usize,
+        x: &[f32],
+        sigma: &[f64],
+        class: &[Option<usize>],
+    ) -> Result<Vec<f32>> {
+        let levels: Vec<Level> = sigma.iter().copied().map(Level::from).collect();
+        let conditions: Vec<Condition> = class.iter().copied().map(Condition::from).collect();
+        let image = self.about().image;
+        self.denoise(subnet, &Rows { image, x, levels: &levels, conditions: &conditions })
+    }
 }

@@ -6,7 +6,7 @@ use super::text_to_image::{self, TextToImage};
 use crate::ImageShape;
 use crate::classes;
 use crate::diffusion::preconditioning::Preconditioning;
-use crate::diffusion::schedule::SigmaRange;
+use crate::diffusion::schedule::{Process, SigmaRange};
 use crate::files::{read_toml, sha256, write_toml};
 use crate::labels;
 use crate::subnet_name::SubnetName;
@@ -130,6 +130,11 @@ impl Card {
             sha256: BTreeMap::new(),
             made: toml::Table::new(),
         }
+    }
+
+    /// What the network was trained to undo, at the levels that it is sampled over.
+    pub fn process(&self) -> Process {
+        Process { preconditioning: self.preconditioning, range: self.noise }
     }
 
     /// Holds the files of `dir` against their hashes. One that is not there is missed by whoever wants it.

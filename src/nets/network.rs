@@ -71,6 +71,22 @@ impl Network {
         self.preconditioning
     }
 
+    /// Whether what it makes is what it is given, less noise.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] for one that is given more, as one for inpainting is.
+    pub fn check_denoises(&self) -> Result<()> {
+        let (given, made) = (self.image().channels, self.program.output_channels());
+        if given == made {
+            return Ok(());
+        }
+        let problem = format!(
+            "{given} are more than the {made} that it makes: it is a network for inpainting, which is given a mask and a picture \
+             beside the noise; it can be imported, but not be run yet"
+        );
+        Err(crate::Error::input("backbone.in_channels", problem))
+    }
+
     /// `D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)` on a batch (Karras et al. 2022, eq. 7).
     ///
     /// `x` is `[B, H, W, C]`; `sigma` and `class` have B entries, class `None` is the unconditional call; `context` is as

@@ -1,8 +1,8 @@
 //! Inference on the CPU: a [`Program`] whose weights are packed once for all subnets, run layer by layer in fused kernels.
 
 use super::program::{
-    Branch, Channels, Embedding, Extent, IMAGE, Inputs, Norm, Op, Over, ParamId, Pool, Product, Program, Value,
-    ValueId, View,
+    Branch, Channels, Embedding, Extent, IMAGE, Inputs, Norm, Op, Over, ParamId, Pool, Product, Program, Resample,
+    Value, ValueId, View,
 };
 use super::sliced::Tables;
 use crate::Result;
@@ -460,7 +460,15 @@ impl Call<'_> {
                 self.workspace.ended(format_args!("{name}"), Kind::Norm, shape, 0);
                 Some(y)
             }
-            (.., Some(resampler)) => Some(self.resampled(resampler, source)),
+            (.., Some(resampler)) => {
+                let [_, height, width] = source.size();
+                if resampler.input() == [height, width] {
+                    return Some(self.resampled(resampler, source));
+                }
+                // Of an image of another size than the network's.
+                let resample = x.resample.as_ref().expect("what was packed of it is there");
+                Some(self.resampled(&resampler_of(resample, [height, width, pitch(source.channels())]), source))
+            }
             _ => None,
         }
     }
@@ -507,6 +515,11 @@ impl Call<'_> {
         }
         y
     }
+}
+
+/// A resampling of maps of this size.
+fn resampler_of(resample: &Resample, size: [usize; 3]) -> Resampler {
+    Resampler::new(resample.direction, size, &resample.filter, resample.pad, resample.direction.gain())
 }
 
 /// Packs one network.
@@ -574,8 +587,7 @@ impl Packer<'_> {
             let Extent::Map { height, width } = self.program.values[view.parts[0]].extent else {
                 unreachable!("a vector has no pixels to resample")
             };
-            let size = [height, width, pitch(self.program.width(view))];
-            Resampler::new(resample.direction, size, &resample.filter, resample.pad, resample.direction.gain())
+            resampler_of(resample, [height, width, pitch(self.program.width(view))])
         });
         PackedView { norm: view.norm.as_ref().map(of), resampler }
     }

@@ -498,6 +498,32 @@ impl Op {
 }
 
 impl Program {
+    /// Tokens and channels of the context that it is told of a sample; None of a network that reads none.
+    pub fn context(&self) -> Option<[usize; 2]> {
+        let index = self.layers.iter().position(|layer| matches!(layer.op, Op::Context))?;
+        let Value { extent, channels } = self.values[index + 1];
+        Some([extent.pixels(), channels.kept(&self.spec.full())])
+    }
+
+    /// Channels of its output.
+    pub fn output_channels(&self) -> usize {
+        self.values.last().map_or(0, |value| value.channels.kept(&self.spec.full()))
+    }
+
+    /// Elements of that context; 0 of a network that reads none.
+    pub fn context_elements(&self) -> usize {
+        self.context().map_or(0, |[tokens, channels]| tokens * channels)
+    }
+
+    /// What the rows and columns of its images are multiples of: how much larger they are than its smallest map.
+    pub fn steps_of_size(&self) -> usize {
+        let rows = |value: &Value| match value.extent {
+            Extent::Map { height, width } if width > 1 => height,
+            _ => self.image.height,
+        };
+        self.image.height / self.values.iter().map(rows).min().unwrap_or(1).max(1)
+    }
+
     /// A network of these layers.
     pub(super) fn new(spec: Spec, image: ImageShape, classes: usize, layers: Vec<Layer>, values: Vec<Value>) -> Self {
         let mut program = Self { spec, image, classes, layers, values, freed: Vec::new(), slots: Vec::new() };

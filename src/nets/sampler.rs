@@ -1,7 +1,7 @@
 //! The images that are being drawn, where the denoiser keeps its memory.
 
-use super::{About, Denoiser};
-use crate::diffusion::{Noise, State, Update, guide};
+use super::{About, Condition, Denoiser, Rows};
+use crate::diffusion::{Level, Noise, State, Update, guide};
 use crate::ops::pixels::byte;
 use crate::philox::NoiseKey;
 use crate::{Error, Result};
@@ -10,22 +10,31 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slot(pub usize);
 
+/// Classifier-free guidance of a step: the image has a second row in the call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guide {
+    /// Its scale.
+    pub scale: f64,
+    /// What the image is led away from: nothing, or what a negative prompt says.
+    pub from: Condition,
+}
+
 /// What one image does in a [`Sampler::step`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Move {
     /// The image; each is in a step once at most.
     pub slot: Slot,
     /// The noise level of the call: the one that [`Sampler::begin`] or the move before announced.
-    pub sigma: f64,
-    /// Index of the class; `None` is the unconditional call.
-    pub class: Option<usize>,
-    /// The scale of classifier-free guidance: the image has a second, unconditional row in the call.
-    pub guidance: Option<f64>,
+    pub level: Level,
+    /// What the image is of.
+    pub condition: Condition,
+    /// What leads it, if anything does.
+    pub guide: Option<Guide>,
     /// What the denoised image does to the arrays.
     pub update: Update,
     /// The noise level of the image's next call, whose input a device may scale in the same pass; `None` when the image
     /// is drawn.
-    pub next_sigma: Option<f64>,
+    pub next: Option<Level>,
     /// Whether [`Sampler::estimate`] may be asked after this step.
     pub watched: bool,
 }
@@ -33,7 +42,12 @@ pub struct Move {
 impl Move {
     /// Samples that the image adds to the call.
     pub fn rows(&self) -> usize {
-        if self.guidance.is_some() { 2 } else { 1 }
+        self.conditions().count()
+    }
+
+    /// What the rows are of.
+    pub fn conditions(&self) -> impl Iterator<Item = &Condition> {
+        [Some(&self.condition), self.guide.as_ref().map(|guide| &guide.from)].into_iter().flatten()
     }
 }
 
@@ -131,18 +145,20 @@ impl Sampler for HostSampler {
     }
 
     fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()> {
-        let (elements, rows) = (self.about().image.elements(), moves.iter().map(Move::rows).sum());
+        let image = self.about().image;
+        let (elements, rows) = (image.elements(), moves.iter().map(Move::rows).sum());
         let mut x = Vec::with_capacity(rows * elements);
-        let (mut sigma, mut class) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+        let (mut levels, mut conditions) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         for step in moves {
             let image = self.held(step.slot);
-            for class_of_row in [step.class, None].into_iter().take(step.rows()) {
+            for condition in step.conditions() {
                 x.extend(image.state.x().iter().map(|&value| value as f32));
-                sigma.push(step.sigma);
-                class.push(class_of_row);
+                levels.push(step.level);
+                conditions.push(condition.clone());
             }
         }
-        let denoised = self.denoiser.denoise(subnet, &x, &sigma, &class)?;
+        let rows = Rows { image, x: &x, levels: &levels, conditions: &conditions };
+        let denoised = self.denoiser.denoise(subnet, &rows)?;
         if denoised.len() != x.len() {
             return Err(Error::Denoiser(format!("it returned {} values for {}", denoised.len(), x.len())));
         }
@@ -153,7 +169,7 @@ impl Sampler for HostSampler {
         for step in moves {
             let (rows, others) = rest.split_at(step.rows() * elements);
             rest = others;
-            let guided = step.guidance.map(|scale| guide(&rows[..elements], &rows[elements..], scale));
+            let guided = step.guide.as_ref().map(|by| guide(&rows[..elements], &rows[elements..], by.scale));
             let estimate = guided.as_deref().unwrap_or(rows);
             let Image { key, state, estimate: kept } = self.held(step.slot);
             state.apply(&step.update, estimate, *key);

@@ -1,13 +1,17 @@
 //! What a model that draws texts has beside its denoiser: an encoder of texts, and an autoencoder between latents and pictures.
 
 use super::backbone::Backbone;
+use super::host_runner::Threads;
+use super::program::Program;
 use super::unet::TOKENS;
-use super::vae;
+use super::{Runner, public, vae};
 use crate::checkpoint::{self, StateDict};
+use crate::supernet::Supernet;
 use crate::text::{TextConfig, TextEncoder, Tokenizer};
 use crate::{Error, Result, Size};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The weights of the encoder of texts, under the names of transformers.
 pub const TEXT_ENCODER: &str = "text_encoder.safetensors";
@@ -97,6 +101,29 @@ impl TextToImage {
         }
     }
 
+    /// From latents, divided by [`vae::Config::scaling_factor`], to pictures, with the weights in `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the tensor that is missing or does not fit; [`Error::Io`] if the file cannot be read.
+    pub fn decoder(&self, dir: &Path, threads: Threads) -> Result<Runner> {
+        let [height, width] = self.latent_size(self.sizes[0]);
+        half(self.vae.decoder(height, width), dir, threads)
+    }
+
+    /// From pictures to the means and logarithms of variances of their latents, with the weights in `dir`.
+    ///
+    /// # Errors
+    /// As [`Self::decoder`].
+    pub fn encoder(&self, dir: &Path, threads: Threads) -> Result<Runner> {
+        let Size { height, width } = self.sizes[0];
+        half(self.vae.encoder(height, width), dir, threads)
+    }
+
+    /// Rows and columns of the latent of a picture of this size.
+    pub fn latent_size(&self, size: Size) -> [usize; 2] {
+        [size.height, size.width].map(|side| side / self.vae.factor())
+    }
+
     /// The encoder of texts and its tokenizer, in the files of `dir`.
     ///
     /// # Errors
@@ -116,7 +143,14 @@ impl TextToImage {
     }
 }
 
+/// One half of an autoencoder, which passes over the weights of the other.
+fn half(program: Program, dir: &Path, threads: Threads) -> Result<Runner> {
+    let params = public::read_among(&program.spec, &tensors(&dir.join(VAE))?)?;
+    let weights = Supernet::original(&program.spec, params);
+    Runner::new(Arc::new(program), &weights, threads)
+}
+
 /// The tensors of a file of a model directory.
-pub(super) fn tensors(path: &Path) -> Result<StateDict> {
+fn tensors(path: &Path) -> Result<StateDict> {
     Ok(checkpoint::open(path)?.parts.swap_remove(0).tensors)
 }

@@ -16,7 +16,7 @@ pub fn warm(denoiser: &mut dyn Denoiser, max_batch: usize) -> Result<()> {
     for batch in [1, largest.div_ceil(4), largest] {
         let (x, sigma, class) = (vec![0.5; batch * elements], vec![1.0; batch], vec![None; batch]);
         for subnet in 0..subnets {
-            let denoised = denoiser.denoise(subnet, &x, &sigma, &class)?;
+            let denoised = denoiser.denoise_classes(subnet, &x, &sigma, &class)?;
             if !denoised.iter().all(|value| value.is_finite()) {
                 let name = &denoiser.about().subnets[subnet].name;
                 return Err(Error::input(format!("subnet {name}"), "its first call gave values that are not finite"));

@@ -4,6 +4,7 @@ use crate::diffusion::plan::Plan;
 use crate::engine::image::{Raster, grid_shape};
 use crate::engine::{Finished, Job, Step, Ticket};
 use crate::labels;
+use crate::nets::Condition;
 use crate::routing::{Budget, MinQuality, Resolved};
 use crate::server::metrics::{Observation, Timings};
 use crate::server::wire::ClassChoice;
@@ -83,7 +84,8 @@ pub(super) fn take(
     };
     // The engine's deadline leaves time to encode and to answer.
     let drawn_within = within.saturating_sub(state.answering.reserve(within));
-    let job = Job { wish, arrived, within: drawn_within, seed, images, class, guidance, events };
+    let (condition, negative) = (class.into(), Condition::None);
+    let job = Job { wish, arrived, within: drawn_within, seed, images, condition, negative, guidance, events };
     let ticket = state.fleet.submit(job)?;
     let planned = ticket.planned().plan.clone();
     observation.set_plan(&planned);

@@ -40,7 +40,7 @@ pub fn open(config: &ServeConfig, registry: Registry) -> Result<Arc<AppState>> {
         let policy = config.policy.build(measured.ladder.clone(), measured.times.clone(), config.max_batch);
         warm(opened.denoiser(), config.max_batch)?;
         let name = if repeated(&device) { format!("{device}:{index}") } else { device };
-        engines.push((name, Engine::start(opened.into_sampler(), model.card.noise, config.engine_limits(), policy)?));
+        engines.push((name, Engine::start(opened.into_sampler(), config.engine_limits(), policy)?));
     }
     AppState::new(model.card.name.clone(), Fleet::new(engines), measured, config, registry)
 }
@@ -51,7 +51,7 @@ fn profile(config: &ServeConfig, model: &Model, opened: &mut dyn Opened) -> Resu
     let (effort, start) = (Effort::Quick { max_batch: config.max_batch }, Instant::now());
     let file = path.display().to_string();
     if !path.exists() {
-        let survey = Profile::measure(opened, model.card.noise, &effort, None, &mut |_| {})?;
+        let survey = Profile::measure(opened, &effort, None, &mut |_| {})?;
         let plans = survey.profile.frontier.len();
         tracing::warn!(
             file,

@@ -15,7 +15,7 @@ pub fn assert_a_sample_is_the_same_in_any_company(model: &Model, x: &[f32], sigm
         let x: Vec<f32> = batch.iter().flat_map(|&i| &x[i * elements..][..elements]).copied().collect();
         let sigma: Vec<f64> = batch.iter().map(|&i| sigma[i]).collect();
         let classes: Vec<Option<usize>> = batch.iter().map(|&i| classes[i]).collect();
-        let images = runner.denoise(subnet, &x, &sigma, &classes).unwrap();
+        let images = runner.denoise_classes(subnet, &x, &sigma, &classes).unwrap();
         images.into_iter().map(f32::to_bits).collect()
     };
     let subnets = model.subnets().len();

@@ -264,7 +264,7 @@ impl Args {
         let starts = starts_in_turn(self.seed, n, model.network.classes());
         let mut progress = Progress::new(&plan, "images", kept.len() as u64, n as u64);
         let at = |done: usize| progress.at(done as u64, "");
-        kept.draw(opened.denoiser(), model.card.noise, &starts, recipe, network.features(), at)?;
+        kept.draw(opened.denoiser(), &starts, recipe, network.features(), at)?;
         progress.finish();
         let labels: Vec<usize> = starts.iter().filter_map(|start| start.class).collect();
         let name = if recipe.guidance == 1.0 { plan } else { format!("{plan} guided {}", recipe.guidance) };

@@ -35,8 +35,8 @@ pub struct Record {
 
 /// The job of one of many images: the next seed for each, and the classes in turns. `job` is of the first, without a class.
 pub fn in_turn(job: &Job, classes: &[Option<usize>], index: u32) -> Job {
-    let class = classes[index as usize % classes.len()];
-    Job { class, seed: job.seed.wrapping_add(u64::from(index)), images: 1, ..job.clone() }
+    let condition = classes[index as usize % classes.len()].into();
+    Job { condition, seed: job.seed.wrapping_add(u64::from(index)), images: 1, ..job.clone() }
 }
 
 /// Images to draw.

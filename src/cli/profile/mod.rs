@@ -90,8 +90,7 @@ impl Args {
                     profile.measured_here(&mut *opened, &effort, &mut |now| shown.at(&now))?
                 }
                 false => {
-                    let measured =
-                        Profile::measure(&mut *opened, model.card.noise, &effort, None, &mut |now| shown.at(&now))?;
+                    let measured = Profile::measure(&mut *opened, &effort, None, &mut |now| shown.at(&now))?;
                     measured.profile
                 }
             };
@@ -109,8 +108,7 @@ impl Args {
             "this takes about {}",
             minutes(survey::expected(&mut *opened, &effort, features.is_some())?)
         ));
-        let survey =
-            Profile::measure(&mut *opened, model.card.noise, &effort, features.as_deref(), &mut |now| shown.at(&now))?;
+        let survey = Profile::measure(&mut *opened, &effort, features.as_deref(), &mut |now| shown.at(&now))?;
         shown.finish();
         if let Some(path) = &self.plot {
             write_whole(path, plot::svg(&model.card.name, &survey)?.as_bytes())?;

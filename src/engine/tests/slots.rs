@@ -1,6 +1,6 @@
 //! What the engine takes from its sampler and gives back, and what happens when the sampler fails.
 
-use super::{Gate, Gaussian, HostSampler, RANGE, images, job};
+use super::{Gate, Gaussian, HostSampler, images, job};
 use crate::diffusion::Noise;
 use crate::engine::gaussian::Fault;
 use crate::engine::{Engine, EngineError, EngineLimits, Job};
@@ -94,7 +94,7 @@ fn watched(max_batch: usize) -> (Engine, View) {
     let view = View { gate, live: Arc::default(), broken: Arc::default(), estimates: Arc::default() };
     let (live, broken, estimates) = (view.live.clone(), view.broken.clone(), view.estimates.clone());
     let sampler = Box::new(Watched { inner, live, broken, estimates });
-    (Engine::start(sampler, RANGE, EngineLimits { queue_images: 16 }, policy).unwrap(), view)
+    (Engine::start(sampler, EngineLimits { queue_images: 16 }, policy).unwrap(), view)
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! Images in slots against [`Trajectory`]s of their own.
 
 use super::*;
-use crate::diffusion::{Course, Plan, SigmaRange, Trajectory};
+use crate::diffusion::{Course, Plan, Trajectory};
 use crate::engine::gaussian::{Fault, Gate, Gaussian};
 use std::sync::Arc;
 
-const RANGE: SigmaRange = SigmaRange { min: 0.002, max: 80.0 };
 /// Index of the widest subnet.
 const FULL: usize = 2;
 
@@ -24,18 +23,19 @@ struct Drawing {
 
 impl Drawing {
     fn begin(sampler: &mut HostSampler, plan: &str, seed: u64, class: Option<usize>, guidance: Option<f64>) -> Self {
-        let course = Course::new(Arc::new(plan.parse().unwrap()), RANGE);
-        let sigma = course.next_call().unwrap().sigma;
+        let course = Course::new(Arc::new(plan.parse().unwrap()), Gaussian::PROCESS);
+        let sigma = course.next_call().unwrap().level.sigma;
         let slot = sampler.begin(NoiseKey { seed, image: 0 }, course.begin(), sigma).unwrap();
         Self { course, slot, class, guidance }
     }
 
     fn next(&mut self) -> Move {
-        let sigma = self.course.next_call().unwrap().sigma;
+        let level = self.course.next_call().unwrap().level;
         let update = self.course.advance();
-        let next_sigma = self.course.next_call().map(|call| call.sigma);
+        let next = self.course.next_call().map(|call| call.level);
         let Self { slot, class, guidance, .. } = *self;
-        Move { slot, sigma, class, guidance, update, next_sigma, watched: true }
+        let guide = guidance.map(|scale| Guide { scale, from: Condition::None });
+        Move { slot, level, condition: class.into(), guide, update, next, watched: true }
     }
 }
 
@@ -43,12 +43,12 @@ impl Drawing {
 fn alone(plan: &str, seed: u64, class: Option<usize>, guidance: Option<f64>) -> (Vec<f64>, Vec<f32>) {
     let (mut denoiser, _) = Gaussian::conditional();
     let plan: Arc<Plan> = Arc::new(plan.parse().unwrap());
-    let mut trajectory = Trajectory::new(plan, RANGE, seed, 0, denoiser.about().image.elements());
+    let mut trajectory = Trajectory::new(plan, Gaussian::PROCESS, seed, 0, denoiser.about().image.elements());
     let mut last = Vec::new();
     while let Some(call) = trajectory.next_call() {
         let x: Vec<f32> = trajectory.input().iter().map(|&value| value as f32).collect();
-        let sigma = call.sigma;
-        let mut of = |class| denoiser.denoise(FULL, &x, &[sigma], &[class]).unwrap();
+        let sigma = call.level.sigma;
+        let mut of = |class| denoiser.denoise_classes(FULL, &x, &[sigma], &[class]).unwrap();
         last = match guidance {
             Some(scale) => guide(&of(class), &of(None), scale),
             None => of(class),
@@ -147,8 +147,8 @@ impl Denoiser for Short {
         self.0.activation_bytes()
     }
 
-    fn denoise(&mut self, _: usize, x: &[f32], _: &[f64], _: &[Option<usize>]) -> Result<Vec<f32>> {
-        Ok(vec![0.0; x.len() - 1])
+    fn denoise(&mut self, _: usize, rows: &Rows) -> Result<Vec<f32>> {
+        Ok(vec![0.0; rows.x.len() - 1])
     }
 }
 

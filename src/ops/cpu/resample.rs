@@ -93,6 +93,11 @@ impl Resampler {
         Self { direction, pad, input, output, down_columns, columns, starts }
     }
 
+    /// Rows and columns of the input.
+    pub fn input(&self) -> [usize; 2] {
+        [self.input[0], self.input[1]]
+    }
+
     /// Rows and columns of the output.
     pub fn output(&self) -> [usize; 2] {
         self.output

@@ -1,11 +1,12 @@
 //! What the types cannot say: the limits of the config and the names of the model.
 
-use crate::diffusion::plan::Solver;
+use crate::diffusion::{Plan, Solver};
 use crate::engine::image::Format;
 use crate::server::AppState;
 use crate::server::draw::{GUIDANCE, most_images};
 use crate::server::openai::{size_of, wire};
 use crate::server::wire::RANDOM;
+use crate::subnet_name::FULL;
 use serde_json::{Map, Value, json};
 
 /// Writes this server's bounds into the document of the types.
@@ -87,7 +88,11 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
 /// The budgets that a regular expression can tell in a line. Longer deadlines are accepted too, up to an hour, and plans
 /// of several widths, whose steps would have to be counted.
 fn budget(state: &AppState) -> Value {
-    let solvers = Solver::ALL.map(Solver::as_str).join("|");
+    let process = state.fleet.any().about().process;
+    let of_model =
+        |solver: &Solver| Plan::constant(*solver, 1, FULL).is_ok_and(|plan| plan.check_for(&process).is_ok());
+    let solvers: Vec<&str> = Solver::ALL.into_iter().filter(of_model).map(Solver::as_str).collect();
+    let solvers = solvers.join("|");
     let subnets = quoted(state.subnets.iter().map(String::as_str));
     let steps = up_to(state.limits.max_steps as u64);
     let deadline = "[1-9][0-9]{0,5}(\\.[0-9]{1,12})?ms|[1-9][0-9]{0,2}(\\.[0-9]{1,12})?s";

@@ -1,11 +1,17 @@
 use super::*;
 use crate::engine::image::Raster;
+use crate::nets::Condition;
 use image::ImageFormat;
 use std::collections::HashSet;
 
 /// The bytes that the engine draws for a plan, decoded nowhere.
 fn drawn(server: &Server, plan: &str, seed: u64, images: u32, class: usize, guidance: f64) -> Raster {
-    let job = Job { images, class: Some(class), guidance, ..Job::exact(Arc::new(plan.parse().unwrap()), seed) };
+    let job = Job {
+        images,
+        condition: Condition::Class(class),
+        guidance,
+        ..Job::exact(Arc::new(plan.parse().unwrap()), seed)
+    };
     let finished = server.engine().submit(job).unwrap().blocking_wait().unwrap();
     Raster::grid(Gaussian::SHAPE, &finished.images)
 }

@@ -12,7 +12,6 @@ mod operations;
 mod pages;
 mod refusals;
 
-use crate::diffusion::schedule::SigmaRange;
 use crate::engine::gaussian::{Gate, Gaussian};
 use crate::engine::{Engine, Fleet, Job};
 use crate::nets::{Denoiser, HostSampler};
@@ -116,8 +115,7 @@ fn fleet(denoiser: Box<Gaussian>, config: &ServeConfig) -> Fleet {
     let Measured { ladder, times, .. } = measured();
     let policy = config.policy.build(ladder, times, config.max_batch);
     let sampler = Box::new(HostSampler::new(denoiser));
-    let range = SigmaRange { min: 0.002, max: 80.0 };
-    Fleet::new(vec![("cpu".to_owned(), Engine::start(sampler, range, config.engine_limits(), policy).unwrap())])
+    Fleet::new(vec![("cpu".to_owned(), Engine::start(sampler, config.engine_limits(), policy).unwrap())])
 }
 
 impl Reply {

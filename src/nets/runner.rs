@@ -1,9 +1,10 @@
 //! A [`Program`] as a plain function of an image, on the CPU.
 
+use super::host_runner::Threads;
+use super::on_cpu::{Packed, SubnetView};
+use super::program::{Inputs, Program};
+use crate::ImageShape;
 use crate::Result;
-use crate::nets::Threads;
-use crate::nets::on_cpu::{Packed, SubnetView};
-use crate::nets::program::{Inputs, Program};
 use crate::ops::cpu::fused::rows::{Row, fill_rows};
 use crate::ops::cpu::fused::{Layer, Recorder, Workspace};
 use crate::supernet::Supernet;
@@ -44,9 +45,13 @@ impl Runner {
 
     /// The network's output for images `[n, height, width, channels]` of its size: `[n, height', width', channels']`.
     pub fn run(&mut self, images: &[f32]) -> Vec<f32> {
-        let shape = self.program.image;
+        self.run_sized(self.program.image, images)
+    }
+
+    /// The same for images of another size that the network takes.
+    pub fn run_sized(&mut self, shape: ImageShape, images: &[f32]) -> Vec<f32> {
         let width = shape.width * shape.channels;
-        self.run_rows(images.len() / shape.elements(), |Row { sample, row, pixels, pitch }| {
+        self.run_rows_sized(shape, images.len() / shape.elements(), |Row { sample, row, pixels, pitch }| {
             let line = &images[(sample * shape.height + row) * width..][..width];
             for (pixel, values) in pixels.chunks_mut(pitch).zip(line.chunks_exact(shape.channels)) {
                 pixel[..shape.channels].copy_from_slice(values);
@@ -56,7 +61,10 @@ impl Runner {
 
     /// The same of so many images whose rows `fill` makes, on the threads that compute.
     pub fn run_rows(&mut self, batch: usize, fill: impl Fn(Row) + Sync) -> Vec<f32> {
-        let shape = self.program.image;
+        self.run_rows_sized(self.program.image, batch, fill)
+    }
+
+    fn run_rows_sized(&mut self, shape: ImageShape, batch: usize, fill: impl Fn(Row) + Sync) -> Vec<f32> {
         if batch == 0 {
             return Vec::new();
         }
