@@ -34,7 +34,7 @@ fn main() {
         (0..most.min(all.len())).map(|index| all[index * all.len() / most.min(all.len())].clone()).collect();
 
     let starts: Vec<Start> = starts(FEW, runner.about().classes.len());
-    let shape = runner.about().image;
+    let shape = runner.about().state();
     let mut of = |runner: &mut HostRunner, recipe: &Recipe| {
         let drawn = draw(runner, &starts, recipe).expect("images");
         real.features(&bytes(&drawn), shape).expect("features")

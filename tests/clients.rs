@@ -91,6 +91,7 @@ fn the_official_openai_client_works_unchanged() {
     let clients = Clients::find();
     let workspace = Workspace::new("");
     clients.run("python", &["openai_client.py", "http://SERVER"], &workspace.serve());
+    clients.run("python", &["openai_prompts.py", "http://SERVER"], &Workspace::of_texts("").serve());
 }
 
 #[test]
@@ -110,6 +111,8 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
         let workspace = Workspace::of(classes, "[limits]\nmax_n = 4\nmax_steps = 30");
         clients.run("schemathesis", &[&args, more].concat(), &workspace.serve());
     }
+    let texts = Workspace::of_texts("[limits]\nmax_n = 2\nmax_steps = 30");
+    clients.run("schemathesis", &[&args[..], &["--include-tag", "images"]].concat(), &texts.serve());
 }
 
 #[test]
@@ -120,6 +123,7 @@ fn the_playground_draws_in_a_browser() {
     let clients = Clients::find();
     let workspace = Workspace::new("");
     clients.run("python", &["playground.py", "http://SERVER"], &workspace.serve());
+    clients.run("python", &["playground.py", "http://SERVER"], &Workspace::of_texts("").serve());
     let locked = Workspace::new(&format!("[auth]\nkey_hashes = [{:?}]", KeyHash::of(KEY).line()));
     clients.run("python", &["playground.py", "http://SERVER", KEY], &locked.serve());
 }

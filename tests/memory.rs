@@ -143,7 +143,7 @@ struct Spent {
 
 /// A call of the runner on a batch of this size; its result is dropped.
 fn spent(runner: &mut HostRunner, subnet: usize, batch: usize) -> Spent {
-    let x = vec![0.5; batch * runner.about().image.elements()];
+    let x = vec![0.5; batch * runner.about().state().elements()];
     let (sigma, class) = (vec![1.0; batch], vec![Some(1); batch]);
     let before = (CALLS.load(Relaxed), BYTES.load(Relaxed), LIVE.load(Relaxed));
     LARGEST.store(0, Relaxed);
@@ -160,7 +160,7 @@ fn spent(runner: &mut HostRunner, subnet: usize, batch: usize) -> Spent {
 fn once_every_subnet_has_run_a_batch_size_a_call_allocates_its_result_and_a_few_short_lists() {
     alone(|| {
         let (mut runner, _) = runner(31, 1);
-        let elements = runner.about().image.elements();
+        let elements = runner.about().state().elements();
         for batch in [1, 3, 8, 1] {
             // Every subnet once: each leaves the buffers of its sizes.
             for subnet in (0..31).rev() {

@@ -494,3 +494,56 @@ fn forward_refuses_what_does_not_fit_by_name() {
         "vae_image: shape [1, 3, 48, 60] is not [B, 3, H, W] with H and W multiples of 8",
     );
 }
+
+#[test]
+fn an_extracted_pipeline_is_read_again_and_a_narrower_one_has_other_formats() {
+    let work = imported();
+    let run = |args: &[&str]| {
+        let output = work.run(args);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let extract = ["extract", "--model", "ranked", "--out"];
+    let (code, says) = run(&[&extract[..], &["again", "--subnet", "full", "--format", "diffusers"]].concat());
+    assert_eq!(code, Some(0), "{says}");
+    // The channels are back in their order.
+    work.imports(&["again", "--out", "back", "--name", "x"]);
+    work.imports(&["sd", "--out", "first", "--name", "x"]);
+    work.assert_same("first", "back");
+    let (code, says) = run(&[&extract[..], &["narrow", "--subnet", "0.5", "--format", "diffusers"]].concat());
+    assert!(
+        code == Some(2) && says.contains("--format: diffusers knows no narrower networks: give --subnet full"),
+        "{says}"
+    );
+    assert!(!work.path("narrow").exists());
+    let (code, says) = run(&[&extract[..], &["narrow", "--subnet", "0.5", "--format", "torch-names"]].concat());
+    assert_eq!(code, Some(0), "{says}");
+    let config: Value = serde_json::from_slice(&std::fs::read(work.path("narrow/config.json")).unwrap()).unwrap();
+    let widths = config["config"]["pipe_widths"].as_object().unwrap();
+    let weights = tensors(&work.path("narrow/weights.safetensors"));
+    let name = "down_blocks.0.resnets.0";
+    let kept = stored_widths(Model::open(&work.path("model")).unwrap().network.spec(), 0.5).0[0];
+    assert_eq!(widths[&format!("{name}.conv")], kept);
+    assert_eq!(weights[&format!("{name}.conv1.weight")].dims(), [kept, 24, 3, 3]);
+    assert!(kept.is_multiple_of(config["norm_groups"][format!("{name}.norm2")].as_u64().unwrap() as usize));
+}
+
+/// Needs diffusers in the environment that `benches/peers/venv.sh` makes; says so where it is missing.
+#[test]
+fn an_extracted_pipeline_draws_the_same_in_diffusers() {
+    let cache = Path::new(&std::env::var_os("HOME").unwrap()).join(".cache/accordion/peers-venv");
+    let venv = std::env::var_os("ACCORDION_PEERS_VENV").map_or(cache, Into::into);
+    let python = venv.join("bin/python");
+    let has = std::process::Command::new(&python).args(["-c", "import diffusers, transformers"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: {} has no diffusers and transformers: run benches/peers/venv.sh", python.display());
+        return;
+    }
+    let work = imported();
+    let args = ["extract", "--model", "ranked", "--subnet", "full", "--format", "diffusers", "--out", "extracted"];
+    assert!(work.run(&args).status.success());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/pipeline.py");
+    let (original, extracted) = (work.path("sd"), work.path("extracted"));
+    let output = std::process::Command::new(python).arg(script).args([original, extracted]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+}

@@ -1,5 +1,7 @@
 //! `accordion serve` and `accordion generate` as a user meets them: the real binary, a model directory, a socket.
 
+#[path = "support/http.rs"]
+mod http;
 #[path = "support/server.rs"]
 mod server;
 mod support;
@@ -8,11 +10,12 @@ use accordion::engine::image::Raster;
 use accordion::engine::{Engine, EngineLimits, Job};
 use accordion::nets::{Condition, HostRunner, HostSampler, Model, Threads};
 use accordion::routing::Fixed;
+use http::{Reply, ask, send};
 use image::ImageFormat;
-use server::{BUDGETS, DEADLINE, JSON, Server, Workspace, until};
+use server::{BUDGETS, JSON, Server, Workspace, until};
 use std::collections::HashMap;
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::Write;
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use support::{accordion, assert_refused, text};
 
@@ -33,72 +36,7 @@ impl Workspace {
     }
 }
 
-#[derive(Debug)]
-struct Reply {
-    status: u16,
-    headers: HashMap<String, String>,
-    body: Vec<u8>,
-}
-
-impl Reply {
-    fn read(mut stream: TcpStream) -> std::io::Result<Self> {
-        stream.set_read_timeout(Some(DEADLINE))?;
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes)?;
-        let split = bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
-        let (head, body) = (String::from_utf8_lossy(&bytes[..split]).into_owned(), bytes[split + 4..].to_vec());
-        let mut lines = head.lines();
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()));
-        let headers: HashMap<String, String> = lines.filter_map(header).collect();
-        assert_eq!(headers["content-length"].parse::<usize>().unwrap(), body.len(), "a whole body");
-        Ok(Self { status, headers, body })
-    }
-
-    /// The body as text.
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.body).unwrap()
-    }
-
-    /// The stable code of an error's body.
-    #[track_caller]
-    fn code(&self) -> String {
-        let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
-        assert!(!body["error"]["message"].as_str().unwrap().is_empty());
-        body["error"]["code"].as_str().unwrap().to_owned()
-    }
-
-    #[track_caller]
-    fn image(&self) -> Vec<u8> {
-        assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
-        self.body.clone()
-    }
-}
-
-/// Sends a request and leaves the connection open for its answer.
-fn send(address: SocketAddr, request: &str, headers: &str, body: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(address).unwrap();
-    let length = body.len();
-    let head =
-        format!("{request} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n");
-    stream.write_all((head + body).as_bytes()).unwrap();
-    stream
-}
-
-/// Asks for images and leaves the connection open for them.
-fn ask(address: SocketAddr, query: &str, body: &str) -> TcpStream {
-    send(address, &format!("POST /generate{query}"), JSON, body)
-}
-
 impl Server {
-    fn get(&self, path: &str) -> Reply {
-        Reply::read(send(self.address, &format!("GET {path}"), "", "")).unwrap()
-    }
-
-    fn generate(&self, query: &str, body: &str) -> Reply {
-        Reply::read(ask(self.address, query, body)).unwrap()
-    }
-
     /// The value of a metric without labels, or with exactly these.
     fn metric(&self, name: &str) -> f64 {
         let page = self.get("/metrics");
@@ -292,7 +230,7 @@ fn a_bad_request_gets_a_status_and_a_stable_code() {
         ("", "", 400, "empty_body"),
         ("", "{", 400, "invalid_json"),
         ("", "[]", 400, "wrong_type"),
-        ("", r#"{"prompt":"a boat"}"#, 400, "unknown_field"),
+        ("", r#"{"prompt":"a boat"}"#, 400, "unsupported_field"),
         ("", r#"{"steps":5}"#, 400, "unknown_field"),
         ("", &" ".repeat((64 << 10) + 1), 413, "body_too_large"),
     ] {

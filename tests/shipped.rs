@@ -3,8 +3,9 @@
 #[path = "support/company.rs"]
 mod company;
 
+use accordion::diffusion::Level;
 use accordion::engine::{Engine, EngineLimits, Job};
-use accordion::nets::{Condition, HostRunner, HostSampler, Model, Threads};
+use accordion::nets::{Condition, HostRunner, HostSampler, Model, Rows, Threads};
 use accordion::ops::pixels::to_unit;
 use accordion::philox::Stream;
 use accordion::routing::Fixed;
@@ -128,7 +129,10 @@ fn a_sample_is_the_same_in_any_company_at_any_place_on_any_number_of_threads() {
     Stream::new(1, 1, 0).fill_normals(&mut x);
     let samples = x.chunks_exact_mut(model.image().elements()).zip(sigma);
     samples.for_each(|(x, sigma)| x.iter_mut().for_each(|x| *x *= (sigma * sigma + 0.5f64).sqrt() as f32));
-    assert_a_sample_is_the_same_in_any_company(&model, &x, &sigma, &[Some(0), None, Some(5), Some(9)]);
+    let levels = sigma.map(Level::from);
+    let conditions = [Some(0), None, Some(5), Some(9)].map(Condition::from);
+    let rows = Rows { image: model.image(), x: &x, levels: &levels, conditions: &conditions };
+    assert_a_sample_is_the_same_in_any_company(&model, &rows);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::files::{check_vacant, write_directory};
-use crate::nets::{Model, public, public_config};
+use crate::nets::{Model, diffusers, public, public_config};
 use candle_core::DType;
 use std::path::PathBuf;
 
@@ -29,6 +29,8 @@ enum Format {
     Accordion,
     /// weights.safetensors under the public names, channels in their original order, and config.json.
     TorchNames,
+    /// A pipeline in the directory layout of diffusers, of a model that draws texts at full width.
+    Diffusers,
 }
 
 impl Args {
@@ -42,6 +44,7 @@ impl Args {
         extracted.card.made.insert("subnet_of".into(), format!("{} {name}", model.card.name).into());
         write_directory(&self.out, |dir| match self.format {
             Format::Accordion => extracted.write(dir, DType::F32),
+            Format::Diffusers => diffusers::write(&extracted, dir),
             Format::TorchNames => {
                 public::write(&extracted, &dir.join("weights.safetensors"))?;
                 public_config::write(&extracted, &dir.join("config.json"))

@@ -4,16 +4,17 @@ mod many;
 mod npz;
 
 use super::device::Device;
+use crate::console::note;
 use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::image::{Format, Raster};
-use crate::engine::{Engine, EngineLimits, Job, Step};
-use crate::files::{check_writable, write_whole};
+use crate::engine::{Engine, EngineLimits, Job};
+use crate::files::{check_writable, listed, write_whole};
 use crate::nets::model::WEIGHTS;
-use crate::nets::{Model, Threads};
+use crate::nets::{Canvas, Condition, Model, Threads, text_to_image};
 use crate::routing::Fixed;
 use crate::subnet_name::FULL;
 use crate::training::progress::Progress;
-use crate::{Error, Result};
+use crate::{Error, Result, Size};
 use many::{Order, Record, in_turn};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +38,15 @@ pub struct Args {
     /// draws what it likes.
     #[arg(long, value_delimiter = ',')]
     class: Vec<String>,
+    /// What the images are to show, of a model that draws texts; given several times, the prompts take turns.
+    #[arg(long)]
+    prompt: Vec<String>,
+    /// What they are not to show.
+    #[arg(long, requires = "prompt", default_value = "", hide_default_value = true)]
+    negative_prompt: String,
+    /// One of the model's sizes, such as 512x512; the first without it.
+    #[arg(long)]
+    size: Option<Size>,
     /// Number of images.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
@@ -52,9 +62,9 @@ pub struct Args {
     /// A whole plan, such as `dpmpp2m-12@0.250*8,full*4`, in place of subnet and steps.
     #[arg(long)]
     plan: Option<Plan>,
-    /// Scale of classifier-free guidance; 1 is off.
-    #[arg(long, default_value_t = 1.0)]
-    guidance: f64,
+    /// Scale of classifier-free guidance; 1 is off. Without it 1 for a class and 7.5 for a prompt.
+    #[arg(long)]
+    guidance: Option<f64>,
     #[command(flatten)]
     device: Device,
     /// Image file, whose ending chooses among png, webp and jpeg (or jpg); or DIR/ for numbered PNG files; or a file that ends in
@@ -105,12 +115,7 @@ impl Args {
             );
             return Err(Error::input("--n", problem));
         }
-        if !(0.0..=20.0).contains(&self.guidance) {
-            return Err(Error::input("--guidance", "must lie between 0 and 20"));
-        }
-        if self.guidance != 1.0 && self.class.is_empty() {
-            return Err(Error::input("--guidance", "needs a --class to be guided towards"));
-        }
+        let guidance = self.guidance()?;
         if let Target::Grid(_) | Target::Array = to {
             check_writable(&self.out)?;
         }
@@ -125,18 +130,18 @@ impl Args {
         for run in &plan.widths {
             model.subnet(&run.subnet)?;
         }
-        let mut classes = self.class.iter().map(|name| model.class(name).map(Some)).collect::<Result<Vec<_>>>()?;
-        if classes.is_empty() {
-            classes.push(None);
-        }
-        let shape = model.image();
+        let Told { conditions, negative } = self.told(&model)?;
+        let canvas = self.canvas(&model)?;
+        let shape = model.canvases()[canvas].picture;
+        let job = Job { guidance, negative, canvas, ..Job::exact(Arc::new(plan.clone()), self.seed) };
         let queue_images = if let Target::Grid(_) = to { self.n as usize } else { many::IN_FLIGHT };
         let limits = EngineLimits { queue_images };
         let policy = Box::new(Fixed::unmeasured(model.subnets(), MAX_BATCH));
         let sampler = self.device.open(&model, MAX_BATCH, Threads::ALL)?.into_sampler();
         let engine = Engine::start(sampler, limits, policy)?;
         let Target::Grid(format) = to else {
-            let order = self.order(&engine, &model, plan, &classes);
+            let (record, n) = (self.record(&model, &plan, guidance), self.n);
+            let order = Order { engine: &engine, shape, job, conditions: &conditions, n, record };
             match to {
                 Target::Array => order.into_array(&self.out)?,
                 _ => order.into_directory(&self.out)?,
@@ -146,7 +151,7 @@ impl Args {
         };
         let steps = u64::from(self.n) * plan.steps as u64;
         let (told, mut heard) = mpsc::channel(STEPS_UNHEARD);
-        let jobs = self.jobs(plan, &classes, told);
+        let jobs = self.jobs(Job { events: Some(told), ..job }, &conditions);
         let tickets = jobs.into_iter().map(|job| engine.submit(job)).collect::<std::result::Result<Vec<_>, _>>()?;
         let mut progress = Progress::new("generate", "steps", 0, steps);
         let mut made = 0;
@@ -162,7 +167,7 @@ impl Args {
         }
         engine.close();
         engine.join()?;
-        let grid = match classes.len() {
+        let grid = match conditions.len() {
             1 => Raster::grid(shape, &images),
             rows => Raster::rows(shape, &images, rows),
         };
@@ -170,27 +175,83 @@ impl Args {
         write_whole(&self.out, &encoded)
     }
 
-    /// Many images, each with a seed of its own.
-    fn order<'a>(&self, engine: &'a Engine, model: &Model, plan: Plan, classes: &'a [Option<usize>]) -> Order<'a> {
+    /// The scale of guidance.
+    fn guidance(&self) -> Result<f64> {
+        let guidance = self.guidance.unwrap_or(if self.prompt.is_empty() { 1.0 } else { text_to_image::GUIDANCE });
+        if !(0.0..=20.0).contains(&guidance) {
+            return Err(Error::input("--guidance", "must lie between 0 and 20"));
+        }
+        if guidance != 1.0 && self.class.is_empty() && self.prompt.is_empty() {
+            return Err(Error::input("--guidance", "needs a --class or a --prompt to be guided towards"));
+        }
+        Ok(guidance)
+    }
+
+    /// What the images are of.
+    fn told(&self, model: &Model) -> Result<Told> {
+        let Some(contexts) = model.contexts()? else {
+            if !self.prompt.is_empty() {
+                return Err(Error::input("--prompt", "is of a model that draws texts, which this one does not"));
+            }
+            let class = |name: &String| Ok(Condition::Class(model.class(name)?));
+            let mut conditions = self.class.iter().map(class).collect::<Result<Vec<_>>>()?;
+            if conditions.is_empty() {
+                conditions.push(Condition::None);
+            }
+            return Ok(Told { conditions, negative: Condition::None });
+        };
+        if !self.class.is_empty() || self.prompt.is_empty() {
+            return Err(Error::input("--prompt", "is wanted, which says what the images are to show"));
+        }
+        let encode = |flag: &str, prompt: &str| {
+            let context = contexts.of(prompt)?;
+            if context.is_cut {
+                note(format_args!("{flag}: is longer than the model reads, which is its beginning"));
+            }
+            Ok(Condition::Text(context.values))
+        };
+        let conditions = self.prompt.iter().map(|prompt| encode("--prompt", prompt)).collect::<Result<_>>()?;
+        Ok(Told { conditions, negative: encode("--negative-prompt", &self.negative_prompt)? })
+    }
+
+    /// The index of their size.
+    fn canvas(&self, model: &Model) -> Result<usize> {
+        let Some(asked) = self.size else { return Ok(0) };
+        let canvases = model.canvases();
+        let size = |canvas: &Canvas| Size { width: canvas.picture.width, height: canvas.picture.height };
+        canvases.iter().position(|canvas| size(canvas) == asked).ok_or_else(|| {
+            let sizes: Vec<Size> = canvases.iter().map(size).collect();
+            Error::input("--size", format!("{asked} is none of the model's, {}", listed(&sizes)))
+        })
+    }
+
+    /// What is written beside many images.
+    fn record(&self, model: &Model, plan: &Plan, guidance: f64) -> Record {
         let hash = model.card.sha256.get(WEIGHTS).map(|hash| format!(" {hash}")).unwrap_or_default();
-        let record = Record {
+        Record {
             model: format!("{}{hash}", model.card.name),
             plan: plan.to_string(),
             seed: self.seed,
-            guidance: self.guidance,
+            guidance,
             classes: self.class.clone(),
-        };
-        let job = Job { guidance: self.guidance, ..Job::exact(Arc::new(plan), self.seed) };
-        Order { engine, shape: model.image(), job, classes, n: self.n, record }
-    }
-
-    /// One class is one job, whose images the seed numbers; of several, each image is a job with a seed of its own. All tell
-    /// `told` of their steps.
-    fn jobs(&self, plan: Plan, classes: &[Option<usize>], told: mpsc::Sender<Step>) -> Vec<Job> {
-        let job = Job { guidance: self.guidance, events: Some(told), ..Job::exact(Arc::new(plan), self.seed) };
-        match classes {
-            [class] => vec![Job { images: self.n, condition: (*class).into(), ..job }],
-            _ => (0..self.n).map(|index| in_turn(&job, classes, index)).collect(),
+            prompts: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            size: self.size,
         }
     }
+
+    /// Images of one thing are one job, whose images the seed numbers; of several, each is a job with a seed of its own.
+    fn jobs(&self, job: Job, conditions: &[Condition]) -> Vec<Job> {
+        match conditions {
+            [condition] => vec![Job { images: self.n, condition: condition.clone(), ..job }],
+            _ => (0..self.n).map(|index| in_turn(&job, conditions, index)).collect(),
+        }
+    }
+}
+
+/// What images are of, and what guidance leads them away from.
+struct Told {
+    /// They take turns; never empty.
+    conditions: Vec<Condition>,
+    negative: Condition,
 }

@@ -19,8 +19,8 @@ impl Device {
         Self { sampler, stats }
     }
 
-    pub fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64) -> Result<Slot, String> {
-        guarded(|| self.sampler.begin(key, noise, sigma))
+    pub fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64, canvas: usize) -> Result<Slot, String> {
+        guarded(|| self.sampler.begin(key, noise, sigma, canvas))
     }
 
     /// A step, counted and timed.

@@ -120,7 +120,7 @@ impl Gaussian {
     /// Of two colour channels, which no image format has.
     pub fn unencodable() -> (Box<Self>, Arc<Gate>) {
         let (mut denoiser, gate) = Self::unconditional();
-        denoiser.about.image.channels = 2;
+        denoiser.about.canvases[0].picture.channels = 2;
         (denoiser, gate)
     }
 
@@ -135,8 +135,14 @@ impl Gaussian {
         };
         let subnets = [("0.250", 0.25), ("0.500", 0.5), ("full", 1.0)].map(subnet).to_vec();
         let classes = classes.iter().map(|&name| name.to_owned()).collect();
-        let about =
-            About { image: Self::SHAPE, process: Self::PROCESS, classes, subnets, weight_bytes: Self::WEIGHT_BYTES };
+        let about = About {
+            canvases: vec![Self::SHAPE.into()],
+            process: Self::PROCESS,
+            reads_texts: false,
+            classes,
+            subnets,
+            weight_bytes: Self::WEIGHT_BYTES,
+        };
         (Box::new(Self { about, gate: gate.clone() }), gate)
     }
 
@@ -166,7 +172,7 @@ impl Denoiser for Gaussian {
             Some(Fault::NotFinite) => return Ok(vec![f32::NAN; x.len()]),
             Some(Fault::Bomb) => std::panic::panic_any(Bomb),
         }
-        let rows = x.chunks_exact(self.about.image.elements()).zip(&sigma).zip(&class);
+        let rows = x.chunks_exact(self.about.state().elements()).zip(&sigma).zip(&class);
         let denoised = rows.flat_map(|((row, sigma), class)| {
             let mean = self.mean(subnet, *class);
             let shrink = Self::SD.powi(2) / (Self::SD.powi(2) + sigma * sigma);

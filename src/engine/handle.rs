@@ -42,7 +42,7 @@ impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine")
             .field("capacity", &self.capacity)
-            .field("image", &self.about.image)
+            .field("image", &self.about.picture())
             .finish_non_exhaustive()
     }
 }
@@ -159,6 +159,12 @@ impl Engine {
         thread.map_or(Ok(()), |thread| thread.join().map_err(|_| EngineError::Dead))
     }
 
+    /// How many times as much work as one of the usual size a picture of this one is, at least.
+    fn share(&self, canvas: usize) -> usize {
+        let pixels = |canvas: usize| self.about.canvases[canvas].state.elements();
+        pixels(canvas).div_ceil(pixels(0))
+    }
+
     fn ask(&self, job: &Job, id: RequestId) -> Ask {
         let came = self.shared.at(job.arrived);
         Ask {
@@ -166,7 +172,8 @@ impl Engine {
             arrived: self.shared.now(),
             deadline: came.saturating_add(job.within),
             images: job.images,
-            rows: if job.is_guided() { 2 } else { 1 },
+            rows: (if job.is_guided() { 2 } else { 1 }) * self.share(job.canvas),
+            canvas: job.canvas,
             wish: job.wish.clone(),
         }
     }
@@ -184,6 +191,9 @@ impl Engine {
                 "class {class} is not one of the model's {}",
                 self.about.classes.len()
             )));
+        }
+        if job.canvas >= self.about.canvases.len() {
+            return Err(EngineError::Unfit(format!("size {} is none of {}", job.canvas, self.about.canvases.len())));
         }
         if job.images == 0 || job.images as usize > self.capacity {
             let (images, capacity) = (job.images, self.capacity);

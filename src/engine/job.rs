@@ -26,6 +26,8 @@ pub struct Job {
     pub negative: Condition,
     /// Classifier-free guidance; 1 is off. Where the images are of nothing, it changes nothing.
     pub guidance: f64,
+    /// The index of their size in [`crate::nets::About::canvases`].
+    pub canvas: usize,
     /// Where its steps are told, if anybody wants to know. A listener that is slow misses some.
     pub events: Option<mpsc::Sender<Step>>,
 }
@@ -45,6 +47,7 @@ impl Job {
             condition: Condition::None,
             negative: Condition::None,
             guidance: 1.0,
+            canvas: 0,
             events: None,
         }
     }

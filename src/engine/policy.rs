@@ -21,8 +21,11 @@ pub struct Ask {
     pub deadline: Duration,
     /// How many images.
     pub images: u32,
-    /// Samples that an image adds to a call of the denoiser: 2 under guidance.
+    /// Samples that an image adds to a call of the denoiser: 2 under guidance; of a larger size than the usual one as many more as are
+    /// as much work.
     pub rows: usize,
+    /// The index of the size of its images: those of one size share calls.
+    pub canvas: usize,
     /// What it may run.
     pub wish: Wish,
 }

@@ -56,7 +56,12 @@ impl Request {
         drop(self.entry.places.split(1));
         let course = Course::new(plan.clone(), process);
         let sigma = course.next_call().expect("a plan has a step").level.sigma;
-        let slot = device.begin(NoiseKey { seed: self.entry.job.seed, image }, course.begin(), sigma)?;
+        let slot = device.begin(
+            NoiseKey { seed: self.entry.job.seed, image },
+            course.begin(),
+            sigma,
+            self.entry.job.canvas,
+        )?;
         self.images.insert(image, Image { course, slot });
         Ok(())
     }

@@ -55,7 +55,7 @@ pub fn starts_in_turn(seed: u64, images: usize, classes: usize) -> Vec<Start> {
 pub fn draw(denoiser: &mut dyn Denoiser, starts: &[Start], recipe: &Recipe) -> Result<Vec<Vec<f64>>> {
     let process = denoiser.about().process;
     recipe.plan.check_for(&process).map_err(|problem| Error::input("plan", format!("{}: {problem}", recipe.plan)))?;
-    let (plan, image) = (Arc::new(recipe.plan.clone()), denoiser.about().image);
+    let (plan, image) = (Arc::new(recipe.plan.clone()), denoiser.about().state());
     let elements = image.elements();
     let mut images = Vec::with_capacity(starts.len());
     for starts in starts.chunks(BATCH) {

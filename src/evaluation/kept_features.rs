@@ -81,7 +81,7 @@ impl KeptFeatures {
         features: &mut dyn Features,
         mut progress: impl FnMut(usize),
     ) -> Result<()> {
-        let shape = denoiser.about().image;
+        let shape = denoiser.about().picture();
         while self.len() < starts.len() {
             let part = &starts[self.len()..starts.len().min(self.len() + PART)];
             let images = draw(denoiser, part, recipe)?;

@@ -127,7 +127,7 @@ fn of_steps(
     let mut moves = Vec::with_capacity(most);
     for (image, &sigma) in sigmas.iter().enumerate() {
         let noise = [Noise { scale: sigma, draw: NoiseKey::INITIAL }, Noise::default()];
-        let slot = sampler.begin(NoiseKey { seed: 0, image: image as u32 }, noise, sigma)?;
+        let slot = sampler.begin(NoiseKey { seed: 0, image: image as u32 }, noise, sigma, 0)?;
         let condition = image.checked_rem(sampler.about().classes.len()).into();
         let level = Level::from(sigma);
         // Each image stays where it is: calls are alike.

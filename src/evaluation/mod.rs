@@ -7,6 +7,7 @@ pub mod kept_features;
 pub mod latency;
 pub mod loss;
 pub mod profile;
+pub mod prompted;
 pub mod realism;
 pub mod scores;
 pub mod survey;

@@ -26,6 +26,9 @@ pub struct Profile {
     pub format: u32,
     /// Memory that the weights of all subnets take together.
     pub weight_bytes: u64,
+    /// The time from a latent to a picture, in milliseconds, of a model that draws latents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_ms: Option<f64>,
     /// The SHA-256 of the weights that the qualities are of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
@@ -181,7 +184,8 @@ impl Profile {
         };
         let frontier = pareto(points.into_iter().filter_map(timed).collect(), quality.metric.floor());
         let frontier = frontier.into_iter().map(|Point { plan, rating, .. }| Rated::new(plan, rating)).collect();
-        Self { format: FORMAT, weight_bytes: weight_bytes as u64, weights: None, device, quality, latency, frontier }
+        let weight_bytes = weight_bytes as u64;
+        Self { format: FORMAT, weight_bytes, decode_ms: None, weights: None, device, quality, latency, frontier }
     }
 
     /// The same qualities with the times of another machine: plans that others beat there are left out.
@@ -191,9 +195,9 @@ impl Profile {
     }
 
     /// The time of an image that is drawn with `plan` alone on the idle machine, in milliseconds: the calls of its
-    /// subnets at the smallest batch that was measured. `None` for a subnet that has no row.
+    /// subnets at the smallest batch that was measured, and its decoding. `None` for a subnet that has no row.
     pub fn image_ms(&self, plan: &Plan) -> Option<f64> {
-        time_of(plan, |subnet| call_ms(&self.latency, subnet))
+        Some(time_of(plan, |subnet| call_ms(&self.latency, subnet))? + self.decode_ms.unwrap_or(0.0))
     }
 
     /// The cheapest plan of the frontier with this share of the best one's quality.

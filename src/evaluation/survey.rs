@@ -5,15 +5,15 @@ use super::drawing::BATCH;
 use super::frontier::{Point, ROWS, pareto, time_of};
 use super::latency::{self, Pace};
 use super::profile::{Device, Latency, Profile, Quality, Rated, call_ms};
+use super::prompted::Prompted;
 use super::realism::Realism;
 use super::to_reference::{ToReference, reference};
 use super::yardstick::{Metric, Rating, Yardstick};
 use crate::Result;
 use crate::diffusion::Plan;
-use crate::nets::Threads;
-use crate::nets::{Denoiser, Opened};
+use crate::nets::{Condition, Denoiser, Opened, Threads};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a quick survey may take for its latencies, and for its qualities; together about 3 s.
 const QUICK: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
@@ -97,19 +97,22 @@ pub struct Survey {
 }
 
 impl Profile {
-    /// Measures a model on its device. `range` is the noise that it is sampled over, `features` the file of those that its images
+    /// Measures a model on its device. `examples` are the texts that it draws for it, of one that draws texts, `features` the file of those that its images
     /// are measured in; without them, and where little time is, they are held against a reference plan's.
     ///
     /// # Errors
     /// As [`ToReference::new`] and [`Realism::open`].
     pub fn measure(
         opened: &mut dyn Opened,
+        examples: &[Condition],
         effort: &Effort,
         features: Option<&Path>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Survey> {
         let latency = latencies(opened, effort, progress)?;
-        let mut search = Search::new(opened.denoiser(), &latency, progress);
+        let decode_ms = decode_ms(opened)?;
+        let mut prompted = Prompted::new(opened.denoiser(), examples);
+        let mut search = Search::new(&mut prompted, &latency, progress);
         let (yardstick, images) = match *effort {
             Effort::Quick { .. } => search.quick()?,
             Effort::Thorough { images, .. } => {
@@ -129,6 +132,7 @@ impl Profile {
         let bytes = opened.denoiser().about().weight_bytes;
         let quality = Quality::new(&yardstick, images);
         let profile = Profile::new(Device::of(opened), bytes, quality, latency.clone(), rated);
+        let profile = Profile { decode_ms, ..profile };
         Ok(Survey { profile, points, foretold })
     }
 
@@ -143,7 +147,8 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self> {
         let latency = latencies(opened, effort, progress)?;
-        Ok(self.with_latency(Device::of(opened), latency))
+        let decode_ms = decode_ms(opened)?;
+        Ok(Self { decode_ms, ..self.with_latency(Device::of(opened), latency) })
     }
 }
 
@@ -170,6 +175,18 @@ pub fn expected(opened: &mut dyn Opened, effort: &Effort, by_features: bool) -> 
     }
     let timing = time.as_secs_f64() * (batches.len() * subnets) as f64;
     Ok(Duration::from_secs_f64(timing + drawn as f64 * EVALUATIONS * WIDTH * call))
+}
+
+/// The time of making a picture of a latent, where the model draws latents, in milliseconds.
+fn decode_ms(opened: &mut dyn Opened) -> Result<Option<f64>> {
+    let size = opened.denoiser().about().state();
+    let Some(decoder) = opened.decoder() else { return Ok(None) };
+    let latent = vec![0.0; size.elements()];
+    // The first is slow.
+    decoder.pixels(size, &latent)?;
+    let start = Instant::now();
+    decoder.pixels(size, &latent)?;
+    Ok(Some(start.elapsed().as_secs_f64() * 1e3))
 }
 
 /// The time of every subnet at every batch.

@@ -5,15 +5,33 @@ use crate::ImageShape;
 use crate::diffusion::Process;
 use crate::supernet::Subnet;
 
+/// A size of pictures, and of what is denoised for them: the pictures themselves, or latents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Canvas {
+    /// The size of a picture.
+    pub picture: ImageShape,
+    /// The size of what is denoised.
+    pub state: ImageShape,
+}
+
+impl From<ImageShape> for Canvas {
+    /// Of pictures that are denoised themselves.
+    fn from(picture: ImageShape) -> Self {
+        Self { picture, state: picture }
+    }
+}
+
 /// What whoever draws with a network has to know of it.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// The size of its images.
-    pub image: ImageShape,
+    /// The sizes of its pictures, the usual one first; never empty.
+    pub canvases: Vec<Canvas>,
     /// What it was trained to undo.
     pub process: Process,
-    /// Class names by index; empty for an unconditional network.
+    /// Class names by index; empty for a network that knows none.
     pub classes: Vec<String>,
+    /// Whether it draws texts.
+    pub reads_texts: bool,
     /// Its subnets, from the narrowest to the widest; the last is `full`.
     pub subnets: Vec<Subnet>,
     /// Memory that the weights of all subnets take together, tables of groups included.
@@ -23,7 +41,23 @@ pub struct About {
 impl About {
     /// Of a model whose weights take so much memory.
     pub fn of(model: &Model, weight_bytes: usize) -> Self {
-        let (classes, subnets) = (model.card.classes.clone(), model.table.subnets.clone());
-        Self { image: model.image(), process: model.card.process(), classes, subnets, weight_bytes }
+        Self {
+            canvases: model.canvases(),
+            process: model.card.process(),
+            classes: model.card.classes.clone(),
+            reads_texts: model.card.text_to_image.is_some(),
+            subnets: model.table.subnets.clone(),
+            weight_bytes,
+        }
+    }
+
+    /// The usual size of a picture.
+    pub fn picture(&self) -> ImageShape {
+        self.canvases[0].picture
+    }
+
+    /// The size of what is denoised for it.
+    pub fn state(&self) -> ImageShape {
+        self.canvases[0].state
     }
 }

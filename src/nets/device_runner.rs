@@ -421,7 +421,8 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
         Denoiser::activation_bytes(self)
     }
 
-    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64) -> Result<Slot> {
+    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64, canvas: usize) -> Result<Slot> {
+        assert_eq!(canvas, 0, "a device draws pictures of one size");
         let slot = self.take();
         let slot = self.noted(slot)?;
         self.slots.places[slot].key = key;

@@ -4,7 +4,9 @@ mod about;
 pub mod adm;
 pub mod backbone;
 pub mod builder;
+mod decoder;
 pub mod device_runner;
+pub mod diffusers;
 mod edm_unet;
 mod extraction;
 pub mod host_runner;
@@ -31,8 +33,9 @@ pub mod unet;
 pub mod vae;
 mod warm;
 
-pub use about::About;
+pub use about::{About, Canvas};
 pub use backbone::Backbone;
+pub use decoder::Decoder;
 pub use device_runner::DeviceRunner;
 pub use host_runner::{HostRunner, Threads};
 pub use model::Model;
@@ -75,7 +78,7 @@ pub trait Denoiser: Send {
     ) -> Result<Vec<f32>> {
         let levels: Vec<Level> = sigma.iter().copied().map(Level::from).collect();
         let conditions: Vec<Condition> = class.iter().copied().map(Condition::from).collect();
-        let image = self.about().image;
+        let image = self.about().state();
         self.denoise(subnet, &Rows { image, x, levels: &levels, conditions: &conditions })
     }
 }

@@ -1,9 +1,10 @@
 //! A model directory: `model.toml`, `supernet.safetensors` and `subnets.toml`, read together or refused together.
 
+use super::about::Canvas;
 use super::backbone::Backbone;
 use super::network::Network;
+use super::rows::Condition;
 use super::text_to_image::{self, TextToImage};
-use crate::ImageShape;
 use crate::classes;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::{Process, SigmaRange};
@@ -11,7 +12,9 @@ use crate::files::{read_toml, sha256, write_toml};
 use crate::labels;
 use crate::subnet_name::SubnetName;
 use crate::supernet::{Order, Spec, Subnet, Supernet, Widths, ranking, widths_of};
+use crate::text::Contexts;
 use crate::{Error, Result};
+use crate::{ImageShape, Size};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -363,7 +366,42 @@ impl Model {
         })
     }
 
-    /// The size of its images.
+    /// The sizes of its pictures, the usual one first.
+    pub fn canvases(&self) -> Vec<Canvas> {
+        let Some(parts) = &self.card.text_to_image else { return vec![self.image().into()] };
+        let canvas = |&size: &Size| {
+            let ([rows, columns], Size { height, width }) = (parts.latent_size(size), size);
+            let state = ImageShape { height: rows, width: columns, ..self.image() };
+            Canvas { picture: ImageShape { height, width, channels: parts.vae.out_channels }, state }
+        };
+        parts.sizes.iter().map(canvas).collect()
+    }
+
+    /// The directory with the files of its other parts.
+    pub(super) fn parts(&self) -> Option<&Path> {
+        self.parts.as_deref()
+    }
+
+    /// What encodes its prompts; None for a model that draws no texts.
+    ///
+    /// # Errors
+    /// As [`TextToImage::texts`].
+    pub fn contexts(&self) -> Result<Option<Contexts>> {
+        let (Some(parts), Some(dir)) = (&self.card.text_to_image, self.parts()) else { return Ok(None) };
+        let (encoder, tokenizer) = parts.texts(dir)?;
+        Ok(Some(Contexts::new(encoder, tokenizer)))
+    }
+
+    /// These prompts, encoded; none for a model that draws no texts.
+    ///
+    /// # Errors
+    /// As [`Self::contexts`].
+    pub fn examples(&self, prompts: &[&str]) -> Result<Vec<Condition>> {
+        let Some(contexts) = self.contexts()? else { return Ok(Vec::new()) };
+        prompts.iter().map(|prompt| Ok(Condition::Text(contexts.of(prompt)?.values))).collect()
+    }
+
+    /// The size of its images, or of its latents.
     pub fn image(&self) -> ImageShape {
         self.network.image()
     }

@@ -1,6 +1,6 @@
 //! From the name of a device to a model that runs on it.
 
-use super::{Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Placement, Sampler, Threads};
+use super::{Decoder, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Placement, Sampler, Threads};
 use crate::ops::cuda::{Accelerator, Precision};
 use crate::{Error, Result};
 
@@ -14,6 +14,11 @@ pub trait Opened: Send {
 
     /// How an engine calls it.
     fn calls(&mut self) -> Calls<'_>;
+
+    /// What makes pictures of latents, where the model draws those.
+    fn decoder(&mut self) -> Option<&mut Decoder> {
+        None
+    }
 
     /// What draws images on it.
     fn into_sampler(self: Box<Self>) -> Box<dyn Sampler>;
@@ -52,7 +57,10 @@ pub fn open(
         Placement::Cpu if precision != Precision::F32 => {
             Err(Error::input("precision", format!("{precision} is not accepted on a CPU, which computes in f32")))
         }
-        Placement::Cpu => Ok(Box::new(Host { runner: HostRunner::new(model, threads)?, pin: threads.pin })),
+        Placement::Cpu => {
+            let (runner, decoder) = (HostRunner::new(model, threads)?, Decoder::of(model, threads)?);
+            Ok(Box::new(Host { runner, decoder, pin: threads.pin }))
+        }
         #[cfg(feature = "cuda")]
         Placement::Cuda(index) => {
             let gpu = crate::ops::cuda::gpu::Gpu::open(index)?;
@@ -73,6 +81,8 @@ pub fn open(
 /// A model on the CPU.
 struct Host {
     runner: HostRunner,
+    /// What makes pictures of its latents.
+    decoder: Option<Decoder>,
     pin: bool,
 }
 
@@ -89,8 +99,12 @@ impl Opened for Host {
         Calls::Host(&mut self.runner, self.pin)
     }
 
+    fn decoder(&mut self) -> Option<&mut Decoder> {
+        self.decoder.as_mut()
+    }
+
     fn into_sampler(self: Box<Self>) -> Box<dyn Sampler> {
-        Box::new(HostSampler::new(Box::new(self.runner)))
+        Box::new(HostSampler::new(Box::new(self.runner)).with_decoder(self.decoder))
     }
 }
 

@@ -505,6 +505,19 @@ impl Program {
         Some([extent.pixels(), channels.kept(&self.spec.full())])
     }
 
+    /// The norms over pipes, by the pipe and the name of the layer.
+    pub fn pipe_norms(&self) -> impl Iterator<Item = (PipeId, &str)> {
+        let views = self.layers.iter().filter_map(|layer| match &layer.op {
+            Op::Product(product) => Some(&product.x),
+            Op::Write { x, .. } => Some(x),
+            _ => None,
+        });
+        views.filter_map(|view| match view.norm.as_ref()? {
+            Norm { over: Over::PipeGroups(pipe), scale, .. } => Some((*pipe, self.layer_of(*scale))),
+            _ => None,
+        })
+    }
+
     /// Channels of its output.
     pub fn output_channels(&self) -> usize {
         self.values.last().map_or(0, |value| value.channels.kept(&self.spec.full()))

@@ -61,7 +61,7 @@ impl Kind {
 }
 
 /// A JSON file about a network, of which these fields are read: `config`, the network's options; `arch`, what they are of;
-/// `preconditioning` (edm, vp or ve) and, for edm, `sigma_data`.
+/// `preconditioning` (edm, vp, ve or ddpm) and, for edm, `sigma_data`, for ddpm `beta_start`, `beta_end` and `num_train_timesteps`.
 #[derive(Debug)]
 pub struct PublicConfig<'a> {
     path: &'a Path,
@@ -111,10 +111,24 @@ impl<'a> PublicConfig<'a> {
         };
         let Some(kind) = self.json.get("preconditioning") else { return Ok(None) };
         let named = |known: &Kind| kind.as_str() == Some(known.as_str());
-        match [Kind::Edm, Kind::Vp, Kind::Ve].iter().find(|known| named(known)) {
+        match [Kind::Edm, Kind::Vp, Kind::Ve, Kind::Ddpm].iter().find(|known| named(known)) {
+            Some(Kind::Ddpm) => self.ddpm().map(Some),
             Some(known) => Ok(Some(known.with(sigma_data))),
-            None => Err(Error::field(self.path, "preconditioning", format!("{kind} is none of edm, vp, ve"))),
+            None => Err(Error::field(self.path, "preconditioning", format!("{kind} is none of edm, vp, ve, ddpm"))),
         }
+    }
+
+    /// That of Stable Diffusion, with the betas that the file says.
+    fn ddpm(&self) -> Result<Preconditioning> {
+        let mut written = serde_json::to_value(Preconditioning::STABLE_DIFFUSION).expect("plain data");
+        for (ours, theirs) in [("beta_start", "beta_start"), ("beta_end", "beta_end"), ("steps", "num_train_timesteps")]
+        {
+            if let Some(value) = self.json.get(theirs) {
+                written[ours] = value.clone();
+            }
+        }
+        let refuse = |error: serde_json::Error| Error::field(self.path, "num_train_timesteps and betas", error);
+        serde_json::from_value(written).map_err(refuse)
     }
 }
 
@@ -127,14 +141,21 @@ pub fn write(model: &Model, path: &Path) -> Result<()> {
     let (backbone, network) = (&model.card.backbone, &model.network);
     let mut config = serde_json::to_value(backbone).expect("options are plain data");
     let arch = config.as_object_mut().and_then(|config| config.remove("arch"));
-    let pipes = network.spec().pipes.iter();
-    let norm_groups: BTreeMap<String, usize> = pipes
-        .filter_map(|pipe| Some((format!("{}.norm1", pipe.block), groups::count(pipe.width, pipe.norm_groups?))))
-        .collect();
+    let pipes = &network.spec().pipes;
+    let count = |(pipe, name): (usize, &str)| {
+        Some((name.to_owned(), groups::count(pipes[pipe].width, pipes[pipe].norm_groups?)))
+    };
+    let norm_groups: BTreeMap<String, usize> = network.program().pipe_norms().filter_map(count).collect();
     let mut json = json!({ "arch": arch, "config": config, "norm_groups": norm_groups });
     json["preconditioning"] = Kind::of(network.preconditioning()).as_str().into();
-    if let Preconditioning::Edm { sigma_data } = network.preconditioning() {
-        json["sigma_data"] = sigma_data.into();
+    match network.preconditioning() {
+        Preconditioning::Edm { sigma_data } => json["sigma_data"] = sigma_data.into(),
+        Preconditioning::Ddpm { beta_start, beta_end, steps } => {
+            json["beta_start"] = beta_start.into();
+            json["beta_end"] = beta_end.into();
+            json["num_train_timesteps"] = steps.into();
+        }
+        Preconditioning::Vp | Preconditioning::Ve => {}
     }
     write_whole(path, format!("{json:#}\n").as_bytes())
 }

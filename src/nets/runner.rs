@@ -36,6 +36,16 @@ impl Runner {
         &self.program
     }
 
+    /// Memory that the weights take.
+    pub fn weight_bytes(&self) -> usize {
+        self.packed.bytes() + self.view.bytes()
+    }
+
+    /// Memory in the buffers of activations.
+    pub fn activation_bytes(&self) -> usize {
+        self.workspace.arena.bytes()
+    }
+
     /// As [`Self::run_rows`], with its layers.
     pub fn recorded(&mut self, batch: usize, fill: impl Fn(Row) + Sync) -> (Vec<f32>, Vec<Layer>) {
         self.workspace.recorder = Some(Recorder::new());

@@ -1,6 +1,7 @@
 //! The images that are being drawn, where the denoiser keeps its memory.
 
-use super::{About, Condition, Denoiser, Rows};
+use super::{About, Condition, Decoder, Denoiser, Rows};
+use crate::ImageShape;
 use crate::diffusion::{Level, Noise, State, Update, guide};
 use crate::ops::pixels::byte;
 use crate::philox::NoiseKey;
@@ -64,26 +65,27 @@ pub trait Sampler: Send {
     fn activation_bytes(&self) -> usize;
 
     /// Begins an image: x is the sum of `noise` of `key` ([`crate::diffusion::Course::begin`]), m is 0. `sigma` is the
-    /// noise level of its first call.
+    /// noise level of its first call, `canvas` the index of its size in [`About::canvases`].
     ///
     /// # Errors
     /// On a device fault, or where there is no memory for another image; then nothing was begun.
-    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64) -> Result<Slot>;
+    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64, canvas: usize) -> Result<Slot>;
 
-    /// One call of the denoiser on the rows of these images, then a solver step of each.
+    /// One call of the denoiser on the rows of these images, all of one size, then a solver step of each.
     ///
     /// # Errors
     /// On a device fault, and where a denoised image is not finite.
     fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()>;
 
-    /// The image so far, x: bytes `[height, width, channels]` row-major, `127.5 x + 127.5` rounded and clamped.
+    /// The image so far, x, decoded where it is a latent: bytes `[height, width, channels]` row-major, `127.5 x + 127.5` rounded and
+    /// clamped.
     ///
     /// # Errors
     /// On a device fault.
     fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>>;
 
-    /// The denoised image, guided where the move was, that the slot's last step used, in the form of [`Self::pixels`].
-    /// That step was [`Move::watched`].
+    /// The denoised image, guided where the move was, that the slot's last step used, in the form of [`Self::pixels`]; of a latent only
+    /// about what it looks like. That step was [`Move::watched`].
     ///
     /// # Errors
     /// On a device fault.
@@ -101,6 +103,8 @@ pub trait Sampler: Send {
 /// The [`Sampler`] of a denoiser in the host's memory.
 pub struct HostSampler {
     denoiser: Box<dyn Denoiser>,
+    /// What makes pictures of latents.
+    decoder: Option<Decoder>,
     /// By the number of the slot; `None` is free.
     images: Vec<Option<Image>>,
 }
@@ -108,6 +112,8 @@ pub struct HostSampler {
 /// An image that is being drawn.
 struct Image {
     key: NoiseKey,
+    /// The size of what is denoised.
+    size: ImageShape,
     state: State,
     /// What the denoiser said last, where it was watched.
     estimate: Option<Vec<f32>>,
@@ -116,7 +122,12 @@ struct Image {
 impl HostSampler {
     /// A sampler without images.
     pub fn new(denoiser: Box<dyn Denoiser>) -> Self {
-        Self { denoiser, images: Vec::new() }
+        Self { denoiser, decoder: None, images: Vec::new() }
+    }
+
+    /// The same for a denoiser of latents.
+    pub fn with_decoder(self, decoder: Option<Decoder>) -> Self {
+        Self { decoder, ..self }
     }
 
     fn held(&mut self, slot: Slot) -> &mut Image {
@@ -130,11 +141,12 @@ impl Sampler for HostSampler {
     }
 
     fn activation_bytes(&self) -> usize {
-        self.denoiser.activation_bytes()
+        self.denoiser.activation_bytes() + self.decoder.as_ref().map_or(0, Decoder::activation_bytes)
     }
 
-    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], _sigma: f64) -> Result<Slot> {
-        let image = Image { key, state: State::new(self.about().image.elements(), noise, key), estimate: None };
+    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], _sigma: f64, canvas: usize) -> Result<Slot> {
+        let size = self.about().canvases[canvas].state;
+        let image = Image { key, size, state: State::new(size.elements(), noise, key), estimate: None };
         let free = self.images.iter().position(Option::is_none);
         let slot = free.unwrap_or_else(|| {
             self.images.push(None);
@@ -145,14 +157,15 @@ impl Sampler for HostSampler {
     }
 
     fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()> {
-        let image = self.about().image;
+        let Some(image) = moves.first().map(|step| self.held(step.slot).size) else { return Ok(()) };
         let (elements, rows) = (image.elements(), moves.iter().map(Move::rows).sum());
         let mut x = Vec::with_capacity(rows * elements);
         let (mut levels, mut conditions) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         for step in moves {
-            let image = self.held(step.slot);
+            let held = self.held(step.slot);
+            assert_eq!(held.size, image, "the size of all images of a step");
             for condition in step.conditions() {
-                x.extend(image.state.x().iter().map(|&value| value as f32));
+                x.extend(held.state.x().iter().map(|&value| value as f32));
                 levels.push(step.level);
                 conditions.push(condition.clone());
             }
@@ -171,7 +184,7 @@ impl Sampler for HostSampler {
             rest = others;
             let guided = step.guide.as_ref().map(|by| guide(&rows[..elements], &rows[elements..], by.scale));
             let estimate = guided.as_deref().unwrap_or(rows);
-            let Image { key, state, estimate: kept } = self.held(step.slot);
+            let Image { key, state, estimate: kept, .. } = self.held(step.slot);
             state.apply(&step.update, estimate, *key);
             *kept = step.watched.then(|| estimate.to_vec());
         }
@@ -179,12 +192,20 @@ impl Sampler for HostSampler {
     }
 
     fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>> {
-        Ok(self.held(slot).state.x().iter().map(|&value| byte(value)).collect())
+        let image = self.images[slot.0].as_ref().expect("a slot that has begun and has not ended");
+        match &mut self.decoder {
+            Some(decoder) => decoder.pixels(image.size, image.state.x()),
+            None => Ok(image.state.x().iter().map(|&value| byte(value)).collect()),
+        }
     }
 
     fn estimate(&mut self, slot: Slot) -> Result<Vec<u8>> {
-        let estimate = self.held(slot).estimate.as_ref().expect("a step that was watched");
-        Ok(estimate.iter().map(|&value| byte(f64::from(value))).collect())
+        let image = self.images[slot.0].as_ref().expect("a slot that has begun and has not ended");
+        let estimate = image.estimate.as_ref().expect("a step that was watched");
+        Ok(match &self.decoder {
+            Some(decoder) => decoder.preview(image.size, estimate),
+            None => estimate.iter().map(|&value| byte(f64::from(value))).collect(),
+        })
     }
 
     fn end(&mut self, slot: Slot) {

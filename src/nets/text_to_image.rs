@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 
+/// The usual scale of guidance towards a prompt, which is that of diffusers' pipelines.
+pub const GUIDANCE: f64 = 7.5;
 /// The weights of the encoder of texts, under the names of transformers.
 pub const TEXT_ENCODER: &str = "text_encoder.safetensors";
 /// What makes token ids of prompts.
@@ -151,6 +153,6 @@ fn half(program: Program, dir: &Path, threads: Threads) -> Result<Runner> {
 }
 
 /// The tensors of a file of a model directory.
-fn tensors(path: &Path) -> Result<StateDict> {
+pub(super) fn tensors(path: &Path) -> Result<StateDict> {
     Ok(checkpoint::open(path)?.parts.swap_remove(0).tensors)
 }

@@ -12,7 +12,7 @@ const MOST: usize = 64;
 /// [`Error::Input`] for a subnet whose output is not finite: its weights are damaged; the denoiser's own.
 pub fn warm(denoiser: &mut dyn Denoiser, max_batch: usize) -> Result<()> {
     let largest = max_batch.clamp(1, MOST);
-    let (elements, subnets) = (denoiser.about().image.elements(), denoiser.about().subnets.len());
+    let (elements, subnets) = (denoiser.about().state().elements(), denoiser.about().subnets.len());
     for batch in [1, largest.div_ceil(4), largest] {
         let (x, sigma, class) = (vec![0.5; batch * elements], vec![1.0; batch], vec![None; batch]);
         for subnet in 0..subnets {

@@ -14,7 +14,7 @@ const NEWEST: f64 = 0.05;
 pub struct Demand {
     /// Samples a second, by the best rung that they are asked for.
     rows: Vec<f64>,
-    /// Seconds of the device a second, of requests for exact plans.
+    /// Seconds of the device a second that no rung changes: of requests for exact plans, and of what follows the last call.
     exact: f64,
     /// The typical time from arrival to deadline, in seconds; `None` before the first request.
     within: Option<f64>,
@@ -27,10 +27,11 @@ impl Demand {
         Self { rows: vec![0.0; rungs], exact: 0.0, within: None, updated: Duration::ZERO }
     }
 
-    /// A request for images that need so many `rows`, at best on rung `top`.
-    pub fn ask(&mut self, now: Duration, within: Duration, top: usize, rows: f64) {
+    /// A request for images that need so many `rows`, at best on rung `top`, and so many `seconds` on any.
+    pub fn ask(&mut self, now: Duration, within: Duration, top: usize, rows: f64, seconds: f64) {
         let memory = self.fade(now, within);
         self.rows[top] += rows / memory;
+        self.exact += seconds / memory;
     }
 
     /// A request for an exact plan that takes `seconds`.
@@ -72,7 +73,7 @@ mod tests {
     fn a_steady_stream_is_known_by_its_rate() {
         let mut demand = Demand::new(3);
         for arrival in 0..4000 {
-            demand.ask(Duration::from_millis(10 * arrival), Duration::from_millis(250), 2, 1.0);
+            demand.ask(Duration::from_millis(10 * arrival), Duration::from_millis(250), 2, 1.0, 0.0);
         }
         let seconds = |rung| [0.001, 0.002, 0.005][rung];
         for (cap, share) in [(2, 0.5), (1, 0.2), (0, 0.1)] {
@@ -84,7 +85,7 @@ mod tests {
     #[test]
     fn a_stream_that_ends_is_forgotten() {
         let mut demand = Demand::new(1);
-        (0..100).for_each(|i| demand.ask(Duration::from_millis(10 * i), Duration::from_secs(1), 0, 1.0));
+        (0..100).for_each(|i| demand.ask(Duration::from_millis(10 * i), Duration::from_secs(1), 0, 1.0, 0.0));
         demand.ask_exact(Duration::from_secs(600), Duration::from_secs(1), 0.0);
         assert!(demand.at(0, |_| 1.0) < 1e-6);
     }

@@ -89,7 +89,8 @@ impl Ladder {
         let rung = |(plan, quality): (Plan, f64)| {
             let calls = calls(&plan, 0, times)?;
             let cost = Cost::new(&calls, times);
-            let alone = calls.iter().map(|&(subnet, count)| count as f64 * times.measured(subnet, 1)).sum();
+            let calls_alone: f64 = calls.iter().map(|&(subnet, count)| count as f64 * times.measured(subnet, 1)).sum();
+            let alone = calls_alone + times.finish();
             Ok(Rung { plan: Arc::new(plan), quality, calls, cost, alone })
         };
         let mut all = plans.into_iter().map(rung).collect::<Result<Vec<_>>>()?;

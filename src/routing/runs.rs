@@ -79,6 +79,11 @@ impl Run {
     pub fn waiting(&self) -> u32 {
         self.ask.images - self.begun
     }
+
+    /// Its images that are not drawn.
+    pub fn left(&self) -> usize {
+        self.waiting() as usize + self.running.len()
+    }
 }
 
 /// The requests of one engine in the order in which they are served.

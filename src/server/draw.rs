@@ -1,22 +1,20 @@
 //! From a checked request to pixels: budget -> wish -> engine. What all routes that draw images share.
 
+use crate::ImageShape;
 use crate::diffusion::plan::Plan;
 use crate::engine::image::{Raster, grid_shape};
 use crate::engine::{Finished, Job, Step, Ticket};
-use crate::labels;
-use crate::nets::Condition;
+use crate::nets::Canvas;
 use crate::routing::{Budget, MinQuality, Resolved};
 use crate::server::metrics::{Observation, Timings};
-use crate::server::wire::ClassChoice;
+use crate::server::openai::size_of;
+use crate::server::subject::{Subject, Told};
 use crate::server::{ApiError, AppState};
 use image::ImageResult;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// The accepted scales of classifier-free guidance.
-pub(super) const GUIDANCE: RangeInclusive<f64> = 0.0..=20.0;
 /// Drawn seeds fit the integers that a double holds, so that no JSON reader changes them.
 const DRAWN_SEED_BITS: u32 = 53;
 
@@ -25,12 +23,12 @@ pub(super) struct Order {
     pub arrived: Instant,
     pub budget: Budget,
     pub min_quality: Option<MinQuality>,
-    /// Absent: the unconditional call.
-    pub class: Option<ClassChoice>,
+    pub subject: Subject,
+    /// Columns and rows; absent are those of the usual size.
+    pub size: [Option<usize>; 2],
     /// Absent: drawn at random.
     pub seed: Option<u64>,
     pub n: Option<u32>,
-    pub guidance: Option<f64>,
 }
 
 /// An order that the engine has taken. Dropping it cancels the work within one step.
@@ -43,6 +41,9 @@ pub(super) struct Taken {
     asked: Option<f64>,
     arrived: Instant,
     within: Duration,
+    /// The size of each.
+    pub shape: ImageShape,
+    truncated: Vec<&'static str>,
 }
 
 /// The images of an order, and what is said about them.
@@ -53,22 +54,27 @@ pub(super) struct Drawn {
     /// The mean quality of the images; measured for plans of the frontier, estimated for those that changed on the way.
     pub quality: Option<f64>,
     pub late: bool,
+    /// The size of each.
+    pub shape: ImageShape,
+    /// The fields with more text than the model reads.
+    pub truncated: Vec<&'static str>,
 }
 
 /// Checks an order against the model and the limits, and puts it into the queue.
 ///
 /// # Errors
 /// Everything that a request can be refused for after its syntax.
-pub(super) fn take(
+pub(super) async fn take(
     state: &AppState,
     order: Order,
     events: Option<mpsc::Sender<Step>>,
     observation: &mut Observation,
 ) -> Result<Taken, ApiError> {
-    let Order { arrived, budget, min_quality, class, seed, n, guidance } = order;
-    let class = class.map(|choice| class_index(&state.fleet.any().about().classes, choice)).transpose()?;
-    let guidance = guidance_scale(guidance, class)?;
-    let images = image_count(state, n)?;
+    let Order { arrived, budget, min_quality, subject, size, seed, n } = order;
+    let canvases = &state.fleet.any().about().canvases;
+    let canvas = canvas_of(canvases, size)?;
+    let shape = canvases[canvas].picture;
+    let images = image_count(state, shape, n)?;
     if let Budget::Exact(plan) = &budget {
         require_steps(state, plan.steps)?;
     }
@@ -78,18 +84,18 @@ pub(super) fn take(
     let longest = Duration::from_secs(state.limits.request_timeout_s);
     let resolved = state.budgets.resolve(&budget, min_quality.as_ref(), &state.ladder, &state.subnets, longest)?;
     let Resolved { wish, within, asked } = resolved;
+    let Told { condition, negative, guidance, truncated } = subject.told(state).await?;
     let seed = match seed {
         Some(seed) => seed,
         None => getrandom::u64().map_err(|e| ApiError::Internal(e.to_string()))? >> (u64::BITS - DRAWN_SEED_BITS),
     };
     // The engine's deadline leaves time to encode and to answer.
     let drawn_within = within.saturating_sub(state.answering.reserve(within));
-    let (condition, negative) = (class.into(), Condition::None);
-    let job = Job { wish, arrived, within: drawn_within, seed, images, condition, negative, guidance, events };
+    let job = Job { wish, arrived, within: drawn_within, seed, images, condition, negative, guidance, canvas, events };
     let ticket = state.fleet.submit(job)?;
     let planned = ticket.planned().plan.clone();
     observation.set_plan(&planned);
-    Ok(Taken { ticket, planned, seed, images, asked, arrived, within })
+    Ok(Taken { ticket, planned, seed, images, asked, arrived, within, shape, truncated })
 }
 
 impl Taken {
@@ -98,7 +104,7 @@ impl Taken {
     /// # Errors
     /// [`ApiError::Timeout`], or what the engine says.
     pub async fn drawn(self, state: &AppState, observation: &mut Observation) -> Result<Drawn, ApiError> {
-        let Self { ticket, planned, seed, images, asked, arrived, within } = self;
+        let Self { ticket, planned, seed, images, asked, arrived, within, shape, truncated } = self;
         let limit = state.limits.request_timeout_s;
         // Dropping the ticket, here or with this whole future when the client goes away, cancels the job.
         let finished = tokio::time::timeout(Duration::from_secs(limit), ticket.wait());
@@ -113,7 +119,7 @@ impl Taken {
         if let (Some(asked), Some(served)) = (asked, quality) {
             state.metrics.compare(asked, served.min(asked), images);
         }
-        Ok(Drawn { finished, planned, seed, quality, late: arrived.elapsed() > within })
+        Ok(Drawn { finished, planned, seed, quality, late: arrived.elapsed() > within, shape, truncated })
     }
 }
 
@@ -150,36 +156,29 @@ impl Drawn {
     }
 }
 
-fn class_index(classes: &[String], choice: ClassChoice) -> Result<usize, ApiError> {
-    if classes.is_empty() {
-        return Err(ApiError::ClassNotSupported);
-    }
-    let (found, asked) = match choice {
-        ClassChoice::Index(index) => (usize::try_from(index).ok().filter(|&i| i < classes.len()), index.to_string()),
-        ClassChoice::Name(name) => (labels::find(classes, &name), name),
+/// The index of the size with so many columns and rows, the first of those where one of them is not said.
+fn canvas_of(canvases: &[Canvas], [width, height]: [Option<usize>; 2]) -> Result<usize, ApiError> {
+    let is = |Canvas { picture, .. }: &Canvas| {
+        width.is_none_or(|width| width == picture.width) && height.is_none_or(|height| height == picture.height)
     };
-    found.ok_or_else(|| ApiError::UnknownClass { asked, accepted: classes.to_vec() })
+    canvases.iter().position(is).ok_or_else(|| {
+        let said = |side: Option<usize>| side.map_or_else(|| "any".to_owned(), |side| side.to_string());
+        let sizes: Vec<String> = canvases.iter().map(|canvas| size_of(canvas.picture)).collect();
+        ApiError::OutOfRange {
+            field: if width.is_some() { "width" } else { "height" },
+            value: format!("of {}x{}", said(width), said(height)),
+            accepted: format!("that of one of the sizes {}", sizes.join(", ")),
+        }
+    })
 }
 
-fn guidance_scale(asked: Option<f64>, class: Option<usize>) -> Result<f64, ApiError> {
-    let scale = asked.unwrap_or(1.0);
-    if !GUIDANCE.contains(&scale) {
-        let accepted = format!("{} to {}", GUIDANCE.start(), GUIDANCE.end());
-        return Err(ApiError::OutOfRange { field: "guidance", value: scale.to_string(), accepted });
-    }
-    if scale != 1.0 && class.is_none() {
-        return Err(ApiError::GuidanceWithoutClass);
-    }
-    Ok(scale)
-}
-
-fn image_count(state: &AppState, asked: Option<u32>) -> Result<u32, ApiError> {
+fn image_count(state: &AppState, shape: ImageShape, asked: Option<u32>) -> Result<u32, ApiError> {
     let images = asked.unwrap_or(1);
     let out_of_range = |accepted| Err(ApiError::OutOfRange { field: "n", value: images.to_string(), accepted });
     if !(1..=state.limits.max_n).contains(&images) {
         return out_of_range(format!("1 to {}", state.limits.max_n));
     }
-    let grid = grid_shape(state.fleet.any().about().image, images as usize);
+    let grid = grid_shape(shape, images as usize);
     if grid.height * grid.width > state.limits.max_pixels {
         return out_of_range(format!("so few that their grid has at most {} pixels", state.limits.max_pixels));
     }
@@ -189,7 +188,7 @@ fn image_count(state: &AppState, asked: Option<u32>) -> Result<u32, ApiError> {
 /// The most images that a request may ask for: their grid has to be small enough as well.
 pub(super) fn most_images(state: &AppState) -> u32 {
     let fits = |images: &u32| {
-        let grid = grid_shape(state.fleet.any().about().image, *images as usize);
+        let grid = grid_shape(state.fleet.any().about().picture(), *images as usize);
         grid.height * grid.width <= state.limits.max_pixels
     };
     (1..=state.limits.max_n).take_while(fits).last().unwrap_or(0)

@@ -38,6 +38,17 @@ pub enum ApiError {
     /// `guidance_without_class`: guidance pulls towards a class. -> 400
     #[error("`guidance` needs a `class`")]
     GuidanceWithoutClass,
+    /// `unsupported_field`: one that is of no use with this model. -> 400
+    #[error("`{field}`: {problem}")]
+    Unsupported {
+        /// The field of the body.
+        field: &'static str,
+        /// Why, and what to do.
+        problem: &'static str,
+    },
+    /// `missing_prompt`: of a model that draws texts. -> 400
+    #[error("`prompt` is missing or empty: say what the image is to show")]
+    MissingPrompt,
     /// `unknown_format`. -> 400
     #[error("{0}")]
     UnknownFormat(String),
@@ -250,6 +261,8 @@ impl ApiError {
             Self::UnknownClass { .. } => bad("unknown_class"),
             Self::ClassNotSupported => bad("class_not_supported"),
             Self::GuidanceWithoutClass => bad("guidance_without_class"),
+            Self::Unsupported { .. } => bad("unsupported_field"),
+            Self::MissingPrompt => bad("missing_prompt"),
             Self::UnknownFormat(_) => bad("unknown_format"),
             Self::OutOfRange { .. } => bad("out_of_range"),
             Self::InvalidQuery(_) => bad("invalid_query"),
@@ -301,7 +314,8 @@ impl ApiError {
             Self::UnknownClass { .. } | Self::ClassNotSupported => Some("class"),
             Self::GuidanceWithoutClass => Some("guidance"),
             Self::UnknownFormat(_) => Some("format"),
-            Self::OutOfRange { field, .. } => Some(field),
+            Self::OutOfRange { field, .. } | Self::Unsupported { field, .. } => Some(field),
+            Self::MissingPrompt => Some("prompt"),
             Self::WrongType { field, .. } => field.as_deref(),
             Self::UnknownField { unknown, .. } => unknown.first().map(String::as_str),
             Self::NoClass(_) | Self::AmbiguousPrompt(_) => Some("prompt"),

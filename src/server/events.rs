@@ -1,5 +1,6 @@
 //! `POST /generate` with `Accept: text/event-stream`: steps and previews while the images are drawn, the images last.
 
+use crate::ImageShape;
 use crate::digits::to_decimals;
 use crate::engine::Step;
 use crate::engine::image::{Format, Raster};
@@ -94,6 +95,7 @@ async fn tell(
     // Sending fails only when the client has gone.
     let send = async |event, parcel| drop(told.send(Told { event, parcel }).await);
     let planned = json!({ "plan": taken.planned.to_string(), "seed": taken.seed });
+    let shape = taken.shape;
     send(event("planned", &planned), None).await;
     let drawn = {
         let mut drawn = std::pin::pin!(taken.drawn(state, &mut observation));
@@ -105,7 +107,7 @@ async fn tell(
                     if told.is_closed() {
                         continue;
                     }
-                    for event in progress(state, step).await {
+                    for event in progress(shape, step).await {
                         send(event, None).await;
                     }
                 }
@@ -136,11 +138,10 @@ fn event(name: &str, data: &serde_json::Value) -> Event {
 }
 
 /// A step, and what its image would be if the denoiser were right about it now.
-async fn progress(state: &AppState, step: Step) -> Vec<Event> {
+async fn progress(shape: ImageShape, step: Step) -> Vec<Event> {
     let Step { image, step, plan, estimate } = step;
     let mut events =
         vec![event("step", &json!({ "image": image, "step": step, "of": plan.steps, "plan": plan.to_string() }))];
-    let shape = state.fleet.any().about().image;
     let preview = move || Raster { shape, bytes: estimate }.encode(Format::Png);
     // Away from the threads that serve connections. A preview that fails is left out: the images will say why.
     if let Ok(Ok(file)) = tokio::task::spawn_blocking(preview).await {
@@ -165,6 +166,7 @@ async fn images(
             "planned": drawn.planned.to_string(),
             "quality": drawn.quality,
             "seed": drawn.seed,
+            "truncated": drawn.truncated,
             "media_type": format.media_type(),
             "b64_json": STANDARD.encode(&file.bytes),
             "timings": { "queue_ms": ms(queue), "denoise_ms": ms(denoise), "encode_ms": ms(encode) },

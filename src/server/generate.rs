@@ -8,6 +8,7 @@ use crate::server::handover::hand_over;
 use crate::server::kept::{File, Keeper, Parcel};
 use crate::server::metrics::{Observation, Timings};
 use crate::server::negotiate::{Shape, accepted_shape, require_json};
+use crate::server::subject::Subject;
 use crate::server::wire::{GenerateBody, GenerateQuery};
 use crate::server::{ApiError, AppState, events};
 use axum::body::Bytes;
@@ -48,6 +49,8 @@ const EVENTS: usize = 64;
                     request had different plans, their texts are joined by `; `."),
                 ("x-accordion-planned" = String, description = "What was planned when the request came."),
                 ("x-accordion-quality" = f64, description = "The quality of what ran, from 0 to 1, where it is known."),
+                ("x-accordion-truncated" = String, description = "The fields with more text than the model reads, of which it \
+                    read the beginning."),
                 ("x-seed" = u64, description = "The seed of the images."),
                 ("server-timing" = String, description = "Milliseconds that the images waited, were drawn and encoded."),
             )),
@@ -96,16 +99,17 @@ async fn accept(state: &AppState, request: Request, observation: &mut Observatio
     require_json(request.headers())?;
     let headers = request.headers().clone();
     let body = GenerateBody::parse(&read_body(state, request).await?)?;
-    let GenerateBody { class, seed, n, guidance, format } = body;
+    let GenerateBody { class, prompt, negative_prompt, seed, n, guidance, width, height, format } = body;
     let format = format.map(|name| name.parse().map_err(ApiError::UnknownFormat)).transpose()?;
     let (events, accepted) = match accepted_shape(&headers) {
         Shape::Events(accepted) => (true, Some(accepted)),
         Shape::File(accepted) => (false, accepted),
     };
     let format = format.or(accepted).ok_or(ApiError::NotAcceptable)?;
-    let order = Order { arrived, budget, min_quality, class, seed, n, guidance };
+    let subject = Subject { class, prompt, negative_prompt, guidance };
+    let order = Order { arrived, budget, min_quality, subject, size: [width, height], seed, n };
     let (told, steps) = events.then(|| mpsc::channel(EVENTS)).unzip();
-    let taken = take(state, order, told, observation)?;
+    let taken = take(state, order, told, observation).await?;
     let keeper = keep.unwrap_or(false).then(|| {
         let id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
         Keeper { kept: state.kept.clone(), id }
@@ -144,7 +148,7 @@ pub(super) async fn file_of(
     format: Format,
     observation: &mut Observation,
 ) -> Result<(File, Timings), ApiError> {
-    let shape = state.fleet.any().about().image;
+    let shape = drawn.shape;
     let file = move |raster: &Raster| raster.encode(format);
     let (mut files, timings) = drawn.encode(state, file, |images| vec![Raster::grid(shape, images)]).await?;
     observation.succeed(&timings, drawn.served(), drawn.finished.images.len(), drawn.late, format);
@@ -163,6 +167,9 @@ pub(super) fn headers(drawn: &Drawn, timings: &Timings) -> Vec<(header::HeaderNa
     ];
     if let Some(quality) = drawn.quality {
         headers.push((name("x-accordion-quality"), format!("{quality:.4}")));
+    }
+    if !drawn.truncated.is_empty() {
+        headers.push((name("x-accordion-truncated"), drawn.truncated.join(", ")));
     }
     headers
 }

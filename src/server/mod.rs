@@ -35,6 +35,7 @@ mod rest;
 mod router;
 mod spans;
 mod state;
+mod subject;
 #[cfg(test)]
 mod tests;
 mod trace_context;

@@ -3,7 +3,7 @@
 use crate::routing::{NamedBudget, Rung};
 use crate::server::error::{ErrorBody, Failures, Locked};
 use crate::server::negotiate::text_of;
-use crate::server::openai::require_model;
+use crate::server::openai::{require_model, sizes};
 use crate::server::{ApiError, AppState};
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -17,8 +17,14 @@ use utoipa::ToSchema;
 pub(super) struct LoadedModel {
     model: String,
     image: Size,
-    /// Empty for an unconditional model.
+    /// The sizes that it draws, columns by rows, the usual one first.
+    sizes: Vec<String>,
+    /// Empty for a model that knows none.
     classes: Vec<String>,
+    /// Whether it draws what a prompt says.
+    prompts: bool,
+    /// The scale of guidance where a request says none.
+    guidance: f64,
     /// From the narrowest to the widest.
     subnets: Vec<LoadedSubnet>,
     /// What `quality` is.
@@ -69,7 +75,7 @@ struct LoadedSubnet {
     responses((status = 200, description = "What is loaded.", body = LoadedModel), Locked, Failures)
 )]
 pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedModel> {
-    let image = state.fleet.any().about().image;
+    let image = state.fleet.any().about().picture();
     let subnet = |subnet: &crate::supernet::Subnet| LoadedSubnet {
         name: subnet.name.to_string(),
         ratio: subnet.ratio,
@@ -88,7 +94,10 @@ pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedMo
     Json(LoadedModel {
         model: state.model.clone(),
         image: Size { height: image.height, width: image.width, channels: image.channels },
+        sizes: sizes(&state).map(|(name, _)| name).collect(),
         classes: state.fleet.any().about().classes.to_vec(),
+        prompts: state.texts.is_some(),
+        guidance: state.usual_guidance(),
         subnets: state.fleet.any().about().subnets.iter().map(subnet).collect(),
         metric: state.metric.clone(),
         frontier: state.ladder.rungs().iter().map(frontier).collect(),

@@ -3,6 +3,7 @@
 use crate::digits::seconds;
 use crate::engine::{Engine, Fleet};
 use crate::evaluation::profile::{Device, PROFILE, Profile};
+use crate::evaluation::prompted::EXAMPLES;
 use crate::evaluation::survey::Effort;
 use crate::nets;
 use crate::nets::model::{Verify, WEIGHTS};
@@ -42,7 +43,7 @@ pub fn open(config: &ServeConfig, registry: Registry) -> Result<Arc<AppState>> {
         let name = if repeated(&device) { format!("{device}:{index}") } else { device };
         engines.push((name, Engine::start(opened.into_sampler(), config.engine_limits(), policy)?));
     }
-    AppState::new(model.card.name.clone(), Fleet::new(engines), measured, config, registry)
+    AppState::new(model.card.name.clone(), Fleet::new(engines), model.contexts()?, measured, config, registry)
 }
 
 /// The model's profile. Where it has none it is measured quickly; where it is of another device its times are.
@@ -51,7 +52,7 @@ fn profile(config: &ServeConfig, model: &Model, opened: &mut dyn Opened) -> Resu
     let (effort, start) = (Effort::Quick { max_batch: config.max_batch }, Instant::now());
     let file = path.display().to_string();
     if !path.exists() {
-        let survey = Profile::measure(opened, &effort, None, &mut |_| {})?;
+        let survey = Profile::measure(opened, &model.examples(&EXAMPLES)?, &effort, None, &mut |_| {})?;
         let plans = survey.profile.frontier.len();
         tracing::warn!(
             file,

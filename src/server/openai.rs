@@ -4,7 +4,11 @@ pub(super) mod prompt;
 pub(super) mod wire;
 
 use crate::ImageShape;
+use crate::diffusion::plan::STEPS;
+use crate::diffusion::{Plan, Solver};
 use crate::engine::image::{Format, Raster};
+use crate::nets::Canvas;
+use crate::routing::Budget;
 use crate::server::draw::{Order, most_images, take};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
 use crate::server::generate::{headers, read_body};
@@ -12,8 +16,10 @@ use crate::server::handover::hand_over;
 use crate::server::kept::Parcel;
 use crate::server::metrics::Observation;
 use crate::server::negotiate::require_json;
+use crate::server::subject::Subject;
 use crate::server::wire::{ClassChoice, parse};
 use crate::server::{ApiError, AppState};
+use crate::subnet_name::FULL;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{AppendHeaders, IntoResponse, Response};
@@ -63,19 +69,25 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
     require_json(request.headers())?;
     let body: ImagesBody = parse(&read_body(state, request).await?, ImagesBody::FIELDS)?;
     let (budget, quality) = chosen("quality", body.quality.as_deref(), &QUALITIES)?;
+    let budget = body.num_inference_steps.map_or(Ok(budget), steps)?;
     observation.set_budget(&budget);
-    let (format, jpeg_quality) = checked(state, &body)?;
+    let (format, jpeg_quality, size) = checked(state, &body)?;
     let carrier = body.response_format.as_deref();
     let carrier = carrier.map(|asked| chosen("response_format", Some(asked), &RESPONSE_FORMATS)).transpose()?;
+    let (guidance, negative_prompt) = (body.guidance_scale, body.negative_prompt);
     let classes = &state.fleet.any().about().classes;
-    let class = match classes.is_empty() {
-        true => None,
-        false => Some(ClassChoice::Index(prompt::class_of(&body.prompt, classes)? as u64)),
+    let subject = match (&state.texts, classes.is_empty()) {
+        (Some(_), _) => Subject { class: None, prompt: Some(body.prompt), negative_prompt, guidance },
+        (None, true) => Subject { negative_prompt, guidance, ..Subject::default() },
+        (None, false) => {
+            let class = Some(ClassChoice::Index(prompt::class_of(&body.prompt, classes)? as u64));
+            Subject { class, prompt: None, negative_prompt, guidance }
+        }
     };
-    let order = Order { arrived, budget, min_quality: None, class, seed: body.seed, n: body.n, guidance: None };
-    let drawn = take(state, order, None, observation)?.drawn(state, observation).await?;
+    let order = Order { arrived, budget, min_quality: None, subject, size, seed: body.seed, n: body.n };
+    let drawn = take(state, order, None, observation).await?.drawn(state, observation).await?;
 
-    let shape = state.fleet.any().about().image;
+    let shape = drawn.shape;
     let file = move |raster: &Raster| match format {
         Format::Jpeg => raster.encode_jpeg(jpeg_quality),
         Format::Png | Format::Webp => raster.encode(format),
@@ -95,15 +107,28 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
     Ok((AppendHeaders(headers(&drawn, &timings)), Json(answer)).into_response())
 }
 
-/// Checks the fields that have to do with neither budget nor class; the file format and its quality if it is JPEG.
-fn checked(state: &AppState, body: &ImagesBody) -> Result<(Format, u8), ApiError> {
+/// The budget of so many steps.
+fn steps(steps: usize) -> Result<Budget, ApiError> {
+    let plan = Plan::constant(Solver::DpmPp2m, steps, FULL);
+    let (first, last) = (STEPS.start(), STEPS.end());
+    plan.map(Budget::Exact).map_err(|_| ApiError::OutOfRange {
+        field: "num_inference_steps",
+        value: steps.to_string(),
+        accepted: format!("{first} to {last}"),
+    })
+}
+
+/// Checks the fields that have to do with neither budget nor subject; the file format, its quality if it is JPEG, and columns and rows.
+fn checked(state: &AppState, body: &ImagesBody) -> Result<(Format, u8, [Option<usize>; 2]), ApiError> {
     require_model(state, body.model.as_deref())?;
     let most = MAX_N.min(most_images(state));
     if let Some(n) = body.n.filter(|n| !(1..=most).contains(n)) {
         return Err(ApiError::OutOfRange { field: "n", value: n.to_string(), accepted: format!("1 to {most}") });
     }
-    let size = size_of(state.fleet.any().about().image);
-    chosen("size", body.size.as_deref(), &[("auto", ()), (&size, ())])?;
+    let sizes: Vec<(String, [Option<usize>; 2])> = sizes(state).collect();
+    let auto = [("auto", [None; 2])].into_iter();
+    let sizes: Vec<_> = auto.chain(sizes.iter().map(|(name, size)| (name.as_str(), *size))).collect();
+    let size = chosen("size", body.size.as_deref(), &sizes)?;
     chosen("background", body.background.as_deref(), &BACKGROUNDS)?;
     chosen("moderation", body.moderation.as_deref(), &MODERATIONS)?;
     if body.stream == Some(true) {
@@ -111,7 +136,7 @@ fn checked(state: &AppState, body: &ImagesBody) -> Result<(Format, u8), ApiError
         return Err(ApiError::OutOfRange { field: "stream", value, accepted });
     }
     let format = chosen("output_format", body.output_format.as_deref(), &FORMATS)?;
-    Ok((format, compression(format, body.output_compression)?))
+    Ok((format, compression(format, body.output_compression)?, size))
 }
 
 /// # Errors
@@ -123,6 +148,12 @@ pub(super) fn require_model(state: &AppState, asked: Option<&str>) -> Result<(),
         }
         _ => Ok(()),
     }
+}
+
+/// The sizes that the model draws, by the OpenAI API's texts of them: columns and rows.
+pub(super) fn sizes(state: &AppState) -> impl Iterator<Item = (String, [Option<usize>; 2])> {
+    let of = |Canvas { picture, .. }: &Canvas| (size_of(*picture), [Some(picture.width), Some(picture.height)]);
+    state.fleet.any().about().canvases.iter().map(of)
 }
 
 /// The OpenAI API's text of a size.

@@ -2,6 +2,7 @@
 
 use crate::engine::{EngineError, Fleet};
 use crate::evaluation::profile::Profile;
+use crate::nets::text_to_image;
 use crate::routing::{Budgets, Ladder, StepTimes};
 use crate::server::answering::Answering;
 use crate::server::guards::Guards;
@@ -10,6 +11,7 @@ use crate::server::load::LoadMeter;
 use crate::server::metrics::Metrics;
 use crate::server::process::UsageMeter;
 use crate::server::{ApiError, Limits, ServeConfig};
+use crate::text::Contexts;
 use crate::{Error, Result};
 use prometheus::Registry;
 use std::sync::Arc;
@@ -28,6 +30,8 @@ pub struct AppState {
     pub(super) times: StepTimes,
     /// What the qualities of the ladder are.
     pub(super) metric: String,
+    /// What encodes prompts, of a model that draws texts.
+    pub(super) texts: Option<Arc<Contexts>>,
     pub(super) limits: Limits,
     pub(super) metrics: Arc<Metrics>,
     pub(super) answering: Answering,
@@ -66,15 +70,16 @@ impl Measured {
                 None => rows.push((row.subnet.clone(), vec![point])),
             }
         }
-        let times = StepTimes::new(rows, max_batch);
+        let finish = profile.decode_ms.unwrap_or(0.0) / 1e3;
+        let times = StepTimes::new(rows, max_batch).with_finish(finish);
         let plans = profile.frontier.iter().map(|rated| (rated.plan.clone(), rated.quality));
         Ok(Self { ladder: Ladder::new(plans, &times)?, times, metric: profile.quality.metric.to_string() })
     }
 }
 
 impl AppState {
-    /// Puts `fleet` behind the limits and budgets of `config`; `model` is its name for clients. The server's metrics go
-    /// into `registry`.
+    /// Puts `fleet` behind the limits and budgets of `config`; `model` is its name for clients, `texts` encodes its prompts, where it
+    /// draws texts. The server's metrics go into `registry`.
     ///
     /// # Errors
     /// [`Error::Input`] naming the field for a `config` that contradicts itself; for a `registry` that already holds
@@ -82,6 +87,7 @@ impl AppState {
     pub fn new(
         model: impl Into<String>,
         fleet: Fleet,
+        texts: Option<Contexts>,
         measured: Measured,
         config: &ServeConfig,
         registry: Registry,
@@ -100,6 +106,7 @@ impl AppState {
             ladder: measured.ladder,
             times: measured.times,
             metric: measured.metric,
+            texts: texts.map(Arc::new),
             limits: config.limits.clone(),
             metrics: Arc::new(metrics),
             answering: Answering::default(),
@@ -126,6 +133,11 @@ impl AppState {
     /// The names of its subnets, from the narrowest to the widest.
     pub fn subnets(&self) -> &[String] {
         &self.subnets
+    }
+
+    /// The scale of guidance where a request says none: 1, which is off, but for models that draw texts.
+    pub(super) fn usual_guidance(&self) -> f64 {
+        if self.texts.is_some() { text_to_image::GUIDANCE } else { 1.0 }
     }
 
     /// From here on readiness fails, so that balancers look elsewhere; requests for images are served.

@@ -29,14 +29,24 @@ pub(super) struct GenerateQuery {
 pub(super) struct GenerateBody {
     /// A class by its name, in any spelling that reads the same, or by its index. Absent: the unconditional call.
     pub class: Option<ClassChoice>,
+    /// What the image is to show, of a model that draws texts. What is longer than it reads is cut, and the answer says so.
+    pub prompt: Option<String>,
+    /// What it is not to show.
+    pub negative_prompt: Option<String>,
     /// The same seed draws the same images; a decimal text is its number. Absent, or -1: drawn at random.
     #[serde(default, deserialize_with = "seed")]
     pub seed: Option<u64>,
     /// Images; several come as one grid.
     #[serde(default, deserialize_with = "whole")]
     pub n: Option<u32>,
-    /// Classifier-free guidance towards the class; 1 is off.
+    /// Classifier-free guidance towards the class or the prompt; 1 is off.
     pub guidance: Option<f64>,
+    /// Columns, of one of the sizes that the model draws. Absent: of the first that has the rows that are given.
+    #[serde(default, deserialize_with = "whole")]
+    pub width: Option<usize>,
+    /// Rows.
+    #[serde(default, deserialize_with = "whole")]
+    pub height: Option<usize>,
     /// The file format, in capitals too. Absent: the one that `Accept` likes best.
     pub format: Option<String>,
 }
@@ -107,7 +117,8 @@ fn whole_index<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
 }
 
 impl GenerateBody {
-    pub const FIELDS: &[&str] = &["class", "seed", "n", "guidance", "format"];
+    pub const FIELDS: &[&str] =
+        &["class", "prompt", "negative_prompt", "seed", "n", "guidance", "width", "height", "format"];
 
     /// # Errors
     /// As [`parse`].
@@ -164,7 +175,8 @@ mod tests {
 
     #[test]
     fn every_field_is_read_and_listed_as_accepted() {
-        let text = r#"{"class":"low","seed":18446744073709551615,"n":2,"guidance":2,"format":"png"}"#;
+        let text = r#"{"class":"low","prompt":"a","negative_prompt":"b","seed":18446744073709551615,"n":2,"guidance":2,
+            "width":3,"height":4,"format":"png"}"#;
         let body = GenerateBody::parse(text.as_bytes()).unwrap();
         assert_eq!(body.seed, Some(u64::MAX));
         assert_eq!((body.class, body.guidance), (Some(ClassChoice::Name("low".to_owned())), Some(2.0)));
@@ -236,9 +248,9 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_all_named() {
-        let (code, message) = code(r#"{"sede":1,"seed":2,"prompt":"x"}"#);
+        let (code, message) = code(r#"{"sede":1,"seed":2,"text":"x"}"#);
         assert_eq!(code, "unknown_field");
-        assert!(message.contains("prompt, sede: accepted are class, seed, n,"), "{message}");
+        assert!(message.contains("sede, text: accepted are class, prompt,"), "{message}");
     }
 
     #[test]

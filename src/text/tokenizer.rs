@@ -47,6 +47,19 @@ impl Tokenizer {
         Ok(Self { encoder, path, start, end, ids })
     }
 
+    /// The token before every text, and the one after it, which is the padding too.
+    pub const SPECIAL: [&str; 2] = [START, END];
+
+    /// Writes `vocab.json` and `merges.txt` into the directory.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if they cannot be written.
+    pub fn write_as_published(&self, dir: &Path) -> Result<()> {
+        use tokenizers::Model;
+        let saved = self.encoder.get_model().save(dir, None);
+        saved.map(drop).map_err(|error| Error::input(dir.display(), error))
+    }
+
     /// Writes `tokenizer.json`, which transformers reads as well.
     ///
     /// # Errors

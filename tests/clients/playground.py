@@ -95,7 +95,8 @@ def main(url, *key):
         driver = browser(profile)
         try:
             page = Page(driver, url)
-            unlock(page, *key) if key else visit(page)
+            prompts = json.loads(ask(f"{url}/subnets")[1])["prompts"] if not key else False
+            unlock(page, *key) if key else describe(page) if prompts else visit(page)
         finally:
             driver.quit()
     print("the playground draws, compares, plots and explains")
@@ -109,6 +110,36 @@ def unlock(page, key):
         page.until(lambda: says in page.one("#trouble").text if says else page.is_open())
     page.check("fast")
     assert page.draw() == ["done"], page.texts(".card")
+
+
+def describe(page):
+    """A model that draws texts is told what to draw, and in which size."""
+    page.until(page.is_open)
+    assert not page.one("#class-field").is_displayed() and page.one("#guidance").get_attribute("value") == "7.5"
+    page.check("fast")
+    page.one("#draw").click()
+    assert "what the image is to show" in page.one("#prompt-problem").text and not page.all(".card")
+    page.write("#prompt", 'a "red" bicycle')
+    page.write("#negative", "blurry")
+    page.write("#seed", "42")
+    page.one("#size option[value='160x64']").click()
+    assert page.draw() == ["done"], page.texts(".card")
+    image = page.one(".card img")
+    assert page.natural_size(image) == [160, 64], page.natural_size(image)
+    assert image.get_attribute("alt").startswith('a "red" bicycle, seed 42, drawn with ')
+    drawn = base64.b64decode(image.get_attribute("src").split(",")[1])
+    body = {"prompt": 'a "red" bicycle', "negative_prompt": "blurry", "seed": 42, "guidance": 7.5, "width": 160, "height": 64}
+    assert drawn == ask(f"{page.url}/generate?budget=fast", json.dumps(body).encode())[1]
+    page.write("#guidance", "3")
+    page.write("#prompt", "one two three " * 60)
+    assert page.draw() == ["done"] and "the beginning of the text" in page.one(".card").text, page.texts(".card")
+    assert base64.b64decode(page.one(".card img").get_attribute("src").split(",")[1]) != drawn
+    page.driver.refresh()
+    page.until(page.is_open)
+    assert page.one("#negative").get_attribute("value") == "blurry"
+    assert page.one("#size").get_attribute("value") == "160x64" and page.one("#guidance").get_attribute("value") == "3"
+    said = [entry["message"] for entry in page.driver.get_log("browser")]
+    assert not said, said
 
 
 def visit(page):

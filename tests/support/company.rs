@@ -1,21 +1,22 @@
 //! A sample's bits depend on the sample alone.
 
-use accordion::nets::{Denoiser, HostRunner, Model, Threads};
+use accordion::diffusion::Level;
+use accordion::nets::{Condition, HostRunner, Model, Rows, Threads};
 
 /// Asserts, for every subnet, that each of these samples comes out with the same bits alone, in batches of any size, at
 /// any place, whatever the runner did before, and on one to four threads.
 #[track_caller]
-pub fn assert_a_sample_is_the_same_in_any_company(model: &Model, x: &[f32], sigma: &[f64], classes: &[Option<usize>]) {
-    let (samples, elements) = (sigma.len(), model.image().elements());
+pub fn assert_a_sample_is_the_same_in_any_company(model: &Model, rows: &Rows) {
+    let (samples, elements) = (rows.count(), rows.image.elements());
     let mut runner = HostRunner::new(model, Threads::new(1)).unwrap();
     let mut denoise = |threads: usize, subnet: usize, batch: &[usize]| -> Vec<u32> {
         if runner.threads() != threads {
             runner.set_threads(Threads::new(threads));
         }
-        let x: Vec<f32> = batch.iter().flat_map(|&i| &x[i * elements..][..elements]).copied().collect();
-        let sigma: Vec<f64> = batch.iter().map(|&i| sigma[i]).collect();
-        let classes: Vec<Option<usize>> = batch.iter().map(|&i| classes[i]).collect();
-        let images = runner.denoise_classes(subnet, &x, &sigma, &classes).unwrap();
+        let x: Vec<f32> = batch.iter().flat_map(|&i| &rows.x[i * elements..][..elements]).copied().collect();
+        let levels: Vec<Level> = batch.iter().map(|&i| rows.levels[i]).collect();
+        let conditions: Vec<Condition> = batch.iter().map(|&i| rows.conditions[i].clone()).collect();
+        let images = runner.call(subnet, &Rows { image: rows.image, x: &x, levels: &levels, conditions: &conditions });
         images.into_iter().map(f32::to_bits).collect()
     };
     let subnets = model.subnets().len();

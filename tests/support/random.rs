@@ -3,7 +3,7 @@
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::Model;
 use accordion::nets::model::Card;
-use accordion::nets::{Backbone, Network};
+use accordion::nets::{Backbone, Condition, Network};
 use accordion::philox::Stream;
 use accordion::supernet::{Order, Param, Spec, Subnet, Supernet, Widths, ranking};
 use candle_core::{Device, Tensor};
@@ -29,6 +29,35 @@ pub fn shapes() -> impl Strategy<Value = Shape> {
     (backbones, preconditioning, any::<u64>()).prop_map(|(config, preconditioning, seed)| {
         let backbone = serde_json::from_value(config).unwrap();
         Shape { backbone, preconditioning, seed }
+    })
+}
+
+/// These, and those that read texts.
+#[allow(dead_code, reason = "not every test runs them")]
+pub fn all_shapes() -> impl Strategy<Value = Shape> {
+    prop_oneof![5 => shapes().boxed(), 2 => unets().boxed()]
+}
+
+fn unets() -> impl Strategy<Value = Shape> {
+    let widths = (prop::collection::vec(1usize..=2, 1..=3), prop::sample::select(vec![1usize, 2, 4]), 1usize..=2);
+    let attends = prop::collection::vec(any::<bool>(), 3);
+    let options = (prop::sample::select(vec![5usize, 8]), any::<bool>(), any::<u64>());
+    (widths, attends, options).prop_map(|((multiples, heads, layers), attends, (texts, by_level, seed))| {
+        let levels = multiples.len();
+        let kinds = |plain: &str, with: &str| -> Vec<String> {
+            attends[..levels].iter().map(|&attends| if attends { with } else { plain }.to_owned()).collect()
+        };
+        let mut up = kinds("UpBlock2D", "CrossAttnUpBlock2D");
+        up.reverse();
+        let config = json!({
+            "arch": "unet", "in_channels": 4, "out_channels": 4, "sample_size": 8, "layers_per_block": layers,
+            "block_out_channels": multiples.iter().map(|multiple| 8 * multiple).collect::<Vec<_>>(),
+            "down_block_types": kinds("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": up,
+            "attention_head_dim": if by_level { json!(vec![heads; levels]) } else { json!(heads) },
+            "cross_attention_dim": texts, "norm_num_groups": 4,
+        });
+        let backbone = serde_json::from_value(config).unwrap();
+        Shape { backbone, preconditioning: Preconditioning::STABLE_DIFFUSION, seed }
     })
 }
 
@@ -137,6 +166,18 @@ impl Shape {
         let spec = model.network.spec();
         let rows = vec![Subnet::new(spec, 0.4, &narrow), Subnet::new(spec, 0.6, &wide)];
         model.with_subnets("channels", rows).unwrap()
+    }
+
+    /// The same with texts, where it reads some.
+    #[allow(dead_code, reason = "not every test runs those that do")]
+    pub fn conditions(&self, model: &Model) -> Vec<Condition> {
+        let (_, _, classes) = self.batch(model);
+        let of = |(index, class): (usize, Option<usize>)| {
+            let mut text = vec![0.0; model.network.program().context_elements()];
+            Stream::new(self.seed, 4, index as u64).fill_normals(&mut text);
+            if text.is_empty() { class.into() } else { Condition::Text(text.into()) }
+        };
+        classes.into_iter().enumerate().map(of).collect()
     }
 
     /// A batch of noisy images, noise levels and classes.

@@ -4,8 +4,9 @@ use super::npz::{self, Array};
 use crate::engine::image::{Format, Raster};
 use crate::engine::{Engine, Job, Ticket};
 use crate::files::{continues, write_whole, write_whole_with};
+use crate::nets::Condition;
 use crate::training::progress::Progress;
-use crate::{Error, ImageShape, Result};
+use crate::{Error, ImageShape, Result, Size};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -31,11 +32,20 @@ pub struct Record {
     pub guidance: f64,
     /// Names or numbers; empty for images of no class.
     pub classes: Vec<String>,
+    /// Of images of texts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
+    /// What they do not show.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub negative_prompt: String,
+    /// Their size, where it is not the usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
 }
 
-/// The job of one of many images: the next seed for each, and the classes in turns. `job` is of the first, without a class.
-pub fn in_turn(job: &Job, classes: &[Option<usize>], index: u32) -> Job {
-    let condition = classes[index as usize % classes.len()].into();
+/// The job of one of many images: the next seed for each, and what they are of in turns. `job` is of the first, of nothing.
+pub fn in_turn(job: &Job, conditions: &[Condition], index: u32) -> Job {
+    let condition = conditions[index as usize % conditions.len()].clone();
     Job { condition, seed: job.seed.wrapping_add(u64::from(index)), images: 1, ..job.clone() }
 }
 
@@ -45,10 +55,10 @@ pub struct Order<'a> {
     pub engine: &'a Engine,
     /// Their size.
     pub shape: ImageShape,
-    /// What all have in common: of the first image, without a class.
+    /// What all have in common: of the first image, of nothing.
     pub job: Job,
-    /// Who take turns; None is no class.
-    pub classes: &'a [Option<usize>],
+    /// What take turns.
+    pub conditions: &'a [Condition],
     /// How many.
     pub n: u32,
     /// What is written beside them.
@@ -66,7 +76,7 @@ impl Order<'_> {
         loop {
             let room = IN_FLIGHT - waiting.len();
             for index in coming.by_ref().take(room) {
-                waiting.push_back((index, self.engine.submit(in_turn(&self.job, self.classes, index))?));
+                waiting.push_back((index, self.engine.submit(in_turn(&self.job, self.conditions, index))?));
             }
             let Some((index, ticket)) = waiting.pop_front() else { break };
             let images = ticket.blocking_wait()?.images;
@@ -123,7 +133,7 @@ impl Order<'_> {
         let n = self.n as usize;
         let pixels = Box::new(File::open(&part).map_err(Error::io(&part))?.take(u64::from(self.n) * elements));
         let mut arrays = vec![Array { dtype: "|u1", shape: vec![n, height, width, channels], elements: pixels }];
-        if let Some(classes) = self.classes.iter().copied().collect::<Option<Vec<usize>>>() {
+        if let Some(classes) = self.conditions.iter().map(Condition::class).collect::<Option<Vec<usize>>>() {
             let labels: Vec<u8> =
                 (0..n).flat_map(|index| (classes[index % classes.len()] as i64).to_le_bytes()).collect();
             arrays.push(Array { dtype: "<i8", shape: vec![n], elements: Box::new(Cursor::new(labels)) });

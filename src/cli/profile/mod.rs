@@ -6,6 +6,7 @@ mod report;
 use super::device::Device;
 use crate::console::{note, print};
 use crate::evaluation::profile::{PROFILE, Profile};
+use crate::evaluation::prompted::EXAMPLES;
 use crate::evaluation::survey::{self, Effort};
 use crate::evaluation::yardstick::Metric;
 use crate::files::{check_writable, write_whole};
@@ -80,6 +81,7 @@ impl Args {
         let most = batches.iter().copied().max().unwrap_or(1);
         let mut opened = self.device.open(&model, most, Threads { count: self.threads, pin: self.pin })?;
         let mut shown = Shown::default();
+        let examples = model.examples(&EXAMPLES)?;
         let weights = model.card.sha256.get(WEIGHTS).cloned();
         if self.quick {
             let effort = Effort::Quick { max_batch: most };
@@ -90,7 +92,7 @@ impl Args {
                     profile.measured_here(&mut *opened, &effort, &mut |now| shown.at(&now))?
                 }
                 false => {
-                    let measured = Profile::measure(&mut *opened, &effort, None, &mut |now| shown.at(&now))?;
+                    let measured = Profile::measure(&mut *opened, &examples, &effort, None, &mut |now| shown.at(&now))?;
                     measured.profile
                 }
             };
@@ -108,7 +110,8 @@ impl Args {
             "this takes about {}",
             minutes(survey::expected(&mut *opened, &effort, features.is_some())?)
         ));
-        let survey = Profile::measure(&mut *opened, &effort, features.as_deref(), &mut |now| shown.at(&now))?;
+        let survey =
+            Profile::measure(&mut *opened, &examples, &effort, features.as_deref(), &mut |now| shown.at(&now))?;
         shown.finish();
         if let Some(path) = &self.plot {
             write_whole(path, plot::svg(&model.card.name, &survey)?.as_bytes())?;

@@ -40,9 +40,9 @@ impl Sampler for Watched {
         self.inner.activation_bytes()
     }
 
-    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64) -> Result<Slot> {
+    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64, canvas: usize) -> Result<Slot> {
         self.check("begin")?;
-        let slot = self.inner.begin(key, noise, sigma)?;
+        let slot = self.inner.begin(key, noise, sigma, canvas)?;
         assert!(self.live.lock().unwrap().insert(slot.0), "a slot that is taken");
         Ok(slot)
     }

@@ -25,7 +25,7 @@ impl Drawing {
     fn begin(sampler: &mut HostSampler, plan: &str, seed: u64, class: Option<usize>, guidance: Option<f64>) -> Self {
         let course = Course::new(Arc::new(plan.parse().unwrap()), Gaussian::PROCESS);
         let sigma = course.next_call().unwrap().level.sigma;
-        let slot = sampler.begin(NoiseKey { seed, image: 0 }, course.begin(), sigma).unwrap();
+        let slot = sampler.begin(NoiseKey { seed, image: 0 }, course.begin(), sigma, 0).unwrap();
         Self { course, slot, class, guidance }
     }
 
@@ -43,7 +43,7 @@ impl Drawing {
 fn alone(plan: &str, seed: u64, class: Option<usize>, guidance: Option<f64>) -> (Vec<f64>, Vec<f32>) {
     let (mut denoiser, _) = Gaussian::conditional();
     let plan: Arc<Plan> = Arc::new(plan.parse().unwrap());
-    let mut trajectory = Trajectory::new(plan, Gaussian::PROCESS, seed, 0, denoiser.about().image.elements());
+    let mut trajectory = Trajectory::new(plan, Gaussian::PROCESS, seed, 0, denoiser.about().state().elements());
     let mut last = Vec::new();
     while let Some(call) = trajectory.next_call() {
         let x: Vec<f32> = trajectory.input().iter().map(|&value| value as f32).collect();

@@ -67,6 +67,8 @@ struct Rest<'a> {
     waiting: usize,
     /// Samples of its images that run.
     running: usize,
+    /// Its images that are not drawn.
+    left: usize,
     /// What they ask of the device together.
     cost: Cost,
 }
@@ -85,7 +87,8 @@ impl<'a> Rest<'a> {
     /// Of a request of which so many images have not begun, and none runs.
     fn waiting(now: Duration, ask: &Ask, menu: &'a Menu, images: u32) -> Self {
         let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
-        Self { menu, image: ask.rows, due, waiting: ask.rows * images as usize, running: 0, cost: Cost::default() }
+        let (image, left) = (ask.rows, images as usize);
+        Self { menu, image, due, waiting: image * left, running: 0, left, cost: Cost::default() }
     }
 }
 
@@ -156,6 +159,7 @@ impl Elastic {
         for image in &run.running {
             let (seconds, calls) = self.left(&run.menu, image, running);
             rest.running += run.ask.rows;
+            rest.left += 1;
             rest.cost.seconds += seconds * run.ask.rows as f64;
             rest.cost.calls = rest.cost.calls.max(calls);
             rest.cost.subnet = rest.cost.subnet.max(image.subnet);
@@ -186,11 +190,12 @@ impl Elastic {
                 seconds += cost.seconds * rest.waiting as f64;
                 (calls, subnet) = (calls.max(cost.calls), subnet.max(cost.subnet));
             }
-            seconds += rest.cost.seconds;
+            let finish = self.times.finish() * rest.left as f64;
+            seconds += rest.cost.seconds + finish;
             rows += rest.waiting + rest.running;
             // Its calls come one after the other, each with what is as urgent; others join only where there is time.
             let batch = self.times.efficient_batch(subnet).min(rows).max(rest.image.min(self.max_batch));
-            let alone = calls as f64 * self.times.measured(subnet, batch);
+            let alone = calls as f64 * self.times.measured(subnet, batch) + finish;
             begun + scale * f64::max(seconds, alone) - rest.due
         })
     }
@@ -276,6 +281,7 @@ impl Elastic {
         let late = self.worst(now, &self.agenda(now, None, None), urgent, PLANNING_SAFETY);
         let calls = rungs[urgent + 1].calls.iter();
         let own: f64 = calls.map(|&(subnet, count)| count as f64 * self.times.measured(subnet, ask.rows)).sum();
+        let own = own + self.times.finish() * f64::from(ask.images);
         let due = ask.deadline.saturating_sub(now).as_secs_f64();
         if late + more <= 0.0 && scale * own <= due { urgent + 1 } else { urgent }
     }
@@ -283,7 +289,8 @@ impl Elastic {
     /// Time of a request on an idle machine where each image has this cost, in seconds as they were measured.
     fn idle(&self, ask: &Ask, cost: Cost) -> f64 {
         let alone = cost.calls as f64 * self.times.measured(cost.subnet, ask.rows);
-        alone.max(cost.seconds * ask.rows as f64 * f64::from(ask.images))
+        let images = f64::from(ask.images);
+        alone.max(cost.seconds * ask.rows as f64 * images) + self.times.finish() * images
     }
 
     /// How long a request is here, as a multiple of the time that the best it accepts takes on an idle machine, or that it
@@ -393,8 +400,10 @@ impl Elastic {
     fn backlog(&self) -> Backlog {
         let mut backlog = Backlog::new(self.ladder.rungs().len());
         for run in self.runs.iter() {
-            let rows = self.share(&run.ask, &run.menu) * run.ask.rows as f64;
+            let share = self.share(&run.ask, &run.menu);
+            let rows = share * run.ask.rows as f64;
             backlog.fixed += rows * run.running.iter().map(|image| image.left).sum::<f64>();
+            backlog.fixed += share * self.times.finish() * run.left() as f64;
             backlog.wait(&run.menu, rows * f64::from(run.waiting()));
         }
         backlog
@@ -421,10 +430,12 @@ impl Policy for Elastic {
         let menu = self.ladder.menu(&ask.wish, &self.times);
         let planned = self.offer(&ask, &menu);
         let (within, rows) = (ask.within(), ask.rows as f64 * f64::from(ask.images));
+        let finish = self.times.finish() * f64::from(ask.images);
         match menu {
-            Menu::Rungs { top, .. } => self.demand.ask(ask.arrived, within, top, rows),
+            Menu::Rungs { top, .. } => self.demand.ask(ask.arrived, within, top, rows, finish),
             Menu::Exact(_, cost) => {
-                self.demand.ask_exact(ask.arrived, within, self.share(&ask, &menu) * rows * cost.seconds);
+                let seconds = self.share(&ask, &menu) * (rows * cost.seconds + finish);
+                self.demand.ask_exact(ask.arrived, within, seconds);
             }
         }
         planned.inspect(|_| self.runs.insert(ask, menu))
@@ -445,11 +456,12 @@ impl Policy for Elastic {
         }
         let leader = &self.runs[first];
         let image = leader.running.first()?;
-        let (subnet, batch) = (image.subnet, self.batch(now, leader, image));
+        let (subnet, batch, canvas) = (image.subnet, self.batch(now, leader, image), leader.ask.canvas);
         // Others begin while there is room beside those that run already.
-        let fill = |runs: &Runs| fill(turns.iter().map(|&place| &runs[place]), subnet, batch);
+        let fill = |runs: &Runs| fill(turns.iter().map(|&place| &runs[place]), subnet, canvas, batch);
         let mut members = fill(&self.runs);
-        while let Some(&place) = turns.iter().find(|&&place| self.runs[place].waiting() > 0) {
+        let could_join = |run: &Run| run.waiting() > 0 && run.ask.canvas == canvas;
+        while let Some(&place) = turns.iter().find(|&&place| could_join(&self.runs[place])) {
             let company = rows(&self.runs, &members);
             if company + self.runs[place].ask.rows > batch {
                 break;
@@ -478,7 +490,7 @@ impl Policy for Elastic {
     }
 
     fn work(&self) -> Duration {
-        let seconds = work(&self.runs, |menu| self.ladder.cost(menu, 0).seconds);
+        let seconds = work(&self.runs, self.times.finish(), |menu| self.ladder.cost(menu, 0).seconds);
         Duration::from_secs_f64(self.times.scale() * seconds)
     }
 }
@@ -575,7 +587,7 @@ mod tests {
             Some((floor, target)) => Wish::Quality { floor, target },
         };
         let (arrived, deadline) = (Duration::from_secs_f64(now), Duration::from_secs_f64(now + within));
-        Ask { id, arrived, deadline, images: *images, rows: *rows, wish }
+        Ask { id, arrived, deadline, images: *images, rows: *rows, canvas: 0, wish }
     }
 
     proptest! {

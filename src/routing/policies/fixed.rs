@@ -67,8 +67,9 @@ impl Policy for Fixed {
             let plan = self.plan(&run.ask.wish);
             plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
         }
-        let subnet = self.runs.iter().flat_map(|run| &run.running).next()?.subnet;
-        Some(Turn { subnet, members: fill(self.runs.iter(), subnet, self.max_batch), plans })
+        let first = self.runs.iter().find(|run| !run.running.is_empty())?;
+        let (subnet, canvas) = (first.running.first()?.subnet, first.ask.canvas);
+        Some(Turn { subnet, members: fill(self.runs.iter(), subnet, canvas, self.max_batch), plans })
     }
 
     fn ran(&mut self, turn: &Turn, took: Duration, now: Duration) {
@@ -84,6 +85,6 @@ impl Policy for Fixed {
             Menu::Exact(_, cost) => cost.seconds,
             Menu::Rungs { .. } => unreachable!("every request has its plan"),
         };
-        Duration::from_secs_f64(self.times.scale() * work(&self.runs, image))
+        Duration::from_secs_f64(self.times.scale() * work(&self.runs, self.times.finish(), image))
     }
 }

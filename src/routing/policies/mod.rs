@@ -87,11 +87,12 @@ impl From<PolicyChoice> for String {
     }
 }
 
-/// The running images of `runs` whose next call is of `subnet`, in order, as many as `rows` samples allow and at least one.
-fn fill<'a>(runs: impl Iterator<Item = &'a Run>, subnet: usize, rows: usize) -> Vec<Member> {
+/// The running images of `runs` of the size `canvas` whose next call is of `subnet`, in order, as many as `rows` samples allow and at
+/// least one.
+fn fill<'a>(runs: impl Iterator<Item = &'a Run>, subnet: usize, canvas: usize, rows: usize) -> Vec<Member> {
     let mut used = 0;
     let mut members = Vec::new();
-    for run in runs {
+    for run in runs.filter(|run| run.ask.canvas == canvas) {
         for running in run.running.iter().filter(|running| running.subnet == subnet) {
             used += run.ask.rows;
             if used > rows && !members.is_empty() {
@@ -111,16 +112,22 @@ fn rows(runs: &Runs, members: &[Member]) -> usize {
 
 /// Learns what a turn took, and moves its members on.
 fn ran(runs: &mut Runs, times: &mut StepTimes, turn: &Turn, took: Duration, now: Duration) {
-    times.observe(turn.subnet, rows(runs, &turn.members).max(1), took, now);
+    // Of another size than the measured one a call's samples are counted roughly: it says nothing of the machine.
+    let is_usual =
+        |run: &&Run| turn.members.first().is_none_or(|first| first.request == run.ask.id && run.ask.canvas == 0);
+    if turn.members.is_empty() || runs.iter().any(|run| is_usual(&run)) {
+        times.observe(turn.subnet, rows(runs, &turn.members).max(1), took, now);
+    }
     runs.advance(turn, times);
 }
 
-/// Time of the taken work in efficient batches, in seconds as it was measured, where an image that waits takes `image`.
-fn work(runs: &Runs, image: impl Fn(&Menu) -> f64) -> f64 {
+/// Time of the taken work in efficient batches, in seconds as it was measured, where an image that waits takes `image` and one that is
+/// drawn `finish`.
+fn work(runs: &Runs, finish: f64, image: impl Fn(&Menu) -> f64) -> f64 {
     let of = |run: &Run| {
         let running: f64 = run.running.iter().map(|running| running.left).sum();
         let waiting = if run.waiting() == 0 { 0.0 } else { f64::from(run.waiting()) * image(&run.menu) };
-        run.ask.rows as f64 * (running + waiting)
+        run.ask.rows as f64 * (running + waiting) + finish * run.left() as f64
     };
     runs.iter().map(of).sum()
 }

@@ -38,7 +38,9 @@ impl SlackFit {
         let most = (self.max_batch / rows).max(1).min(images.max(1));
         let latency = |rung: usize, batch: usize| {
             let calls = &self.ladder.rungs()[rung].calls;
-            calls.iter().map(|&(subnet, count)| count as f64 * self.times.call(subnet, batch * rows)).sum::<f64>()
+            let called: f64 =
+                calls.iter().map(|&(subnet, count)| count as f64 * self.times.call(subnet, batch * rows)).sum();
+            called + self.times.scale() * self.times.finish() * batch as f64
         };
         let width = latency(self.ladder.top(), self.max_batch) / BUCKETS;
         let pairs = (0..=self.ladder.top()).flat_map(|rung| (1..=most).map(move |batch| (rung, batch)));
@@ -55,8 +57,10 @@ impl SlackFit {
             plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
         } else {
             let (slack, rows) = (head.ask.deadline.saturating_sub(now).as_secs_f64(), head.ask.rows);
-            let alike =
-                |run: &&crate::routing::runs::Run| run.ask.rows == rows && matches!(run.ask.wish, Wish::Quality { .. });
+            let canvas = head.ask.canvas;
+            let alike = |run: &&crate::routing::runs::Run| {
+                (run.ask.rows, run.ask.canvas) == (rows, canvas) && matches!(run.ask.wish, Wish::Quality { .. })
+            };
             let images = self.runs.iter().filter(alike).map(|run| run.waiting() as usize).sum();
             let (rung, mut batch) = self.choose(slack, images, rows);
             let plan = self.ladder.rungs()[rung].plan.clone();
@@ -120,6 +124,8 @@ impl Policy for SlackFit {
     }
 
     fn work(&self) -> Duration {
-        Duration::from_secs_f64(self.times.scale() * work(&self.runs, |menu| self.ladder.cost(menu, 0).seconds))
+        Duration::from_secs_f64(
+            self.times.scale() * work(&self.runs, self.times.finish(), |menu| self.ladder.cost(menu, 0).seconds),
+        )
     }
 }

@@ -32,14 +32,15 @@ pub(in crate::server) const BEST_COMPRESSION: u8 = 100;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::server) struct ImagesBody {
-    /// The name of a class, alone or as a word of a sentence. An unconditional model ignores it.
+    /// What the images are to show. A model of classes wants the name of one, alone or as a word of a sentence; an unconditional one
+    /// ignores it.
     pub prompt: String,
     /// The loaded model, which is also what is meant when nothing is said.
     pub model: Option<String>,
     /// How many images; each is an entry of its own.
     #[serde(default, deserialize_with = "whole")]
     pub n: Option<u32>,
-    /// The model's own size, which is also what is meant by `auto`.
+    /// One of the model's sizes; `auto` is the first.
     pub size: Option<String>,
     /// The budget: `low` is fast, `medium`, `standard` and `auto` are balanced, `high` and `hd` are best.
     pub quality: Option<String>,
@@ -67,6 +68,13 @@ pub(in crate::server) struct ImagesBody {
     /// said, or -1.
     #[serde(default, deserialize_with = "seed")]
     pub seed: Option<u64>,
+    /// An extension: what the images are not to show.
+    pub negative_prompt: Option<String>,
+    /// An extension: classifier-free guidance.
+    pub guidance_scale: Option<f64>,
+    /// An extension: so many steps of DPM-Solver++(2M) at full width, whatever `quality` says.
+    #[serde(default, deserialize_with = "whole")]
+    pub num_inference_steps: Option<usize>,
 }
 
 impl ImagesBody {
@@ -85,6 +93,9 @@ impl ImagesBody {
         "safety_identifier",
         "stream",
         "seed",
+        "negative_prompt",
+        "guidance_scale",
+        "num_inference_steps",
     ];
 }
 

@@ -2,12 +2,16 @@
 
 use crate::diffusion::{Plan, Solver};
 use crate::engine::image::Format;
+use crate::evaluation::prompted::EXAMPLES;
+use crate::nets::Canvas;
 use crate::server::AppState;
-use crate::server::draw::{GUIDANCE, most_images};
-use crate::server::openai::{size_of, wire};
+use crate::server::draw::most_images;
+use crate::server::openai::{sizes, wire};
+use crate::server::subject::{GUIDANCE, MAX_PROMPT};
 use crate::server::wire::RANDOM;
 use crate::subnet_name::FULL;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// Writes this server's bounds into the document of the types.
 pub(super) fn fill(document: &mut Value, state: &AppState) {
@@ -42,13 +46,34 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
     bound(body, "class", class);
     bound(body, "seed", seed.clone());
     bound(body, "n", json!({ "minimum": 1, "maximum": most, "default": 1 }));
-    bound(body, "guidance", json!({ "minimum": GUIDANCE.start(), "maximum": GUIDANCE.end(), "default": 1 }));
+    let guidance = json!({ "minimum": GUIDANCE.start(), "maximum": GUIDANCE.end(), "default": state.usual_guidance() });
+    bound(body, "guidance", guidance.clone());
     bound(body, "format", one_of(&wire::FORMATS.map(|(name, _)| name)));
-    // Guidance pulls towards a class: without one it is only accepted where it changes nothing.
-    let without_class = json!({ "properties": { "class": { "type": "null" } } });
-    let without_guidance = json!({ "properties": { "guidance": { "enum": [1, null] } } });
-    body["if"] = without_class;
-    body["then"] = without_guidance;
+    let canvases = &state.fleet.any().about().canvases;
+    let side = |of: fn(&Canvas) -> usize| {
+        let sides = canvases.iter().map(of).collect::<BTreeSet<_>>();
+        let sides: Vec<Value> = sides.into_iter().map(Value::from).chain([Value::Null]).collect();
+        json!({ "enum": sides })
+    };
+    bound(body, "width", side(|canvas| canvas.picture.width));
+    bound(body, "height", side(|canvas| canvas.picture.height));
+    // Both may be left out, but together they are those of a size.
+    let size = |Canvas { picture, .. }: &Canvas| json!({ "properties": { "width": { "enum": [picture.width, null] }, "height": { "enum": [picture.height, null] } } });
+    body["anyOf"] = canvases.iter().map(size).collect();
+    let text = json!({ "type": "string", "minLength": 1, "maxLength": MAX_PROMPT });
+    if state.texts.is_some() {
+        bound(body, "prompt", text.clone());
+        bound(body, "negative_prompt", json!({ "maxLength": MAX_PROMPT }));
+        body["required"] = json!(["prompt"]);
+    } else {
+        bound(body, "prompt", json!({ "type": "null" }));
+        bound(body, "negative_prompt", json!({ "type": "null" }));
+        // Guidance pulls towards a class: without one it is only accepted where it changes nothing.
+        let without_class = json!({ "properties": { "class": { "type": "null" } } });
+        let without_guidance = json!({ "properties": { "guidance": { "enum": [1, null] } } });
+        body["if"] = without_class;
+        body["then"] = without_guidance;
+    }
     for parameter in document["paths"]["/generate"]["post"]["parameters"].as_array_mut().into_iter().flatten() {
         match parameter["name"].as_str() {
             Some("budget") => parameter["schema"] = budget(state),
@@ -61,14 +86,32 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
         let content = &mut document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"];
         content["application/json"]["example"]["prompt"] = format!("a photo of a {class}").into();
     }
+    if state.texts.is_some() {
+        let content = &mut document["paths"]["/generate"]["post"]["requestBody"]["content"];
+        content["application/json"]["example"]["prompt"] = EXAMPLES[0].into();
+        let content = &mut document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"];
+        content["application/json"]["example"]["prompt"] = EXAMPLES[0].into();
+    }
     let body = schema(document, "ImagesBody");
+    if state.texts.is_some() {
+        bound(body, "prompt", text);
+        bound(body, "negative_prompt", json!({ "maxLength": MAX_PROMPT }));
+    } else {
+        bound(body, "negative_prompt", json!({ "type": "null" }));
+    }
+    let guides = state.texts.is_some() || !classes.is_empty();
+    bound(body, "guidance_scale", if guides { guidance } else { json!({ "enum": [1, null] }) });
+    let steps = json!({ "minimum": 1, "maximum": state.limits.max_steps });
+    bound(body, "num_inference_steps", steps);
     if !classes.is_empty() {
         // No regular expression says which prompts name a class: spellings are compared after Unicode's normalisation.
         bound(body, "prompt", json!({ "examples": classes }));
     }
     bound(body, "model", one_of(&[&state.model]));
     bound(body, "n", json!({ "minimum": 1, "maximum": wire::MAX_N.min(most), "default": 1 }));
-    bound(body, "size", one_of(&["auto", &size_of(state.fleet.any().about().image)]));
+    let sizes: Vec<String> = sizes(state).map(|(name, _)| name).collect();
+    let sizes: Vec<&str> = ["auto"].into_iter().chain(sizes.iter().map(String::as_str)).collect();
+    bound(body, "size", one_of(&sizes));
     bound(body, "quality", one_of(&wire::QUALITIES.map(|(name, _)| name)));
     bound(body, "response_format", one_of(&wire::RESPONSE_FORMATS.map(|(name, _)| name)));
     bound(body, "output_format", one_of(&wire::FORMATS.map(|(name, _)| name)));

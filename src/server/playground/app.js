@@ -17,6 +17,7 @@ let model = null;
 let plot = null;
 let running = null;
 let cards = [];
+let remembering = null;
 
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -35,6 +36,7 @@ async function start() {
   $("key-form").hidden = true;
   describe();
   offerClasses();
+  offerPrompt();
   offerBudgets();
   offerFrontier();
   reseed();
@@ -65,13 +67,31 @@ function describe() {
 
 function offerClasses() {
   $("class-field").hidden = model.classes.length === 0;
-  $("guidance-field").hidden = model.classes.length === 0;
+  $("guidance-field").hidden = model.classes.length === 0 && !model.prompts;
   const chip = (value, text, index) => {
     const input = html("input", { type: "radio", name: "class", value, id: `class-${index}` });
     return html("span", {}, input, html("label", { for: `class-${index}` }, text));
   };
   $("classes").replaceChildren(...model.classes.map((name, index) => chip(name, name, index)), chip(ANY, "any", "any"));
   $("classes").querySelector("input").checked = true;
+}
+
+function offerPrompt() {
+  $("prompt-field").hidden = !model.prompts;
+  $("guidance").value = model.guidance;
+  $("size-field").hidden = model.sizes.length < 2;
+  $("size").replaceChildren(...model.sizes.map((size) => html("option", { value: size }, size.replace("x", " × "))));
+}
+
+/** What a request is of, in words. */
+function named({ className, prompt }) {
+  return prompt ?? className ?? "any class";
+}
+
+/** The pixels of a size such as 512x512. */
+function pixels(size) {
+  const [width, height] = size.split("x").map(Number);
+  return { ...model.image, width, height };
 }
 
 /** The plan of a named budget. */
@@ -151,13 +171,22 @@ function fields() {
 
   const chosen = document.querySelector("input[name=class]:checked")?.value ?? ANY;
   const className = chosen === ANY ? null : chosen;
-  $("guidance").disabled = className === null;
-  $("guidance-hint").textContent = className === null ? "needs a class" : "1 is off";
+  const prompt = model.prompts ? $("prompt").value : null;
+  const negative = model.prompts ? $("negative").value : "";
+  const size = $("size").value || model.sizes[0];
+  const goodPrompt = prompt !== "";
+  complain($("prompt-problem"), goodPrompt ? null : "Say what the image is to show.");
+  $("prompt").setAttribute("aria-invalid", !goodPrompt);
+  const guided = className !== null || prompt !== null;
+  $("guidance").disabled = !guided;
+  $("guidance-hint").textContent = guided ? "1 is off" : "needs a class";
   const guidance = Number($("guidance").value.trim() || NaN);
-  const goodGuidance = className === null || (guidance >= 0 && guidance <= 20);
+  const goodGuidance = !guided || (guidance >= 0 && guidance <= 20);
   complain($("guidance-problem"), goodGuidance ? null : "Guidance must be 0 to 20.");
   $("guidance").setAttribute("aria-invalid", !goodGuidance);
-  return goodSeed && goodGuidance ? { className, seed: String(BigInt(seed)), guidance } : null;
+  if (!goodSeed || !goodGuidance || !goodPrompt) return null;
+  // What is usual goes without saying.
+  return { className, prompt, negative, size: size === model.sizes[0] ? null : size, seed: String(BigInt(seed)), guidance: guided && guidance !== model.guidance ? guidance : null };
 }
 
 /** The budgets that are checked, from the quickest. */
@@ -195,16 +224,26 @@ function show() {
   plot?.serve(cards.filter(({ result }) => result).map(({ result, total }) => ({ ...result, ms: total })));
 }
 
+/** Keeps the form in the address a moment later: browsers count how often that is done, and a prompt has many letters. */
+function remember(request, chosen) {
+  clearTimeout(remembering);
+  remembering = setTimeout(() => keep(request, chosen), 300);
+}
+
 /** Keeps the form in the address, so that it can be shared and reloaded. */
-function remember({ className, seed, guidance }, chosen) {
-  const state = new URLSearchParams({ class: className ?? ANY, seed, guidance, budgets: chosen.map(({ budget }) => budget).join(" ") });
+function keep({ className, prompt, negative, seed }, chosen) {
+  const state = new URLSearchParams({ seed, guidance: $("guidance").value, budgets: chosen.map(({ budget }) => budget).join(" ") });
+  if (prompt === null) state.set("class", className ?? ANY);
+  else state.set("prompt", prompt);
+  if (negative) state.set("negative", negative);
+  if (model.sizes.length > 1) state.set("size", $("size").value);
   if (measured()) state.set("deadline", $("deadline").value);
   history.replaceState(null, "", `#${state}`);
 }
 
 function recall() {
   const state = new URLSearchParams(location.hash.slice(1));
-  for (const name of ["seed", "guidance", "deadline"]) if (state.has(name)) $(name).value = state.get(name);
+  for (const name of ["prompt", "negative", "size", "seed", "guidance", "deadline"]) if (state.has(name)) $(name).value = state.get(name);
   const known = [...document.querySelectorAll("input[name=class]")].find(({ value }) => value === state.get("class"));
   if (known) known.checked = true;
   if (!state.has("budgets")) return;
@@ -223,12 +262,13 @@ function submit() {
 async function run(chosen) {
   const request = fields();
   if (!request) return void document.querySelector("[aria-invalid=true]")?.focus();
+  keep(request, budgets());
   running?.abort();
   const mine = (running = new AbortController());
   for (const { result } of cards) if (result?.url.startsWith("blob:")) URL.revokeObjectURL(result.url);
-  cards = chosen.map(({ title }) => new Card(title, model.image));
+  cards = chosen.map(({ title }) => new Card(title, pixels(request.size ?? model.sizes[0])));
   $("results").replaceChildren(...cards.map((card) => card.element));
-  $("subject").textContent = `${request.className ?? "any class"}, seed ${request.seed}`;
+  $("subject").textContent = `${named(request)}, seed ${request.seed}`;
   $("empty").hidden = true;
   $("draw").textContent = "Stop";
   for (const [index, { title, budget }] of chosen.entries()) {
@@ -245,7 +285,7 @@ async function drawOne(card, request, title, budget, signal) {
   card.begin();
   try {
     const result = await draw(request, budget, card, signal);
-    card.finish(result, `${request.className ?? "an image"}, seed ${request.seed}, drawn with ${result.plan}`);
+    card.finish(result, `${request.prompt ?? request.className ?? "an image"}, seed ${request.seed}, drawn with ${result.plan}`);
     $("status").textContent = `${title}: drawn with ${result.plan} in ${milliseconds(card.total)}`;
   } catch (error) {
     if (error.name === "AbortError") return card.fail("Stopped.");

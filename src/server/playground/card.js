@@ -74,6 +74,9 @@ export class Card {
     const parts = html("ul", { class: "parts" }, ...PARTS.map(([name, key]) =>
       html("li", { class: name }, html("span", {}, name), " ", milliseconds(result.timings[key]))));
     this.facts.replaceChildren(numbers, bar, parts);
+    if (result.truncated?.length) {
+      this.facts.append(html("p", { class: "hint" }, "the model read the beginning of the text alone"));
+    }
     if (result.planned && result.planned !== result.plan) {
       this.facts.append(html("p", { class: "hint" }, "planned ", html("code", { class: "plan-text" }, ...text(result.planned))));
     }

@@ -4,16 +4,19 @@
 export class Refusal extends Error {}
 
 /** The request's body. The seed stays text: JavaScript's numbers would round large ones. */
-export function bodyOf({ className, seed, guidance }) {
+export function bodyOf({ className, prompt, negative, size, seed, guidance }) {
   const fields = [`"seed":${seed}`];
+  if (negative) fields.unshift(`"negative_prompt":${JSON.stringify(negative)}`);
+  if (prompt !== null) fields.unshift(`"prompt":${JSON.stringify(prompt)}`);
   if (className !== null) fields.unshift(`"class":${JSON.stringify(className)}`);
-  if (className !== null && guidance !== 1) fields.push(`"guidance":${guidance}`);
+  if (guidance !== null) fields.push(`"guidance":${guidance}`);
+  if (size !== null) fields.push(`"width":${size.split("x")[0]},"height":${size.split("x")[1]}`);
   return `{${fields.join(",")}}`;
 }
 
 /**
  * Draws an image. `watch` hears of `planned(plan)`, `step(step, of, plan)` and `preview(url)` on the way.
- * Gives {url, plan, planned, quality, timings: {queue_ms, denoise_ms, encode_ms}}.
+ * Gives {url, plan, planned, quality, truncated, timings: {queue_ms, denoise_ms, encode_ms}}.
  */
 export async function draw(request, budget, watch, signal) {
   const response = await reach(`/generate?budget=${encodeURIComponent(budget)}`, {
@@ -76,6 +79,7 @@ async function plain(response, watch) {
     url: URL.createObjectURL(await response.blob()),
     plan,
     planned: response.headers.get("x-accordion-planned") ?? plan,
+    truncated: response.headers.get("x-accordion-truncated")?.split(", ") ?? [],
     quality: quality === null ? null : Number(quality),
     timings: { queue_ms: ms("queue"), denoise_ms: ms("denoise"), encode_ms: ms("encode") },
   };

@@ -56,7 +56,8 @@ impl Server {
     }
 
     fn of((denoiser, gate): (Box<Gaussian>, Arc<Gate>), config: &ServeConfig) -> Self {
-        let state = AppState::new("gaussian", fleet(denoiser, config), measured(), config, Registry::new()).unwrap();
+        let state =
+            AppState::new("gaussian", fleet(denoiser, config), None, measured(), config, Registry::new()).unwrap();
         Self { router: router(state.clone()), state, gate }
     }
 

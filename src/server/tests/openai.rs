@@ -68,7 +68,8 @@ async fn every_field_of_the_api_that_we_take_is_accepted() {
     let server = Server::new(&ServeConfig::default());
     let text = r#"{"prompt":"low","model":"gaussian","n":1,"size":"3x4","quality":"auto","response_format":"b64_json",
         "output_format":"jpeg","output_compression":60,"background":"opaque","moderation":"low","user":"u",
-        "safety_identifier":"s","stream":false,"seed":18446744073709551615}"#;
+        "safety_identifier":"s","stream":false,"seed":18446744073709551615,"negative_prompt":null,"guidance_scale":2,
+        "num_inference_steps":2}"#;
     let reply = server.images(text).await;
     assert_eq!(image::guess_format(&files(&reply)[0]).unwrap(), ImageFormat::Jpeg);
     let written: serde_json::Map<String, Value> = serde_json::from_str(text).unwrap();

@@ -44,7 +44,7 @@ async fn every_bad_request_gets_400_with_its_code_and_what_is_accepted() {
         ("", r#"{"seed":"#, "invalid_json", "EOF"),
         ("", "[]", "wrong_type", "the body"),
         ("", r#"{"seed":"seven"}"#, "wrong_type", "`seed`: expected a whole number from 0 to"),
-        ("", r#"{"prompt":"a dog","size":1}"#, "unknown_field", "unknown fields prompt, size: accepted are class,"),
+        ("", r#"{"text":"a dog","size":1}"#, "unknown_field", "unknown fields size, text: accepted are class,"),
     ] {
         let reply = server.generate(query, body).await;
         let (got, message) = reply.error();
