@@ -3,7 +3,7 @@
 use crate::ImageShape;
 use crate::Result;
 use crate::diffusion::{Level, Noise, Update};
-use crate::nets::{Condition, Rows, opened::Calls};
+use crate::nets::{Condition, Decoder, Rows, opened::Calls};
 use crate::nets::{HostRunner, Move, Network, Opened, Sampler, Threads};
 use crate::ops::cpu::fused::Layer;
 use crate::ops::cpu::peak;
@@ -226,10 +226,21 @@ fn rounds(
 pub fn layers(runner: &mut HostRunner, subnet: usize, batch: usize, time: Duration) -> Vec<Layer> {
     let input = Input::new(runner.network(), batch);
     input.call(runner, subnet);
+    repeated(time, || input.timed_call(runner, subnet))
+}
+
+/// The same of a decoder, for a latent of this size.
+pub fn layers_of_decoder(decoder: &mut Decoder, size: ImageShape, time: Duration) -> Vec<Layer> {
+    decoder.layers(size);
+    repeated(time, || decoder.layers(size))
+}
+
+/// The layers of calls that are repeated for about `time`.
+fn repeated(time: Duration, mut call: impl FnMut() -> Vec<Layer>) -> Vec<Layer> {
     let end = Instant::now() + time;
-    let mut calls = vec![input.timed_call(runner, subnet)];
+    let mut calls = vec![call()];
     while Instant::now() < end {
-        calls.push(input.timed_call(runner, subnet));
+        calls.push(call());
     }
     typical(&calls)
 }

@@ -3,6 +3,7 @@
 use super::host_runner::Threads;
 use super::{Model, Runner};
 use crate::ImageShape;
+use crate::ops::cpu::fused::Layer;
 use crate::ops::pixels::byte;
 use crate::philox::Stream;
 use crate::{Error, Result};
@@ -57,6 +58,12 @@ impl Decoder {
             true => Ok(picture.iter().map(|&value| byte(f64::from(value))).collect()),
             false => Err(Error::Denoiser("the decoder made values that are not finite".to_owned())),
         }
+    }
+
+    /// What the layers of decoding a latent of this size take, in the order in which they run.
+    pub fn layers(&mut self, size: ImageShape) -> Vec<Layer> {
+        let latent = vec![0.5; size.elements()];
+        self.runner.with_layers(|runner| runner.run_sized(size, &latent)).1
     }
 
     /// About what that picture looks like, for next to nothing: each pixel of the latent is a square of one colour, which is linear in

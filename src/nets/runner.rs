@@ -48,8 +48,13 @@ impl Runner {
 
     /// As [`Self::run_rows`], with its layers.
     pub fn recorded(&mut self, batch: usize, fill: impl Fn(Row) + Sync) -> (Vec<f32>, Vec<Layer>) {
+        self.with_layers(|runner| runner.run_rows(batch, fill))
+    }
+
+    /// What `run` returns, and the layers that it ran.
+    pub fn with_layers<T>(&mut self, run: impl FnOnce(&mut Self) -> T) -> (T, Vec<Layer>) {
         self.workspace.recorder = Some(Recorder::new());
-        let output = self.run_rows(batch, fill);
+        let output = run(self);
         (output, self.workspace.recorder.take().map_or_else(Vec::new, Recorder::layers))
     }
 

@@ -10,10 +10,10 @@ use crate::console::print;
 use crate::evaluation::latency::{self, Pace, Setting};
 use crate::evaluation::switching::switching;
 use crate::files::{write_json, write_whole};
-use crate::nets::{Denoiser, HostRunner, Model, Opened, Placement, Threads};
+use crate::nets::{Canvas, Decoder, Denoiser, HostRunner, Model, Opened, Placement, Threads};
 use crate::{Error, Result};
 use layers::LayerTable;
-use report::{Report, Row, Switch};
+use report::{DecoderRow, Report, Row, Switch};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -90,6 +90,7 @@ impl Args {
             };
             settings.iter().map(table).collect()
         });
+        let decoder = self.decoder(&model, wide.threads)?;
         let rows = settings.iter().zip(&timings.ms);
         let report = Report {
             model: model.card.name.clone(),
@@ -103,6 +104,7 @@ impl Args {
                 .collect(),
             peak_gflops: timings.peak_gflops,
             switching,
+            decoder,
             layers,
         };
         if let Some(path) = &self.json {
@@ -112,6 +114,24 @@ impl Args {
             write_whole(path, plot::svg(&report)?.as_bytes())?;
         }
         print(report)
+    }
+
+    /// How a model that draws latents makes pictures of them.
+    fn decoder(&self, model: &Model, threads: usize) -> Result<Option<DecoderRow>> {
+        let Some(mut decoder) = Decoder::of(model, Threads { count: Some(threads), pin: self.pin })? else {
+            return Ok(None);
+        };
+        let Canvas { picture, state } = model.canvases()[0];
+        let layers = latency::layers_of_decoder(&mut decoder, state, self.seconds);
+        Ok(Some(DecoderRow {
+            width: picture.width,
+            height: picture.height,
+            threads,
+            ms: layers.iter().map(|layer| layer.time.as_secs_f64() * 1e3).sum(),
+            weight_bytes: decoder.weight_bytes(),
+            activation_bytes: decoder.activation_bytes(),
+            layers: self.layers.then(|| LayerTable::new("decoder", 1, threads, &layers)),
+        }))
     }
 
     /// The steps as launches, timed where there is a GPU.

@@ -24,9 +24,32 @@ pub struct Report {
     pub switching: Option<Switch>,
     /// Every subnet, batch and number of threads.
     pub results: Vec<Row>,
+    /// From a latent to a picture, of a model that draws latents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<DecoderRow>,
     /// The layers of each of them, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<Vec<LayerTable>>,
+}
+
+/// What a decoder takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct DecoderRow {
+    /// Columns of the picture.
+    pub width: usize,
+    /// Its rows.
+    pub height: usize,
+    /// Threads that computed.
+    pub threads: usize,
+    /// Median time of a picture.
+    pub ms: f64,
+    /// Memory that its weights take.
+    pub weight_bytes: usize,
+    /// Memory in its buffers of activations.
+    pub activation_bytes: usize,
+    /// Its layers, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<LayerTable>,
 }
 
 /// One subnet at one batch with so many threads.
@@ -139,7 +162,16 @@ impl fmt::Display for Report {
             writeln!(f, "{alternating_ms:.4} ms a call, {constant_ms:.4} ms without switching")?;
             writeln!(f, "ratio {ratio:.4} ({low:.4} to {high:.4} with 95 % confidence, {calls} calls)")?;
         }
-        for table in self.layers.iter().flatten() {
+        if let Some(decoder) = &self.decoder {
+            let DecoderRow { width, height, threads, ms, weight_bytes, activation_bytes, .. } = decoder;
+            let (weights, activations) = (mb(*weight_bytes), mb(*activation_bytes));
+            writeln!(
+                f,
+                "\ndecoder, {width}x{height}, threads {threads}: {ms:.1} ms a picture, {weights:.2} MB of weights, {activations:.2} MB of activations"
+            )?;
+        }
+        let decoder = self.decoder.iter().filter_map(|decoder| decoder.layers.as_ref());
+        for table in self.layers.iter().flatten().chain(decoder) {
             write!(f, "\n{table}")?;
         }
         Ok(())
@@ -177,6 +209,7 @@ pub(super) mod tests {
                 row("full", 25_000_000, 1, 1.0),
                 row("full", 25_000_000, 8, 3.2),
             ],
+            decoder: None,
             layers: None,
         }
     }
