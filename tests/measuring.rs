@@ -204,8 +204,18 @@ fn a_profile_has_the_frontier_up_to_the_reference_and_it_can_be_drawn() {
 fn a_quick_measurement_gives_a_profile_that_another_machine_can_take_over() {
     let workspace = Workspace::new();
     let model = workspace.model();
-    let open =
-        |threads| accordion::nets::open(&model, Placement::Cpu, Precision::F32, 8, Threads::new(threads)).unwrap();
+    let open = |threads| {
+        accordion::nets::open(
+            &model,
+            model.supernet.clone(),
+            Placement::Cpu,
+            Precision::F32,
+            8,
+            Threads::new(threads),
+            None,
+        )
+        .unwrap()
+    };
     let mut subject = open(1);
     let effort = Effort::Quick { max_batch: 8 };
     let mut parts = Vec::new();

@@ -1,5 +1,6 @@
 //! `accordion serve`: the HTTP server.
 
+use crate::cli::device::gigabytes;
 use crate::cli::{logs, variables};
 use crate::console::print;
 use crate::nets::{Placement, Threads};
@@ -64,6 +65,9 @@ pub(super) struct Settings {
     /// Images that may wait, in place of the config's.
     #[arg(long, env = "ACCORDION_QUEUE_IMAGES")]
     queue_images: Option<usize>,
+    /// Gigabytes that the denoiser's weights shall take on a CPU; 0 is no limit.
+    #[arg(long, env = "ACCORDION_MAX_WEIGHT_GB", value_parser = gigabytes)]
+    max_weight_gb: Option<f64>,
     /// Threads that denoise, in place of the config's; 0 is one for each core.
     #[arg(long, env = "ACCORDION_THREADS", value_parser = clap::value_parser!(u16).range(..=Threads::MOST as i64))]
     threads: Option<u16>,
@@ -85,6 +89,7 @@ impl Settings {
         config.precision = self.precision.unwrap_or(config.precision);
         config.max_batch = self.max_batch.unwrap_or(config.max_batch);
         config.queue_images = self.queue_images.unwrap_or(config.queue_images);
+        config.max_weight_gb = self.max_weight_gb.unwrap_or(config.max_weight_gb);
         config.threads = self.threads.map_or(config.threads, usize::from);
         config.pin = self.pin.unwrap_or(config.pin);
         Ok((config, path))

@@ -7,7 +7,7 @@ use crate::evaluation::realism::RealImages;
 use crate::evaluation::to_reference::REFERENCE;
 use crate::evaluation::yardstick::Metric;
 use crate::loadtest::client::{Call, Client};
-use crate::loadtest::images::{Judge, References, asked, calls};
+use crate::loadtest::images::{Judge, Kinds, References, asked, calls};
 use crate::loadtest::policy::{Contestant, exact, plan, within};
 use crate::loadtest::report::{Machine, Report, Row, Scale, Settings, Window};
 use crate::loadtest::target::{Loaded, LocalServer};
@@ -130,8 +130,11 @@ impl Experiment {
             progress(&row);
             rows.push(row);
         });
-        let capacity =
-            || self.with_server(&widest, |address| runtime.block_on(self.capacity(address, &baseline.starts)));
+        let capacity = || {
+            self.with_server(&widest, |address| {
+                runtime.block_on(self.capacity(address, &baseline.starts, baseline.model.kinds()))
+            })
+        };
         let (after, ended) = match ended.and_then(|()| capacity()) {
             Ok(after) => (Some(after), Ok(())),
             Err(error) if rows.is_empty() => return Err(error),
@@ -188,12 +191,12 @@ impl Experiment {
         let (starts, judge) = if model.metric == Metric::Fd.as_str() && features.exists() {
             // Each image once: what is asked for again says nothing new.
             let judge = Judge::Features(Box::new(RealImages::open(&features, self.config.threads())?));
-            (asked(DIFFERENT.max(self.images), model.classes.len()), judge)
+            (asked(DIFFERENT.max(self.images), model.kinds().count()), judge)
         } else {
-            let starts = asked(self.images, model.classes.len());
+            let starts = asked(self.images, model.kinds().count());
             tracing::info!(images = starts.len(), "drawing the reference images");
             let mut files = Vec::new();
-            for call in calls(&starts, &format!("exact:{REFERENCE}")) {
+            for call in calls(&starts, model.kinds(), &format!("exact:{REFERENCE}")) {
                 files.push(image(&client, &call).await?);
             }
             let judge = Judge::Reference(References::new(&starts, &files)?);
@@ -203,23 +206,23 @@ impl Experiment {
         tracing::info!("measuring the latency of an idle server");
         let widest = exact(&plan(&self.fixed_plan, FULL)?);
         let mut latencies = Vec::new();
-        for call in calls(&starts, &widest).iter().cycle().take(UNLOADED_REQUESTS) {
+        for call in calls(&starts, model.kinds(), &widest).iter().cycle().take(UNLOADED_REQUESTS) {
             let start = Instant::now();
             image(&client, call).await?;
             latencies.push(start.elapsed());
         }
         latencies.sort();
         let unloaded = latencies[UNLOADED_REQUESTS / 2];
-        let capacity = self.capacity(address, &starts).await?;
+        let capacity = self.capacity(address, &starts, model.kinds()).await?;
         Ok((Baseline { model, starts, unloaded, capacity }, judge))
     }
 
     /// Images a second of the widest fixed plan in a saturated server.
-    async fn capacity(&self, address: SocketAddr, starts: &[Start]) -> Result<f64> {
+    async fn capacity(&self, address: SocketAddr, starts: &[Start], kinds: Kinds) -> Result<f64> {
         tracing::info!(seconds = seconds(self.capacity_window), "measuring the capacity");
         let clients = 2 * self.config.max_batch;
         let client = Arc::new(Client::connect(address, clients).await?);
-        let calls: Arc<[Call]> = calls(starts, &exact(&plan(&self.fixed_plan, FULL)?)).into();
+        let calls: Arc<[Call]> = calls(starts, kinds, &exact(&plan(&self.fixed_plan, FULL)?)).into();
         let work = move |index: usize| {
             let (client, calls) = (client.clone(), calls.clone());
             async move { image(&client, &calls[index % calls.len()]).await.map(drop) }
@@ -232,10 +235,10 @@ impl Experiment {
         load: &Load,
         deadline: Duration,
         address: SocketAddr,
-        Baseline { starts, .. }: &Baseline,
+        Baseline { model, starts, .. }: &Baseline,
     ) -> Result<Vec<Sample>> {
         let client = Arc::new(Client::connect(address, CONNECTIONS).await?);
-        let calls = calls(starts, &within(deadline));
+        let calls = calls(starts, model.kinds(), &within(deadline));
         Ok(open_loop(&client, &load.schedule, &calls, deadline.mul_f64(self.patience)).await)
     }
 

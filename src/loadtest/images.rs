@@ -1,6 +1,7 @@
 //! The images that a load test asks for, and how good the served ones are.
 
 use crate::evaluation::drawing::{Start, starts};
+use crate::evaluation::prompted::EXAMPLES;
 use crate::evaluation::realism::RealImages;
 use crate::evaluation::to_reference::{REFERENCE, distance, unrelated};
 use crate::evaluation::yardstick::{Metric, Rating};
@@ -12,17 +13,40 @@ use serde_json::json;
 /// Far above those that the frontier was measured with: plans are not graded on the images that they were chosen by.
 const FIRST_SEED: u64 = 1_000_000;
 
-/// What is asked for: so many seeds, classes in turn.
-pub fn asked(images: usize, classes: usize) -> Vec<Start> {
-    let mut starts = starts(images, classes);
+/// What is asked for: so many seeds, so many classes or prompts in turn.
+pub fn asked(images: usize, kinds: usize) -> Vec<Start> {
+    let mut starts = starts(images, kinds);
     starts.iter_mut().for_each(|start| start.seed += FIRST_SEED);
     starts
 }
 
-/// The requests for these images, on this budget.
-pub fn calls(starts: &[Start], budget: &str) -> Vec<Call> {
-    let call = |Start { seed, class }: &Start| {
-        Call::post(format!("/generate?budget={budget}"), json!({ "class": class, "seed": seed }).to_string())
+/// What a model is asked for in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kinds {
+    /// So many classes; 0 of an unconditional model.
+    Classes(usize),
+    /// The examples of prompts.
+    Prompts,
+}
+
+impl Kinds {
+    /// How many there are.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Classes(count) => count,
+            Self::Prompts => EXAMPLES.len(),
+        }
+    }
+}
+
+/// The requests for these images of some kinds, on this budget.
+pub fn calls(starts: &[Start], kinds: Kinds, budget: &str) -> Vec<Call> {
+    let call = |&Start { seed, class }: &Start| {
+        let body = match (kinds, class) {
+            (Kinds::Prompts, kind) => json!({ "prompt": EXAMPLES[kind.unwrap_or(0)], "seed": seed }),
+            (Kinds::Classes(_), class) => json!({ "class": class, "seed": seed }),
+        };
+        Call::post(format!("/generate?budget={budget}"), body.to_string())
     };
     starts.iter().map(call).collect()
 }
@@ -163,7 +187,12 @@ pub(super) mod tests {
 
     #[test]
     fn requests_are_for_seeds_that_no_frontier_was_measured_with() {
-        let calls = calls(&asked(3, 2), "90ms");
+        let prompts = calls(&asked(3, Kinds::Prompts.count()), Kinds::Prompts, "90ms");
+        assert!(
+            String::from_utf8_lossy(prompts[0].body.as_ref().unwrap())
+                .contains("\"prompt\":\"a photo of a red bicycle")
+        );
+        let calls = calls(&asked(3, 2), Kinds::Classes(2), "90ms");
         assert!(calls.iter().all(|call| call.path == "/generate?budget=90ms"));
         let bodies: Vec<&[u8]> = calls.iter().map(|call| call.body.as_deref().unwrap()).collect();
         let body = |seed: u64| format!(r#"{{"class":0,"seed":{seed}}}"#).into_bytes();

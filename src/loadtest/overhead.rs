@@ -5,7 +5,7 @@ use crate::engine::{Fleet, Job};
 use crate::evaluation::drawing::Start;
 use crate::loadtest::client::{Call, Client};
 use crate::loadtest::experiment::{client_runtime, image};
-use crate::loadtest::images::{asked, calls};
+use crate::loadtest::images::{Kinds, asked, calls};
 use crate::loadtest::policy::exact;
 use crate::loadtest::report::Machine;
 use crate::loadtest::target::LocalServer;
@@ -52,7 +52,11 @@ impl Overhead {
             let clients = 2 * config.max_batch;
             let client = Arc::new(Client::connect(server.address, clients).await?);
             let fleet = server.state.fleet();
-            let starts = asked(clients, fleet.any().about().classes.len());
+            let about = fleet.any().about();
+            if about.reads_texts {
+                return Err(Error::input("--overhead", "is of models that draw no texts"));
+            }
+            let starts = asked(clients, about.classes.len());
             let (mut http, mut alone) = (Vec::new(), Vec::new());
             for _ in 0..=TURNS {
                 http.push(over_http(&client, &starts, plan, clients, window).await?);
@@ -84,7 +88,7 @@ async fn over_http(
     clients: usize,
     window: Duration,
 ) -> Result<f64> {
-    let calls: Arc<[Call]> = calls(starts, &exact(plan)).into();
+    let calls: Arc<[Call]> = calls(starts, Kinds::Classes(0), &exact(plan)).into();
     let client = client.clone();
     let work = move |index: usize| {
         let (client, calls) = (client.clone(), calls.clone());

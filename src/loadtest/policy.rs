@@ -101,6 +101,7 @@ mod tests {
         Loaded {
             model: "tiny".to_owned(),
             classes: Vec::new(),
+            prompts: false,
             subnets: subnets.collect(),
             metric: "mse-to-reference".to_owned(),
         }

@@ -1,6 +1,7 @@
 //! The server under test: one of our own in this process, or one that runs already.
 
 use crate::loadtest::client::{Call, Client};
+use crate::loadtest::images::Kinds;
 use crate::server::{AppState, Auth, Host, Limits, ServeConfig, Signals, open, serve};
 use crate::{Error, Result};
 use prometheus::Registry;
@@ -69,6 +70,9 @@ pub struct Loaded {
     pub model: String,
     /// Its classes; empty for an unconditional model.
     pub classes: Vec<String>,
+    /// Whether it draws what a prompt says.
+    #[serde(default)]
+    pub prompts: bool,
     /// From the narrowest to the widest.
     pub subnets: Vec<LoadedSubnet>,
     /// What the qualities of its frontier are made of.
@@ -85,6 +89,11 @@ pub struct LoadedSubnet {
 }
 
 impl Loaded {
+    /// What it is asked for in turn.
+    pub fn kinds(&self) -> Kinds {
+        if self.prompts { Kinds::Prompts } else { Kinds::Classes(self.classes.len()) }
+    }
+
     /// Asks a server.
     ///
     /// # Errors

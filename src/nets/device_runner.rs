@@ -10,6 +10,7 @@ use crate::diffusion::{Level, Noise};
 use crate::ops::cuda::sampler::{self, Row};
 use crate::ops::cuda::{Accelerator, Fault, Launch, Precision, pixels};
 use crate::philox::NoiseKey;
+use crate::supernet::Supernet;
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -112,7 +113,21 @@ impl<M: Accelerator> DeviceRunner<M> {
     /// # Errors
     /// [`Error::Input`] for a network that the kernels do not take, or a machine without enough memory: then nothing was
     /// allocated. [`Error::Tensor`] on a device fault.
-    pub fn new(mut machine: M, model: &Model, precision: Precision, most: usize) -> Result<Self> {
+    pub fn new(machine: M, model: &Model, precision: Precision, most: usize) -> Result<Self> {
+        Self::with_weights(machine, model, &model.supernet, precision, most)
+    }
+
+    /// The same of a model whose weights are these.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_weights(
+        mut machine: M,
+        model: &Model,
+        supernet: &Supernet,
+        precision: Precision,
+        most: usize,
+    ) -> Result<Self> {
         // An image under guidance is two.
         let most = most.max(2);
         if most > MOST {
@@ -123,7 +138,7 @@ impl<M: Accelerator> DeviceRunner<M> {
         }
         let network = model.network.clone();
         let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
-        let (compiled, bytes) = network.compile(&model.supernet, precision, &widths)?;
+        let (compiled, bytes) = network.compile(supernet, precision, &widths)?;
         let about = About::of(model, compiled.weight_bytes() + compiled.table_bytes());
         let image = network.image();
         let sizes = [

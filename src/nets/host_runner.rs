@@ -8,6 +8,7 @@ use crate::ImageShape;
 use crate::Result;
 use crate::diffusion::preconditioning::Coefficients;
 use crate::ops::cpu::fused::{Kind, Layer, Recorder, Team, Workspace};
+use crate::supernet::Supernet;
 
 /// The threads that compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,11 +58,21 @@ impl HostRunner {
     /// # Errors
     /// As [`Network::check_denoises`]; [`crate::Error::Tensor`] on a device fault.
     pub fn new(model: &Model, threads: Threads) -> Result<Self> {
+        Self::consuming(model, model.supernet.clone(), threads, None)
+    }
+
+    /// The same of the model's `supernet`, whose memory is given back on the way where nobody else holds it. The packed weights shall
+    /// take at most `limit` bytes, where there is a limit; they take more if those of the definition do.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn consuming(model: &Model, supernet: Supernet, threads: Threads, limit: Option<usize>) -> Result<Self> {
         let network = model.network.clone();
         network.check_denoises()?;
         let views = (0..model.table.subnets.len())
-            .map(|subnet| SubnetView::new(network.spec(), &model.supernet, model.widths(subnet)));
-        let (packed, views) = (network.pack(&model.supernet)?, views.collect::<Vec<_>>());
+            .map(|subnet| SubnetView::new(network.spec(), &supernet, model.widths(subnet)));
+        let views: Vec<SubnetView> = views.collect();
+        let packed = network.pack(supernet, limit)?;
         let bytes = packed.bytes() + views.iter().map(SubnetView::bytes).sum::<usize>();
         Ok(Self { about: About::of(model, bytes), packed, views, network, workspace: Workspace::new(threads.team()) })
     }
@@ -165,7 +176,7 @@ mod tests {
     use crate::nets::model::Card;
     use crate::ops::cpu::simd::narrowed::on_every_instruction_set;
     use crate::philox::Stream;
-    use crate::supernet::{Subnet, Supernet, Widths};
+    use crate::supernet::{Subnet, Widths};
     use candle_core::{Device, Tensor};
 
     /// Networks with every kind of layer, the subnet `0.500` of each, and `full`.

@@ -11,6 +11,7 @@ mod edm_unet;
 mod extraction;
 pub mod host_runner;
 pub mod inception;
+mod methods;
 pub mod model;
 pub mod network;
 pub mod on_cpu;

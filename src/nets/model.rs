@@ -401,6 +401,12 @@ impl Model {
         prompts.iter().map(|prompt| Ok(Condition::Text(contexts.of(prompt)?.values))).collect()
     }
 
+    /// Its weights, for a device that gives their memory back while it packs them. The model has none afterwards.
+    pub fn take_supernet(&mut self) -> Supernet {
+        let none = Supernet { params: Vec::new(), ..self.supernet.clone() };
+        std::mem::replace(&mut self.supernet, none)
+    }
+
     /// The size of its images, or of its latents.
     pub fn image(&self) -> ImageShape {
         self.network.image()

@@ -118,12 +118,12 @@ impl Network {
         Ok(Call { raw, denoised, coefficients })
     }
 
-    /// The weights as inference wants them.
+    /// The weights as inference wants them; see [`Packed::consuming`].
     ///
     /// # Errors
     /// [`crate::Error::Tensor`] on a device fault.
-    pub fn pack(&self, supernet: &Supernet) -> Result<Packed> {
-        Packed::new(self.program.clone(), supernet)
+    pub fn pack(&self, supernet: Supernet, limit: Option<usize>) -> Result<Packed> {
+        Packed::consuming(self.program.clone(), supernet, limit)
     }
 
     /// The network and these subnets for a GPU, and the block of bytes that belongs in its memory.

@@ -1,5 +1,6 @@
 //! Inference on the CPU: a [`Program`] whose weights are packed once for all subnets, run layer by layer in fused kernels.
 
+use super::methods::methods;
 use super::program::{
     Branch, Channels, Embedding, Extent, IMAGE, Inputs, Norm, Op, Over, ParamId, Pool, Product, Program, Resample,
     Value, ValueId, View,
@@ -27,7 +28,9 @@ use crate::ops::cpu::pool::Reduce;
 use crate::ops::cpu::resample::Resampler;
 use crate::ops::cpu::tokens::Patches;
 use crate::supernet::{Spec, Supernet, Widths};
+use candle_core::Tensor;
 use smallvec::SmallVec;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A subnet of a [`Packed`] network.
@@ -103,10 +106,42 @@ impl Packed {
     /// # Errors
     /// [`crate::Error::Tensor`] on a device fault.
     pub fn new(program: Arc<Program>, supernet: &Supernet) -> Result<Self> {
-        let weights = supernet.values()?;
-        let packer = Packer { program: &program, weights: &weights };
-        let layers =
-            program.layers.iter().enumerate().map(|(index, layer)| packer.layer(index + 1, &layer.op)).collect();
+        Self::consuming(program, supernet.clone(), None)
+    }
+
+    /// The same, but where nobody else holds them, a product's weights are gone as soon as they are packed: there are never two copies
+    /// of more than those of one layer. `limit` is the bytes that all shall take, where there is a limit: see [`methods`].
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn consuming(program: Arc<Program>, supernet: Supernet, limit: Option<usize>) -> Result<Self> {
+        let methods = methods(&program, limit);
+        let product = |op: &Op| if let Op::Product(product) = op { Some(product.weight) } else { None };
+        let last: HashMap<ParamId, usize> =
+            program.layers.iter().enumerate().filter_map(|(index, layer)| Some((product(&layer.op)?, index))).collect();
+        let mut params: Vec<Option<Tensor>> = supernet.params.into_iter().map(Some).collect();
+        let values = |param: &Option<Tensor>| match param {
+            Some(tensor) => tensor.flatten_all()?.to_vec1::<f32>(),
+            None => Ok(Vec::new()),
+        };
+        let light = |(index, param): (ParamId, &Option<Tensor>)| match last.contains_key(&index) {
+            true => Ok(Vec::new()),
+            false => values(param),
+        };
+        let mut weights = params.iter().enumerate().map(light).collect::<candle_core::Result<Vec<_>>>()?;
+        let mut layers = Vec::with_capacity(program.layers.len());
+        for (index, layer) in program.layers.iter().enumerate() {
+            let weight = product(&layer.op);
+            if let Some(weight) = weight {
+                weights[weight] = values(&params[weight])?;
+                params[weight].take_if(|_| last[&weight] == index);
+            }
+            let packer = Packer { program: &program, weights: &weights, method: methods[index] };
+            layers.push(packer.layer(index + 1, &layer.op));
+            if let Some(weight) = weight {
+                weights[weight] = Vec::new();
+            }
+        }
         // On whole panels.
         let (offsets, row) = program.branch_offsets(pitch);
         Ok(Self { layers, branches: (program.branches(), offsets, row), program })
@@ -525,6 +560,8 @@ fn resampler_of(resample: &Resample, size: [usize; 3]) -> Resampler {
 /// Packs one network.
 struct Packer<'a> {
     program: &'a Program,
+    /// Of the layer, where it is a convolution.
+    method: Method,
     /// By index in the spec.
     weights: &'a [Vec<f32>],
 }
@@ -628,9 +665,8 @@ impl Packer<'_> {
             }
             _ => {
                 let (c_in, c_out) = (self.program.width(&product.x), product.to.kept(&self.program.spec.full()));
-                let height = self.program.extent(&product.x).height();
                 let value = |tap, i, o| weights[(tap * c_in + i) * c_out + o];
-                (Some(Conv::new(Method::of(product.places, c_in, height), product.places, [c_in, c_out], value)), bias)
+                (Some(Conv::new(self.method, product.places, [c_in, c_out], value)), bias)
             }
         };
         // On whole panels.

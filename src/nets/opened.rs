@@ -2,6 +2,7 @@
 
 use super::{Decoder, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Placement, Sampler, Threads};
 use crate::ops::cuda::{Accelerator, Precision};
+use crate::supernet::Supernet;
 use crate::{Error, Result};
 
 /// A model on a device.
@@ -41,41 +42,50 @@ pub enum Processor {
     Gpu(String, Precision),
 }
 
-/// Brings a model onto a device, with room for calls on `most` samples. `threads` compute where it is the CPU, always in f32;
-/// `precision` is the type of activations and weights on a GPU.
+/// Brings a model with its weights `supernet` onto a device, with room for calls on `most` samples. `threads` compute where it is the CPU, always in f32;
+/// `precision` is the type of activations and weights on a GPU; `limit` the bytes that the packed weights shall take on the CPU.
 ///
 /// # Errors
 /// [`Error::Input`] in one sentence where the device is not there, has not the memory, or does not take the model.
 pub fn open(
     model: &Model,
+    supernet: Supernet,
     placement: Placement,
     precision: Precision,
     most: usize,
     threads: Threads,
+    limit: Option<usize>,
 ) -> Result<Box<dyn Opened>> {
     match placement {
         Placement::Cpu if precision != Precision::F32 => {
             Err(Error::input("precision", format!("{precision} is not accepted on a CPU, which computes in f32")))
         }
         Placement::Cpu => {
-            let (runner, decoder) = (HostRunner::new(model, threads)?, Decoder::of(model, threads)?);
+            let runner = HostRunner::consuming(model, supernet, threads, limit)?;
+            let decoder = Decoder::of(model, threads)?;
             Ok(Box::new(Host { runner, decoder, pin: threads.pin }))
         }
         #[cfg(feature = "cuda")]
         Placement::Cuda(index) => {
             let gpu = crate::ops::cuda::gpu::Gpu::open(index)?;
-            let runner = DeviceRunner::new(gpu, model, precision, most).map_err(|error| match error {
-                Error::Input { place, problem } => Error::input(format!("{placement}: {place}"), problem),
-                other => other,
-            })?;
+            let runner =
+                DeviceRunner::with_weights(gpu, model, &supernet, precision, most).map_err(|error| match error {
+                    Error::Input { place, problem } => Error::input(format!("{placement}: {place}"), problem),
+                    other => other,
+                })?;
             Ok(Box::new(runner))
         }
         #[cfg(not(feature = "cuda"))]
         Placement::Cuda(_) => {
-            let _ = most;
+            let _ = (most, limit);
             Err(Error::input(placement, "this program was built without the feature cuda: it can use cpu"))
         }
     }
+}
+
+/// A limit of so many gigabytes, as people give it: 0 is none.
+pub fn weight_limit(gigabytes: f64) -> Option<usize> {
+    (gigabytes > 0.0).then_some((gigabytes * 1e9) as usize)
 }
 
 /// A model on the CPU.

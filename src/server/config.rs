@@ -2,6 +2,7 @@
 
 use crate::engine::EngineLimits;
 use crate::files::read_toml;
+use crate::nets::opened::weight_limit;
 use crate::nets::{Placement, Threads};
 use crate::ops::cuda::Precision;
 use crate::routing::{Budgets, PolicyChoice};
@@ -33,6 +34,8 @@ pub struct ServeConfig {
     pub policy: PolicyChoice,
     /// Samples in one call of the denoiser; an image under guidance is two, and runs alone where only one fits.
     pub max_batch: usize,
+    /// Gigabytes that the denoiser's weights shall take on a CPU; 0 is no limit.
+    pub max_weight_gb: f64,
     /// Images that may wait for their first step; beyond it requests get 429.
     pub queue_images: usize,
     /// Threads that denoise, for each device; 0 is one for each core.
@@ -109,6 +112,7 @@ impl Default for ServeConfig {
             precision: Precision::F32,
             policy: PolicyChoice::default(),
             max_batch: 16,
+            max_weight_gb: 0.0,
             queue_images: 256,
             threads: 0,
             pin: false,
@@ -156,6 +160,11 @@ impl ServeConfig {
         EngineLimits { queue_images: self.queue_images }
     }
 
+    /// The bytes that the denoiser's weights shall take on a CPU, where there is a limit.
+    pub fn weight_limit(&self) -> Option<usize> {
+        weight_limit(self.max_weight_gb)
+    }
+
     /// Who denoises.
     pub fn threads(&self) -> Threads {
         Threads { count: (self.threads > 0).then_some(self.threads), pin: self.pin }
@@ -165,6 +174,10 @@ impl ServeConfig {
     pub(super) fn check(&self) -> std::result::Result<(), (&'static str, String)> {
         let limits = &self.limits;
         let seconds = |s: u64| usize::try_from(s).unwrap_or(usize::MAX);
+        if !(0.0..=1e6).contains(&self.max_weight_gb) {
+            let problem = format!("is {}, but must be from 0, for no limit, to 1000000", self.max_weight_gb);
+            return Err(("max_weight_gb", problem));
+        }
         for (field, value) in [
             ("max_batch", self.max_batch),
             ("queue_images", self.queue_images),
@@ -253,6 +266,7 @@ mod tests {
             "agent_listen",
             "model",
             "max_batch",
+            "max_weight_gb",
             "queue_images",
             "threads",
             "pin",
@@ -309,6 +323,7 @@ mod tests {
             ("[budgets.best]\nwithin_ms = 300001", ": budgets.best: within_ms is 300001, but must be 1 to 300000"),
             ("policy = \"fifo\"", ": policy: policy: `fifo` is unknown: accepted are elastic, slackfit, fixed:<plan>"),
             ("devices = []", ": devices: is empty"),
+            ("max_weight_gb = -1.0", ": max_weight_gb: is -1, but must be from 0, for no limit, to"),
             (
                 "devices = [\"tpu\"]",
                 ": devices[0]: device `tpu` is unknown: accepted are cpu, cuda:0, cuda:1 and so on",

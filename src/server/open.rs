@@ -26,10 +26,13 @@ pub fn open(config: &ServeConfig, registry: Registry) -> Result<Arc<AppState>> {
     if gpus > 0 && gpus < config.devices.len() {
         return Err(Error::input("devices", "must be all cpu or all cuda: the profile is of one kind of device"));
     }
-    let model = Model::open_with(&config.model, if config.verify { Verify::Yes } else { Verify::No })?;
+    let mut model = Model::open_with(&config.model, if config.verify { Verify::Yes } else { Verify::No })?;
     let mut models = Vec::new();
-    for &device in &config.devices {
-        let opened = nets::open(&model, device, config.precision, config.max_batch, config.threads())?;
+    for (index, &device) in config.devices.iter().enumerate() {
+        let is_last = index + 1 == config.devices.len();
+        let supernet = if is_last { model.take_supernet() } else { model.supernet.clone() };
+        let (most, limit) = (config.max_batch, config.weight_limit());
+        let opened = nets::open(&model, supernet, device, config.precision, most, config.threads(), limit)?;
         models.push((device.to_string(), opened));
     }
     let profile = profile(config, &model, &mut *models[0].1)?;

@@ -69,7 +69,7 @@ impl Args {
         if self.launches || self.device.device != Placement::Cpu {
             return self.on_gpu(&model);
         }
-        let mut runner = HostRunner::new(&model, Threads::ALL)?;
+        let mut runner = HostRunner::consuming(&model, model.supernet.clone(), Threads::ALL, self.device.limit())?;
         let settings = self.settings(&model, runner.threads())?;
         let timings = latency::measure(&mut runner, &settings, self.pin, Pace::thorough(self.seconds), &mut |_| {});
         let name = |subnet: usize| &*model.subnets()[subnet].name;

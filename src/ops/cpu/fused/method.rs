@@ -71,6 +71,16 @@ impl Filtering {
         }
     }
 
+    /// The positions of a tile, for each of which it has a matrix of weights in place of one for each tap of the kernel.
+    pub fn matrices(self) -> usize {
+        match self {
+            Self::F2 => 4 * 4,
+            Self::F4 | Self::F2Of5 => 6 * 6,
+            Self::F4InRow | Self::F4InColumn => 6,
+            Self::F3Of7InRow | Self::F3Of7InColumn => 9,
+        }
+    }
+
     /// Its name beside the size of the kernel.
     pub fn name(self) -> &'static str {
         match self {

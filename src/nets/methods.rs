@@ -1,0 +1,92 @@
+//! How the convolutions of a network are computed where memory is short.
+
+use super::program::{Extent, Op, Product, Program};
+use crate::ops::cpu::fused::method::Method;
+
+/// The method of each layer of a program, whose weights shall take at most `limit` bytes together; of a layer that is no convolution of a
+/// map it means nothing.
+///
+/// Winograd's transformed weights take up to four times the bytes of those of the definition. What they save grows with the pixels of
+/// the map, so the largest maps get them first, and a layer for which too little is left is computed by the definition. Without a limit
+/// the shape of a layer alone decides; with one its network and the limit do, but never a batch, a subnet or a measured time.
+pub fn methods(program: &Program, limit: Option<usize>) -> Vec<Method> {
+    let convolution = |op: &Op| match op {
+        Op::Product(product) if matches!(program.extent(&product.x), Extent::Map { .. }) => {
+            Some(chosen(program, product))
+        }
+        _ => None,
+    };
+    let wanted: Vec<Option<Method>> = program.layers.iter().map(|layer| convolution(&layer.op)).collect();
+    let mut methods: Vec<Method> = wanted.iter().map(|method| method.unwrap_or(Method::Direct)).collect();
+    let Some(limit) = limit else { return methods };
+    let elements = |param: usize| program.spec.params[param].shape.iter().product::<usize>();
+    let by_definition: usize = (0..program.spec.params.len()).map(|param| 4 * elements(param)).sum();
+    let mut left = limit.saturating_sub(by_definition);
+    let product = |index: usize| match &program.layers[index].op {
+        Op::Product(product) => product,
+        _ => unreachable!("a convolution is a product"),
+    };
+    let mut places: Vec<usize> =
+        (0..methods.len()).filter(|&index| matches!(wanted[index], Some(Method::Winograd(_)))).collect();
+    // A stable sort: of equal maps the first.
+    places.sort_by_key(|&index| std::cmp::Reverse(program.extent(&product(index).x).pixels()));
+    for index in places {
+        let Method::Winograd(filtering) = methods[index] else { continue };
+        let own = 4 * elements(product(index).weight);
+        let taps = filtering.kernel().iter().product::<usize>();
+        let more = own / taps * filtering.matrices() - own;
+        if more <= left {
+            left -= more;
+        } else {
+            methods[index] = Method::Direct;
+        }
+    }
+    methods
+}
+
+fn chosen(program: &Program, product: &Product) -> Method {
+    Method::of(product.places, program.width(&product.x), program.extent(&product.x).height())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ImageShape;
+    use crate::nets::builder::{Builder, Draw};
+    use crate::ops::cpu::conv::Places;
+    use crate::ops::cpu::fused::method::Filtering;
+    use std::collections::BTreeMap;
+
+    /// Three convolutions of 16 channels: on 16x16, on 8x8 and on 16x16 pixels, with a strided one before the second and the third read
+    /// from the first.
+    fn program() -> Program {
+        let mut b = Builder::new(ImageShape { height: 16, width: 16, channels: 16 }, 0, BTreeMap::new());
+        let image = b.image();
+        let first = b.whole_conv("first", image, 16, Places::same([3, 3]), Draw::PYTORCH);
+        let half = b.whole_conv("half", first, 16, Places::square(3, 2, 1), Draw::PYTORCH);
+        b.whole_conv("small", half, 16, Places::same([3, 3]), Draw::PYTORCH);
+        b.whole_conv("last", first, 16, Places::same([3, 3]), Draw::PYTORCH);
+        b.build()
+    }
+
+    #[test]
+    fn the_largest_maps_get_winograd_s_weights_while_they_fit() {
+        let program = program();
+        let (f4, f2) = (Method::Winograd(Filtering::F4), Method::Winograd(Filtering::F2));
+        let direct = Method::Direct;
+        let weights = 4 * 4 * (9 * 16 * 16 + 16);
+        let matrix = 4 * 16 * 16;
+        for (limit, wanted) in [
+            (None, [f4, direct, f2, f4]),
+            (Some(0), [direct; 4]),
+            (Some(weights + 7 * matrix - 1), [direct; 4]),
+            (Some(weights + 7 * matrix), [direct, direct, f2, direct]),
+            (Some(weights + 27 * matrix), [f4, direct, direct, direct]),
+            (Some(weights + (27 + 7) * matrix), [f4, direct, f2, direct]),
+            (Some(weights + 2 * 27 * matrix), [f4, direct, direct, f4]),
+            (Some(usize::MAX), [f4, direct, f2, f4]),
+        ] {
+            assert_eq!(methods(&program, limit), wanted, "{limit:?}");
+        }
+    }
+}
