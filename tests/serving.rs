@@ -279,8 +279,7 @@ const LONG: (&str, &str) = ("?budget=exact:heun-250@full", r#"{"class":"top","n"
 #[test]
 fn what_comes_too_slowly_or_breaks_off_is_given_up() {
     // Of a policy that refuses nothing, so that something is late.
-    let settings =
-        "max_batch = 1\npolicy = \"fixed:heun-18@full\"\n[limits]\nbody_timeout_s = 1\nrequest_timeout_s = 1";
+    let settings = "max_batch = 1\npolicy = \"fixed:heun-18@full\"\n[limits]\nmax_n = 128\nbody_timeout_s = 1\nrequest_timeout_s = 1";
     let budgets =
         "[budgets.fast]\nwithin_ms = 500\n[budgets.balanced]\nwithin_ms = 500\n[budgets.best]\nwithin_ms = 500";
     let workspace = Workspace::new("");
@@ -295,7 +294,7 @@ fn what_comes_too_slowly_or_breaks_off_is_given_up() {
     };
     let (slow, broken) = (open(), open());
     broken.shutdown(Shutdown::Write).unwrap();
-    let many = LONG.1.replace("\"n\":2", "\"n\":16");
+    let many = LONG.1.replace("\"n\":2", "\"n\":128");
     let late = ask(server.address, LONG.0, &many);
     for (stream, status, code) in [(broken, 400, "broken_body"), (slow, 408, "body_timeout"), (late, 504, "timeout")] {
         let reply = Reply::read(stream).unwrap();
