@@ -3,11 +3,16 @@
 use super::panels::{Line, PANEL, Product, Rows, Weights, floats, panels, pitch};
 use super::scratch::with_scratch;
 use super::{Map, Workspace};
-use crate::ops::cpu::attention::softmax;
+use crate::ops::cpu::attention::{Online, softmax, softmax_online};
 use crate::ops::cpu::parts::Parts;
 
 /// Queries of a task.
 const QUERIES: usize = 32;
+/// Keys of a tile: where there are more, scores are made tile by tile, so that they, the keys and the values of a tile stay in a core's
+/// cache.
+const TILE: usize = 512;
+/// Queries of a task then, for each of which all keys and values are read once.
+const MORE_QUERIES: usize = 64;
 
 /// Where the channel `offset` of a head lies in a pixel, in one of so many parts: q, k and v, or q alone, or k and v. The panels of all
 /// parts and heads alternate, so that fewer offsets are a prefix.
@@ -76,16 +81,19 @@ pub fn attention(workspace: &mut Workspace, q: &Map, kv: &Map, heads: usize, dim
         });
     }
 
-    let blocks = queries.div_ceil(QUERIES);
+    let of_task = if keys_of_sample > TILE { MORE_QUERIES } else { QUERIES };
+    let blocks = queries.div_ceil(of_task);
     let temperature = 1.0 / (dim as f32).sqrt();
     let (key_data, value_data) = (floats(&keys), floats(&values));
     let (score_pitch, dim_pitch) = (pitch(keys_of_sample), pitch(dim));
     let out = Parts::new(out.data_mut());
     team.run(pairs * blocks, |task| {
-        let (pair, first) = (task / blocks, task % blocks * QUERIES);
-        let rows = QUERIES.min(queries - first);
-        with_scratch(QUERIES * (dim_pitch + score_pitch), |scratch| {
-            let (block, scores) = scratch.split_at_mut(QUERIES * dim_pitch);
+        let (pair, first) = (task / blocks, task % blocks * of_task);
+        let rows = of_task.min(queries - first);
+        let tile_pitch = score_pitch.min(TILE);
+        with_scratch(of_task * (2 * dim_pitch + tile_pitch), |scratch| {
+            let (block, scratch) = scratch.split_at_mut(of_task * dim_pitch);
+            let (results, scores) = scratch.split_at_mut(of_task * dim_pitch);
             for (row, query) in block.chunks_exact_mut(dim_pitch).take(rows).enumerate() {
                 let from = query_at(pair, first + row);
                 for (panel, query) in query.chunks_exact_mut(PANEL).enumerate() {
@@ -93,21 +101,40 @@ pub fn attention(workspace: &mut Workspace, q: &Map, kv: &Map, heads: usize, dim
                     query.iter_mut().zip(from).for_each(|(query, from)| *query = from * temperature);
                 }
             }
-            let a = Rows { data: block, row: dim_pitch, taps: &[0] };
-            let w = Weights { data: &key_data[pair * key_lines * PANEL..], tap: 0, panel: dim * PANEL };
-            let product = Product { a, w, rows, depth: dim, panels: key_panels, onto: false };
-            // SAFETY: `scores` has as many rows of that length.
-            unsafe { product.into(scores.as_mut_ptr(), score_pitch) };
-            for scores in scores.chunks_exact_mut(score_pitch).take(rows) {
-                softmax(&mut scores[..keys_of_sample], keys_of_sample);
+            let mut states = [Online::START; MORE_QUERIES];
+            for tile in (0..keys_of_sample).step_by(TILE) {
+                let keys = TILE.min(keys_of_sample - tile);
+                let a = Rows { data: block, row: dim_pitch, taps: &[0] };
+                let lines = pair * key_lines + tile / PANEL * dim;
+                let w = Weights { data: &key_data[lines * PANEL..], tap: 0, panel: dim * PANEL };
+                let product = Product { a, w, rows, depth: dim, panels: panels(keys), onto: false };
+                // SAFETY: `scores` has as many rows of that length.
+                unsafe { product.into(scores.as_mut_ptr(), tile_pitch) };
+                if keys_of_sample <= TILE {
+                    for scores in scores.chunks_exact_mut(tile_pitch).take(rows) {
+                        softmax(&mut scores[..keys], keys);
+                    }
+                } else {
+                    softmax_online(&mut scores[..rows * tile_pitch], tile_pitch, keys, &mut states[..rows]);
+                    for (result, state) in results.chunks_exact_mut(dim_pitch).zip(&states[..rows]).filter(|_| tile > 0)
+                    {
+                        result.iter_mut().for_each(|result| *result *= state.rescale);
+                    }
+                }
+                let a = Rows { data: scores, row: tile_pitch, taps: &[0] };
+                let lines = pair * value_lines + tile;
+                let w = Weights { data: &value_data[lines * PANEL..], tap: 0, panel: keys_of_sample * PANEL };
+                let product = Product { a, w, rows, depth: keys, panels: value_panels, onto: tile > 0 };
+                // SAFETY: `results` has as many rows of that length.
+                unsafe { product.into(results.as_mut_ptr(), dim_pitch) };
             }
-            let a = Rows { data: scores, row: score_pitch, taps: &[0] };
-            let w = Weights { data: &value_data[pair * value_lines * PANEL..], tap: 0, panel: keys_of_sample * PANEL };
-            let product = Product { a, w, rows, depth: keys_of_sample, panels: value_panels, onto: false };
-            // The queries are no longer needed.
-            // SAFETY: `block` has as many rows of that length.
-            unsafe { product.into(block.as_mut_ptr(), dim_pitch) };
-            for (row, result) in block.chunks_exact(dim_pitch).take(rows).enumerate() {
+            if keys_of_sample > TILE {
+                for (result, state) in results.chunks_exact_mut(dim_pitch).zip(&states[..rows]) {
+                    let inverse = 1.0 / state.sum;
+                    result.iter_mut().for_each(|result| *result *= inverse);
+                }
+            }
+            for (row, result) in results.chunks_exact(dim_pitch).take(rows).enumerate() {
                 let pixel = (pair / heads * queries + first + row) * out_pitch;
                 for (offset, value) in result[..dim].iter().enumerate() {
                     let to = out.at(pixel + place(heads, pair % heads, offset), 1);

@@ -126,7 +126,7 @@ fn check(rig: &mut Rig, [height, width]: [usize; 2], heads: usize, [dim, kept]: 
 
 #[test]
 fn attention_matches_plain_f64_loops_for_any_number_of_heads_offsets_and_pixels() {
-    let mut rig = Rig::new(1 << 14);
+    let mut rig = Rig::new(1 << 17);
     for (size, heads, dim) in [
         ([1, 1], 1, 1),
         ([1, 1], 3, 20),
@@ -138,6 +138,9 @@ fn attention_matches_plain_f64_loops_for_any_number_of_heads_offsets_and_pixels(
         ([7, 7], 3, 20),
         ([5, 13], 2, 40),
         ([14, 14], 1, 50),
+        // More keys than a tile has: two tiles, the second almost empty, and three.
+        ([27, 19], 1, 20),
+        ([32, 33], 2, 7),
     ] {
         check(&mut rig, size, heads, [dim, dim], 1.0);
     }
@@ -158,5 +161,6 @@ fn scores_far_apart_do_not_overflow() {
     let mut rig = Rig::new(1 << 12);
     for sharpness in [10.0, 100.0] {
         check(&mut rig, [7, 7], 2, [20, 20], sharpness);
+        check(&mut rig, [27, 19], 1, [20, 20], sharpness);
     }
 }
