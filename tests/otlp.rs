@@ -57,7 +57,7 @@ fn a_collector_gets_the_span_whose_id_the_answer_names() {
         b"POST /generate",
         b"http.route",
         b"accordion.plan",
-        b"dpmpp2m-6@0.500",
+        b"dpmpp2m-12@0.500",
     ] {
         assert!(holds(part), "{part:?} is not in {}", String::from_utf8_lossy(&body));
     }

@@ -58,12 +58,12 @@ fn each_budget_draws_with_its_plan_and_says_what_it_did() {
         assert_eq!((reply.status, reply.text()), (200, says), "{path}");
     }
     for (query, plan) in [
-        ("", "dpmpp2m-6@0.500"),
+        ("", "dpmpp2m-12@0.500"),
         ("?budget=fast", "dpmpp2m-4@0.250"),
-        ("?budget=balanced", "dpmpp2m-6@0.500"),
+        ("?budget=balanced", "dpmpp2m-12@0.500"),
         ("?budget=best", "heun-18@full"),
         ("?budget=60s", "heun-18@full"),
-        ("?budget=fast&min_quality=0.8", "dpmpp2m-6@0.500"),
+        ("?budget=fast&min_quality=0.8", "dpmpp2m-12@0.500"),
         ("?budget=exact:euler-3@0.25*2,full*1", "euler-3@0.250*2,full*1"),
     ] {
         let reply = server.generate(query, r#"{"class":"top","seed":7}"#);
@@ -156,7 +156,7 @@ fn every_format_holds_the_same_pixels() {
 #[test]
 fn a_seed_draws_the_same_bytes_alone_and_among_twenty_others() {
     // A policy that begins as many images as a batch holds, however little a batch brings on this machine.
-    let workspace = Workspace::new("policy = 'fixed:dpmpp2m-6@0.500'");
+    let workspace = Workspace::new("policy = 'fixed:dpmpp2m-12@0.500'");
     let server = workspace.serve();
     let wanted = r#"{"class":"bottom","seed":11,"n":2,"guidance":1.5}"#;
     let alone = server.generate("", wanted).image();

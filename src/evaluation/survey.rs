@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 const QUICK: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 /// Its batches, as far as they are affordable.
 const QUICK_BATCHES: [usize; 3] = [1, 4, 16];
-/// Its pace: two calls of each setting and two that warm up, at least.
-const QUICK_PACE: Pace = Pace { time: Duration::from_millis(15), rounds: 2 };
+/// Its pace: three calls of each setting and three that warm up, at least: the median passes over a disturbance of one round.
+const QUICK_PACE: Pace = Pace { time: Duration::from_millis(15), rounds: 3 };
 /// The most images of a plan in a quick survey.
 const QUICK_IMAGES: usize = 16;
 /// The plans that a quick survey measures, however slow the machine is.
