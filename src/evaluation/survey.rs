@@ -15,8 +15,8 @@ use crate::nets::{Condition, Denoiser, Opened, Threads};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What a quick survey may take for its latencies, and for its qualities; together about 3 s.
-const QUICK: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
+/// What a quick survey may take for its latencies, and for its qualities; together about 3.5 s.
+const QUICK: [Duration; 2] = [Duration::from_millis(1500), Duration::from_secs(2)];
 /// Its batches, as far as they are affordable.
 const QUICK_BATCHES: [usize; 3] = [1, 4, 16];
 /// Its pace: three calls of each setting and three that warm up, at least: the median passes over a disturbance of one round.
