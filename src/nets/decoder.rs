@@ -7,6 +7,8 @@ use crate::ops::cpu::fused::Layer;
 use crate::ops::pixels::byte;
 use crate::philox::Stream;
 use crate::{Error, Result};
+use faer::linalg::solvers::Solve;
+use faer::{Mat, Side};
 
 /// Rows and columns of the latent that previews are fitted on.
 const FITTED: usize = 8;
@@ -102,13 +104,13 @@ impl Decoder {
             let of = |index: usize| ((top + index / side) * width + left + index % side) * colours + colour;
             (0..side * side).map(|index| f64::from(picture[of(index)])).sum::<f64>() / (side * side) as f64
         };
-        let row = |pixel: usize| {
-            let of_latent = latent[pixel * channels..][..channels].iter().map(|&value| f64::from(value));
-            of_latent.chain([1.0]).collect::<Vec<f64>>()
+        let value = |pixel: usize, channel: usize| match channel {
+            channel if channel < channels => f64::from(latent[pixel * channels + channel]),
+            _ => 1.0,
         };
-        let rows: Vec<Vec<f64>> = (0..FITTED * FITTED).map(row).collect();
+        let rows = Mat::from_fn(FITTED * FITTED, channels + 1, value);
         let of_colour = |colour| {
-            let wanted: Vec<f64> = (0..rows.len()).map(|pixel| mean(pixel, colour)).collect();
+            let wanted: Vec<f64> = (0..rows.nrows()).map(|pixel| mean(pixel, colour)).collect();
             least_squares(&rows, &wanted)
         };
         (0..colours).map(of_colour).collect()
@@ -116,28 +118,14 @@ impl Decoder {
 }
 
 /// The weights for which the sums of weighted `rows` are nearest to what is `wanted`, by the normal equations, slightly regularised.
-fn least_squares(rows: &[Vec<f64>], wanted: &[f64]) -> Vec<f64> {
-    let unknowns = rows.first().map_or(0, Vec::len);
-    let dot =
-        |a: &dyn Fn(usize) -> f64, b: &dyn Fn(usize) -> f64| (0..rows.len()).map(|row| a(row) * b(row)).sum::<f64>();
-    let column = |index: usize| move |row: usize| rows[row][index];
-    let mut system: Vec<Vec<f64>> = (0..unknowns)
-        .map(|i| {
-            let own = (0..unknowns).map(|j| dot(&column(i), &column(j)) + if i == j { 1e-6 } else { 0.0 });
-            own.chain([dot(&column(i), &|row| wanted[row])]).collect()
-        })
-        .collect();
-    for pivot in 0..unknowns {
-        let scale = system[pivot][pivot];
-        system[pivot].iter_mut().for_each(|value| *value /= scale);
-        let own = system[pivot].clone();
-        for (index, row) in system.iter_mut().enumerate().filter(|(index, _)| *index != pivot) {
-            let factor = row[pivot];
-            row.iter_mut().zip(&own).for_each(|(value, own)| *value -= factor * own);
-            debug_assert!(index != pivot);
-        }
-    }
-    system.into_iter().map(|row| row[unknowns]).collect()
+fn least_squares(rows: &Mat<f64>, wanted: &[f64]) -> Vec<f64> {
+    const RIDGE: f64 = 1e-6;
+    let unknowns = rows.ncols();
+    let system = rows.transpose() * rows + RIDGE * Mat::<f64>::identity(unknowns, unknowns);
+    let wanted = rows.transpose() * Mat::from_fn(wanted.len(), 1, |row, _| wanted[row]);
+    // Positive definite, since it is regularised.
+    let weights = system.llt(Side::Lower).expect("rows are finite").solve(&wanted);
+    (0..unknowns).map(|index| weights[(index, 0)]).collect()
 }
 
 #[cfg(test)]
@@ -147,9 +135,9 @@ mod tests {
     #[test]
     fn weights_of_a_linear_map_are_found_again() {
         let stream = Stream::new(3, 1, 0);
-        let rows: Vec<Vec<f64>> = (0..20u64).map(|row| (0..3).map(|i| stream.normal(3 * row + i)).collect()).collect();
+        let rows = Mat::from_fn(20, 3, |row, column| stream.normal((3 * row + column) as u64));
         let weights = [0.5, -2.0, 3.0];
-        let wanted: Vec<f64> = rows.iter().map(|row| row.iter().zip(weights).map(|(a, b)| a * b).sum()).collect();
+        let wanted: Vec<f64> = (0..20).map(|row| (0..3).map(|i| rows[(row, i)] * weights[i]).sum()).collect();
         for (found, weight) in least_squares(&rows, &wanted).iter().zip(weights) {
             assert!((found - weight).abs() < 1e-5, "{found} {weight}");
         }
