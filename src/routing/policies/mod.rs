@@ -113,9 +113,8 @@ fn rows(runs: &Runs, members: &[Member]) -> usize {
 /// Learns what a turn took, and moves its members on.
 fn ran(runs: &mut Runs, times: &mut StepTimes, turn: &Turn, took: Duration, now: Duration) {
     // Of another size than the measured one a call's samples are counted roughly: it says nothing of the machine.
-    let is_usual =
-        |run: &&Run| turn.members.first().is_none_or(|first| first.request == run.ask.id && run.ask.canvas == 0);
-    if turn.members.is_empty() || runs.iter().any(|run| is_usual(&run)) {
+    let of = |member: &Member| runs.iter().find(|run| run.ask.id == member.request);
+    if turn.members.iter().find_map(of).is_none_or(|run| run.ask.canvas == 0) {
         times.observe(turn.subnet, rows(runs, &turn.members).max(1), took, now);
     }
     runs.advance(turn, times);
