@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::nets::{About, Condition, Denoiser, Rows};
+use crate::text::Contexts;
 
 /// What plans are measured on, where a model draws texts.
 pub const EXAMPLES: [&str; 4] = [
@@ -10,6 +11,15 @@ pub const EXAMPLES: [&str; 4] = [
     "a small cat that sleeps on a blue chair",
     "the map of an island, drawn with ink",
 ];
+
+/// [`EXAMPLES`], encoded; none for a model that draws no texts.
+///
+/// # Errors
+/// As [`Contexts::of`].
+pub fn examples(contexts: Option<&Contexts>) -> Result<Vec<Condition>> {
+    let Some(contexts) = contexts else { return Ok(Vec::new()) };
+    EXAMPLES.iter().map(|prompt| Ok(Condition::Text(contexts.of(prompt)?.values))).collect()
+}
 
 /// A denoiser that is told an example where it is called for a class, and calls as they are where there are no examples.
 pub struct Prompted<'a> {

@@ -97,8 +97,8 @@ pub struct Survey {
 }
 
 impl Profile {
-    /// Measures a model on its device. `examples` are the texts that it draws for it, of one that draws texts, `features` the file of those that its images
-    /// are measured in; without them, and where little time is, they are held against a reference plan's.
+    /// Measures a model on its device. `examples` are the texts that one of texts draws for it, `features` the file of those that its
+    /// images are measured in; without them, and where little time is, they are held against a reference plan's.
     ///
     /// # Errors
     /// As [`ToReference::new`] and [`Realism::open`].

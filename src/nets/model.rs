@@ -3,7 +3,6 @@
 use super::about::Canvas;
 use super::backbone::Backbone;
 use super::network::Network;
-use super::rows::Condition;
 use super::text_to_image::{self, TextToImage};
 use crate::classes;
 use crate::diffusion::preconditioning::Preconditioning;
@@ -390,15 +389,6 @@ impl Model {
         let (Some(parts), Some(dir)) = (&self.card.text_to_image, self.parts()) else { return Ok(None) };
         let (encoder, tokenizer) = parts.texts(dir)?;
         Ok(Some(Contexts::new(encoder, tokenizer)))
-    }
-
-    /// These prompts, encoded; none for a model that draws no texts.
-    ///
-    /// # Errors
-    /// As [`Self::contexts`].
-    pub fn examples(&self, prompts: &[&str]) -> Result<Vec<Condition>> {
-        let Some(contexts) = self.contexts()? else { return Ok(Vec::new()) };
-        prompts.iter().map(|prompt| Ok(Condition::Text(contexts.of(prompt)?.values))).collect()
     }
 
     /// Its weights, for a device that gives their memory back while it packs them. The model has none afterwards.

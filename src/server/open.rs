@@ -3,12 +3,13 @@
 use crate::digits::seconds;
 use crate::engine::{Engine, Fleet};
 use crate::evaluation::profile::{Device, PROFILE, Profile};
-use crate::evaluation::prompted::EXAMPLES;
+use crate::evaluation::prompted::examples;
 use crate::evaluation::survey::Effort;
 use crate::nets;
 use crate::nets::model::{Verify, WEIGHTS};
 use crate::nets::{Model, Opened, Placement, warm};
 use crate::server::{AppState, Measured, ServeConfig};
+use crate::text::Contexts;
 use crate::{Error, Result};
 use prometheus::Registry;
 use std::sync::Arc;
@@ -35,7 +36,8 @@ pub fn open(config: &ServeConfig, registry: Registry) -> Result<Arc<AppState>> {
         let opened = nets::open(&model, supernet, device, config.precision, most, config.threads(), limit)?;
         models.push((device.to_string(), opened));
     }
-    let profile = profile(config, &model, &mut *models[0].1)?;
+    let texts = model.contexts()?;
+    let profile = profile(config, &model, texts.as_ref(), &mut *models[0].1)?;
     let path = config.model.join(PROFILE);
     let measured = Measured::new(&profile, config.max_batch).map_err(|error| error.in_file(&path))?;
     let mut engines = Vec::new();
@@ -46,16 +48,16 @@ pub fn open(config: &ServeConfig, registry: Registry) -> Result<Arc<AppState>> {
         let name = if repeated(&device) { format!("{device}:{index}") } else { device };
         engines.push((name, Engine::start(opened.into_sampler(), config.engine_limits(), policy)?));
     }
-    AppState::new(model.card.name.clone(), Fleet::new(engines), model.contexts()?, measured, config, registry)
+    AppState::new(model.card.name.clone(), Fleet::new(engines), texts, measured, config, registry)
 }
 
 /// The model's profile. Where it has none it is measured quickly; where it is of another device its times are.
-fn profile(config: &ServeConfig, model: &Model, opened: &mut dyn Opened) -> Result<Profile> {
+fn profile(config: &ServeConfig, model: &Model, texts: Option<&Contexts>, opened: &mut dyn Opened) -> Result<Profile> {
     let path = config.model.join(PROFILE);
     let (effort, start) = (Effort::Quick { max_batch: config.max_batch }, Instant::now());
     let file = path.display().to_string();
     if !path.exists() {
-        let survey = Profile::measure(opened, &model.examples(&EXAMPLES)?, &effort, None, &mut |_| {})?;
+        let survey = Profile::measure(opened, &examples(texts)?, &effort, None, &mut |_| {})?;
         let plans = survey.profile.frontier.len();
         tracing::warn!(
             file,

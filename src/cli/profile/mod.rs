@@ -6,7 +6,7 @@ mod report;
 use super::device::Device;
 use crate::console::{note, print};
 use crate::evaluation::profile::{PROFILE, Profile};
-use crate::evaluation::prompted::EXAMPLES;
+use crate::evaluation::prompted::examples;
 use crate::evaluation::survey::{self, Effort};
 use crate::evaluation::yardstick::Metric;
 use crate::files::{check_writable, write_whole};
@@ -81,7 +81,6 @@ impl Args {
         let most = batches.iter().copied().max().unwrap_or(1);
         let mut opened = self.device.open(&model, most, Threads { count: self.threads, pin: self.pin })?;
         let mut shown = Shown::default();
-        let examples = model.examples(&EXAMPLES)?;
         let weights = model.card.sha256.get(WEIGHTS).cloned();
         if self.quick {
             let effort = Effort::Quick { max_batch: most };
@@ -92,6 +91,7 @@ impl Args {
                     profile.measured_here(&mut *opened, &effort, &mut |now| shown.at(&now))?
                 }
                 false => {
+                    let examples = examples(model.contexts()?.as_ref())?;
                     let measured = Profile::measure(&mut *opened, &examples, &effort, None, &mut |now| shown.at(&now))?;
                     measured.profile
                 }
@@ -110,6 +110,7 @@ impl Args {
             "this takes about {}",
             minutes(survey::expected(&mut *opened, &effort, features.is_some())?)
         ));
+        let examples = examples(model.contexts()?.as_ref())?;
         let survey =
             Profile::measure(&mut *opened, &examples, &effort, features.as_deref(), &mut |now| shown.at(&now))?;
         shown.finish();
