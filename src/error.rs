@@ -73,7 +73,7 @@ impl Error {
         self.in_table(path, "")
     }
 
-    /// The same error, with what the field that it is about is a field of: a name with a dot.
+    /// The same error, with what stands before the field that it is about: a table's name with a dot, or a device's with a colon.
     pub fn within(self, prefix: &str) -> Self {
         match self {
             Self::Input { place, problem } => Self::input(format!("{prefix}{place}"), problem),

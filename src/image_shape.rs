@@ -20,6 +20,11 @@ impl ImageShape {
     pub fn elements(&self) -> usize {
         self.height * self.width * self.channels
     }
+
+    /// Its columns and rows.
+    pub fn size(&self) -> Size {
+        Size { width: self.width, height: self.height }
+    }
 }
 
 /// The size of a picture as people write it: `512x768` is 512 columns and 768 rows.

@@ -1,7 +1,8 @@
 //! Named tensors of a file, read when they are asked for.
 
-use crate::files::listed;
+use crate::files::{listed, write_tensors};
 use crate::{Error, Result};
+use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
@@ -237,6 +238,18 @@ impl StateDict {
             }
         }
         self
+    }
+
+    /// Writes them as f32 to a safetensors file, `prefix` before every name.
+    ///
+    /// # Errors
+    /// As [`Self::values`]; [`Error::Io`] if the file cannot be written.
+    pub fn write(&self, path: &Path, prefix: &str) -> Result<()> {
+        let tensor = |name: &str| {
+            let shape = self.shape(name).expect("one of its names");
+            Ok((format!("{prefix}{name}"), Tensor::from_vec(self.values([name])?.concat(), shape, &Device::Cpu)?))
+        };
+        write_tensors(path, self.names().map(tensor).collect::<Result<Vec<_>>>()?, None)
     }
 
     /// The tensors by what wraps them: those under `model.`, under `module.model.` and so on, and the bare ones.

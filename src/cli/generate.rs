@@ -218,7 +218,7 @@ impl Args {
     fn canvas(&self, model: &Model) -> Result<usize> {
         let Some(asked) = self.size else { return Ok(0) };
         let canvases = model.canvases();
-        let size = |canvas: &Canvas| Size { width: canvas.picture.width, height: canvas.picture.height };
+        let size = |canvas: &Canvas| canvas.picture.size();
         canvases.iter().position(|canvas| size(canvas) == asked).ok_or_else(|| {
             let sizes: Vec<Size> = canvases.iter().map(size).collect();
             Error::input("--size", format!("{asked} is none of the model's, {}", listed(&sizes)))

@@ -2,7 +2,6 @@
 //! next.
 
 use super::plan::{Plan, Solver};
-
 use super::schedule::{Level, Process, Spacing};
 use crate::philox::NoiseKey;
 use std::f64::consts::SQRT_2;

@@ -1,7 +1,6 @@
 //! Features that are taken bit by bit, perhaps in several sittings.
 
 use super::drawing::{BATCH, Recipe, Start, bytes, draw};
-
 use crate::features::Features;
 use crate::files::continues;
 use crate::nets::Denoiser;

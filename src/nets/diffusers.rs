@@ -3,12 +3,10 @@
 use super::backbone::Backbone;
 use super::text_to_image::{TEXT_ENCODER, TextToImage, VAE, tensors};
 use super::{Model, public};
-use crate::checkpoint::StateDict;
 use crate::diffusion::preconditioning::Preconditioning;
-use crate::files::{write_tensors, write_whole};
+use crate::files::write_whole;
 use crate::text::{TextConfig, Tokenizer};
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -43,12 +41,12 @@ pub fn write(model: &Model, dir: &Path) -> Result<()> {
 
     let path = part("vae")?;
     json_file(&path.join("config.json"), &vae_config(parts))?;
-    copied(&tensors(&from.join(VAE))?, "", &path.join("diffusion_pytorch_model.safetensors"))?;
+    tensors(&from.join(VAE))?.write(&path.join("diffusion_pytorch_model.safetensors"), "")?;
 
     let path = part("text_encoder")?;
     json_file(&path.join("config.json"), &text_config(&parts.text_encoder))?;
     // As published, so that every transformers reads it.
-    copied(&tensors(&from.join(TEXT_ENCODER))?, "text_model.", &path.join("model.safetensors"))?;
+    tensors(&from.join(TEXT_ENCODER))?.write(&path.join("model.safetensors"), "text_model.")?;
 
     let path = part("tokenizer")?;
     Tokenizer::open(from)?.write_as_published(&path)?;
@@ -67,15 +65,6 @@ fn extend(object: &mut Value, more: Value) {
     if let (Value::Object(object), Value::Object(more)) = (object, more) {
         object.extend(more);
     }
-}
-
-/// Tensors in f32 under the same names after a prefix.
-fn copied(from: &StateDict, prefix: &str, to: &Path) -> Result<()> {
-    let tensor = |name: &str| {
-        let shape = from.shape(name).expect("one of its names");
-        Ok((format!("{prefix}{name}"), Tensor::from_vec(from.values([name])?.concat(), shape, &Device::Cpu)?))
-    };
-    write_tensors(to, from.names().map(tensor).collect::<Result<Vec<_>>>()?, None)
 }
 
 fn index(inpaints: bool) -> Value {

@@ -42,8 +42,9 @@ pub enum Processor {
     Gpu(String, Precision),
 }
 
-/// Brings a model with its weights `supernet` onto a device, with room for calls on `most` samples. `threads` compute where it is the CPU, always in f32;
-/// `precision` is the type of activations and weights on a GPU; `limit` the bytes that the packed weights shall take on the CPU.
+/// Brings a model with its weights `supernet` onto a device, with room for calls on `most` samples. `threads` compute where it is
+/// the CPU, always in f32; `precision` is the type of activations and weights on a GPU; `limit` the bytes that the packed weights shall
+/// take on the CPU.
 ///
 /// # Errors
 /// [`Error::Input`] in one sentence where the device is not there, has not the memory, or does not take the model.
@@ -68,12 +69,8 @@ pub fn open(
         #[cfg(feature = "cuda")]
         Placement::Cuda(index) => {
             let gpu = crate::ops::cuda::gpu::Gpu::open(index)?;
-            let runner =
-                DeviceRunner::with_weights(gpu, model, &supernet, precision, most).map_err(|error| match error {
-                    Error::Input { place, problem } => Error::input(format!("{placement}: {place}"), problem),
-                    other => other,
-                })?;
-            Ok(Box::new(runner))
+            let runner = DeviceRunner::with_weights(gpu, model, &supernet, precision, most);
+            Ok(Box::new(runner.map_err(|error| error.within(&format!("{placement}: ")))?))
         }
         #[cfg(not(feature = "cuda"))]
         Placement::Cuda(_) => {

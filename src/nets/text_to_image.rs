@@ -133,14 +133,7 @@ impl TextToImage {
     pub fn texts(&self, dir: &Path) -> Result<(TextEncoder, Tokenizer)> {
         let encoder = TextEncoder::new(&tensors(&dir.join(TEXT_ENCODER))?, self.text_encoder)?;
         let tokenizer = Tokenizer::open(dir)?;
-        if tokenizer.ids() != encoder.ids() {
-            let problem = format!(
-                "is of another vocabulary than the encoder of texts: it has {} ids, not {}",
-                tokenizer.ids(),
-                encoder.ids()
-            );
-            return Err(Error::input(dir.join(TOKENIZER).display(), problem));
-        }
+        encoder.check_reads(&tokenizer)?;
         Ok((encoder, tokenizer))
     }
 }

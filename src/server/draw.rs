@@ -7,7 +7,6 @@ use crate::engine::{Finished, Job, Step, Ticket};
 use crate::nets::Canvas;
 use crate::routing::{Budget, MinQuality, Resolved};
 use crate::server::metrics::{Observation, Timings};
-use crate::server::openai::size_of;
 use crate::server::subject::{Subject, Told};
 use crate::server::{ApiError, AppState};
 use image::ImageResult;
@@ -163,7 +162,7 @@ fn canvas_of(canvases: &[Canvas], [width, height]: [Option<usize>; 2]) -> Result
     };
     canvases.iter().position(is).ok_or_else(|| {
         let said = |side: Option<usize>| side.map_or_else(|| "any".to_owned(), |side| side.to_string());
-        let sizes: Vec<String> = canvases.iter().map(|canvas| size_of(canvas.picture)).collect();
+        let sizes: Vec<String> = canvases.iter().map(|canvas| canvas.picture.size().to_string()).collect();
         ApiError::OutOfRange {
             field: if width.is_some() { "width" } else { "height" },
             value: format!("of {}x{}", said(width), said(height)),

@@ -3,7 +3,6 @@
 pub(super) mod prompt;
 pub(super) mod wire;
 
-use crate::ImageShape;
 use crate::diffusion::plan::STEPS;
 use crate::diffusion::{Plan, Solver};
 use crate::engine::image::{Format, Raster};
@@ -101,7 +100,7 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
         background: "opaque",
         output_format: format.as_str(),
         quality,
-        size: size_of(shape),
+        size: shape.size().to_string(),
         usage: Usage::default(),
     };
     Ok((AppendHeaders(headers(&drawn, &timings)), Json(answer)).into_response())
@@ -152,13 +151,9 @@ pub(super) fn require_model(state: &AppState, asked: Option<&str>) -> Result<(),
 
 /// The sizes that the model draws, by the OpenAI API's texts of them: columns and rows.
 pub(super) fn sizes(state: &AppState) -> impl Iterator<Item = (String, [Option<usize>; 2])> {
-    let of = |Canvas { picture, .. }: &Canvas| (size_of(*picture), [Some(picture.width), Some(picture.height)]);
+    let of =
+        |Canvas { picture, .. }: &Canvas| (picture.size().to_string(), [Some(picture.width), Some(picture.height)]);
     state.fleet.any().about().canvases.iter().map(of)
-}
-
-/// The OpenAI API's text of a size.
-pub(super) fn size_of(shape: ImageShape) -> String {
-    format!("{}x{}", shape.width, shape.height)
 }
 
 /// What a field's value means, whatever its case; the first of `accepted` when nothing is said.

@@ -42,6 +42,19 @@ impl TextEncoder {
         Self::read(&Weights::new(named_as_today(tensors)), config)
     }
 
+    /// Checks that the ids of this tokenizer are those of the encoder.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the tokenizer's file.
+    pub fn check_reads(&self, tokenizer: &Tokenizer) -> Result<()> {
+        let (has, wanted) = (tokenizer.ids(), self.ids());
+        if has == wanted {
+            return Ok(());
+        }
+        let problem = format!("is of another vocabulary than the encoder of texts: it has {has} ids, not {wanted}");
+        Err(Error::input(tokenizer.path().display(), problem))
+    }
+
     /// Reads the weights of the model of texts.
     ///
     /// # Errors

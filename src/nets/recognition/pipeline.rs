@@ -5,7 +5,6 @@ mod single_file;
 
 use crate::checkpoint::{self, StateDict};
 use crate::diffusion::preconditioning::Preconditioning;
-use crate::files::write_tensors;
 use crate::nets::Network;
 use crate::nets::backbone::Backbone;
 use crate::nets::model::{Card, Model};
@@ -14,7 +13,6 @@ use crate::nets::{public, unet, vae};
 use crate::supernet::Supernet;
 use crate::text::{TextConfig, TextEncoder, Tokenizer};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
 use std::path::{Path, PathBuf};
 
 /// That a U-Net is no model by itself.
@@ -95,31 +93,16 @@ impl Pipeline {
         let params = public::read(network.spec(), &tensors.unet)?;
         // Both say what is missing.
         let encoder = TextEncoder::new(&tensors.text_encoder, text_encoder)?;
-        if tokenizer.ids() != encoder.ids() {
-            let (has, wanted) = (tokenizer.ids(), encoder.ids());
-            let problem = format!("is of another vocabulary than the encoder of texts: it has {has} ids, not {wanted}");
-            return Err(Error::input(tokenizer.path().display(), problem));
-        }
+        encoder.check_reads(&tokenizer)?;
         parts.vae.check_tensors(&tensors.vae)?;
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        write(&dir.join(TEXT_ENCODER), &tensors.text_encoder)?;
-        write(&dir.join(VAE), &tensors.vae)?;
+        tensors.text_encoder.write(&dir.join(TEXT_ENCODER), "")?;
+        tensors.vae.write(&dir.join(VAE), "")?;
         tokenizer.write(&dir.join(TOKENIZER))?;
         let card = Card { text_to_image: Some(parts), ..Card::new(name, backbone, preconditioning, vec![]) };
         let supernet = Supernet::original(network.spec(), params);
         Ok(Model::unallocated(card, supernet)?.with_parts_in(dir))
     }
-}
-
-/// Writes tensors as f32.
-fn write(path: &Path, tensors: &StateDict) -> Result<()> {
-    let tensor = |name: &str| {
-        let values = tensors.values([name])?.concat();
-        let shape = tensors.shape(name).expect("one of its names");
-        Ok((name.to_owned(), Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(DType::F32)?))
-    };
-    let tensors = tensors.names().map(tensor).collect::<Result<Vec<_>>>()?;
-    write_tensors(path, tensors, None)
 }
 
 /// That `path` is a pipeline of another kind.
