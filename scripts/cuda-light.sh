@@ -74,7 +74,9 @@ sanitizers() {
     beside plant group-norm-no-barrier thread group_norm group_norm.cuh '^    __syncthreads();$' ''
     beside plant group-norm-one-chunk-more address group_norm group_norm.cuh 'min(begin + args.chunk, args.pixels)' 'begin + args.chunk'
     beside plant attention-no-wait address attention attention.cuh '^    copy_wait<0>();$' ''
-    beside plant attention-head-too-far address attention attention.cuh 'stride + head \* args.pitch' 'stride + (head + 1) * args.pitch'
+    beside plant attention-head-too-far address attention attention.cuh 'q_stride + head \* args.pitch' 'q_stride + (head + 1) * args.pitch'
+    beside plant attention-keys-of-queries address attention attention.cuh 'key0 + row < args.keys' 'key0 + row < args.queries'
+    beside plant gate-no-end address gate gate.cuh '^  if (index >= .*return;$' ''
     beside plant layer-norm-one-vector-more address layer_norm layer_norm.cuh 'at < args.pitch' 'at <= args.pitch'
     beside plant tokens-no-end address tokens tokens.cuh '^  if (index >= .*return;$' ''
     beside plant unpatch-all-lanes address unpatch tokens.cuh 'at + e < args.channels ? x\[at + e\] : from_float<T>(0.0f)' 'x[at + e]'
@@ -107,4 +109,4 @@ once cuda-sanitizers sanitizers $kernels emulation/cpp scripts/cuda-light.sh
 once cuda-compiler compiler $kernels emulation tests/kernels.rs tests/support src/ops scripts/cuda-light.sh scripts/cuda-toolkit.sh
 echo "cuda-types"
 # What the feature changes: the others are as without it.
-ACCORDION_NVCC=none cargo clippy --release --features cuda --lib --bins --test kernels --test device --test gpu -- -D warnings
+ACCORDION_NVCC=none cargo clippy --release --features cuda --lib --bins --test kernels --test device --test text_on_device --test gpu -- -D warnings

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The size of an image, in pixels and channels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ImageShape {
     /// Rows.
     pub height: usize,

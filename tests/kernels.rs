@@ -15,9 +15,10 @@ use accordion::ops::Act;
 use accordion::ops::cpu::conv::Places;
 use accordion::ops::cpu::group_norm::GroupTable;
 use accordion::ops::cpu::resample::Direction;
-use accordion::ops::cuda::conv::{Epilogue, Weights, Window, conv, pack, pack_bias};
+use accordion::ops::cuda::conv::{Epilogue, Weights, conv, pack, pack_bias};
 use accordion::ops::cuda::elementwise::{Filter, elementwise};
 use accordion::ops::cuda::embedding::{Embedding, embedding};
+use accordion::ops::cuda::gate::gate;
 use accordion::ops::cuda::group_norm::{Film, Norm, Scratch, Table, affine_bytes, group_norm, sums_bytes};
 use accordion::ops::cuda::layer_norm::{LayerNorm, layer_norm};
 use accordion::ops::cuda::map::Affine;
@@ -106,8 +107,7 @@ struct Conv {
     size: [usize; 3],
     /// Channels of the parts; the second may be 0.
     parts: [usize; 2],
-    kernel: usize,
-    window: Window,
+    places: Places,
     /// Inputs and outputs of the weights, which the case is a prefix of.
     whole: [usize; 2],
     outputs: usize,
@@ -120,8 +120,7 @@ struct Conv {
 const CONV: Conv = Conv {
     size: [2, 5, 7],
     parts: [13, 0],
-    kernel: 3,
-    window: Window { pad: 1, stride: 1 },
+    places: Places::square(3, 1, 1),
     whole: [24, 20],
     outputs: 9,
     groups: 1,
@@ -129,14 +128,16 @@ const CONV: Conv = Conv {
     act: None,
 };
 
+const LINEAR: Places = Places::square(1, 1, 0);
+
 impl Case for Conv {
     fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
-        let Self { size: [samples, height, width], parts, kernel, window, whole: [inputs, whole], .. } = *self;
-        let Window { pad, stride } = window;
+        let Self { size: [samples, height, width], parts, places, whole: [inputs, whole], .. } = *self;
+        let Places { kernel, pad, stride, .. } = places;
         let maps: Vec<_> = parts.iter().filter(|&&c| c > 0).map(|&c| lab.random([samples, height, width, c])).collect();
         let x = Values::beside(&maps.iter().map(|(_, values)| values).collect::<Vec<_>>());
         let kept: usize = parts.iter().sum();
-        let raw = lab.normals(kernel * kernel * inputs * self.groups * whole);
+        let raw = lab.normals(places.taps() * inputs * self.groups * whole);
         let groups = self.groups;
         let place =
             move |tap: usize, i: usize, group: usize, o: usize| ((tap * inputs + i) * groups + group) * whole + o;
@@ -149,10 +150,10 @@ impl Case for Conv {
         let bias_at = lab.floats(&pack_bias(&weights, |group, o| bias[group * whole + o]));
         let bias_pitch = pitch(self.outputs) + 8;
         let (sample_bias, sample_values) = lab.random([1, samples, 1, bias_pitch]);
-        let side = |n| window.size(kernel, n);
+        let [out_height, out_width] = places.on([height, width]);
         let group_pitch = pitch(self.outputs);
         let channels = if self.groups == 1 { self.outputs } else { self.groups * group_pitch };
-        let shape = [samples, side(height), side(width), channels];
+        let shape = [samples, out_height, out_width, channels];
         let (residual, residual_values) = lab.random(shape);
         let y = lab.empty(shape);
         let [by_sample, with_residual, addressed] = self.with;
@@ -170,7 +171,7 @@ impl Case for Conv {
         };
         let parts: Vec<&Map> = maps.iter().map(|(map, _)| map).collect();
         let launch =
-            conv(lab.precision, &parts, addressed.then_some(addresses), &weights, window, self.outputs, epilogue, &y);
+            conv(lab.precision, &parts, addressed.then_some(addresses), &weights, places, self.outputs, epilogue, &y);
         lab.machine.launch(&launch).unwrap();
         let want = Values::from_fn(shape, |b, oy, ox, c| {
             let from = if addressed { samples - 1 - b } else { b };
@@ -180,8 +181,9 @@ impl Case for Conv {
                 return 0.0;
             }
             let mut sum = f64::from(bias[group * whole + o]);
-            for tap in 0..kernel * kernel {
-                let (ky, kx) = ((tap / kernel) as isize - pad as isize, (tap % kernel) as isize - pad as isize);
+            for tap in 0..places.taps() {
+                let [ky, kx] = [tap / kernel[1], tap % kernel[1]].map(|at| at as isize);
+                let [ky, kx] = [ky - pad[0] as isize, kx - pad[1] as isize];
                 for i in 0..kept {
                     sum += x.at(from, oy * stride as isize + ky, ox * stride as isize + kx, i)
                         * rounded[place(tap, i, group, o)];
@@ -204,19 +206,22 @@ impl Case for Conv {
         assert_near(lab.precision, &lab.get(&y), &want.data, &format!("{self:?}"));
 
         // The CPU's op, where the case is one that it knows.
-        let is_plain = stride == 1 && self.groups == 1 && self.with == [false; 3] && self.act.is_none();
+        let is_plain = places == Places::square(kernel[0], 1, pad[0])
+            && self.groups == 1
+            && self.with == [false; 3]
+            && self.act.is_none();
         if lab.precision == Precision::F32 && is_plain {
             let x32: Vec<f32> = x.data.iter().map(|&value| value as f32).collect();
             let x = Tensor::from_vec(x32, (samples, height, width, kept), &Device::Cpu).unwrap();
-            let all = (0..kernel * kernel).flat_map(|tap| (0..inputs).map(move |i| (tap, i)));
+            let all = (0..places.taps()).flat_map(|tap| (0..inputs).map(move |i| (tap, i)));
             let w: Vec<f32> = all
                 .flat_map(|(tap, i)| (0..whole).map(move |o| (tap, i, o)))
                 .map(|(tap, i, o)| raw[place(tap, i, 0, o)])
                 .collect();
-            let w = Tensor::from_vec(w, (kernel, kernel, inputs, whole), &Device::Cpu).unwrap();
+            let w = Tensor::from_vec(w, (kernel[0], kernel[1], inputs, whole), &Device::Cpu).unwrap();
             let w = w.narrow(2, 0, kept).unwrap().narrow(3, 0, self.outputs).unwrap();
             let bias = Tensor::from_slice(&bias[..self.outputs], self.outputs, &Device::Cpu).unwrap();
-            let y = ops::conv::conv2d(&Tape::off(), &x, &w, &bias, Places::square(kernel, 1, pad)).unwrap();
+            let y = ops::conv::conv2d(&Tape::off(), &x, &w, &bias, places).unwrap();
             assert_near(Precision::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want.data, "the CPU's conv");
         }
     }
@@ -229,18 +234,11 @@ case!(
         CONV,
         Conv { size: [1, 1, 1], parts: [1, 0], outputs: 1, ..CONV },
         Conv { size: [1, 9, 8], parts: [16, 5], whole: [21, 70], outputs: 67, with: [true, true, false], ..CONV },
-        Conv { kernel: 1, window: Window::LINEAR, parts: [8, 13], outputs: 20, with: [false, true, false], ..CONV },
+        Conv { places: LINEAR, parts: [8, 13], outputs: 20, with: [false, true, false], ..CONV },
+        Conv { parts: [3, 0], places: Places::square(3, 1, 2), size: [3, 4, 4], with: [false, false, true], ..CONV },
+        Conv { places: LINEAR, parts: [11, 0], groups: 3, outputs: 5, whole: [12, 12], ..CONV },
         Conv {
-            parts: [3, 0],
-            window: Window { pad: 2, stride: 1 },
-            size: [3, 4, 4],
-            with: [false, false, true],
-            ..CONV
-        },
-        Conv { kernel: 1, window: Window::LINEAR, parts: [11, 0], groups: 3, outputs: 5, whole: [12, 12], ..CONV },
-        Conv {
-            kernel: 1,
-            window: Window::LINEAR,
+            places: LINEAR,
             size: [1, 3, 1],
             parts: [70, 0],
             whole: [80, 130],
@@ -250,8 +248,7 @@ case!(
         },
         // Patches of an image that is told by address.
         Conv {
-            kernel: 2,
-            window: Window { pad: 0, stride: 2 },
+            places: Places::square(2, 2, 0),
             size: [2, 4, 6],
             parts: [3, 0],
             whole: [3, 20],
@@ -259,8 +256,7 @@ case!(
             ..CONV
         },
         Conv {
-            kernel: 4,
-            window: Window { pad: 0, stride: 4 },
+            places: Places::square(4, 4, 0),
             size: [1, 8, 8],
             parts: [1, 0],
             whole: [1, 20],
@@ -268,8 +264,12 @@ case!(
             ..CONV
         },
         // Down by 2: even and odd sides, several tiles of pixels.
-        Conv { window: Window { pad: 1, stride: 2 }, size: [2, 17, 18], with: [true, true, false], ..CONV },
-        Conv { window: Window { pad: 0, stride: 3 }, size: [1, 8, 7], act: Some(Act::Gelu), ..CONV },
+        Conv { places: Places::square(3, 2, 1), size: [2, 17, 18], with: [true, true, false], ..CONV },
+        Conv { places: Places::square(3, 3, 0), size: [1, 8, 7], act: Some(Act::Gelu), ..CONV },
+        // With zeros below and right of the map alone; a gate and what it gates; more columns than rows.
+        Conv { places: Places { after: 1, ..Places::square(3, 2, 0) }, size: [2, 6, 8], ..CONV },
+        Conv { places: LINEAR, parts: [13, 0], groups: 2, outputs: 19, ..CONV },
+        Conv { places: Places { after: -1, ..Places::new([1, 4], 1, [0, 2]) }, size: [1, 5, 6], ..CONV },
     ]
 );
 
@@ -450,41 +450,48 @@ fn normed() -> Vec<Normed> {
 
 case!(a_norm_follows_its_table_and_the_pass_does_the_rest, gpu_norm, normed());
 
-/// Attention of so many pixels, heads and channels of each.
+/// Attention of so many samples and queries, to as many keys as there are queries or to so many others, in heads of so many offsets.
 #[derive(Clone, Copy, Debug)]
 struct Attend {
-    size: [usize; 3],
+    size: [usize; 2],
+    others: Option<usize>,
     heads: usize,
     dim: usize,
 }
 
 impl Case for Attend {
     fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
-        let Self { size: [samples, height, width], heads, dim } = *self;
-        let step = pitch(dim);
-        let raw = lab.normals(samples * height * width * 3 * heads * step);
-        let in_place = |(at, value): (usize, &f32)| if at % step < dim { 1.5 * value } else { 0.0 };
-        let values: Vec<f32> = raw.iter().enumerate().map(in_place).collect();
-        let (qkv, x) = lab.put([samples, height, width, 3 * heads * step], &values);
+        let Self { size: [samples, queries], others, heads, dim } = *self;
+        let (keys, step) = (others.unwrap_or(queries), pitch(dim));
+        // So many parts side by side of each pixel.
+        let mut random = |pixels: usize, parts: usize| {
+            let raw = lab.normals(samples * pixels * parts * heads * step);
+            let in_place = |(at, value): (usize, &f32)| if at % step < dim { 1.5 * value } else { 0.0 };
+            let values: Vec<f32> = raw.iter().enumerate().map(in_place).collect();
+            let (map, rounded) = lab.put([samples, pixels, 1, parts * heads * step], &values);
+            (map, rounded, values)
+        };
+        let (own, x, values) = random(queries, if others.is_some() { 1 } else { 3 });
+        let other = others.map(|keys| random(keys, 2));
+        let (kv, of_kv) = other.as_ref().map_or((&own, &x), |(map, rounded, _)| (map, rounded));
         let channels = attention::channels(heads, dim);
-        let y = lab.empty([samples, height, width, channels]);
-        lab.machine.launch(&attention::attention(lab.precision, &qkv, heads, dim, &y)).unwrap();
-        let pixels = height * width;
-        let mut want = vec![0.0; samples * pixels * channels];
+        let y = lab.empty([samples, queries, 1, channels]);
+        lab.machine.launch(&attention::attention(lab.precision, [&own, kv], heads, dim, &y)).unwrap();
+        let mut want = vec![0.0; samples * queries * channels];
         for (b, head) in (0..samples).flat_map(|b| (0..heads).map(move |head| (b, head))) {
-            let part = |b: usize, p: usize, part: usize, c: usize| {
-                x.data[(((b * pixels + p) * 3 + part) * heads + head) * step + c]
+            let q = |at: usize, c: usize| x.at(b, at as isize, 0, head * step + c);
+            let of = |at: usize, from_last: usize, c: usize| {
+                of_kv.at(b, at as isize, 0, kv.channels - (from_last * heads - head) * step + c)
             };
-            for q in 0..pixels {
-                let score =
-                    |k| (0..dim).map(|c| part(b, q, 0, c) * part(b, k, 1, c)).sum::<f64>() / (dim as f64).sqrt();
-                let scores: Vec<f64> = (0..pixels).map(score).collect();
+            for query in 0..queries {
+                let score = |k| (0..dim).map(|c| q(query, c) * of(k, 2, c)).sum::<f64>() / (dim as f64).sqrt();
+                let scores: Vec<f64> = (0..keys).map(score).collect();
                 let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for c in 0..dim {
-                    let mixed = (0..pixels).map(|k| weights[k] * part(b, k, 2, c)).sum::<f64>() / total;
-                    want[(b * pixels + q) * channels + attention::channel(heads, head, c)] = mixed;
+                    let mixed = (0..keys).map(|k| weights[k] * of(k, 1, c)).sum::<f64>() / total;
+                    want[(b * queries + query) * channels + attention::channel(heads, head, c)] = mixed;
                 }
             }
         }
@@ -492,27 +499,60 @@ impl Case for Attend {
         let got = lab.get(&y);
         let error = relative_error(&got, &want);
         assert!(error <= 2.0 * tolerance(lab.precision), "{self:?}, {}: {error:.1e}", lab.precision);
-        if lab.precision == Precision::F32 && step == dim && heads == 1 {
-            let qkv = Tensor::from_vec(values, (samples, height, width, 3 * dim), &Device::Cpu).unwrap();
+        if lab.precision == Precision::F32 && step == dim && heads == 1 && others.is_none() {
+            let qkv = Tensor::from_vec(values, (samples, queries, 1, 3 * dim), &Device::Cpu).unwrap();
             let y = ops::attention::attention(&Tape::off(), &qkv, 1).unwrap();
             assert_near(Precision::F32, &y.flatten_all().unwrap().to_vec1().unwrap(), &want, "the CPU's attention");
         }
     }
 }
 
+/// Among themselves.
+const SELF: Attend = Attend { size: [1, 1], others: None, heads: 1, dim: 1 };
+
 case!(
-    attention_mixes_the_values_of_all_pixels,
+    attention_mixes_the_values_of_all_keys,
     gpu_attention,
     [
-        Attend { size: [2, 7, 5], heads: 1, dim: 5 },
-        Attend { size: [1, 1, 1], heads: 1, dim: 1 },
-        Attend { size: [1, 9, 9], heads: 1, dim: 40 },
-        Attend { size: [1, 4, 8], heads: 1, dim: 136 },
-        Attend { size: [2, 6, 6], heads: 3, dim: 13 },
-        Attend { size: [1, 67, 1], heads: 2, dim: 64 },
-        Attend { size: [1, 3, 1], heads: 2, dim: 131 },
-        Attend { size: [1, 1, 2], heads: 5, dim: 1 },
+        Attend { size: [2, 35], dim: 5, ..SELF },
+        SELF,
+        Attend { size: [1, 81], dim: 40, ..SELF },
+        Attend { size: [1, 32], dim: 136, ..SELF },
+        Attend { size: [2, 36], heads: 3, dim: 13, ..SELF },
+        Attend { size: [1, 67], heads: 2, dim: 64, ..SELF },
+        Attend { size: [1, 3], heads: 2, dim: 131, ..SELF },
+        Attend { size: [1, 2], heads: 5, dim: 1, ..SELF },
+        // To a text, and to less than a tile of keys.
+        Attend { size: [2, 70], others: Some(77), heads: 2, dim: 12 },
+        Attend { size: [1, 5], others: Some(1), heads: 1, dim: 40 },
+        Attend { size: [3, 64], others: Some(33), heads: 3, dim: 5 },
     ]
+);
+
+/// A gate of so many samples and pixels, of so many channels.
+struct Gated([usize; 3]);
+
+impl Case for Gated {
+    fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
+        let [samples, pixels, channels] = self.0;
+        let step = pitch(channels);
+        let raw = lab.normals(samples * pixels * 2 * step);
+        let in_place = |(at, value): (usize, &f32)| if at % step < channels { 2.0 * value } else { 0.0 };
+        let values: Vec<f32> = raw.iter().enumerate().map(in_place).collect();
+        let (x, values) = lab.put([samples, pixels, 1, 2 * step], &values);
+        let y = lab.empty([samples, pixels, 1, channels]);
+        lab.machine.launch(&gate(lab.precision, &x, &y)).unwrap();
+        let want = Values::from_fn([samples, pixels, 1, channels], |b, at, _, c| {
+            values.at(b, at, 0, c) * gelu(values.at(b, at, 0, step + c))
+        });
+        assert_near(lab.precision, &lab.get(&y), &want.data, "gate");
+    }
+}
+
+case!(
+    a_gate_is_the_gelu_of_the_second_half,
+    gpu_gate,
+    [Gated([2, 5, 13]), Gated([1, 9, 1]), Gated([3, 77, 40]), Gated([1, 300, 8])]
 );
 
 /// The embedding, with classes or without, with the level or without.
@@ -712,21 +752,25 @@ impl Case for Step {
             c_out: -1.1,
             a_x: 0.8,
             a_d: 0.4,
-            a_m: -0.3,
+            a_m: [-0.3, 0.7, -0.25],
             noise: 0.9,
             b_x: 0.2,
             b_d: 1.3,
+            b_m: 0.5,
             c_in: 0.6,
             ..Row::default()
         };
-        let plain = Row { conditional: 3, unconditional: 3, noise: 0.0, ..full };
+        let plain = Row { conditional: 3, unconditional: 3, noise: 0.0, a_m: [0.0, 0.0, 0.4], b_m: 0.0, ..full };
         let fault = Row { conditional: 4, unconditional: 4, ..full };
         let mut rows = [full, plain, Row::default(), fault];
         let mut states = Vec::new();
         for row in &mut rows {
-            let [x, memory] = [0, 1].map(|_| lab.normals(state));
+            let [x, m, m1, m2] = [0, 1, 2, 3].map(|_| lab.normals(state));
+            let memory = [m, m1, m2];
             row.x = lab.floats(&x);
-            row.memory = lab.floats(&memory);
+            row.memory = memory.each_ref().map(|memory| lab.floats(memory));
+            // The oldest gives its place.
+            row.newest = row.memory[2];
             row.estimate = lab.poison(state * 4);
             row.input = lab.poison(input_bytes(lab.precision, image));
             states.push((x, memory));
@@ -749,16 +793,18 @@ impl Case for Step {
                 let of = |sample: u32| f.data[(sample as usize * pixels + pixel) * PITCH + channel];
                 let guided = of(row.unconditional) + wide(row.guidance) * (of(row.conditional) - of(row.unconditional));
                 let d = wide(row.c_skip) * wide(x[e]) + wide(row.c_out) * guided;
-                let then = wide(row.a_x) * wide(x[e]) + wide(row.a_d) * d + wide(row.a_m) * wide(memory[e]);
+                let remembered = memory.iter().zip(row.a_m).map(|(memory, weight)| wide(weight) * wide(memory[e]));
+                let then = wide(row.a_x) * wide(x[e]) + wide(row.a_d) * d + remembered.sum::<f64>();
                 let then = then + wide(row.noise) * noise.normal(e as u64);
                 image_then.push(then);
-                memory_then.push(wide(row.b_x) * wide(x[e]) + wide(row.b_d) * d);
+                memory_then.push(wide(row.b_x) * wide(x[e]) + wide(row.b_d) * d + wide(row.b_m) * wide(memory[0][e]));
                 estimate.push(d);
                 input.push(wide(row.c_in) * then);
             }
             // The state is f32 whatever the precision is.
             assert_near(Precision::F32, &lab.read(row.x, elements), &image_then, "image");
-            assert_near(Precision::F32, &lab.read(row.memory, elements), &memory_then, "memory");
+            assert_near(Precision::F32, &lab.read(row.newest, elements), &memory_then, "memory");
+            assert_eq!(lab.read(row.memory[1], state), memory[1], "what is remembered stays");
             if row.estimate != 0 {
                 assert_near(Precision::F32, &lab.read(row.estimate, elements), &estimate, "estimate");
             }
@@ -771,17 +817,18 @@ impl Case for Step {
             };
             assert_near(lab.precision, &lab.get(&map), &input, "next input");
         }
-        assert_eq!(lab.read(rows[2].memory, state), states[2].1, "a skipped row is left alone");
+        assert_eq!(lab.read(rows[2].newest, state), states[2].1[2], "a skipped row is left alone");
 
         // The start: noise alone, whatever was there before.
         let (x, memory) = (lab.poison(state * 4), lab.poison(state * 4));
-        let place = Row { x, memory, input: rows[0].input, seed: key.seed, image: key.image, ..Row::default() };
+        let memory = [memory, rows[0].memory[0], rows[0].memory[1]];
+        let place = Row { x, memory, newest: memory[0], seed: key.seed, image: key.image, ..Row::default() };
         let start = Row { noise: 80.0, c_in: 0.6, ..place };
         let at = lab.hold(bytemuck::bytes_of(&start));
         lab.machine.launch(&sampler(lab.precision, image, at, 1, None, faults)).unwrap();
         let want: Vec<f64> = (0..elements as u64).map(|e| 80.0 * f64::from(key.draw(0).normal(e) as f32)).collect();
         assert_near(Precision::F32, &lab.read(start.x, elements), &want, "first noise");
-        assert!(lab.read(start.memory, elements).iter().all(|&value| value == 0.0), "memory of an image that begins");
+        assert!(lab.read(start.newest, elements).iter().all(|&value| value == 0.0), "memory of an image that begins");
     }
 }
 

@@ -145,8 +145,8 @@ void conv(const char* type, u32 samples, u32 height, u32 width, u32 first, u32 s
     args.out_height = out_height;
     args.out_width = out_width;
     args.stride = stride;
-    args.kernel = kernel;
-    args.pad = kernel / 2;
+    args.kernel[0] = args.kernel[1] = kernel;
+    args.pad[0] = args.pad[1] = kernel / 2;
     args.tap_rows = rows;
     args.weight_pitch = args.group_columns = columns;
     args.groups = 1;
@@ -157,18 +157,34 @@ void conv(const char* type, u32 samples, u32 height, u32 width, u32 first, u32 s
     test.run({parts(out_pixels, CONV_ROWS), parts(out, CONV_COLUMNS), samples}, args);
 }
 
-template <typename T> void attention(const char* type, u32 samples, u32 pixels, u32 heads, u32 dim) {
+// Queries, keys and values side by side, or where there are `others` those keys and values by themselves.
+template <typename T> void attention(const char* type, u32 samples, u32 pixels, u32 heads, u32 dim, u32 others = 0) {
     Case test("attention", type);
+    const u32 row = heads * pitch(dim);
     AttentionArgs args{};
-    args.x = test.input<T>(samples * pixels * 3 * heads * pitch(dim));
-    args.y = test.output<T>(samples * pixels * heads * pitch(dim));
-    args.pixels = pixels;
+    args.q_stride = (others ? 1 : 3) * row;
+    args.q = test.input<T>(samples * pixels * args.q_stride);
+    args.kv_stride = others ? 2 * row : args.q_stride;
+    args.k = others ? test.input<T>(samples * others * args.kv_stride) : args.q + row * sizeof(T);
+    args.v = args.k + row * sizeof(T);
+    args.y = test.output<T>(samples * pixels * row);
+    args.queries = pixels;
+    args.keys = others ? others : pixels;
     args.heads = heads;
-    args.row = heads * pitch(dim);
     args.dim = dim;
     args.pitch = pitch(dim);
     args.scale = 0.2f;
     test.run({parts(pixels, ATTENTION_QUERIES), heads * parts(pitch(dim), ATTENTION_CHANNELS), samples}, args);
+}
+
+template <typename T> void gate(const char* type, u32 pixels, u32 channels) {
+    Case test("gate", type);
+    GateArgs args{};
+    args.pitch = pitch(channels);
+    args.x = test.input<T>(pixels * 2 * args.pitch);
+    args.y = test.output<T>(pixels * args.pitch);
+    args.vectors = pixels * args.pitch / Pack<T>::V;
+    test.run({parts(args.vectors, GATE_THREADS), 1, 1}, args);
 }
 
 template <typename T>
@@ -301,14 +317,16 @@ template <typename T> void sampler(const char* type, u32 pixels, u32 channels) {
         std::vector<float> values(state);
         for (float& value : values) value = random_number();
         rows[i].x = test.both(values);
-        rows[i].memory = test.both(values);
+        for (u32 m = 0; m < 3; ++m) rows[i].memory[m] = test.both(values);
+        rows[i].newest = i ? test.output<float>(state) : rows[i].memory[2];
         rows[i].estimate = i ? test.output<float>(state) : 0;
         rows[i].input = test.output<T>(pixels * 8);
         rows[i].seed = 5;
         rows[i].image = i;
         rows[i].conditional = i;
         rows[i].unconditional = 1;
-        rows[i].guidance = rows[i].c_skip = rows[i].c_out = rows[i].a_x = rows[i].a_d = rows[i].a_m = 0.5f;
+        rows[i].guidance = rows[i].c_skip = rows[i].c_out = rows[i].a_x = rows[i].a_d = 0.5f;
+        rows[i].a_m[0] = rows[i].a_m[1] = rows[i].a_m[2] = rows[i].b_m = 0.5f;
         rows[i].noise = rows[i].b_x = rows[i].b_d = rows[i].c_in = 0.25f;
     }
     SamplerArgs args{};
@@ -329,6 +347,9 @@ template <typename T> void of_type(const char* type) {
     attention<T>(type, 2, 70, 1, 20);
     attention<T>(type, 1, 33, 1, 136);
     attention<T>(type, 2, 33, 3, 13);
+    attention<T>(type, 2, 70, 2, 12, 33);
+    gate<T>(type, 3, 13);
+    gate<T>(type, 150, 40);
     group_norm<T>(type, 2, 16, 8, 0, 2);
     group_norm<T>(type, 2, 50, 24, 13, 5);
     group_norm<T>(type, 2, 20, 12, 0, 3, true);

@@ -142,6 +142,18 @@ fn of_steps(
     ms
 }
 
+/// The median time of making a picture of a latent, where the model draws latents, in milliseconds.
+///
+/// # Errors
+/// On a device fault.
+pub fn of_decoding(opened: &mut dyn Opened, pace: Pace) -> Result<Option<f64>> {
+    let about = opened.denoiser().about();
+    if about.picture() == about.state() {
+        return Ok(None);
+    }
+    Ok(Some(rounds(1, pace, &mut |_| {}, |_| opened.decode())?[0]))
+}
+
 /// Times the calls of each setting at this pace; a setting has at least one call a round, after one that is not timed.
 /// `progress` is told how many rounds are over. The runner is left with the threads of the last setting.
 pub fn measure(

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::diffusion::Plan;
 use crate::nets::{Condition, Denoiser, Opened, Threads};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What a quick survey may take for its latencies, and for its qualities; together about 3.5 s.
 const QUICK: [Duration; 2] = [Duration::from_millis(1500), Duration::from_secs(2)];
@@ -21,6 +21,8 @@ const QUICK: [Duration; 2] = [Duration::from_millis(1500), Duration::from_secs(2
 const QUICK_BATCHES: [usize; 3] = [1, 4, 16];
 /// Its pace: three calls of each setting and three that warm up, at least: the median passes over a disturbance of one round.
 const QUICK_PACE: Pace = Pace { time: Duration::from_millis(15), rounds: 3 };
+/// One call, after one that is not timed.
+const ONCE: Pace = Pace { time: Duration::ZERO, rounds: 1 };
 /// The most images of a plan in a quick survey.
 const QUICK_IMAGES: usize = 16;
 /// The plans that a quick survey measures, however slow the machine is.
@@ -110,7 +112,7 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Survey> {
         let latency = latencies(opened, effort, progress)?;
-        let decode_ms = decode_ms(opened)?;
+        let decode_ms = latency::of_decoding(opened, ONCE)?;
         let mut prompted = Prompted::new(opened.denoiser(), examples);
         let mut search = Search::new(&mut prompted, &latency, progress);
         let (yardstick, images) = match *effort {
@@ -147,7 +149,7 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self> {
         let latency = latencies(opened, effort, progress)?;
-        let decode_ms = decode_ms(opened)?;
+        let decode_ms = latency::of_decoding(opened, ONCE)?;
         Ok(Self { decode_ms, ..self.with_latency(Device::of(opened), latency) })
     }
 }
@@ -165,8 +167,8 @@ pub fn expected(opened: &mut dyn Opened, effort: &Effort, by_features: bool) -> 
     let Effort::Thorough { batches, time, images } = effort else {
         return Ok(QUICK.into_iter().sum());
     };
-    let once = Pace { time: Duration::ZERO, rounds: 2 };
-    let call = latency::of_calls(opened, &[(subnets - 1, BATCH)], once, &mut |_| {})?[0] / 1e3 / BATCH as f64;
+    let twice = Pace { rounds: 2, ..ONCE };
+    let call = latency::of_calls(opened, &[(subnets - 1, BATCH)], twice, &mut |_| {})?[0] / 1e3 / BATCH as f64;
     let metric = if by_features { Metric::Fd } else { Metric::MseToReference };
     let (mut field, mut drawn, mut before) = (candidates::about_as_many(metric, subnets), 0, 0);
     for images in Effort::rounds(metric, *images) {
@@ -177,26 +179,13 @@ pub fn expected(opened: &mut dyn Opened, effort: &Effort, by_features: bool) -> 
     Ok(Duration::from_secs_f64(timing + drawn as f64 * EVALUATIONS * WIDTH * call))
 }
 
-/// The time of making a picture of a latent, where the model draws latents, in milliseconds.
-fn decode_ms(opened: &mut dyn Opened) -> Result<Option<f64>> {
-    let size = opened.denoiser().about().state();
-    let Some(decoder) = opened.decoder() else { return Ok(None) };
-    let latent = vec![0.0; size.elements()];
-    // The first is slow.
-    decoder.pixels(size, &latent)?;
-    let start = Instant::now();
-    decoder.pixels(size, &latent)?;
-    Ok(Some(start.elapsed().as_secs_f64() * 1e3))
-}
-
 /// The time of every subnet at every batch.
 fn latencies(opened: &mut dyn Opened, effort: &Effort, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Vec<Latency>> {
     let names: Vec<String> = opened.denoiser().about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
     let (batches, pace) = match effort {
         Effort::Quick { max_batch } => {
             // The time of a call of the widest subnet on one image says what else is affordable.
-            let once = Pace { time: Duration::ZERO, rounds: 1 };
-            let call = latency::of_calls(opened, &[(names.len() - 1, 1)], once, &mut |_| {})?[0];
+            let call = latency::of_calls(opened, &[(names.len() - 1, 1)], ONCE, &mut |_| {})?[0];
             (quick_batches(*max_batch, names.len(), Duration::from_secs_f64(call / 1e3)), QUICK_PACE)
         }
         Effort::Thorough { batches, time, .. } => (batches.clone(), Pace::thorough(*time)),

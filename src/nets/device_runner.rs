@@ -1,9 +1,15 @@
 //! A model in a machine's memory: the weights of all subnets once, the images that are being drawn, and a program for each
 //! size of call.
 
+mod control;
+mod decoder;
+mod texts;
+
+pub use decoder::launches as decoder_launches;
+
 use super::network::Network;
 use super::on_gpu::{Addresses, Compiled};
-use super::{About, Denoiser, Model, Move, Rows, Sampler, Slot};
+use super::{About, Condition, Denoiser, Guide, Model, Move, Rows, Sampler, Slot};
 use crate::ImageShape;
 use crate::diffusion::preconditioning::Coefficients;
 use crate::diffusion::{Level, Noise};
@@ -12,7 +18,10 @@ use crate::ops::cuda::{Accelerator, Fault, Launch, Precision, pixels};
 use crate::philox::NoiseKey;
 use crate::supernet::Supernet;
 use crate::{Error, Result};
+use control::Control;
+use decoder::{CompiledDecoder, DeviceDecoder};
 use std::collections::HashMap;
+use texts::Texts;
 
 /// Places start at multiples of this.
 const ALIGN: usize = 256;
@@ -23,12 +32,14 @@ const PAGE: usize = 16;
 
 /// A network of a model directory on a machine, at all of its widths.
 ///
-/// Its weights and the activations of the largest call are allocated when it is made. Images that are being drawn take memory
-/// in pages of 16, which are kept.
+/// Its weights, the activations of the largest call, the texts of calls and the decoder of latents are allocated when it is made. Images
+/// that are being drawn take memory in pages of 16, which are kept.
 #[derive(Debug)]
 pub struct DeviceRunner<M: Accelerator> {
-    /// By subnet and samples. Before the machine, so that they are dropped while it is there.
-    programs: HashMap<(usize, usize), M::Program>,
+    /// By subnet, canvas and samples. Before the machine, as the decoder is, so that they are dropped while it is there.
+    programs: HashMap<(usize, usize, usize), M::Program>,
+    /// What makes pictures of latents.
+    decoder: Option<DeviceDecoder<M::Program>>,
     machine: M,
     network: Network,
     compiled: Compiled,
@@ -37,49 +48,34 @@ pub struct DeviceRunner<M: Accelerator> {
     most: usize,
     addresses: Addresses,
     control: Control,
+    /// Samples that the control has room for.
+    room: usize,
+    /// Of a network that reads texts.
+    texts: Option<Texts>,
     /// Where pixels are made.
     staging: u64,
     slots: Slots,
-    /// Rows of images that have begun: the first noise of each, then the churn of those that have some. They are run with
-    /// the next step, all at once.
-    begun: [Vec<Row>; 2],
-    bytes: usize,
+    /// Rows of images that have begun, with their canvases: the first noise of each, then the churn of those that have some. They are
+    /// run with the next step, all at once.
+    begun: [Vec<(usize, Row)>; 2],
+    /// Memory beside the weights.
+    activation_bytes: usize,
     /// Whether the machine has failed.
     lost: bool,
-}
-
-/// What a call is told, in the machine's memory: one block, written at once.
-#[derive(Clone, Copy, Debug)]
-struct Control {
-    address: u64,
-    /// Samples that it has room for.
-    most: usize,
-}
-
-impl Control {
-    /// Where c_noise, classes, inputs, rows and faults begin, then the counters of `group_norm`, then the end.
-    fn places(most: usize) -> [usize; 7] {
-        let mut places = [0; 7];
-        for (index, each) in [4, 4, 8, size_of::<Row>(), 4, 4].into_iter().enumerate() {
-            places[index + 1] = (places[index] + most * each).next_multiple_of(ALIGN);
-        }
-        places
-    }
-
-    fn at(&self, index: usize) -> u64 {
-        self.address + Self::places(self.most)[index] as u64
-    }
 }
 
 /// The memory of an image that is being drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     x: u64,
-    memory: u64,
+    /// What its solver remembers, the newest first.
+    memory: [u64; 3],
     estimate: u64,
     input: u64,
     /// Whose image it is.
     key: NoiseKey,
+    /// The index of its size.
+    canvas: usize,
 }
 
 /// By the number of the slot.
@@ -91,19 +87,19 @@ struct Slots {
 
 /// One image's part of a call.
 #[derive(Clone, Copy, Debug)]
-struct Part {
+struct Part<'a> {
     slot: usize,
     level: Level,
-    class: Option<usize>,
-    /// The scale of guidance, where there is a second row without the class.
-    guidance: Option<f64>,
+    condition: &'a Condition,
+    /// What leads it, where there is a second row.
+    guide: Option<&'a Guide>,
     /// What is done with the result; the rest is filled in.
     row: Row,
 }
 
-impl Part {
+impl Part<'_> {
     fn samples(&self) -> usize {
-        if self.guidance.is_some() { 2 } else { 1 }
+        if self.guide.is_some() { 2 } else { 1 }
     }
 }
 
@@ -114,17 +110,17 @@ impl<M: Accelerator> DeviceRunner<M> {
     /// [`Error::Input`] for a network that the kernels do not take, or a machine without enough memory: then nothing was
     /// allocated. [`Error::Tensor`] on a device fault.
     pub fn new(machine: M, model: &Model, precision: Precision, most: usize) -> Result<Self> {
-        Self::with_weights(machine, model, &model.supernet, precision, most)
+        Self::with_weights(machine, model, model.supernet.clone(), precision, most)
     }
 
-    /// The same of a model whose weights are these.
+    /// The same of a model whose weights are these. Where nobody else holds them, their memory is given back on the way.
     ///
     /// # Errors
     /// As [`Self::new`].
     pub fn with_weights(
         mut machine: M,
         model: &Model,
-        supernet: &Supernet,
+        supernet: Supernet,
         precision: Precision,
         most: usize,
     ) -> Result<Self> {
@@ -137,42 +133,60 @@ impl<M: Accelerator> DeviceRunner<M> {
             ));
         }
         let network = model.network.clone();
+        network.check_denoises()?;
         let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
         let (compiled, bytes) = network.compile(supernet, precision, &widths)?;
+        let decoder = CompiledDecoder::of(model, precision)?;
         let about = About::of(model, compiled.weight_bytes() + compiled.table_bytes());
-        let image = network.image();
-        let sizes = [
-            bytes.len(),
-            compiled.arena_bytes(most),
-            Control::places(most)[6],
-            pixels::bytes(image),
-            PAGE * slot_bytes(precision, image),
-        ];
+        let states: Vec<ImageShape> = about.canvases.iter().map(|canvas| canvas.state).collect();
+        if !sampler::CHANNELS.contains(&states[0].channels) {
+            let problem = format!("images of {} channels run on the CPU only; give `--device cpu`", states[0].channels);
+            return Err(Error::input("backbone", problem));
+        }
+        let arena = states.iter().map(|&size| compiled.arena_bytes(size, most)).max().unwrap_or(0);
+        let text = network.program().context();
+        // A decoder works where the network does.
+        let [arena, pictures, decoding] = match &decoder {
+            Some(decoder) => {
+                [arena.max(decoder.arena_bytes(&states)), decoder.picture_bytes(&states), decoder.bytes(&states)]
+            }
+            None => [arena, pixels::bytes(states[0]), 0],
+        };
+        let slots = PAGE * slot_bytes(precision, &states);
+        let texts = text.map_or(0, |shape| Texts::bytes(shape, precision, most));
+        let sizes = [bytes.len(), arena, Control::bytes(most), pictures, slots, texts, decoding];
         let (needed, free) = (sizes.iter().sum(), machine.free()?);
         if needed > free {
             return Err(Fault::OutOfMemory { needed: Some(needed), free }.into());
         }
-        let mut places = [0; 5];
-        for (place, size) in places.iter_mut().zip(sizes) {
+        let mut places = [0; 7];
+        for (place, size) in places.iter_mut().zip(sizes).filter(|(_, size)| *size > 0) {
             *place = machine.allocate(size)?;
         }
-        let [weights, arena, control, staging, page] = places;
+        let [weights, arena, control, staging, page, texts, decoding] = places;
         machine.upload(weights, &bytes)?;
-        let control = Control { address: control, most };
-        let [noise, classes, samples, counters] = [0, 1, 2, 5].map(|index| control.at(index));
+        drop(bytes);
+        let decoder = decoder
+            .map(|decoder| DeviceDecoder::new(&mut machine, decoder, &states, [decoding, arena, staging]))
+            .transpose()?;
+        let control = Control::new(control, most);
+        let Control { noise, classes, samples, texts: of_texts, counters, .. } = control;
         let mut runner = Self {
             machine,
             network,
             compiled,
-            about,
             most,
-            addresses: Addresses { weights, arena, noise, classes, samples, counters },
+            addresses: Addresses { weights, arena, noise, classes, samples, texts: of_texts, counters },
             control,
+            room: most,
+            texts: text.map(|shape| Texts::new(shape, precision, most, texts)),
             staging,
+            decoder,
             programs: HashMap::new(),
             slots: Slots::default(),
             begun: Default::default(),
-            bytes: needed,
+            activation_bytes: needed - about.weight_bytes,
+            about,
             lost: false,
         };
         runner.add_page(page);
@@ -203,14 +217,24 @@ impl<M: Accelerator> DeviceRunner<M> {
         self.network.preconditioning().at(level)
     }
 
+    /// The size of what is denoised on a canvas.
+    fn size(&self, canvas: usize) -> ImageShape {
+        self.about.canvases[canvas].state
+    }
+
+    fn states(&self) -> Vec<ImageShape> {
+        self.about.canvases.iter().map(|canvas| canvas.state).collect()
+    }
+
     /// Makes slots of a page's memory.
     fn add_page(&mut self, page: u64) {
-        let (precision, image) = (self.precision(), self.network.image());
-        let state = sampler::state_bytes(image).next_multiple_of(ALIGN) as u64;
-        for index in 0..PAGE as u64 {
-            let x = page + index * slot_bytes(precision, image) as u64;
+        let states = self.states();
+        let (state, slot) = (most_of(&states, sampler::state_bytes) as u64, slot_bytes(self.precision(), &states));
+        for index in 0..PAGE {
+            let [x, first, second, third, estimate, input] =
+                [0, 1, 2, 3, 4, 5].map(|array| page + (index * slot) as u64 + array * state);
             let key = NoiseKey { seed: 0, image: 0 };
-            let place = Place { x, memory: x + state, estimate: x + 2 * state, input: x + 3 * state, key };
+            let place = Place { x, memory: [first, second, third], estimate, input, key, canvas: 0 };
             self.slots.free.push(self.slots.places.len());
             self.slots.places.push(place);
         }
@@ -219,15 +243,15 @@ impl<M: Accelerator> DeviceRunner<M> {
     /// A slot that nobody has. What is in it is of no meaning.
     fn take(&mut self) -> std::result::Result<usize, Fault> {
         if self.slots.free.is_empty() {
-            let bytes = PAGE * slot_bytes(self.precision(), self.network.image());
+            let bytes = PAGE * slot_bytes(self.precision(), &self.states());
             let page = self.machine.allocate(bytes)?;
-            self.bytes += bytes;
+            self.activation_bytes += bytes;
             self.add_page(page);
         }
         Ok(self.slots.free.pop().expect("a page has slots"))
     }
 
-    /// Runs the subnet on these parts and does what their rows say; gives the faults of each. Where the machine has not the
+    /// Runs the subnet on these parts, all of one canvas, and does what their rows say; gives the faults of each. Where the machine has not the
     /// memory for so many samples, in pieces, and from then on.
     fn call(&mut self, subnet: usize, parts: &[Part]) -> std::result::Result<Vec<bool>, Fault> {
         let mut faults = Vec::with_capacity(parts.len());
@@ -256,50 +280,58 @@ impl<M: Accelerator> DeviceRunner<M> {
     }
 
     fn piece(&mut self, subnet: usize, parts: &[Part]) -> std::result::Result<Vec<bool>, Fault> {
-        let image = self.network.image();
+        let canvas = self.slots.places[parts[0].slot].canvas;
         let samples: usize = parts.iter().map(Part::samples).sum();
         let no_class = self.network.classes() as u32;
-        let [noise, classes, inputs, rows, faults, end, _] = Control::places(self.control.most);
-        let mut control = vec![0; end];
+        let to = self.control;
+        let mut control = vec![0; (to.counters - to.noise) as usize];
+        let mut put = |address: u64, index: usize, bytes: &[u8]| {
+            control[(address - to.noise) as usize + index * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
+        };
         let mut sample = 0;
         for (index, part) in parts.iter().enumerate() {
             let c = self.coefficients(part.level);
             let place = self.slots.places[part.slot];
+            assert_eq!(place.canvas, canvas, "the canvas of all images of a call");
             let row = Row {
                 conditional: sample as u32,
                 unconditional: (sample + part.samples() - 1) as u32,
-                guidance: part.guidance.unwrap_or(1.0) as f32,
+                guidance: part.guide.map_or(1.0, |guide| guide.scale) as f32,
                 c_skip: c.c_skip as f32,
                 c_out: c.c_out as f32,
                 ..part.row
             };
-            put(&mut control, rows + index * size_of::<Row>(), bytemuck::bytes_of(&row));
-            for class in [part.class, None].into_iter().take(part.samples()) {
-                put(&mut control, noise + sample * 4, &(c.c_noise as f32).to_le_bytes());
-                put(&mut control, classes + sample * 4, &class.map_or(no_class, |class| class as u32).to_le_bytes());
-                put(&mut control, inputs + sample * 8, &place.input.to_le_bytes());
+            put(to.rows, index, bytemuck::bytes_of(&row));
+            for condition in [Some(part.condition), part.guide.map(|guide| &guide.from)].into_iter().flatten() {
+                let class = condition.class().map_or(no_class, |class| class as u32);
+                put(to.noise, sample, &(c.c_noise as f32).to_le_bytes());
+                put(to.classes, sample, &class.to_le_bytes());
+                put(to.samples, sample, &place.input.to_le_bytes());
+                if let Some(texts) = &mut self.texts {
+                    put(to.texts, sample, &texts.place(&mut self.machine, condition)?.to_le_bytes());
+                }
                 sample += 1;
             }
         }
-        if !self.programs.contains_key(&(subnet, samples)) {
-            let control = [3, 4].map(|index| self.control.at(index));
-            let launches = step(&self.compiled, image, subnet, samples, &self.addresses, control);
+        if !self.programs.contains_key(&(subnet, canvas, samples)) {
+            let to = [to.rows, to.faults];
+            let launches = step(&self.compiled, self.size(canvas), subnet, samples, &self.addresses, to);
             let program = self.machine.prepare(launches)?;
-            self.programs.insert((subnet, samples), program);
+            self.programs.insert((subnet, canvas, samples), program);
         }
-        self.machine.upload(self.control.address, &control)?;
-        self.machine.run(&self.programs[&(subnet, samples)])?;
+        self.machine.upload(to.noise, &control)?;
+        self.machine.run(&self.programs[&(subnet, canvas, samples)])?;
         let mut flags = vec![0; parts.len() * 4];
-        self.machine.download(self.control.address + faults as u64, &mut flags)?;
+        self.machine.download(to.faults, &mut flags)?;
         Ok(flags.chunks_exact(4).map(|flag| flag != [0; 4]).collect())
     }
 
-    /// Does what these rows say, without a call of the network.
-    fn run_rows(&mut self, rows: &[Row]) -> std::result::Result<(), Fault> {
-        for rows in rows.chunks(self.control.most) {
-            let [at, faults] = [3, 4].map(|index| self.control.at(index));
+    /// Does what these rows of a canvas say, without a call of the network.
+    fn run_rows(&mut self, canvas: usize, rows: &[Row]) -> std::result::Result<(), Fault> {
+        for rows in rows.chunks(self.room) {
+            let Control { rows: at, faults, .. } = self.control;
             self.machine.upload(at, bytemuck::cast_slice(rows))?;
-            let launch = sampler::sampler(self.precision(), self.network.image(), at, rows.len(), None, faults);
+            let launch = sampler::sampler(self.precision(), self.size(canvas), at, rows.len(), None, faults);
             self.machine.launch(&launch.of("noise"))?;
         }
         Ok(())
@@ -314,21 +346,43 @@ impl<M: Accelerator> DeviceRunner<M> {
     /// Makes the first noise of the images that have begun since the last step.
     fn make_begun(&mut self) -> std::result::Result<(), Fault> {
         for turn in 0..self.begun.len() {
-            let rows = std::mem::take(&mut self.begun[turn]);
-            self.run_rows(&rows)?;
+            let mut rows = std::mem::take(&mut self.begun[turn]);
+            rows.sort_by_key(|(canvas, _)| *canvas);
+            for rows in rows.chunk_by(|(one, _), (other, _)| one == other) {
+                let of_canvas: Vec<Row> = rows.iter().map(|(_, row)| *row).collect();
+                self.run_rows(rows[0].0, &of_canvas)?;
+            }
         }
         Ok(())
     }
 
-    /// The bytes of the image at an address of its state.
-    fn bytes_of(&mut self, state: u64) -> Result<Vec<u8>> {
-        let image = self.network.image();
-        let mut bytes = vec![0; image.elements()];
-        let outcome = self.make_begun();
-        let outcome = outcome.and_then(|()| self.machine.launch(&pixels::pixels(image, state, self.staging)));
-        let outcome = outcome.and_then(|()| self.machine.download(self.staging, &mut bytes));
-        self.noted(outcome)?;
+    /// The picture of this state of a slot, as bytes; None where it is decoded and not finite.
+    fn bytes_of(&mut self, slot: Slot) -> std::result::Result<Option<Vec<u8>>, Fault> {
+        self.make_begun()?;
+        let Place { x, canvas, .. } = self.slots.places[slot.0];
+        let size = self.size(canvas);
+        match &mut self.decoder {
+            Some(decoder) => decoder.pixels(&mut self.machine, size, x),
+            None => self.bytes_at(size, x).map(Some),
+        }
+    }
+
+    /// The bytes of the image that is a state at this address.
+    fn bytes_at(&mut self, size: ImageShape, state: u64) -> std::result::Result<Vec<u8>, Fault> {
+        let mut bytes = vec![0; size.elements()];
+        self.machine.launch(&pixels::pixels(size, state, self.staging))?;
+        self.machine.download(self.staging, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// The bytes of a slot's estimate, where it is a latent a preview.
+    fn estimate_of(&mut self, slot: Slot) -> std::result::Result<Vec<u8>, Fault> {
+        let Place { estimate, canvas, .. } = self.slots.places[slot.0];
+        let size = self.size(canvas);
+        let Some(decoder) = &self.decoder else { return self.bytes_at(size, estimate) };
+        let mut latent = vec![0; size.elements() * 4];
+        self.machine.download(estimate, &mut latent)?;
+        Ok(decoder.preview().picture(size, &Precision::F32.read(&latent)))
     }
 
     /// Notes a fault that the machine does not recover from.
@@ -345,7 +399,7 @@ impl<M: Accelerator> DeviceRunner<M> {
 pub fn launches(model: &Model, precision: Precision, samples: usize) -> Result<Vec<Vec<Launch>>> {
     let network = model.network.clone();
     let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
-    let (compiled, _) = network.compile(&model.supernet, precision, &widths)?;
+    let (compiled, _) = network.compile(model.supernet.clone(), precision, &widths)?;
     let step = |subnet| step(&compiled, network.image(), subnet, samples, &Addresses::default(), [0; 2]);
     Ok((0..widths.len()).map(step).collect())
 }
@@ -353,26 +407,26 @@ pub fn launches(model: &Model, precision: Precision, samples: usize) -> Result<V
 /// A call of the network and then a sampler step on as many rows as there are samples, at these addresses of rows and faults.
 fn step(
     compiled: &Compiled,
-    image: ImageShape,
+    size: ImageShape,
     subnet: usize,
     samples: usize,
     addresses: &Addresses,
     [rows, faults]: [u64; 2],
 ) -> Vec<Launch> {
-    let mut call = compiled.call(subnet, samples, addresses);
-    let step = sampler::sampler(compiled.precision(), image, rows, samples, Some(call.output.address), faults);
+    let mut call = compiled.call(subnet, size, samples, addresses);
+    let step = sampler::sampler(compiled.precision(), size, rows, samples, Some(call.output.address), faults);
     call.launches.push(step.of("sampler step"));
     call.launches
 }
 
-/// Memory of one image that is being drawn.
-fn slot_bytes(precision: Precision, image: ImageShape) -> usize {
-    let [state, input] = [sampler::state_bytes(image), sampler::input_bytes(precision, image)];
-    3 * state.next_multiple_of(ALIGN) + input.next_multiple_of(ALIGN)
+/// The most that one of these sizes takes, as whole places.
+fn most_of(states: &[ImageShape], bytes: impl Fn(ImageShape) -> usize) -> usize {
+    states.iter().map(|&size| bytes(size)).max().unwrap_or(0).next_multiple_of(ALIGN)
 }
 
-fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
-    block[at..at + bytes.len()].copy_from_slice(bytes);
+/// Memory of one image that is being drawn, of any of these sizes.
+fn slot_bytes(precision: Precision, states: &[ImageShape]) -> usize {
+    5 * most_of(states, sampler::state_bytes) + most_of(states, |size| sampler::input_bytes(precision, size))
 }
 
 impl<M: Accelerator> Denoiser for DeviceRunner<M> {
@@ -381,14 +435,15 @@ impl<M: Accelerator> Denoiser for DeviceRunner<M> {
     }
 
     fn activation_bytes(&self) -> usize {
-        self.bytes - self.about.weight_bytes
+        self.activation_bytes
     }
 
     fn denoise(&mut self, subnet: usize, rows: &Rows) -> Result<Vec<f32>> {
-        assert_eq!(rows.image, self.network.image(), "size of the images");
+        let canvas = self.about.canvases.iter().position(|canvas| canvas.state == rows.image);
+        let canvas = canvas.expect("a size that the model draws");
         let mut denoised = Vec::with_capacity(rows.x.len());
         let mut slots = Vec::new();
-        let outcome = self.denoise_in(&mut slots, subnet, rows, &mut denoised);
+        let outcome = self.denoise_in(&mut slots, canvas, subnet, rows, &mut denoised);
         self.slots.free.append(&mut slots);
         self.noted(outcome)?;
         Ok(denoised)
@@ -400,28 +455,29 @@ impl<M: Accelerator> DeviceRunner<M> {
     fn denoise_in(
         &mut self,
         slots: &mut Vec<usize>,
+        canvas: usize,
         subnet: usize,
         rows: &Rows,
         denoised: &mut Vec<f32>,
     ) -> std::result::Result<(), Fault> {
         let elements = rows.image.elements();
         let (mut inputs, mut parts) = (Vec::new(), Vec::new());
-        for ((x, &level), class) in rows.x.chunks_exact(elements).zip(rows.levels).zip(rows.classes()) {
+        for ((x, &level), condition) in rows.x.chunks_exact(elements).zip(rows.levels).zip(rows.conditions) {
             let slot = self.take()?;
             slots.push(slot);
+            self.slots.places[slot].canvas = canvas;
             self.machine.upload(self.slots.places[slot].x, bytemuck::cast_slice(x))?;
             let keep = Row { a_x: 1.0, ..self.row(slot) };
             inputs.push(Row { c_in: self.coefficients(level).c_in as f32, ..keep });
             let row = Row { estimate: self.slots.places[slot].estimate, ..keep };
-            parts.push(Part { slot, level, class, guidance: None, row });
+            parts.push(Part { slot, level, condition, guide: None, row });
         }
-        self.run_rows(&inputs)?;
+        self.run_rows(canvas, &inputs)?;
         self.call(subnet, &parts)?;
         let mut estimate = vec![0; elements * 4];
         for &slot in slots.iter() {
             self.machine.download(self.slots.places[slot].estimate, &mut estimate)?;
-            denoised
-                .extend(estimate.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])));
+            denoised.extend(Precision::F32.read(&estimate));
         }
         Ok(())
     }
@@ -437,16 +493,16 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
     }
 
     fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64, canvas: usize) -> Result<Slot> {
-        assert_eq!(canvas, 0, "a device draws pictures of one size");
         let slot = self.take();
         let slot = self.noted(slot)?;
-        self.slots.places[slot].key = key;
+        (self.slots.places[slot].key, self.slots.places[slot].canvas) = (key, canvas);
         let c_in = self.coefficients(sigma.into()).c_in as f32;
         let row = |noise: Noise| Row { noise: noise.scale as f32, draw: noise.draw, c_in, ..self.row(slot) };
         let [first, churn] = noise.map(row);
-        self.begun[0].push(first);
+        // Nothing is remembered yet.
+        self.begun[0].push((canvas, Row { newest: first.memory[0], ..first }));
         if churn.noise != 0.0 {
-            self.begun[1].push(Row { a_x: 1.0, ..churn });
+            self.begun[1].push((canvas, Row { a_x: 1.0, ..churn }));
         }
         Ok(Slot(slot))
     }
@@ -454,26 +510,31 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
     fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()> {
         let outcome = self.make_begun();
         self.noted(outcome)?;
-        let part = |step: &Move| {
+        let mut parts = Vec::with_capacity(moves.len());
+        for step in moves {
             let (slot, update) = (step.slot.0, step.update);
-            // Solvers with more memory are of networks that read texts, which `compile` refuses.
-            assert!(update.older == [0.0; 2] && update.b_m == 0.0, "the kernel remembers one array");
+            let [_, _, oldest] = self.slots.places[slot].memory;
             let row = Row {
+                newest: if update.keeps_memory() { 0 } else { oldest },
                 estimate: if step.watched { self.slots.places[slot].estimate } else { 0 },
                 a_x: update.a_x as f32,
                 a_d: update.a_d as f32,
-                a_m: update.a_m as f32,
+                a_m: [update.a_m, update.older[0], update.older[1]].map(|weight| weight as f32),
                 b_x: update.b_x as f32,
                 b_d: update.b_d as f32,
+                b_m: update.b_m as f32,
                 noise: update.noise.scale as f32,
                 draw: update.noise.draw,
                 c_in: step.next.map_or(0.0, |level| self.coefficients(level).c_in as f32),
                 ..self.row(slot)
             };
-            let guidance = step.guide.as_ref().map(|guide| guide.scale);
-            Part { slot, level: step.level, class: step.condition.class(), guidance, row }
-        };
-        let parts: Vec<Part> = moves.iter().map(part).collect();
+            if !update.keeps_memory() {
+                // What is new takes the place of what is oldest.
+                self.slots.places[slot].memory.rotate_right(1);
+            }
+            let (condition, guide) = (&step.condition, step.guide.as_ref());
+            parts.push(Part { slot, level: step.level, condition, guide, row });
+        }
         let outcome = self.call(subnet, &parts);
         if self.noted(outcome)?.contains(&true) {
             return Err(Error::Denoiser("it returned values that are not finite".to_owned()));
@@ -482,16 +543,19 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
     }
 
     fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>> {
-        self.bytes_of(self.slots.places[slot.0].x)
+        let outcome = self.bytes_of(slot);
+        let bytes = self.noted(outcome)?;
+        bytes.ok_or_else(|| Error::Denoiser("the decoder made values that are not finite".to_owned()))
     }
 
     fn estimate(&mut self, slot: Slot) -> Result<Vec<u8>> {
-        self.bytes_of(self.slots.places[slot.0].estimate)
+        let outcome = self.estimate_of(slot);
+        self.noted(outcome)
     }
 
     fn end(&mut self, slot: Slot) {
         let x = self.slots.places[slot.0].x;
-        self.begun.iter_mut().for_each(|rows| rows.retain(|row| row.x != x));
+        self.begun.iter_mut().for_each(|rows| rows.retain(|(_, row)| row.x != x));
         self.slots.free.push(slot.0);
     }
 

@@ -130,12 +130,7 @@ impl Network {
     ///
     /// # Errors
     /// As [`Compiled::new`].
-    pub fn compile(
-        &self,
-        supernet: &Supernet,
-        precision: Precision,
-        subnets: &[Widths],
-    ) -> Result<(Compiled, Vec<u8>)> {
+    pub fn compile(&self, supernet: Supernet, precision: Precision, subnets: &[Widths]) -> Result<(Compiled, Vec<u8>)> {
         Compiled::new(self.program.clone(), supernet, precision, subnets)
     }
 }

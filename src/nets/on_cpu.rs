@@ -1,5 +1,6 @@
 //! Inference on the CPU: a [`Program`] whose weights are packed once for all subnets, run layer by layer in fused kernels.
 
+use super::layer_by_layer::layer_by_layer;
 use super::methods::methods;
 use super::program::{
     Branch, Channels, Embedding, Extent, IMAGE, Inputs, Norm, Op, Over, ParamId, Pool, Product, Program, Resample,
@@ -28,9 +29,7 @@ use crate::ops::cpu::pool::Reduce;
 use crate::ops::cpu::resample::Resampler;
 use crate::ops::cpu::tokens::Patches;
 use crate::supernet::{Spec, Supernet, Widths};
-use candle_core::Tensor;
 use smallvec::SmallVec;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A subnet of a [`Packed`] network.
@@ -116,32 +115,11 @@ impl Packed {
     /// As [`Self::new`].
     pub fn consuming(program: Arc<Program>, supernet: Supernet, limit: Option<usize>) -> Result<Self> {
         let methods = methods(&program, limit);
-        let product = |op: &Op| if let Op::Product(product) = op { Some(product.weight) } else { None };
-        let last: HashMap<ParamId, usize> =
-            program.layers.iter().enumerate().filter_map(|(index, layer)| Some((product(&layer.op)?, index))).collect();
-        let mut params: Vec<Option<Tensor>> = supernet.params.into_iter().map(Some).collect();
-        let values = |param: &Option<Tensor>| match param {
-            Some(tensor) => tensor.flatten_all()?.to_vec1::<f32>(),
-            None => Ok(Vec::new()),
-        };
-        let light = |(index, param): (ParamId, &Option<Tensor>)| match last.contains_key(&index) {
-            true => Ok(Vec::new()),
-            false => values(param),
-        };
-        let mut weights = params.iter().enumerate().map(light).collect::<candle_core::Result<Vec<_>>>()?;
         let mut layers = Vec::with_capacity(program.layers.len());
-        for (index, layer) in program.layers.iter().enumerate() {
-            let weight = product(&layer.op);
-            if let Some(weight) = weight {
-                weights[weight] = values(&params[weight])?;
-                params[weight].take_if(|_| last[&weight] == index);
-            }
-            let packer = Packer { program: &program, weights: &weights, method: methods[index] };
+        layer_by_layer(&program, supernet, |index, layer, weights| {
+            let packer = Packer { program: &program, weights, method: methods[index] };
             layers.push(packer.layer(index + 1, &layer.op));
-            if let Some(weight) = weight {
-                weights[weight] = Vec::new();
-            }
-        }
+        })?;
         // On whole panels.
         let (offsets, row) = program.branch_offsets(pitch);
         Ok(Self { layers, branches: (program.branches(), offsets, row), program })

@@ -2,26 +2,30 @@
 //!
 //! Nothing here touches a device: the list of a call says what it costs and what memory it needs before there is any.
 
-use super::program::{Branch, Channels, Embedding, IMAGE, Norm, Op, Over, ParamId, Product, Program, ValueId, View};
+use super::layer_by_layer::layer_by_layer;
+use super::program::{Branch, Channels, Embedding, Norm, Op, Over, ParamId, Product, Program, ValueId, View};
 use super::sliced::Tables;
 use crate::ops::Act;
 use crate::ops::cpu::conv::Places;
 use crate::ops::cpu::group_norm::GroupTable;
 use crate::ops::cuda::attention::{self, attention};
-use crate::ops::cuda::conv::{Epilogue, Weights, Window, conv, pack, pack_bias};
+use crate::ops::cuda::conv::{Epilogue, Weights, conv, pack, pack_bias};
 use crate::ops::cuda::elementwise::{Filter, MAX_TAPS, elementwise};
 use crate::ops::cuda::embedding::{self, embedding};
+use crate::ops::cuda::gate::gate;
 use crate::ops::cuda::group_norm::{self, Film, Scratch, Table, group_norm};
 use crate::ops::cuda::layer_norm::{LayerNorm, layer_norm};
 use crate::ops::cuda::map::Affine;
 use crate::ops::cuda::tokens::{MAX_FRONT, pack_positions, tokens, unpatch};
 use crate::ops::cuda::{Arena, Launch, Map, Precision, pitch};
 use crate::supernet::{Supernet, Widths};
-use crate::{Error, Result};
+use crate::{Error, ImageShape, Result};
 use std::sync::Arc;
 
 /// Places start at multiples of this.
 const ALIGN: usize = 256;
+/// A linear layer: every pixel, and none around the map.
+const LINEAR: Places = Places::square(1, 1, 0);
 /// The first of two values that are read side by side has a multiple of so many channels: a vector of the kernels, in every type.
 const VECTOR: usize = 8;
 
@@ -52,6 +56,8 @@ enum CompiledLayer {
     Embedding { frequencies: Option<u64>, labels: Option<u64> },
     Product { norm: Option<CompiledNorm>, weights: Weights, bias: Option<u64> },
     Attention,
+    Context,
+    Gate,
     Write(Option<CompiledNorm>),
     Tokens { positions: u64 },
     Unpatch,
@@ -78,6 +84,8 @@ pub struct Addresses {
     pub classes: u64,
     /// u64 by sample: where its input is, elements `[pixels, 8]`.
     pub samples: u64,
+    /// u64 by sample: where its text is, elements `[tokens, pitch]`. Of a network that reads texts.
+    pub texts: u64,
     /// u32 by sample, zeros.
     pub counters: u64,
 }
@@ -94,30 +102,31 @@ pub struct CallLaunches {
 }
 
 impl Compiled {
-    /// Lays out `program` with these subnets; gives the block of bytes that belongs in the machine's memory.
+    /// Lays out `program` with these subnets; gives the block of bytes that belongs in the machine's memory. Where nobody else holds the
+    /// weights, their memory is given back on the way.
     ///
     /// # Errors
     /// [`Error::Input`] for a network whose shapes the kernels do not take, [`Error::Tensor`] on a device fault.
     pub fn new(
         program: Arc<Program>,
-        supernet: &Supernet,
+        supernet: Supernet,
         precision: Precision,
         subnets: &[Widths],
     ) -> Result<(Self, Vec<u8>)> {
         check(&program)?;
-        let weights = supernet.values()?;
-        let mut layout = Layout { program: &program, precision, weights: &weights, bytes: Vec::new() };
-        let layers =
-            program.layers.iter().enumerate().map(|(index, layer)| layout.layer(index + 1, &layer.op)).collect();
+        let tables: Vec<Tables> = subnets.iter().map(|widths| Tables::new(&program.spec, &supernet, widths)).collect();
+        let (mut bytes, mut layers) = (Vec::new(), Vec::with_capacity(program.layers.len()));
+        layer_by_layer(&program, supernet, |index, layer, weights| {
+            let mut layout = Layout { program: &program, precision, weights, bytes: &mut bytes };
+            layers.push(layout.layer(index + 1, &layer.op));
+        })?;
         let (branch_columns, _) = program.branch_offsets(pitch);
-        let weight_bytes = layout.bytes.len();
+        let weight_bytes = bytes.len();
         let mut placed = Vec::with_capacity(subnets.len());
-        for widths in subnets {
-            let tables = Tables::new(&program.spec, supernet, widths);
-            let tables = (0..widths.0.len()).map(|pipe| layout.table(tables.of(pipe))).collect();
+        for (widths, tables) in subnets.iter().zip(tables) {
+            let tables = (0..widths.0.len()).map(|pipe| place_table(&mut bytes, tables.of(pipe))).collect();
             placed.push(SubnetTables { widths: widths.clone(), tables });
         }
-        let bytes = layout.bytes;
         let table_bytes = bytes.len() - weight_bytes;
         Ok((Self { precision, layers, branch_columns, subnets: placed, weight_bytes, table_bytes, program }, bytes))
     }
@@ -137,18 +146,18 @@ impl Compiled {
         self.table_bytes
     }
 
-    /// Memory of the activations of a call of any subnet on so many samples.
-    pub fn arena_bytes(&self, samples: usize) -> usize {
-        let bytes = |subnet| self.call(subnet, samples, &Addresses::default()).arena_bytes;
+    /// Memory of the activations of a call of any subnet on so many samples of this size.
+    pub fn arena_bytes(&self, size: ImageShape, samples: usize) -> usize {
+        let bytes = |subnet| self.call(subnet, size, samples, &Addresses::default()).arena_bytes;
         (0..self.subnets.len()).map(bytes).max().unwrap_or(0)
     }
 
-    /// A call of the raw network F of this subnet on so many samples.
-    pub fn call(&self, subnet: usize, samples: usize, addresses: &Addresses) -> CallLaunches {
+    /// A call of the raw network F of this subnet on so many samples of this size: the network's own, or with rows and columns that it
+    /// takes as well.
+    pub fn call(&self, subnet: usize, size: ImageShape, samples: usize, addresses: &Addresses) -> CallLaunches {
         let program = &*self.program;
-        let image = program.image;
         // Its place is where the samples' addresses say.
-        let (height, width, channels) = (image.height, image.width, image.channels);
+        let ImageShape { height, width, channels } = size;
         let image = Map { address: 0, samples, height, width, channels };
         let mut call = Call {
             compiled: self,
@@ -179,9 +188,8 @@ fn check(program: &Program) -> Result<()> {
             return refuse(format!("{} puts {tokens} tokens first; a GPU takes at most {MAX_FRONT}", layer.name));
         }
         let is_for_cpu = match &layer.op {
-            Op::Pool(_) | Op::Context | Op::Gate { .. } => true,
-            Op::Attention { q, kv } => q != kv,
-            Op::Product(product) => product.act == Some(Act::Relu) || square(product.places).is_none(),
+            Op::Pool(_) => true,
+            Op::Product(product) => product.act == Some(Act::Relu),
             _ => false,
         };
         if is_for_cpu || layer.op.view().is_some_and(|view| view.parts.len() > 2) {
@@ -203,12 +211,6 @@ fn check(program: &Program) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The side of the kernel and the zeros around the map, where rows and columns have the same.
-fn square(places: Places) -> Option<(usize, Window)> {
-    let Places { kernel: [rows, columns], stride, pad: [above, left], after } = places;
-    (rows == columns && above == left && after == 0).then_some((rows, Window { pad: above, stride }))
 }
 
 /// One call under way.
@@ -268,19 +270,31 @@ impl Call<'_> {
                 let weights = Weights { address: self.at(weights.address), ..*weights };
                 let epilogue = Epilogue { bias: bias.map(|bias| self.at(bias)), ..Epilogue::NONE };
                 let outputs = weights.outputs;
-                self.launches.push(
-                    conv(compiled.precision, &[&x], None, &weights, Window::LINEAR, outputs, epilogue, &y).of(name),
-                );
+                self.launches
+                    .push(conv(compiled.precision, &[&x], None, &weights, LINEAR, outputs, epilogue, &y).of(name));
                 y
             }
-            (Op::Attention { q: qkv, .. }, CompiledLayer::Attention) => {
-                let Channels::Heads { pipe, heads, .. } = compiled.program.values[*qkv].channels else {
+            (Op::Attention { q, kv }, CompiledLayer::Attention) => {
+                let Channels::Heads { pipe, heads, .. } = compiled.program.values[*q].channels else {
                     unreachable!("attention is between heads")
                 };
-                let (qkv, dim) = (self.values[*qkv], self.subnet.widths.0[pipe]);
-                let y = self.take(Map { channels: attention::channels(heads, dim), ..qkv });
+                let ([q, kv], dim) = ([q, kv].map(|&value| self.values[value]), self.subnet.widths.0[pipe]);
+                let y = self.take(Map { channels: attention::channels(heads, dim), ..q });
                 if dim > 0 {
-                    self.launches.push(attention(compiled.precision, &qkv, heads, dim, &y).of(name));
+                    self.launches.push(attention(compiled.precision, [&q, &kv], heads, dim, &y).of(name));
+                }
+                y
+            }
+            // Its place is where the texts' addresses say.
+            (Op::Context, CompiledLayer::Context) => {
+                let height = compiled.program.values[index + 1].extent.pixels();
+                Map { address: 0, samples: self.samples, height, width: 1, channels: self.kept(index + 1) }
+            }
+            (Op::Gate { x }, CompiledLayer::Gate) => {
+                let x = self.values[*x];
+                let y = self.take(Map { channels: self.kept(index + 1), ..x });
+                if y.channels > 0 {
+                    self.launches.push(gate(compiled.precision, &x, &y).of(name));
                 }
                 y
             }
@@ -437,18 +451,25 @@ impl Call<'_> {
         let parts: Vec<&Map> = parts.iter().collect();
         let outputs = product.to.kept(&self.subnet.widths) / weights.groups;
         let weights = Weights { address: self.at(weights.address), ..*weights };
-        let (_, window) = square(product.places).expect("others are refused");
-        let size = |side| window.size(weights.kernel, side);
+        let [height, width] = product.places.on([parts[0].height, parts[0].width]);
         let channels = if weights.groups == 1 { outputs } else { weights.groups * pitch(outputs) };
-        let y = Map { height: size(parts[0].height), width: size(parts[0].width), channels, ..*parts[0] };
-        let y = self.take(y);
-        // The network's input is where the samples' addresses say.
-        let samples = (normed.is_none() && product.x.parts[0] == IMAGE).then_some(self.addresses.samples);
+        let y = self.take(Map { height, width, channels, ..*parts[0] });
+        let samples = self.given(product.x.parts[0]).filter(|_| normed.is_none());
         let precision = self.compiled.precision;
         if outputs > 0 {
-            self.launches.push(conv(precision, &parts, samples, &weights, window, outputs, epilogue, &y).of(name));
+            let places = product.places;
+            self.launches.push(conv(precision, &parts, samples, &weights, places, outputs, epilogue, &y).of(name));
         }
         y
+    }
+
+    /// Of a value that a call is given, where the addresses of its samples are.
+    fn given(&self, value: ValueId) -> Option<u64> {
+        match value.checked_sub(1).map(|index| &self.compiled.program.layers[index].op) {
+            None => Some(self.addresses.samples),
+            Some(Op::Context) => Some(self.addresses.texts),
+            Some(_) => None,
+        }
     }
 
     fn at(&self, place: u64) -> u64 {
@@ -463,9 +484,13 @@ impl Call<'_> {
         self.arena.put(map.address, map.bytes(self.compiled.precision));
     }
 
-    /// Takes the memory of values back.
+    /// Takes the memory of values back that it has given.
     fn put_values(&mut self, values: Vec<ValueId>) {
-        values.into_iter().for_each(|value| self.put(&self.values[value].clone()));
+        for value in values {
+            if self.given(value).is_none() {
+                self.put(&self.values[value].clone());
+            }
+        }
     }
 }
 
@@ -475,7 +500,7 @@ struct Layout<'a> {
     precision: Precision,
     /// By index in the spec.
     weights: &'a [Vec<f32>],
-    bytes: Vec<u8>,
+    bytes: &'a mut Vec<u8>,
 }
 
 impl Layout<'_> {
@@ -492,24 +517,19 @@ impl Layout<'_> {
                 CompiledLayer::Tokens { positions: self.floats(&positions) }
             }
             Op::Unpatch { .. } => CompiledLayer::Unpatch,
-            Op::Pool(_) | Op::Context | Op::Gate { .. } => unreachable!("`check` has refused it"),
+            Op::Context => CompiledLayer::Context,
+            Op::Gate { .. } => CompiledLayer::Gate,
+            Op::Pool(_) => unreachable!("`check` has refused it"),
             Op::Write { x, .. } => CompiledLayer::Write(x.norm.as_ref().map(|norm| self.norm(norm))),
         }
     }
 
     fn push(&mut self, bytes: &[u8]) -> u64 {
-        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGN), 0);
-        self.bytes.extend_from_slice(bytes);
-        (self.bytes.len() - bytes.len()) as u64
+        place_bytes(self.bytes, bytes)
     }
 
     fn floats(&mut self, values: &[f32]) -> u64 {
         self.push(bytemuck::cast_slice(values))
-    }
-
-    fn table(&mut self, table: &GroupTable) -> Table {
-        let (words, placed) = Table::new(table, 0);
-        Table { address: self.push(bytemuck::cast_slice(&words)), ..placed }
     }
 
     fn embedding(&mut self, value: ValueId, Embedding { waves, class }: &Embedding) -> CompiledLayer {
@@ -551,8 +571,7 @@ impl Layout<'_> {
         };
         let dim = read / heads;
         let inputs = attention::channels(heads, dim);
-        let (kernel, _) = square(product.places).expect("others are refused");
-        let weights = Weights { address: 0, kernel, inputs, outputs, groups };
+        let weights = Weights { address: 0, kernel: product.places.kernel, inputs, outputs, groups };
         let value = |tap: usize, row: usize, group: usize, o: usize| {
             let (head, offset) = attention::place(heads, row);
             // Between an odd number of offsets and the next whole unit there is nothing.
@@ -574,7 +593,7 @@ impl Layout<'_> {
             columns.extend((0..pitch(outputs)).map(column));
         }
         let inputs = self.program.values[x].channels.kept(&full);
-        let weights = Weights { address: 0, kernel: 1, inputs, outputs: columns.len(), groups: 1 };
+        let weights = Weights { address: 0, kernel: LINEAR.kernel, inputs, outputs: columns.len(), groups: 1 };
         let all = self.weights;
         let value = |_: usize, i: usize, _: usize, column: usize| {
             columns[column].map_or(0.0, |(branch, o, outputs)| all[to[branch].weight][i * outputs + o])
@@ -593,11 +612,23 @@ impl Layout<'_> {
             self.floats(&values)
         });
         let fixed = match &norm.over {
-            Over::Groups(table) => Some(self.table(table)),
+            Over::Groups(table) => Some(place_table(self.bytes, table)),
             _ => None,
         };
         CompiledNorm { scale, shift, fixed }
     }
+}
+
+/// Puts bytes behind others; gives their place.
+fn place_bytes(all: &mut Vec<u8>, bytes: &[u8]) -> u64 {
+    all.resize(all.len().next_multiple_of(ALIGN), 0);
+    all.extend_from_slice(bytes);
+    (all.len() - bytes.len()) as u64
+}
+
+fn place_table(all: &mut Vec<u8>, table: &GroupTable) -> Table {
+    let (words, placed) = Table::new(table, 0);
+    Table { address: place_bytes(all, bytemuck::cast_slice(&words)), ..placed }
 }
 
 /// The sum of some biases at one place.

@@ -2,6 +2,7 @@
 
 use super::{Decoder, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Placement, Sampler, Threads};
 use crate::ops::cuda::{Accelerator, Precision};
+use crate::philox::NoiseKey;
 use crate::supernet::Supernet;
 use crate::{Error, Result};
 
@@ -16,10 +17,11 @@ pub trait Opened: Send {
     /// How an engine calls it.
     fn calls(&mut self) -> Calls<'_>;
 
-    /// What makes pictures of latents, where the model draws those.
-    fn decoder(&mut self) -> Option<&mut Decoder> {
-        None
-    }
+    /// Makes the picture of a latent of zeros, of the usual size, where the model draws latents.
+    ///
+    /// # Errors
+    /// On a device fault, and where the picture is not finite.
+    fn decode(&mut self) -> Result<()>;
 
     /// What draws images on it.
     fn into_sampler(self: Box<Self>) -> Box<dyn Sampler>;
@@ -69,7 +71,7 @@ pub fn open(
         #[cfg(feature = "cuda")]
         Placement::Cuda(index) => {
             let gpu = crate::ops::cuda::gpu::Gpu::open(index)?;
-            let runner = DeviceRunner::with_weights(gpu, model, &supernet, precision, most);
+            let runner = DeviceRunner::with_weights(gpu, model, supernet, precision, most);
             Ok(Box::new(runner.map_err(|error| error.within(&format!("{placement}: ")))?))
         }
         #[cfg(not(feature = "cuda"))]
@@ -106,8 +108,10 @@ impl Opened for Host {
         Calls::Host(&mut self.runner, self.pin)
     }
 
-    fn decoder(&mut self) -> Option<&mut Decoder> {
-        self.decoder.as_mut()
+    fn decode(&mut self) -> Result<()> {
+        let size = self.runner.about().state();
+        let picture = self.decoder.as_mut().map(|decoder| decoder.pixels(size, &vec![0.0; size.elements()]));
+        picture.transpose().map(drop)
     }
 
     fn into_sampler(self: Box<Self>) -> Box<dyn Sampler> {
@@ -126,6 +130,14 @@ impl<M: Accelerator + 'static> Opened for DeviceRunner<M> {
 
     fn calls(&mut self) -> Calls<'_> {
         Calls::Device(self)
+    }
+
+    fn decode(&mut self) -> Result<()> {
+        // Without noise.
+        let slot = self.begin(NoiseKey { seed: 0, image: 0 }, Default::default(), 1.0, 0)?;
+        let picture = self.pixels(slot);
+        self.end(slot);
+        picture.map(drop)
     }
 
     fn into_sampler(self: Box<Self>) -> Box<dyn Sampler> {

@@ -108,8 +108,17 @@ impl TextToImage {
     /// # Errors
     /// [`Error::Input`] with the tensor that is missing or does not fit; [`Error::Io`] if the file cannot be read.
     pub fn decoder(&self, dir: &Path, threads: Threads) -> Result<Runner> {
+        let (program, weights) = self.decoder_network(dir)?;
+        Runner::new(Arc::new(program), &weights, threads)
+    }
+
+    /// The network of that and its weights.
+    ///
+    /// # Errors
+    /// As [`Self::decoder`].
+    pub fn decoder_network(&self, dir: &Path) -> Result<(Program, Supernet)> {
         let [height, width] = self.latent_size(self.sizes[0]);
-        half(self.vae.decoder(height, width), dir, threads)
+        half(self.vae.decoder(height, width), dir)
     }
 
     /// From pictures to the means and logarithms of variances of their latents, with the weights in `dir`.
@@ -118,7 +127,8 @@ impl TextToImage {
     /// As [`Self::decoder`].
     pub fn encoder(&self, dir: &Path, threads: Threads) -> Result<Runner> {
         let Size { height, width } = self.sizes[0];
-        half(self.vae.encoder(height, width), dir, threads)
+        let (program, weights) = half(self.vae.encoder(height, width), dir)?;
+        Runner::new(Arc::new(program), &weights, threads)
     }
 
     /// Rows and columns of the latent of a picture of this size.
@@ -138,11 +148,11 @@ impl TextToImage {
     }
 }
 
-/// One half of an autoencoder, which passes over the weights of the other.
-fn half(program: Program, dir: &Path, threads: Threads) -> Result<Runner> {
+/// One half of an autoencoder with its weights, which passes over those of the other.
+fn half(program: Program, dir: &Path) -> Result<(Program, Supernet)> {
     let params = public::read_among(&program.spec, &tensors(&dir.join(VAE))?)?;
     let weights = Supernet::original(&program.spec, params);
-    Runner::new(Arc::new(program), &weights, threads)
+    Ok((program, weights))
 }
 
 /// The tensors of a file of a model directory.

@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 use std::process::{Command, Output};
 
+#[allow(dead_code, reason = "not every test knows classes")]
 /// The classes of the tiny network and its data.
 pub const CLASSES: [&str; 2] = ["top", "bottom"];
 
@@ -63,6 +64,25 @@ pub fn assert_refused(output: &Output, parts: &[&str]) {
 /// A path as text.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+#[allow(dead_code, reason = "not every test draws texts")]
+/// Writes the tiny pipeline of the golden values, which draws texts, as a model directory with subnets that draws pictures of these sizes.
+pub fn write_text_model(dir: &Path, sizes: &[&str]) {
+    let work = tempfile::tempdir().unwrap();
+    let imported = work.path().join("imported");
+    let run = |args: &[&str]| {
+        let output = accordion(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let pipeline = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/sd_tiny");
+    run(&["import", pipeline, "--out", text(&imported)]);
+    let order = ["--method", "magnitude", "--order", "global"];
+    run(&[&["rank", "--model", text(&imported), "--out", text(dir)], &order[..]].concat());
+    run(&["allocate", "--model", text(dir), "--target", "channels", "--ratios", "0.25,0.5,0.75"]);
+    let card = dir.join("model.toml");
+    let listed = std::fs::read_to_string(&card).unwrap().replace(r#"["128x128"]"#, &format!("{sizes:?}"));
+    std::fs::write(card, listed).unwrap();
 }
 
 /// Weights with nothing special about them: initial ones have layers that begin at almost zero, and zero biases.

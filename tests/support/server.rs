@@ -1,7 +1,7 @@
 //! The real binary serving a tiny model, for the tests that meet it over a socket.
 #![allow(dead_code, reason = "not every test needs all of it")]
 
-use super::support::{CLASSES, accordion, text, write_model};
+use super::support::{CLASSES, accordion, text, write_model, write_text_model};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -91,19 +91,9 @@ impl Workspace {
     /// The same with the tiny pipeline of the golden values, which draws texts, in two sizes.
     pub fn of_texts(settings: &str) -> Self {
         let workspace = Self::new(settings);
-        let run = |args: &[&str]| {
-            let output = accordion(args).current_dir(workspace.dir.path()).output().unwrap();
-            assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        };
-        let pipeline = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/sd_tiny");
         std::fs::remove_dir_all(workspace.path("model")).unwrap();
-        run(&["import", pipeline, "--out", "imported"]);
-        run(&["rank", "--model", "imported", "--method", "magnitude", "--order", "global", "--out", "model"]);
-        run(&["allocate", "--model", "model", "--target", "channels", "--ratios", "0.25,0.5,0.75"]);
+        write_text_model(&workspace.path("model"), &["128x128", "160x64"]);
         std::fs::write(workspace.path("model/profile.toml"), PROFILE).unwrap();
-        let card = workspace.path("model/model.toml");
-        let sizes = std::fs::read_to_string(&card).unwrap().replace(r#"["128x128"]"#, r#"["128x128", "160x64"]"#);
-        std::fs::write(card, sizes).unwrap();
         workspace
     }
 

@@ -18,13 +18,14 @@ pub struct Report {
     precision: Precision,
     /// The GPU that timed them.
     device: Option<String>,
-    /// By subnet from narrow to wide, then by batch.
+    /// By subnet from narrow to wide, then by batch; at last, of a model that draws latents, how a picture is made of one.
     steps: Vec<Step>,
 }
 
-/// A denoising step of one subnet on a batch.
+/// A denoising step of one subnet on a batch, or a decoding.
 #[derive(Debug, Serialize)]
 struct Step {
+    /// Its name, or `decoder`.
     subnet: String,
     batch: usize,
     /// The median, where it was timed.
@@ -87,11 +88,12 @@ impl Report {
         opened: Option<&mut dyn Opened>,
         pace: Pace,
     ) -> Result<Self> {
-        let (device, ms) = match opened {
-            None => (None, vec![None; settings.len()]),
+        let (device, ms, decoding_ms) = match opened {
+            None => (None, vec![None; settings.len()], None),
             Some(opened) => {
                 let ms = latency::of_calls(opened, settings, pace, &mut |_| {})?;
-                (Some(Device::of(opened).processor), ms.into_iter().map(Some).collect())
+                let decoding_ms = latency::of_decoding(opened, pace)?;
+                (Some(Device::of(opened).processor), ms.into_iter().map(Some).collect(), decoding_ms)
             }
         };
         let mut by_batch = BTreeMap::new();
@@ -99,19 +101,26 @@ impl Report {
             by_batch.insert(batch, device_runner::launches(model, precision, batch)?);
         }
         let step = |(&(subnet, batch), ms): (&(usize, usize), Option<f64>)| {
-            let mut kernels: BTreeMap<&'static str, Vec<&Launch>> = BTreeMap::new();
-            for launch in &by_batch[&batch][subnet] {
-                kernels.entry(launch.kernel).or_default().push(launch);
-            }
-            let kernels = kernels.into_iter().map(|(kernel, launches)| (kernel, Sum::of(launches, precision)));
-            Step { subnet: model.subnets()[subnet].name.to_string(), batch, ms, kernels: kernels.collect() }
+            let name = model.subnets()[subnet].name.to_string();
+            Step::new(name, batch, ms, &by_batch[&batch][subnet], precision)
         };
-        let steps = settings.iter().zip(ms).map(step).collect();
+        let mut steps: Vec<Step> = settings.iter().zip(ms).map(step).collect();
+        let decoding = device_runner::decoder_launches(model, precision, model.canvases()[0].state)?;
+        steps.extend(decoding.map(|launches| Step::new("decoder".to_owned(), 1, decoding_ms, &launches, precision)));
         Ok(Self { model: model.card.name.clone(), precision, device, steps })
     }
 }
 
 impl Step {
+    fn new(subnet: String, batch: usize, ms: Option<f64>, launches: &[Launch], precision: Precision) -> Self {
+        let mut kernels: BTreeMap<&'static str, Vec<&Launch>> = BTreeMap::new();
+        for launch in launches {
+            kernels.entry(launch.kernel).or_default().push(launch);
+        }
+        let kernels = kernels.into_iter().map(|(kernel, launches)| (kernel, Sum::of(launches, precision)));
+        Self { subnet, batch, ms, kernels: kernels.collect() }
+    }
+
     fn total(&self) -> Sum {
         self.kernels.values().copied().fold(Sum::default(), Sum::and)
     }

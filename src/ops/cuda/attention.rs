@@ -1,4 +1,4 @@
-//! Attention of every pixel to every pixel, in several heads (`kernels/attention.cuh`).
+//! Attention of queries to keys, in several heads (`kernels/attention.cuh`).
 
 use super::{Cost, Launch, Map, Precision, pitch};
 use bytemuck::NoUninit;
@@ -10,14 +10,18 @@ const CHANNELS: usize = 128;
 #[repr(C)]
 #[derive(Clone, Copy, NoUninit)]
 struct Args {
-    x: u64,
+    q: u64,
+    k: u64,
+    v: u64,
     y: u64,
-    pixels: u32,
+    queries: u32,
+    keys: u32,
     heads: u32,
     dim: u32,
     pitch: u32,
+    q_stride: u32,
+    kv_stride: u32,
     scale: f32,
-    row: u32,
 }
 
 /// Offsets that lie side by side in what [`attention`] makes: 16 bytes of the narrowest values.
@@ -42,31 +46,37 @@ pub fn channels(heads: usize, dim: usize) -> usize {
     if heads == 1 { dim } else { heads * pitch(dim) }
 }
 
-/// `y = softmax(q k^T / sqrt(dim)) v` by sample and head: `qkv` has `pitch(dim)` channels for each head of q, then for those of
-/// k, then for those of v; `y` has [`channels`], a head's where [`channel`] says, zeros between `dim` and `pitch(dim)`.
+/// `y = softmax(q k^T / sqrt(dim)) v` by sample and head: a query for each pixel of `q`, whose first channels are `pitch(dim)` for each
+/// head; a key and a value for each of `kv`, whose last channels are as many for the keys and then for the values. Both may be one map.
+/// `y` has [`channels`], a head's where [`channel`] says, zeros between `dim` and `pitch(dim)`.
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn attention(precision: Precision, qkv: &Map, heads: usize, dim: usize, y: &Map) -> Launch {
-    let pixels = y.pixels();
-    let step = heads * pitch(dim);
-    assert!(qkv.pitch() == 3 * step && y.pitch() == step, "channels of attention");
-    assert!(qkv.pixels() == pixels && qkv.samples == y.samples, "sizes of attention");
+pub fn attention(precision: Precision, [q, kv]: [&Map; 2], heads: usize, dim: usize, y: &Map) -> Launch {
+    let (queries, keys, step) = (q.pixels(), kv.pixels(), heads * pitch(dim));
+    assert!(q.pitch() >= step && kv.pitch() >= 2 * step && y.pitch() == step, "channels of attention");
+    assert!(y.pixels() == queries && q.samples == y.samples && kv.samples == y.samples, "sizes of attention");
+    let value = |from_last: usize| kv.address + ((kv.pitch() - from_last * step) * precision.bytes()) as u64;
     let args = Args {
-        x: qkv.address,
+        q: q.address,
+        k: value(2),
+        v: value(1),
         y: y.address,
-        pixels: pixels as u32,
+        queries: queries as u32,
+        keys: keys as u32,
         heads: heads as u32,
         dim: dim as u32,
         pitch: pitch(dim) as u32,
+        q_stride: q.pitch() as u32,
+        kv_stride: kv.pitch() as u32,
         scale: 1.0 / (dim as f32).sqrt(),
-        row: step as u32,
     };
+    let elements = y.samples * step * (2 * queries + 2 * keys);
     let cost = Cost {
-        bytes: (qkv.bytes(precision) + y.bytes(precision)) as u64,
-        operations: 4 * (y.samples * pixels * pixels * heads * dim) as u64,
+        bytes: (elements * precision.bytes()) as u64,
+        operations: 4 * (y.samples * queries * keys * heads * dim) as u64,
     };
-    let grid = [pixels.div_ceil(QUERIES), heads * pitch(dim).div_ceil(CHANNELS), y.samples];
+    let grid = [queries.div_ceil(QUERIES), heads * pitch(dim).div_ceil(CHANNELS), y.samples];
     // Queries, keys and values made contiguous, two products, scale, softmax over the last dimension, transposition.
     Launch::new("attention", Some(precision), grid, &args, cost, 8)
 }

@@ -2,7 +2,7 @@
 
 use super::{Cost, Launch, Map, Precision, pitch};
 use crate::ops::Act;
-use crate::ops::cpu::conv::places;
+use crate::ops::cpu::conv::Places;
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 /// Pixels and outputs of a block.
@@ -13,17 +13,21 @@ const TILE: usize = 64;
 pub struct Weights {
     /// Where they are.
     pub address: u64,
-    /// Side of the kernel.
-    pub kernel: usize,
+    /// Rows and columns of the kernel.
+    pub kernel: [usize; 2],
     /// Inputs.
     pub inputs: usize,
     /// Outputs of a group.
     pub outputs: usize,
-    /// Groups of outputs: 3 a head for queries, keys and values, else 1. A subnet keeps a prefix of each.
+    /// Groups of outputs: 3 a head for queries, keys and values, 2 for a gate and what it gates, else 1. A subnet keeps a prefix of each.
     pub groups: usize,
 }
 
 impl Weights {
+    fn taps(&self) -> usize {
+        self.kernel.into_iter().product()
+    }
+
     /// Rows of a tap.
     fn rows(&self) -> usize {
         pitch(self.inputs)
@@ -36,7 +40,7 @@ impl Weights {
 
     /// Bytes that [`pack`] makes.
     pub fn bytes(&self, precision: Precision) -> usize {
-        self.kernel * self.kernel * self.rows() * self.columns() * precision.bytes()
+        self.taps() * self.rows() * self.columns() * precision.bytes()
     }
 }
 
@@ -47,7 +51,7 @@ impl Weights {
 /// group's columns: nothing is copied for it.
 pub fn pack(precision: Precision, weights: &Weights, value: impl Fn(usize, usize, usize, usize) -> f32) -> Vec<u8> {
     let per = 4 / precision.bytes();
-    let (taps, columns) = (weights.kernel * weights.kernel, pitch(weights.outputs));
+    let (taps, columns) = (weights.taps(), pitch(weights.outputs));
     let mut bytes = Vec::with_capacity(weights.bytes(precision));
     for row in (0..taps * weights.rows()).step_by(per) {
         let (tap, input) = (row / weights.rows(), row % weights.rows());
@@ -73,25 +77,6 @@ pub fn pack_bias(weights: &Weights, value: impl Fn(usize, usize) -> f32) -> Vec<
         if output < weights.outputs { value(group, output) } else { 0.0 }
     };
     (0..weights.columns()).map(at).collect()
-}
-
-/// Where a kernel is laid on a map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// Zeros around the map.
-    pub pad: usize,
-    /// Pixels from place to place, along both axes; at least 1.
-    pub stride: usize,
-}
-
-impl Window {
-    /// Every pixel, and none around the map: of a linear layer.
-    pub const LINEAR: Self = Self { pad: 0, stride: 1 };
-
-    /// The side of the output of a kernel of this side on a map of this side.
-    pub fn size(self, kernel: usize, side: usize) -> usize {
-        places(side, kernel, self.stride, self.pad)
-    }
 }
 
 /// What a convolution does beside the product.
@@ -138,8 +123,8 @@ struct Args {
     width: u32,
     out_height: u32,
     out_width: u32,
-    kernel: u32,
-    pad: u32,
+    kernel: [u32; 2],
+    pad: [u32; 2],
     tap_rows: u32,
     weight_pitch: u32,
     groups: u32,
@@ -165,15 +150,15 @@ pub fn conv(
     x: &[&Map],
     samples: Option<u64>,
     weights: &Weights,
-    window: Window,
+    places: Places,
     outputs: usize,
     epilogue: Epilogue,
     y: &Map,
 ) -> Launch {
     let (widths, bytes) = super::map::parts(precision, x);
     let inputs: usize = x.iter().map(|map| map.channels).sum();
-    let size = |side| window.size(weights.kernel, side);
-    assert_eq!([y.height, y.width], [x[0].height, x[0].width].map(size), "size of the output");
+    assert_eq!(weights.kernel, places.kernel, "rows and columns of the kernel");
+    assert_eq!([y.height, y.width], places.on([x[0].height, x[0].width]), "size of the output");
     assert!(inputs <= weights.inputs && outputs <= weights.outputs, "a prefix of the weights");
     assert_eq!(y.pitch(), weights.groups * pitch(outputs), "channels of the output");
     let part = |index: usize, row: usize| Part {
@@ -195,8 +180,8 @@ pub fn conv(
         width: x[0].width as u32,
         out_height: y.height as u32,
         out_width: y.width as u32,
-        kernel: weights.kernel as u32,
-        pad: window.pad as u32,
+        kernel: places.kernel.map(|side| side as u32),
+        pad: places.pad.map(|zeros| zeros as u32),
         tap_rows: weights.rows() as u32,
         weight_pitch: weights.columns() as u32,
         groups: weights.groups as u32,
@@ -211,10 +196,9 @@ pub fn conv(
             Some(Act::Relu) => unreachable!("no kernel has ReLU"),
         },
         scale: epilogue.scale,
-        stride: window.stride as u32,
+        stride: places.stride as u32,
     };
-    let taps = weights.kernel * weights.kernel;
-    let kept = taps * inputs * weights.groups * outputs;
+    let kept = places.taps() * inputs * weights.groups * outputs;
     let residual = epilogue.residual.map_or(0, |map| map.bytes(precision));
     let cost = Cost {
         bytes: (bytes + kept * precision.bytes() + residual + y.bytes(precision)) as u64,

@@ -5,8 +5,15 @@ use super::{Cost, Launch, Map, Precision};
 use crate::ops::cpu::group_norm::GroupTable;
 use bytemuck::NoUninit;
 
-/// Pixels that a block sums up.
+/// Pixels that a block sums up, at least.
 const CHUNK: usize = 64;
+/// Blocks of a sample, at most: one of them joins what all have summed up.
+const CHUNKS: usize = 128;
+
+/// Pixels that a block sums up of a map of so many: a matter of the map alone, so that a sample's sums do not depend on its batch.
+fn chunk(pixels: usize) -> usize {
+    pixels.div_ceil(CHUNKS).max(CHUNK)
+}
 
 /// A norm's parameters and groups in a machine's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +74,7 @@ pub struct Scratch {
 /// Bytes of the sums that [`group_norm`] takes on the way.
 pub fn sums_bytes(precision: Precision, x: &[&Map]) -> usize {
     let width: usize = parts(precision, x).0.iter().sum();
-    x[0].samples * x[0].pixels().div_ceil(CHUNK) * 2 * width * 4
+    x[0].samples * x[0].pixels().div_ceil(chunk(x[0].pixels())) * 2 * width * 4
 }
 
 /// Bytes of its result.
@@ -116,7 +123,8 @@ pub fn group_norm(
     let (widths, bytes) = parts(precision, x);
     let channels = [x[0].channels, x.get(1).map_or(0, |map| map.channels)];
     assert_eq!(norm.table.channels, channels.iter().sum::<usize>(), "channels of the norm");
-    let chunks = x[0].pixels().div_ceil(CHUNK);
+    let chunk = chunk(x[0].pixels());
+    let chunks = x[0].pixels().div_ceil(chunk);
     let args = Args {
         x: [x[0].address, x.get(1).map_or(0, |map| map.address)],
         scale: norm.scale,
@@ -131,7 +139,7 @@ pub fn group_norm(
         channels: channels.map(|channels| channels as u32),
         widths: widths.map(|width| width as u32),
         pixels: x[0].pixels() as u32,
-        chunk: CHUNK as u32,
+        chunk: chunk as u32,
         chunks: chunks as u32,
         groups: norm.table.groups as u32,
         eps,

@@ -129,12 +129,13 @@ pub struct Launch {
 }
 
 /// The threads of a block, by kernel: as `kernels/*.cuh` declare them.
-pub const THREADS: [(&str, u32); 11] = [
+pub const THREADS: [(&str, u32); 12] = [
     ("attention", 128),
     ("conv", 128),
     ("embedding", 128),
     ("layer_norm", 128),
     ("elementwise", 256),
+    ("gate", 256),
     ("group_norm", 256),
     ("normals", 128),
     ("pixels", 128),

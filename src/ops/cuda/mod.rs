@@ -14,6 +14,7 @@ pub mod attention;
 pub mod conv;
 pub mod elementwise;
 pub mod embedding;
+pub mod gate;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod group_norm;

@@ -2,25 +2,29 @@
 
 use super::{Cost, Launch, Precision};
 use crate::ImageShape;
-use bytemuck::{NoUninit, Zeroable};
+use bytemuck::{NoUninit, Pod, Zeroable};
 
 /// Channels from pixel to pixel of the network's input and output.
 pub const PITCH: usize = 8;
+/// Channels that an image may have: grey, colours, latents.
+pub const CHANNELS: [usize; 3] = [1, 3, 4];
 const THREADS: usize = 128;
 /// Pixels of a thread.
 const PIXELS: usize = 4;
 
 /// What is done to one image: see the kernel.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, NoUninit, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 pub struct Row {
     /// The image: f32, [`state_bytes`]; 0 for a row that is skipped.
     pub x: u64,
-    /// What its solver remembers; like `x`.
-    pub memory: u64,
+    /// What its solver remembers, and what that was one and two changes before; like `x`. Each is read where its weight is not 0.
+    pub memory: [u64; 3],
+    /// Takes the new memory: like `x`, perhaps one of the old ones; or 0, where it stays.
+    pub newest: u64,
     /// Takes the denoised image; like `x`, or 0.
     pub estimate: u64,
-    /// Takes the network's next input: elements `[pixels, PITCH]`.
+    /// Takes the network's next input: elements `[pixels, PITCH]`; or 0.
     pub input: u64,
     /// Of its noise.
     pub seed: u64,
@@ -42,16 +46,20 @@ pub struct Row {
     pub a_x: f32,
     /// of the denoised one,
     pub a_d: f32,
-    /// of the memory,
-    pub a_m: f32,
+    /// of the memories,
+    pub a_m: [f32; 3],
     /// and of the noise.
     pub noise: f32,
     /// Of the new memory: share of the old image,
     pub b_x: f32,
-    /// and of the denoised one.
+    /// of the denoised one,
     pub b_d: f32,
+    /// and of the memory.
+    pub b_m: f32,
     /// Scale of the next input.
     pub c_in: f32,
+    /// Nothing.
+    pub padding: u32,
 }
 
 /// Bytes of an image's state: f32 for whole groups of four pixels.
@@ -78,7 +86,7 @@ struct Args {
 /// whose denoised image is not finite gets a 1 in `faults`, u32 by row.
 ///
 /// # Panics
-/// For an image that is not of 1, 3 or 4 channels.
+/// For an image whose channels are not among [`CHANNELS`].
 pub fn sampler(
     precision: Precision,
     image: ImageShape,
@@ -87,7 +95,7 @@ pub fn sampler(
     output: Option<u64>,
     faults: u64,
 ) -> Launch {
-    assert!(matches!(image.channels, 1 | 3 | 4), "channels of an image");
+    assert!(CHANNELS.contains(&image.channels), "channels of an image");
     let pixels = image.height * image.width;
     let args =
         Args { rows, output: output.unwrap_or(0), faults, pixels: pixels as u32, channels: image.channels as u32 };

@@ -1,4 +1,4 @@
-// Attention of every pixel to every pixel of its sample, without the matrix of scores in memory (Dao 2023, "FlashAttention-2").
+// Attention of every query to every key of its sample, without the matrix of scores in memory (Dao 2023, "FlashAttention-2").
 //
 // y = softmax(q k^T / sqrt(dim)) v in each head. A warp has 16 queries and goes through the keys 32 at a time: scores by tensor cores, the
 // running maximum and sum of the softmax in registers, then the mixing of values by tensor cores, for which the scores' registers
@@ -7,11 +7,13 @@
 #include "conv.cuh"
 
 struct AttentionArgs {
-  u64 x;  // T [samples, pixels, 3, heads, pitch]: queries, keys and values
-  u64 y;  // T [samples, pixels, pitch / 8, heads, 8], zeros behind `dim`: fewer offsets are a prefix of the channels
-  u32 pixels, heads, dim, pitch;
+  u64 q;  // T [samples, queries, q_stride]: of a query heads * pitch elements, those of a head side by side
+  u64 k;  // T [samples, keys, kv_stride]: the same of a key
+  u64 v;  // T [samples, keys, kv_stride]: the same of its value
+  u64 y;  // T [samples, queries, pitch / 8, heads, 8], zeros behind `dim`: fewer offsets are a prefix of the channels
+  u32 queries, keys, heads, dim, pitch;
+  u32 q_stride, kv_stride;
   float scale;  // of the scores: 1 / sqrt(dim)
-  u32 row;      // elements of all heads of a pixel: heads * pitch
 };
 
 constexpr u32 ATTENTION_THREADS = 128;
@@ -66,8 +68,9 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
   const u32 tiles = (args.pitch + ATTENTION_CHANNELS - 1) / ATTENTION_CHANNELS;
   const u32 sample = blockIdx.z, first = blockIdx.x * ATTENTION_QUERIES;
   const u32 head = blockIdx.y / tiles, column0 = blockIdx.y % tiles * ATTENTION_CHANNELS;
-  const u32 stride = 3 * args.row;
-  const T* x = reinterpret_cast<const T*>(args.x) + (u64)sample * args.pixels * stride + head * args.pitch;
+  const T* queries = reinterpret_cast<const T*>(args.q) + (u64)sample * args.queries * args.q_stride + head * args.pitch;
+  const T* keys = reinterpret_cast<const T*>(args.k) + (u64)sample * args.keys * args.kv_stride + head * args.pitch;
+  const T* values = reinterpret_cast<const T*>(args.v) + (u64)sample * args.keys * args.kv_stride + head * args.pitch;
 
   float out[ATTENTION_CHANNELS / 8][4];
 #pragma unroll
@@ -77,7 +80,7 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
   // Of this lane's two queries, g and g + 8; the four lanes of a query have the same.
   float most[2] = {-3.402823466e38f, -3.402823466e38f}, total[2] = {0.0f, 0.0f};
 
-  for (u32 key0 = 0; key0 < args.pixels; key0 += ATTENTION_KEYS) {
+  for (u32 key0 = 0; key0 < args.keys; key0 += ATTENTION_KEYS) {
     float p[4][4];
 #pragma unroll
     for (u32 n = 0; n < 4; ++n)
@@ -89,14 +92,15 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
 #pragma unroll
       for (u32 i = 0; i < 2; ++i) {
         const u32 row = (thread >> 2) + 32u * i;
-        const bool valid = first + row < args.pixels && at < args.pitch;
-        copy16_async(q + row * CONV_A_PITCH + (thread & 3u) * 4u, valid ? x + (u64)(first + row) * stride + at : x, valid);
+        const bool valid = first + row < args.queries && at < args.pitch;
+        copy16_async(q + row * CONV_A_PITCH + (thread & 3u) * 4u,
+                     valid ? queries + (u64)(first + row) * args.q_stride + at : queries, valid);
       }
       {
         const u32 row = thread >> 2;
-        const bool valid = key0 + row < args.pixels && at < args.pitch;
+        const bool valid = key0 + row < args.keys && at < args.pitch;
         copy16_async(k + row * CONV_A_PITCH + (thread & 3u) * 4u,
-                     valid ? x + (u64)(key0 + row) * stride + args.row + at : x, valid);
+                     valid ? keys + (u64)(key0 + row) * args.kv_stride + at : keys, valid);
       }
       copy_commit();
       copy_wait<0>();
@@ -116,9 +120,9 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
     // The values come while the softmax is computed.
     for (u32 i = thread; i < ATTENTION_KEYS * ATTENTION_CHANNELS / V; i += ATTENTION_THREADS) {
       const u32 row = i / (ATTENTION_CHANNELS / V), at = i % (ATTENTION_CHANNELS / V) * V;
-      const bool valid = key0 + row < args.pixels && column0 + at < args.pitch;
+      const bool valid = key0 + row < args.keys && column0 + at < args.pitch;
       copy16_async(v + row * Mix<T>::PITCH + at,
-                   valid ? x + (u64)(key0 + row) * stride + 2 * args.row + column0 + at : x, valid);
+                   valid ? values + (u64)(key0 + row) * args.kv_stride + column0 + at : values, valid);
     }
     copy_commit();
 #pragma unroll
@@ -128,7 +132,7 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
       for (u32 n = 0; n < 4; ++n)
 #pragma unroll
         for (u32 i = 0; i < 2; ++i) {
-          const bool key = key0 + n * 8u + t * 2u + i < args.pixels;
+          const bool key = key0 + n * 8u + t * 2u + i < args.keys;
           float& score = p[n][2 * half + i];
           score = key ? score * args.scale : -3.402823466e38f;
           top = fmaxf(top, score);
@@ -175,7 +179,8 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
   __syncthreads();
   T* stage = reinterpret_cast<T*>(q + warp * 16u * CONV_A_PITCH);
   constexpr u32 STAGE_PITCH = CONV_A_PITCH * PER;
-  T* y = reinterpret_cast<T*>(args.y) + (u64)sample * args.pixels * args.row + head * 8u;
+  const u32 row_of_y = args.heads * args.pitch;
+  T* y = reinterpret_cast<T*>(args.y) + (u64)sample * args.queries * row_of_y + head * 8u;
 #pragma unroll
   for (u32 n = 0; n < ATTENTION_CHANNELS / 8; n += DEPTH / 8) {
 #pragma unroll
@@ -191,8 +196,8 @@ template <typename T> __device__ __forceinline__ void attention_body(const Atten
     for (u32 i = 0; i < 2; ++i) {
       const u32 row = (lane >> 2) + 8u * i, at = (lane & 3u) * V;
       const u32 query = first + warp * 16u + row, channel = column0 + 8 * n + at;
-      if (query < args.pixels && channel < args.pitch)
-        store16(y + (u64)query * args.row + channel / 8u * 8u * args.heads + channel % 8u, load16(stage + row * STAGE_PITCH + at));
+      if (query < args.queries && channel < args.pitch)
+        store16(y + (u64)query * row_of_y + channel / 8u * 8u * args.heads + channel % 8u, load16(stage + row * STAGE_PITCH + at));
     }
     __syncwarp();
   }

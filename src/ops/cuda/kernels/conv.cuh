@@ -30,10 +30,10 @@ struct ConvArgs {
   u64 residual;       // T like y, or 0
   u64 y;              // T [samples, out_height, out_width, groups * group_pitch]
   u32 height, width, out_height, out_width;
-  u32 kernel, pad;
+  u32 kernel[2], pad[2];  // rows and columns of the kernel; zeros above and left of the map
   u32 tap_rows;          // rows of a tap, a multiple of 8
   u32 weight_pitch;      // columns, a multiple of 8
-  u32 groups;            // of outputs: 3 a head for queries, keys and values, else 1
+  u32 groups;            // of outputs: 3 a head for queries, keys and values, 2 for a gate and what it gates, else 1
   u32 group_columns;     // from group to group in the weights, a multiple of 8
   u32 outputs;           // kept outputs of a group
   u32 group_pitch;       // from group to group in y, a multiple of 8
@@ -118,7 +118,7 @@ template <typename T> __device__ __forceinline__ void conv_body(const ConvArgs& 
 
   const u32 chunks0 = (args.parts[0].width + DEPTH - 1) / DEPTH;
   const u32 per_tap = chunks0 + (args.parts[1].width + DEPTH - 1) / DEPTH;
-  const u32 steps = args.kernel * args.kernel * per_tap;
+  const u32 steps = args.kernel[0] * args.kernel[1] * per_tap;
   u32 next_tap = 0, next_chunk = 0;  // of the stage that is loaded next
 
   auto load = [&](u32 stage) {
@@ -127,7 +127,7 @@ template <typename T> __device__ __forceinline__ void conv_body(const ConvArgs& 
     const u32 part = next_chunk < chunks0 ? 0u : 1u;
     const ConvPart& input = args.parts[part];
     const u32 channel = (next_chunk - (part ? chunks0 : 0u)) * DEPTH;
-    const int dy = (int)(next_tap / args.kernel) - (int)args.pad, dx = (int)(next_tap % args.kernel) - (int)args.pad;
+    const int dy = (int)(next_tap / args.kernel[1]) - (int)args.pad[0], dx = (int)(next_tap % args.kernel[1]) - (int)args.pad[1];
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
       const int y = oy[i] + dy, x = ox[i] + dx;
@@ -230,8 +230,8 @@ template <typename T> __device__ __forceinline__ void conv_body(const ConvArgs& 
       if (sample_bias) value += to_float(own.e[e]);
       if (residual) value += to_float(more.e[e]);
       value *= args.scale;
-      if (args.act == CONV_SILU) value = value / (1.0f + expf(-value));
-      if (args.act == CONV_GELU) value = 0.5f * value * (1.0f + erff(value * 0.70710678f));
+      if (args.act == CONV_SILU) value = silu(value);
+      if (args.act == CONV_GELU) value = gelu(value);
       // The weights of wider subnets have been multiplied too; channels up to the pitch must be zeros.
       out.e[e] = from_float<T>(column + at + e < args.outputs ? value : 0.0f);
     }

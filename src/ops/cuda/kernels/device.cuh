@@ -97,6 +97,11 @@ template <typename T> __device__ __forceinline__ Pack<T> load16(const T* from) {
 // The address lies on a boundary of 16 bytes.
 template <typename T> __device__ __forceinline__ void store16(T* to, const Pack<T>& pack) { move16(to, &pack); }
 
+// x sigmoid(x).
+DEVICE float silu(float value) { return value / (1.0f + expf(-value)); }
+// The exact one, by the error function.
+DEVICE float gelu(float value) { return 0.5f * value * (1.0f + erff(value * 0.70710678f)); }
+
 // The sum over the lanes of a warp, in a fixed order; every lane has it.
 DEVICE float warp_sum(float value) {
 #pragma unroll

@@ -73,7 +73,7 @@ template <typename T> __device__ __forceinline__ void elementwise_body(const Ele
 #pragma unroll
       for (u32 e = 0; e < V; ++e) {
         float value = fmaf(to_float(values.e[e]), slope[e], offset[e]);
-        if (args.silu) value = value / (1.0f + expf(-value));
+        if (args.silu) value = silu(value);
         sum[e] = fmaf(weight, value, sum[e]);
       }
     }

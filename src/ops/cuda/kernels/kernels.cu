@@ -2,6 +2,7 @@
 #include "attention.cuh"
 #include "conv.cuh"
 #include "embedding.cuh"
+#include "gate.cuh"
 #include "group_norm.cuh"
 #include "layer_norm.cuh"
 #include "elementwise.cuh"

@@ -1,10 +1,10 @@
 // A solver's step, from the network's output to its next input, in one pass over memory.
 //
 // With F the network's output, guided by w (Ho and Salimans 2022): D = c_skip x + c_out (F_u + w (F_c - F_u)) is the denoised image
-// (Karras et al. 2022, eq. 7). Every step of every solver is linear in the image x, D and one array of memory m
-// (`diffusion::solver::Update`):
+// (Karras et al. 2022, eq. 7). Every step of every solver is linear in the image x, D and what it remembers: the array m and what
+// m was one and two changes before, m1 and m2 (`diffusion::solver::Update`):
 //
-//   x' = a_x x + a_d D + a_m m + noise z      m' = b_x x + b_d D      input = c_in x'
+//   x' = a_x x + a_d D + a_m m + a_m1 m1 + a_m2 m2 + noise z      m' = b_x x + b_d D + b_m m      input = c_in x'
 //
 // z are the standard normals of (seed, image, draw, element). Each row of the batch has coefficients of its own: its image may be
 // at another step of another plan. The first noise of an image is such a step without a network. Rows without an image are
@@ -14,17 +14,19 @@
 #include "noise.cuh"
 
 struct SamplerRow {
-  u64 x;         // f32 [pixels up to a multiple of 4, channels]
-  u64 memory;    // f32, like x
-  u64 estimate;  // f32, like x: takes D; or 0
-  u64 input;     // T [pixels, 8]: takes c_in x', with zeros behind the channels
+  u64 x;          // f32 [pixels up to a multiple of 4, channels]
+  u64 memory[3];  // f32, like x: m, m1 and m2; each is read where its weight is not 0
+  u64 newest;     // f32, like x: takes m', and may be one of them; or 0
+  u64 estimate;   // f32, like x: takes D; or 0
+  u64 input;      // T [pixels, 8]: takes c_in x', with zeros behind the channels; or 0
   u64 seed;
   u32 image, draw;
   u32 conditional, unconditional;  // rows of the network's output; the same without guidance
   float guidance, c_skip, c_out;
-  float a_x, a_d, a_m, noise;
-  float b_x, b_d;
+  float a_x, a_d, a_m[3], noise;
+  float b_x, b_d, b_m;
   float c_in;
+  u32 padding;
 };
 
 struct SamplerArgs {
@@ -44,7 +46,7 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
   const SamplerRow row = reinterpret_cast<const SamplerRow*>(args.rows)[blockIdx.y];
   if (row.x == 0) return;
   float* x = reinterpret_cast<float*>(row.x) + pixel * CHANNELS;
-  float* memory = reinterpret_cast<float*>(row.memory) + pixel * CHANNELS;
+  float* newest = row.newest ? reinterpret_cast<float*>(row.newest) + pixel * CHANNELS : nullptr;
   float* estimate = row.estimate ? reinterpret_cast<float*>(row.estimate) + pixel * CHANNELS : nullptr;
   T* input = reinterpret_cast<T*>(row.input) + pixel * 8;
   const T* output = reinterpret_cast<const T*>(args.output);
@@ -75,30 +77,38 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
   }
   // What has no weight must not matter: an image that begins finds what another one left, which may be no number.
   const bool reads_x = row.a_x != 0.0f || row.b_x != 0.0f || row.c_skip != 0.0f;
+  const bool reads[3] = {row.a_m[0] != 0.0f || row.b_m != 0.0f, row.a_m[1] != 0.0f, row.a_m[2] != 0.0f};
   bool finite = true;
 #pragma unroll
   for (u32 quad = 0; quad < CHANNELS; ++quad) {
-    Pack<float> now = load16(x + 4 * quad), before = load16(memory + 4 * quad);
-    Pack<float> then, kept, seen;
+    Pack<float> now = load16(x + 4 * quad);
+    Pack<float> before[3], then, kept, seen;
 #pragma unroll
-    for (u32 e = 0; e < 4; ++e) {
-      now.e[e] = reads_x ? now.e[e] : 0.0f;
-      before.e[e] = row.a_m != 0.0f ? before.e[e] : 0.0f;
+    for (u32 m = 0; m < 3; ++m) {
+      if (reads[m]) before[m] = load16(reinterpret_cast<const float*>(row.memory[m]) + pixel * CHANNELS + 4 * quad);
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) before[m].e[e] = reads[m] ? before[m].e[e] : 0.0f;
     }
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) now.e[e] = reads_x ? now.e[e] : 0.0f;
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
       const float d = fmaf(row.c_out, f[4 * quad + e], row.c_skip * now.e[e]);
       finite = finite && fabsf(d) <= 3.402823466e38f;
-      then.e[e] = fmaf(row.noise, z[4 * quad + e], fmaf(row.a_m, before.e[e], fmaf(row.a_d, d, row.a_x * now.e[e])));
-      kept.e[e] = fmaf(row.b_d, d, row.b_x * now.e[e]);
+      float sum = fmaf(row.a_d, d, row.a_x * now.e[e]);
+#pragma unroll
+      for (u32 m = 0; m < 3; ++m) sum = fmaf(row.a_m[m], before[m].e[e], sum);
+      then.e[e] = fmaf(row.noise, z[4 * quad + e], sum);
+      kept.e[e] = fmaf(row.b_m, before[0].e[e], fmaf(row.b_d, d, row.b_x * now.e[e]));
       seen.e[e] = d;
       next[4 * quad + e] = row.c_in * then.e[e];
     }
     store16(x + 4 * quad, then);
-    store16(memory + 4 * quad, kept);
+    if (newest) store16(newest + 4 * quad, kept);
     if (estimate) store16(estimate + 4 * quad, seen);
   }
   if (!finite) atomicOr(reinterpret_cast<u32*>(args.faults) + blockIdx.y, 1u);
+  if (!row.input) return;
 #pragma unroll
   for (u32 p = 0; p < SAMPLER_PIXELS; ++p) {
     if (pixel + p >= args.pixels) break;
