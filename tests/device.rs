@@ -15,8 +15,9 @@ mod support;
 use accordion::diffusion::{Course, Update};
 use accordion::engine::{Engine, EngineError, EngineLimits, Job};
 use accordion::evaluation::latency::{self, Pace};
+use accordion::nets::device_runner::Blueprint;
 use accordion::nets::{
-    Condition, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Sampler, Slot, Threads, device_runner,
+    Condition, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Sampler, Slot, Threads,
 };
 use accordion::ops::cuda::{Accelerator, Precision};
 use accordion::philox::NoiseKey;
@@ -382,7 +383,8 @@ fn a_step_of_every_subnet_can_be_timed_and_the_calls_are_those_of_the_engine() {
     let ms = latency::of_calls(&mut runner, &[(0, 1), (3, 4)], pace, &mut |_| {}).unwrap();
     assert!(ms.len() == 2 && ms.iter().all(|&ms| ms > 0.0));
     // Two calls of each; the noise of all images once.
-    let of = |subnet: usize, batch| device_runner::launches(&model, Precision::Bf16, batch).unwrap()[subnet].len();
+    let blueprint = Blueprint::new(&model, model.supernet.clone(), Precision::Bf16, 4).unwrap();
+    let of = |subnet: usize, batch| blueprint.step(subnet, batch).len();
     assert_eq!(limits.lock().unwrap().launches - before, 1 + 2 * of(0, 1) + 2 * of(3, 4));
     // A call is told little: the weights stay where they are.
     let told = limits.lock().unwrap().uploaded - uploaded;

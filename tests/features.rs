@@ -155,7 +155,7 @@ fn branches_are_what_plain_loops_make_of_them_with_and_without_a_tape() {
 fn a_gpu_refuses_what_it_has_no_kernel_for() {
     let program = Arc::new(branches());
     let weights = initial(&program.spec, 5).unwrap();
-    let refused = Compiled::new(program, &weights, Precision::F32, &[]).unwrap_err();
+    let refused = Compiled::new(program, weights, Precision::F32, &[]).unwrap_err();
     assert_eq!(refused.to_string(), "backbone: first is a layer that runs on the CPU only; give `--device cpu`");
 }
 

@@ -1,11 +1,12 @@
 //! A model in a machine's memory: the weights of all subnets once, the images that are being drawn, and a program for each
 //! size of call.
 
+mod blueprint;
 mod control;
 mod decoder;
 mod texts;
 
-pub use decoder::launches as decoder_launches;
+pub use blueprint::{Blueprint, Memory};
 
 use super::network::Network;
 use super::on_gpu::{Addresses, Compiled};
@@ -16,10 +17,10 @@ use crate::diffusion::{Level, Noise};
 use crate::ops::cuda::sampler::{self, Row};
 use crate::ops::cuda::{Accelerator, Fault, Launch, Precision, pixels};
 use crate::philox::NoiseKey;
-use crate::supernet::Supernet;
 use crate::{Error, Result};
+use blueprint::{most_of, page_bytes, slot_bytes};
 use control::Control;
-use decoder::{CompiledDecoder, DeviceDecoder};
+use decoder::DeviceDecoder;
 use std::collections::HashMap;
 use texts::Texts;
 
@@ -54,6 +55,8 @@ pub struct DeviceRunner<M: Accelerator> {
     texts: Option<Texts>,
     /// Where pixels are made.
     staging: u64,
+    /// The sizes of what is denoised, by canvas.
+    states: Vec<ImageShape>,
     slots: Slots,
     /// Rows of images that have begun, with their canvases: the first noise of each, then the churn of those that have some. They are
     /// run with the next step, all at once.
@@ -110,65 +113,32 @@ impl<M: Accelerator> DeviceRunner<M> {
     /// [`Error::Input`] for a network that the kernels do not take, or a machine without enough memory: then nothing was
     /// allocated. [`Error::Tensor`] on a device fault.
     pub fn new(machine: M, model: &Model, precision: Precision, most: usize) -> Result<Self> {
-        Self::with_weights(machine, model, model.supernet.clone(), precision, most)
+        Self::build(machine, Blueprint::new(model, model.supernet.clone(), precision, most)?)
     }
 
-    /// The same of a model whose weights are these. Where nobody else holds them, their memory is given back on the way.
+    /// Brings what a blueprint is of into the machine's memory.
     ///
     /// # Errors
-    /// As [`Self::new`].
-    pub fn with_weights(
-        mut machine: M,
-        model: &Model,
-        supernet: Supernet,
-        precision: Precision,
-        most: usize,
-    ) -> Result<Self> {
-        // An image under guidance is two.
-        let most = most.max(2);
-        if most > MOST {
-            return Err(Error::input(
-                "max_batch",
-                format!("{most} is not accepted on a GPU: it must be at most {MOST}"),
-            ));
-        }
-        let network = model.network.clone();
-        network.check_denoises()?;
-        let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
-        let (compiled, bytes) = network.compile(supernet, precision, &widths)?;
-        let decoder = CompiledDecoder::of(model, precision)?;
-        let about = About::of(model, compiled.weight_bytes() + compiled.table_bytes());
-        let states: Vec<ImageShape> = about.canvases.iter().map(|canvas| canvas.state).collect();
-        if !sampler::CHANNELS.contains(&states[0].channels) {
-            let problem = format!("images of {} channels run on the CPU only; give `--device cpu`", states[0].channels);
-            return Err(Error::input("backbone", problem));
-        }
-        let arena = states.iter().map(|&size| compiled.arena_bytes(size, most)).max().unwrap_or(0);
-        let text = network.program().context();
-        // A decoder works where the network does.
-        let [arena, pictures, decoding] = match &decoder {
-            Some(decoder) => {
-                [arena.max(decoder.arena_bytes(&states)), decoder.picture_bytes(&states), decoder.bytes(&states)]
-            }
-            None => [arena, pixels::bytes(states[0]), 0],
-        };
-        let slots = PAGE * slot_bytes(precision, &states);
-        let texts = text.map_or(0, |shape| Texts::bytes(shape, precision, most));
-        let sizes = [bytes.len(), arena, Control::bytes(most), pictures, slots, texts, decoding];
-        let (needed, free) = (sizes.iter().sum(), machine.free()?);
+    /// [`Error::Input`] for a machine without enough memory: then nothing was allocated. [`Error::Denoiser`] on a device fault.
+    pub fn build(mut machine: M, blueprint: Blueprint) -> Result<Self> {
+        let memory = blueprint.memory();
+        let (needed, free) = (memory.total(), machine.free()?);
         if needed > free {
             return Err(Fault::OutOfMemory { needed: Some(needed), free }.into());
         }
+        let Blueprint { network, compiled, weights, decoder, text, about, most, states } = blueprint;
+        let precision = compiled.precision();
+        let Memory { activations, control, picture, images, texts, decoder: decoding, .. } = memory;
         let mut places = [0; 7];
+        let sizes = [memory.weights, activations, control, picture, images, texts, decoding];
         for (place, size) in places.iter_mut().zip(sizes).filter(|(_, size)| *size > 0) {
             *place = machine.allocate(size)?;
         }
-        let [weights, arena, control, staging, page, texts, decoding] = places;
-        machine.upload(weights, &bytes)?;
-        drop(bytes);
-        let decoder = decoder
-            .map(|decoder| DeviceDecoder::new(&mut machine, decoder, &states, [decoding, arena, staging]))
-            .transpose()?;
+        let [at_weights, arena, control, staging, page, texts, decoding] = places;
+        machine.upload(at_weights, &weights)?;
+        drop(weights);
+        let places = [decoding, arena, staging];
+        let decoder = decoder.map(|decoder| DeviceDecoder::new(&mut machine, decoder, &states, places)).transpose()?;
         let control = Control::new(control, most);
         let Control { noise, classes, samples, texts: of_texts, counters, .. } = control;
         let mut runner = Self {
@@ -176,13 +146,14 @@ impl<M: Accelerator> DeviceRunner<M> {
             network,
             compiled,
             most,
-            addresses: Addresses { weights, arena, noise, classes, samples, texts: of_texts, counters },
+            addresses: Addresses { weights: at_weights, arena, noise, classes, samples, texts: of_texts, counters },
             control,
             room: most,
             texts: text.map(|shape| Texts::new(shape, precision, most, texts)),
             staging,
             decoder,
             programs: HashMap::new(),
+            states,
             slots: Slots::default(),
             begun: Default::default(),
             activation_bytes: needed - about.weight_bytes,
@@ -217,19 +188,10 @@ impl<M: Accelerator> DeviceRunner<M> {
         self.network.preconditioning().at(level)
     }
 
-    /// The size of what is denoised on a canvas.
-    fn size(&self, canvas: usize) -> ImageShape {
-        self.about.canvases[canvas].state
-    }
-
-    fn states(&self) -> Vec<ImageShape> {
-        self.about.canvases.iter().map(|canvas| canvas.state).collect()
-    }
-
     /// Makes slots of a page's memory.
     fn add_page(&mut self, page: u64) {
-        let states = self.states();
-        let (state, slot) = (most_of(&states, sampler::state_bytes) as u64, slot_bytes(self.precision(), &states));
+        let state = most_of(&self.states, sampler::state_bytes) as u64;
+        let slot = slot_bytes(self.precision(), &self.states);
         for index in 0..PAGE {
             let [x, first, second, third, estimate, input] =
                 [0, 1, 2, 3, 4, 5].map(|array| page + (index * slot) as u64 + array * state);
@@ -243,7 +205,7 @@ impl<M: Accelerator> DeviceRunner<M> {
     /// A slot that nobody has. What is in it is of no meaning.
     fn take(&mut self) -> std::result::Result<usize, Fault> {
         if self.slots.free.is_empty() {
-            let bytes = PAGE * slot_bytes(self.precision(), &self.states());
+            let bytes = page_bytes(self.precision(), &self.states);
             let page = self.machine.allocate(bytes)?;
             self.activation_bytes += bytes;
             self.add_page(page);
@@ -315,7 +277,7 @@ impl<M: Accelerator> DeviceRunner<M> {
         }
         if !self.programs.contains_key(&(subnet, canvas, samples)) {
             let to = [to.rows, to.faults];
-            let launches = step(&self.compiled, self.size(canvas), subnet, samples, &self.addresses, to);
+            let launches = step(&self.compiled, self.states[canvas], subnet, samples, &self.addresses, to);
             let program = self.machine.prepare(launches)?;
             self.programs.insert((subnet, canvas, samples), program);
         }
@@ -331,7 +293,7 @@ impl<M: Accelerator> DeviceRunner<M> {
         for rows in rows.chunks(self.room) {
             let Control { rows: at, faults, .. } = self.control;
             self.machine.upload(at, bytemuck::cast_slice(rows))?;
-            let launch = sampler::sampler(self.precision(), self.size(canvas), at, rows.len(), None, faults);
+            let launch = sampler::sampler(self.precision(), self.states[canvas], at, rows.len(), None, faults);
             self.machine.launch(&launch.of("noise"))?;
         }
         Ok(())
@@ -360,7 +322,7 @@ impl<M: Accelerator> DeviceRunner<M> {
     fn bytes_of(&mut self, slot: Slot) -> std::result::Result<Option<Vec<u8>>, Fault> {
         self.make_begun()?;
         let Place { x, canvas, .. } = self.slots.places[slot.0];
-        let size = self.size(canvas);
+        let size = self.states[canvas];
         match &mut self.decoder {
             Some(decoder) => decoder.pixels(&mut self.machine, size, x),
             None => self.bytes_at(size, x).map(Some),
@@ -378,7 +340,7 @@ impl<M: Accelerator> DeviceRunner<M> {
     /// The bytes of a slot's estimate, where it is a latent a preview.
     fn estimate_of(&mut self, slot: Slot) -> std::result::Result<Vec<u8>, Fault> {
         let Place { estimate, canvas, .. } = self.slots.places[slot.0];
-        let size = self.size(canvas);
+        let size = self.states[canvas];
         let Some(decoder) = &self.decoder else { return self.bytes_at(size, estimate) };
         let mut latent = vec![0; size.elements() * 4];
         self.machine.download(estimate, &mut latent)?;
@@ -390,18 +352,6 @@ impl<M: Accelerator> DeviceRunner<M> {
         self.lost |= matches!(outcome, Err(Fault::Device(_)));
         Ok(outcome?)
     }
-}
-
-/// What a call of a subnet is made of, without a machine: for reports.
-///
-/// # Errors
-/// As [`Network::compile`].
-pub fn launches(model: &Model, precision: Precision, samples: usize) -> Result<Vec<Vec<Launch>>> {
-    let network = model.network.clone();
-    let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
-    let (compiled, _) = network.compile(model.supernet.clone(), precision, &widths)?;
-    let step = |subnet| step(&compiled, network.image(), subnet, samples, &Addresses::default(), [0; 2]);
-    Ok((0..widths.len()).map(step).collect())
 }
 
 /// A call of the network and then a sampler step on as many rows as there are samples, at these addresses of rows and faults.
@@ -419,16 +369,6 @@ fn step(
     call.launches
 }
 
-/// The most that one of these sizes takes, as whole places.
-fn most_of(states: &[ImageShape], bytes: impl Fn(ImageShape) -> usize) -> usize {
-    states.iter().map(|&size| bytes(size)).max().unwrap_or(0).next_multiple_of(ALIGN)
-}
-
-/// Memory of one image that is being drawn, of any of these sizes.
-fn slot_bytes(precision: Precision, states: &[ImageShape]) -> usize {
-    5 * most_of(states, sampler::state_bytes) + most_of(states, |size| sampler::input_bytes(precision, size))
-}
-
 impl<M: Accelerator> Denoiser for DeviceRunner<M> {
     fn about(&self) -> &About {
         &self.about
@@ -439,7 +379,7 @@ impl<M: Accelerator> Denoiser for DeviceRunner<M> {
     }
 
     fn denoise(&mut self, subnet: usize, rows: &Rows) -> Result<Vec<f32>> {
-        let canvas = self.about.canvases.iter().position(|canvas| canvas.state == rows.image);
+        let canvas = self.states.iter().position(|&size| size == rows.image);
         let canvas = canvas.expect("a size that the model draws");
         let mut denoised = Vec::with_capacity(rows.x.len());
         let mut slots = Vec::new();

@@ -71,7 +71,8 @@ pub fn open(
         #[cfg(feature = "cuda")]
         Placement::Cuda(index) => {
             let gpu = crate::ops::cuda::gpu::Gpu::open(index)?;
-            let runner = DeviceRunner::with_weights(gpu, model, supernet, precision, most);
+            let blueprint = super::device_runner::Blueprint::new(model, supernet, precision, most);
+            let runner = blueprint.and_then(|blueprint| DeviceRunner::build(gpu, blueprint));
             Ok(Box::new(runner.map_err(|error| error.within(&format!("{placement}: ")))?))
         }
         #[cfg(not(feature = "cuda"))]

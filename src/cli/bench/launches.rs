@@ -5,7 +5,8 @@ use crate::Result;
 use crate::cli::table::{Align, Table};
 use crate::evaluation::latency::{self, Pace};
 use crate::evaluation::profile::Device;
-use crate::nets::{Model, Opened, device_runner};
+use crate::nets::device_runner::{Blueprint, Memory};
+use crate::nets::{Model, Opened};
 use crate::ops::cuda::{Cost, Launch, Precision};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -18,6 +19,10 @@ pub struct Report {
     precision: Precision,
     /// The GPU that timed them.
     device: Option<String>,
+    /// Samples of the largest call.
+    most: usize,
+    /// What a server for calls on so many samples allocates at its start.
+    memory: Memory,
     /// By subnet from narrow to wide, then by batch; at last, of a model that draws latents, how a picture is made of one.
     steps: Vec<Step>,
 }
@@ -96,18 +101,18 @@ impl Report {
                 (Some(Device::of(opened).processor), ms.into_iter().map(Some).collect(), decoding_ms)
             }
         };
-        let mut by_batch = BTreeMap::new();
-        for &(_, batch) in settings {
-            by_batch.insert(batch, device_runner::launches(model, precision, batch)?);
-        }
+        let most = settings.iter().map(|&(_, batch)| batch).max().unwrap_or(1);
+        let blueprint = Blueprint::new(model, model.supernet.clone(), precision, most)?;
         let step = |(&(subnet, batch), ms): (&(usize, usize), Option<f64>)| {
             let name = model.subnets()[subnet].name.to_string();
-            Step::new(name, batch, ms, &by_batch[&batch][subnet], precision)
+            Step::new(name, batch, ms, &blueprint.step(subnet, batch), precision)
         };
         let mut steps: Vec<Step> = settings.iter().zip(ms).map(step).collect();
-        let decoding = device_runner::decoder_launches(model, precision, model.canvases()[0].state)?;
-        steps.extend(decoding.map(|launches| Step::new("decoder".to_owned(), 1, decoding_ms, &launches, precision)));
-        Ok(Self { model: model.card.name.clone(), precision, device, steps })
+        steps.extend(
+            blueprint.decoding().map(|launches| Step::new("decoder".to_owned(), 1, decoding_ms, &launches, precision)),
+        );
+        let memory = blueprint.memory();
+        Ok(Self { model: model.card.name.clone(), precision, device, most, memory, steps })
     }
 }
 
@@ -131,6 +136,18 @@ impl fmt::Display for Report {
         let timed = self.device.as_ref().map_or_else(|| "not timed".to_owned(), |device| format!("timed on {device}"));
         writeln!(f, "{}, {}: denoising steps as launches, {timed}", self.model, self.precision)?;
         writeln!(f, "Floors are of an H100 SXM by its data sheet: 3.35 TB/s, and its tensor cores' dense rate.")?;
+        let Memory { weights, activations, texts, decoder, .. } = self.memory;
+        let [all, weights, activations, texts, decoder] = [self.memory.total(), weights, activations, texts, decoder]
+            .map(|bytes| format!("{:.1}", bytes as f64 / 1e6));
+        write!(
+            f,
+            "Memory for calls on {} samples: {all} MB, of them weights {weights}, activations {activations}",
+            self.most
+        )?;
+        match self.memory.decoder {
+            0 => writeln!(f)?,
+            _ => writeln!(f, ", texts {texts}, decoder {decoder}")?,
+        }
         let mut table = Table::new([
             (Align::Left, "subnet"),
             (Align::Right, "batch"),

@@ -94,7 +94,7 @@ impl CompiledDecoder {
     }
 
     /// From a latent of this size, where a row says, to bytes at `staging`.
-    fn launches(&self, latent: ImageShape, addresses: &Addresses, places: &Places) -> Vec<Launch> {
+    pub fn launches(&self, latent: ImageShape, addresses: &Addresses, places: &Places) -> Vec<Launch> {
         let (precision, picture) = (self.compiled.precision(), self.picture(latent));
         let Places { control, picture: state, staging, .. } = *places;
         let [rows, faults] = [offset_of!(Control, rows), offset_of!(Control, faults)].map(|at| control + at as u64);
@@ -108,18 +108,9 @@ impl CompiledDecoder {
     }
 }
 
-/// What decoding a latent of this size is made of, without a machine: for reports.
-///
-/// # Errors
-/// As [`CompiledDecoder::of`].
-pub fn launches(model: &Model, precision: Precision, latent: ImageShape) -> Result<Option<Vec<Launch>>> {
-    let decoder = CompiledDecoder::of(model, precision)?;
-    Ok(decoder.map(|decoder| decoder.launches(latent, &Addresses::default(), &Places::default())))
-}
-
 /// Addresses of what is not the network's.
 #[derive(Clone, Copy, Debug, Default)]
-struct Places {
+pub(super) struct Places {
     control: u64,
     input: u64,
     /// f32 `[pixels, colours]`.
