@@ -37,6 +37,24 @@ fn gpu_images_are_those_of_the_cpu() {
 
 #[test]
 #[ignore = "needs a GPU"]
+fn gpu_a_prompt_gives_the_picture_of_the_cpu() {
+    let workspace = Workspace::of_texts("");
+    let model = workspace.path("model");
+    let draw = |device: &str| {
+        let out = workspace.path("image.png");
+        let place = ["--model", text(&model), "--out", text(&out), "--device", device, "--size", "160x64"];
+        let what = ["--prompt", "a red bicycle", "--negative-prompt", "blurry", "--plan", "pndm-2@0.250"];
+        let output = accordion(&[&["generate"], &place[..], &what[..]].concat()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        image::open(&out).unwrap().into_rgb8()
+    };
+    let [want, got] = ["cpu", "cuda:0"].map(draw);
+    assert_eq!(got.dimensions(), (160, 64));
+    assert!(got.iter().zip(want.iter()).all(|(a, b)| a.abs_diff(*b) <= 1));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
 fn gpu_a_server_serves_from_it_and_ends_well() {
     let workspace = Workspace::new("precision = \"bf16\"\nmax_batch = 4");
     let server = workspace.serve_with(&["--devices", "cuda:0"]);
