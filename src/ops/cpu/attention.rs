@@ -270,7 +270,7 @@ fn fold(n: usize, start: f32, f: impl Fn(usize, f32) -> f32, join: impl Fn(f32, 
 }
 
 /// Softmax of every row of `len` elements, in place.
-pub(super) fn softmax(rows: &mut [f32], len: usize) {
+fn softmax(rows: &mut [f32], len: usize) {
     vectorised(
         #[inline(always)]
         || {
@@ -286,42 +286,6 @@ pub(super) fn softmax(rows: &mut [f32], len: usize) {
                 for v in &mut *row {
                     *v *= inverse;
                 }
-            }
-        },
-    );
-}
-
-/// What is known of a query's softmax after some of its keys (Milakov and Gimelshein 2018).
-#[derive(Clone, Copy, Debug)]
-pub struct Online {
-    /// The largest score.
-    most: f32,
-    /// The sum of `exp(score - most)`.
-    pub sum: f32,
-    /// What sums over the keys before are multiplied with, since `most` has grown.
-    pub rescale: f32,
-}
-
-impl Online {
-    /// Before the first key.
-    pub const START: Self = Self { most: f32::NEG_INFINITY, sum: 0.0, rescale: 0.0 };
-}
-
-/// `exp(score - most)` of the first `len` scores of every row, in place, for rows that go on with more keys; each row has a state.
-pub fn softmax_online(rows: &mut [f32], pitch: usize, len: usize, states: &mut [Online]) {
-    vectorised(
-        #[inline(always)]
-        || {
-            for (row, state) in rows.chunks_exact_mut(pitch).zip(states) {
-                let row = &mut row[..len];
-                let larger = |a: f32, b: f32| if a > b { a } else { b };
-                let most = larger(fold(len, f32::NEG_INFINITY, |i, m| larger(row[i], m), larger), state.most);
-                for v in &mut *row {
-                    *v = exp(*v - most);
-                }
-                let sum = fold(len, 0.0, |i, sum| sum + row[i], |a, b| a + b);
-                let rescale = exp(state.most - most);
-                *state = Online { most, sum: state.sum * rescale + sum, rescale };
             }
         },
     );

@@ -2,9 +2,10 @@
 
 use super::panels::{Line, PANEL, Product, Rows, Weights, floats, panels, pitch};
 use super::scratch::with_scratch;
+use super::softmax::{Online, softmax};
 use super::{Map, Workspace};
-use crate::ops::cpu::attention::{Online, softmax, softmax_online};
 use crate::ops::cpu::parts::Parts;
+use std::f32::consts::LOG2_E;
 
 /// Queries of a task.
 const QUERIES: usize = 32;
@@ -83,7 +84,8 @@ pub fn attention(workspace: &mut Workspace, q: &Map, kv: &Map, heads: usize, dim
 
     let of_task = if keys_of_sample > TILE { MORE_QUERIES } else { QUERIES };
     let blocks = queries.div_ceil(of_task);
-    let temperature = 1.0 / (dim as f32).sqrt();
+    // Powers of two, where the definition has those of e.
+    let temperature = LOG2_E / (dim as f32).sqrt();
     let (key_data, value_data) = (floats(&keys), floats(&values));
     let (score_pitch, dim_pitch) = (pitch(keys_of_sample), pitch(dim));
     let out = Parts::new(out.data_mut());
@@ -110,16 +112,9 @@ pub fn attention(workspace: &mut Workspace, q: &Map, kv: &Map, heads: usize, dim
                 let product = Product { a, w, rows, depth: dim, panels: panels(keys), onto: false };
                 // SAFETY: `scores` has as many rows of that length.
                 unsafe { product.into(scores.as_mut_ptr(), tile_pitch) };
-                if keys_of_sample <= TILE {
-                    for scores in scores.chunks_exact_mut(tile_pitch).take(rows) {
-                        softmax(&mut scores[..keys], keys);
-                    }
-                } else {
-                    softmax_online(&mut scores[..rows * tile_pitch], tile_pitch, keys, &mut states[..rows]);
-                    for (result, state) in results.chunks_exact_mut(dim_pitch).zip(&states[..rows]).filter(|_| tile > 0)
-                    {
-                        result.iter_mut().for_each(|result| *result *= state.rescale);
-                    }
+                softmax(&mut scores[..rows * tile_pitch], tile_pitch, keys, &mut states[..rows]);
+                for (result, state) in results.chunks_exact_mut(dim_pitch).zip(&states[..rows]).filter(|_| tile > 0) {
+                    result.iter_mut().for_each(|result| *result *= state.rescale);
                 }
                 let a = Rows { data: scores, row: tile_pitch, taps: &[0] };
                 let lines = pair * value_lines + tile;
@@ -128,18 +123,12 @@ pub fn attention(workspace: &mut Workspace, q: &Map, kv: &Map, heads: usize, dim
                 // SAFETY: `results` has as many rows of that length.
                 unsafe { product.into(results.as_mut_ptr(), dim_pitch) };
             }
-            if keys_of_sample > TILE {
-                for (result, state) in results.chunks_exact_mut(dim_pitch).zip(&states[..rows]) {
-                    let inverse = 1.0 / state.sum;
-                    result.iter_mut().for_each(|result| *result *= inverse);
-                }
-            }
-            for (row, result) in results.chunks_exact(dim_pitch).take(rows).enumerate() {
-                let pixel = (pair / heads * queries + first + row) * out_pitch;
+            for (row, (result, state)) in results.chunks_exact(dim_pitch).zip(&states[..rows]).enumerate() {
+                let (pixel, inverse) = ((pair / heads * queries + first + row) * out_pitch, 1.0 / state.sum);
                 for (offset, value) in result[..dim].iter().enumerate() {
                     let to = out.at(pixel + place(heads, pair % heads, offset), 1);
                     // SAFETY: no two tasks share a query and a head.
-                    unsafe { to.write(*value) };
+                    unsafe { to.write(value * inverse) };
                 }
             }
         });

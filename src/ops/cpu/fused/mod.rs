@@ -21,6 +21,7 @@ pub mod record;
 pub mod resample;
 pub mod rows;
 mod scratch;
+mod softmax;
 pub mod source;
 pub mod team;
 #[cfg(test)]
