@@ -6,6 +6,7 @@ mod compare;
 #[path = "support/workplace.rs"]
 mod workplace;
 
+use accordion::diffusion::preconditioning::{Preconditioning, Predicts};
 use accordion::nets::Model;
 use accordion::nets::text_to_image::FILES;
 use accordion::supernet::{Order, Pipe, Spec, Subnet, Widths};
@@ -283,7 +284,7 @@ fn a_pipeline_that_is_not_whole_or_does_not_fit_together_is_refused_by_the_part(
         ("vae/config.json", "layers_per_block", json!(1), "has tensors that the autoencoder does not have"),
         ("text_encoder/config.json", "hidden_size", json!(48), "text_encoder.hidden_size: 48 are not the 40 channels"),
         ("text_encoder/config.json", "max_position_embeddings", json!(64), "max_position_embeddings: 64 is not 77"),
-        ("scheduler/scheduler_config.json", "prediction_type", json!("v_prediction"), "is not \"epsilon\""),
+        ("scheduler/scheduler_config.json", "prediction_type", json!("sample"), "is neither \"epsilon\" nor"),
         ("scheduler/scheduler_config.json", "beta_schedule", json!("linear"), "is not \"scaled_linear\""),
         ("scheduler/scheduler_config.json", "beta_start", json!(0.5), "0.5 to 0.012 is not a range between 0 and 1"),
     ] {
@@ -525,6 +526,28 @@ fn an_extracted_pipeline_is_read_again_and_a_narrower_one_has_other_formats() {
     assert_eq!(widths[&format!("{name}.conv")], kept);
     assert_eq!(weights[&format!("{name}.conv1.weight")].dims(), [kept, 24, 3, 3]);
     assert!(kept.is_multiple_of(config["norm_groups"][format!("{name}.norm2")].as_u64().unwrap() as usize));
+}
+
+#[test]
+fn what_a_network_predicts_is_kept() {
+    let work = pipeline();
+    work.change("sd/scheduler/scheduler_config.json", &[("prediction_type", json!("v_prediction"))]);
+    work.imports(&["sd", "--out", "model"]);
+    let model = Model::open(&work.path("model")).unwrap();
+    let predicts = match model.network.preconditioning() {
+        Preconditioning::Ddpm { predicts, .. } => predicts,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(predicts, Predicts::VPrediction);
+    for (format, file) in [("diffusers", "scheduler/scheduler_config.json"), ("torch-names", "config.json")] {
+        let out = format!("as-{format}");
+        let args = ["extract", "--model", "model", "--subnet", "full", "--format", format, "--out", &out];
+        assert!(work.run(&args).status.success());
+        let config: Value = serde_json::from_slice(&std::fs::read(work.path(&out).join(file)).unwrap()).unwrap();
+        assert_eq!(config["prediction_type"], "v_prediction", "{format}");
+    }
+    work.imports(&["as-diffusers", "--out", "again"]);
+    assert_eq!(Model::open(&work.path("again")).unwrap().card.preconditioning, model.card.preconditioning);
 }
 
 /// Needs diffusers in the environment that `benches/peers/venv.sh` makes; says so where it is missing.

@@ -4,6 +4,7 @@ mod parts;
 
 use super::tensors::{Levels, Noisy, TensorFile};
 use crate::diffusion::Plan;
+use crate::diffusion::preconditioning::{Preconditioning, Predicts};
 use crate::files::write_tensors;
 use crate::nets::{HostRunner, Model, Rows, Threads};
 use crate::{Error, ImageShape, Result};
@@ -88,7 +89,10 @@ impl Args {
             let rows = Rows { image, x: &x[start * elements..end * elements], levels, conditions };
             output.extend(if are_times { runner.raw(subnet, &rows) } else { runner.call(subnet, &rows) });
         }
+        let is_v =
+            matches!(model.network.preconditioning(), Preconditioning::Ddpm { predicts: Predicts::VPrediction, .. });
         let name = match (are_times, model.network.program().context()) {
+            (_, Some(_)) if is_v => "v",
             (_, Some(_)) => "eps",
             (true, None) => "noise_pred",
             (false, None) => "denoised",

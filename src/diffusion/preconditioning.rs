@@ -12,7 +12,7 @@ pub enum Preconditioning {
     /// Variance exploding (Song et al. 2021).
     Ve,
     /// Variance preserving in steps (Ho et al. 2020) whose betas' roots are equidistant, the "scaled linear" schedule of latent diffusion
-    /// (Rombach et al. 2022): the network predicts the noise, told the step.
+    /// (Rombach et al. 2022): the network is told the step.
     Ddpm {
         /// The beta of the first step.
         beta_start: f64,
@@ -20,6 +20,9 @@ pub enum Preconditioning {
         beta_end: f64,
         /// How many steps there are.
         steps: usize,
+        /// What the network predicts.
+        #[serde(default)]
+        predicts: Predicts,
     },
     /// EDM (Karras et al. 2022).
     Edm {
@@ -27,6 +30,17 @@ pub enum Preconditioning {
         #[serde(default = "default_sigma_data")]
         sigma_data: f64,
     },
+}
+
+/// What a network of a process in steps predicts, with `xt = alpha x0 + sigma alpha eps`; under the names of diffusers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Predicts {
+    /// The noise eps (Ho et al. 2020).
+    #[default]
+    Epsilon,
+    /// `alpha eps - sigma alpha x0` (Salimans and Ho 2022, section 4).
+    VPrediction,
 }
 
 fn default_sigma_data() -> f64 {
@@ -63,7 +77,8 @@ impl Preconditioning {
     pub(crate) const VP_BETA_MIN: f64 = 0.1;
     pub(crate) const VP_STEPS: f64 = 1000.0;
     /// That of Stable Diffusion 1.x.
-    pub const STABLE_DIFFUSION: Self = Self::Ddpm { beta_start: 0.00085, beta_end: 0.012, steps: 1000 };
+    pub const STABLE_DIFFUSION: Self =
+        Self::Ddpm { beta_start: 0.00085, beta_end: 0.012, steps: 1000, predicts: Predicts::Epsilon };
 
     /// The noise level of the variance preserving process at `time` in (0, 1] (Karras et al. 2022, table 1).
     pub fn vp_sigma(time: f64) -> f64 {
@@ -75,7 +90,7 @@ impl Preconditioning {
     /// `sigma^2 = (1 - a) / a` with `a` the product of `1 - beta` up to the step (Ho et al. 2020, eq. 4).
     pub fn steps(&self) -> impl Iterator<Item = f64> {
         let (first, last, steps) = match *self {
-            Self::Ddpm { beta_start, beta_end, steps } => (beta_start.sqrt(), beta_end.sqrt(), steps),
+            Self::Ddpm { beta_start, beta_end, steps, .. } => (beta_start.sqrt(), beta_end.sqrt(), steps),
             _ => (0.0, 0.0, 0),
         };
         let beta = move |step: usize| (first + (last - first) * step as f64 / (steps - 1).max(1) as f64).powi(2);
@@ -130,12 +145,14 @@ impl Preconditioning {
                     c_noise: (Self::VP_STEPS - 1.0) * time,
                 }
             }
-            Self::Ddpm { .. } => Coefficients {
-                c_skip: 1.0,
-                c_out: -sigma,
-                c_in: 1.0 / (variance + 1.0).sqrt(),
-                c_noise: self.step_of(sigma),
-            },
+            Self::Ddpm { predicts, .. } => {
+                let c_in = 1.0 / (variance + 1.0).sqrt();
+                let (c_skip, c_out) = match predicts {
+                    Predicts::Epsilon => (1.0, -sigma),
+                    Predicts::VPrediction => (c_in * c_in, -sigma * c_in),
+                };
+                Coefficients { c_skip, c_out, c_in, c_noise: self.step_of(sigma) }
+            }
             Self::Ve => Coefficients { c_skip: 1.0, c_out: sigma, c_in: 1.0, c_noise: (0.5 * sigma).ln() },
             Self::Edm { sigma_data } => {
                 let data = sigma_data * sigma_data;
@@ -152,8 +169,36 @@ impl Preconditioning {
     /// The weight of a sample's squared error at noise level `sigma` (Karras et al. 2022, table 1: lambda).
     pub fn loss_weight(&self, sigma: f64) -> f64 {
         match *self {
+            // That of the squared error of what is predicted.
+            Self::Ddpm { predicts: Predicts::VPrediction, .. } => 1.0 + 1.0 / (sigma * sigma),
             Self::Vp | Self::Ve | Self::Ddpm { .. } => 1.0 / (sigma * sigma),
             Self::Edm { sigma_data } => (sigma * sigma + sigma_data * sigma_data) / (sigma * sigma_data).powi(2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_network_in_steps_predicts_gives_the_image_back_and_weighs_its_own_error() {
+        let (x0, eps) = (0.7, -1.3);
+        for predicts in [Predicts::Epsilon, Predicts::VPrediction] {
+            let process = Preconditioning::Ddpm { beta_start: 0.00085, beta_end: 0.012, steps: 1000, predicts };
+            for sigma in [0.03f64, 0.5, 1.0, 14.0] {
+                let alpha = 1.0 / (1.0 + sigma * sigma).sqrt();
+                let predicted = match predicts {
+                    Predicts::Epsilon => eps,
+                    Predicts::VPrediction => alpha * eps - sigma * alpha * x0,
+                };
+                let c = process.coefficients(sigma);
+                assert!(
+                    (c.c_skip * (x0 + sigma * eps) + c.c_out * predicted - x0).abs() < 1e-12,
+                    "{predicts:?} {sigma}"
+                );
+                assert!((process.loss_weight(sigma) * c.c_out * c.c_out - 1.0).abs() < 1e-12, "{predicts:?} {sigma}");
+            }
         }
     }
 }

@@ -153,8 +153,10 @@ fn scheduler(preconditioning: Preconditioning) -> Value {
         "steps_offset": 1,
         "trained_betas": null,
     });
-    if let Preconditioning::Ddpm { beta_start, beta_end, steps } = preconditioning {
-        extend(&mut config, json!({ "beta_start": beta_start, "beta_end": beta_end, "num_train_timesteps": steps }));
+    if let Preconditioning::Ddpm { beta_start, beta_end, steps, predicts } = preconditioning {
+        let betas = json!({ "beta_start": beta_start, "beta_end": beta_end, "num_train_timesteps": steps });
+        extend(&mut config, betas);
+        extend(&mut config, json!({ "prediction_type": predicts }));
     }
     config
 }

@@ -121,13 +121,18 @@ impl<'a> PublicConfig<'a> {
     /// That of Stable Diffusion, with the betas that the file says.
     fn ddpm(&self) -> Result<Preconditioning> {
         let mut written = serde_json::to_value(Preconditioning::STABLE_DIFFUSION).expect("plain data");
-        for (ours, theirs) in [("beta_start", "beta_start"), ("beta_end", "beta_end"), ("steps", "num_train_timesteps")]
-        {
+        for (ours, theirs) in [
+            ("beta_start", "beta_start"),
+            ("beta_end", "beta_end"),
+            ("steps", "num_train_timesteps"),
+            ("predicts", "prediction_type"),
+        ] {
             if let Some(value) = self.json.get(theirs) {
                 written[ours] = value.clone();
             }
         }
-        let refuse = |error: serde_json::Error| Error::field(self.path, "num_train_timesteps and betas", error);
+        let refuse =
+            |error: serde_json::Error| Error::field(self.path, "num_train_timesteps, prediction_type and betas", error);
         serde_json::from_value(written).map_err(refuse)
     }
 }
@@ -150,7 +155,8 @@ pub fn write(model: &Model, path: &Path) -> Result<()> {
     json["preconditioning"] = Kind::of(network.preconditioning()).as_str().into();
     match network.preconditioning() {
         Preconditioning::Edm { sigma_data } => json["sigma_data"] = sigma_data.into(),
-        Preconditioning::Ddpm { beta_start, beta_end, steps } => {
+        Preconditioning::Ddpm { beta_start, beta_end, steps, predicts } => {
+            json["prediction_type"] = json!(predicts);
             json["beta_start"] = beta_start.into();
             json["beta_end"] = beta_end.into();
             json["num_train_timesteps"] = steps.into();

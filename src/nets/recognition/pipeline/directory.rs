@@ -2,7 +2,7 @@
 
 use super::{Configs, Pipeline, Tensors};
 use crate::checkpoint::component;
-use crate::diffusion::preconditioning::Preconditioning;
+use crate::diffusion::preconditioning::{Preconditioning, Predicts};
 use crate::files::read_json;
 use crate::nets::backbone::Architecture;
 use crate::nets::{unet, vae};
@@ -185,6 +185,8 @@ struct Scheduler {
     beta_end: f64,
     #[serde(default = "steps")]
     num_train_timesteps: usize,
+    #[serde(default)]
+    prediction_type: Predicts,
 }
 
 // Those of diffusers' classes.
@@ -202,17 +204,21 @@ fn steps() -> usize {
 
 fn preconditioning(path: &Path) -> Result<Preconditioning> {
     let json: Map<String, Value> = read_json(path)?;
-    let fixed = vec![
-        ("prediction_type", json!("epsilon")),
-        ("rescale_betas_zero_snr", json!(false)),
-        ("trained_betas", json!(null)),
-    ];
+    let fixed = vec![("rescale_betas_zero_snr", json!(false)), ("trained_betas", json!(null))];
     check_fields(path, &json, fixed)?;
     let schedule = json.get("beta_schedule").unwrap_or(&Value::Null);
     if *schedule != "scaled_linear" {
         return Err(Error::field(path, "beta_schedule", format!("{schedule} is not \"scaled_linear\"")));
     }
-    let Scheduler { beta_start, beta_end, num_train_timesteps: steps } = read_json(path)?;
+    let predicts = json.get("prediction_type").unwrap_or(&Value::Null);
+    if !matches!(predicts.as_str(), None | Some("epsilon" | "v_prediction")) {
+        return Err(Error::field(
+            path,
+            "prediction_type",
+            format!("{predicts} is neither \"epsilon\" nor \"v_prediction\""),
+        ));
+    }
+    let Scheduler { beta_start, beta_end, num_train_timesteps: steps, prediction_type: predicts } = read_json(path)?;
     let refuse = |field: &str, problem: String| Err(Error::field(path, field, problem));
     if !(beta_start > 0.0 && beta_start <= beta_end && beta_end < 1.0) {
         return refuse("beta_start", format!("{beta_start} to {beta_end} is not a range between 0 and 1"));
@@ -220,5 +226,5 @@ fn preconditioning(path: &Path) -> Result<Preconditioning> {
     if !(2..=10_000).contains(&steps) {
         return refuse("num_train_timesteps", format!("{steps} is not from 2 to 10000"));
     }
-    Ok(Preconditioning::Ddpm { beta_start, beta_end, steps })
+    Ok(Preconditioning::Ddpm { beta_start, beta_end, steps, predicts })
 }
