@@ -198,3 +198,45 @@ fn prompts_are_not_in_the_log() {
     let (_, log) = server.ended();
     assert!(log.contains("/generate") && !log.contains("zebra") && !log.contains("Quetzalcoatl"), "{log}");
 }
+
+#[test]
+fn show_prints_what_a_picture_was_drawn_with_and_its_command_draws_it_again() {
+    let workspace = Workspace::of_texts("");
+    let model = workspace.path("model");
+    let run = |args: &[&str]| accordion(args).current_dir(workspace.path("")).output().unwrap();
+    let what =
+        ["--prompt", "it's a cat", "--prompt", "a dog", "--negative-prompt", "blurry", "--n", "2", "--seed", "5"];
+    let plan = ["--plan", "ddim-2@0.250", "--size", "160x64", "--guidance", "3"];
+    let draw = [&["generate", "--model", text(&model), "--out", "first.png"], &what[..], &plan[..]].concat();
+    assert!(run(&draw).status.success());
+    let shown = run(&["show", "first.png"]);
+    assert!(shown.status.success(), "{shown:?}");
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    for line in [
+        "prompt           it's a cat",
+        "prompt           a dog",
+        "plan             ddim-2@0.250",
+        "size             160x64",
+    ] {
+        assert!(shown.lines().any(|known| known == line), "{line} is not in {shown}");
+    }
+    let command = shown.lines().find_map(|line| line.strip_prefix("draw it again    accordion ")).unwrap();
+    let command = command.replace("--model DIR", &format!("--model '{}'", text(&model)));
+    let program = env!("CARGO_BIN_EXE_accordion");
+    let script = format!("'{program}' {command}");
+    let again =
+        std::process::Command::new("sh").args(["-c", &script]).current_dir(workspace.path("")).output().unwrap();
+    assert!(again.status.success(), "{script}: {again:?}");
+    let [first, again] = ["first.png", "again.png"].map(|file| std::fs::read(workspace.path(file)).unwrap());
+    assert!(first == again, "another picture, or other settings");
+
+    let json: Value = serde_json::from_slice(&run(&["show", "--json", "first.png"]).stdout).unwrap();
+    assert_eq!((&json["seed"], &json["prompts"][1]), (&json!(5), &json!("a dog")));
+    let weights = Model::open(&model).unwrap().card.sha256["supernet.safetensors"].clone();
+    assert_eq!(json["weights"], weights);
+
+    assert!(run(&[&draw[..], &["--no-settings"]].concat()).status.success());
+    assert_refused(&run(&["show", "first.png"]), &["first.png", "has no settings"]);
+    assert_refused(&run(&["show", "model/model.toml"]), &["model/model.toml", "is not a PNG file that can be read"]);
+    assert_refused(&run(&["show", "missing.png"]), &["missing.png", "No such file"]);
+}

@@ -7,6 +7,7 @@ use super::device::Device;
 use crate::console::note;
 use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::image::{Format, Raster};
+use crate::engine::settings::Settings;
 use crate::engine::{Engine, EngineLimits, Job};
 use crate::files::{check_writable, listed, write_whole};
 use crate::nets::model::WEIGHTS;
@@ -65,6 +66,9 @@ pub struct Args {
     /// Scale of classifier-free guidance; 1 is off. Without it 1 for a class and 7.5 for a prompt.
     #[arg(long)]
     guidance: Option<f64>,
+    /// Leave out of PNG files what they were drawn with, which `accordion show` prints.
+    #[arg(long)]
+    no_settings: bool,
     #[command(flatten)]
     device: Device,
     /// Image file, whose ending chooses among png, webp and jpeg (or jpg); or DIR/ for numbered PNG files; or a file that ends in
@@ -134,14 +138,24 @@ impl Args {
         let canvas = self.canvas(&model)?;
         let shape = model.canvases()[canvas].picture;
         let job = Job { guidance, negative, canvas, ..Job::exact(Arc::new(plan.clone()), self.seed) };
+        let sampler = self.device.open(&model, MAX_BATCH, Threads::ALL)?.into_sampler();
+        // As the model calls them, however they were spelt.
+        let name = |class: usize| sampler.about().classes.get(class).cloned().unwrap_or_else(|| class.to_string());
+        let settings = (!self.no_settings).then(|| Settings {
+            images: self.n,
+            classes: conditions.iter().filter_map(Condition::class).map(name).collect(),
+            prompts: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            guidance,
+            ..Settings::new(&model.card.name, sampler.about(), plan.to_string(), self.seed, shape.size())
+        });
         let queue_images = if let Target::Grid(_) = to { self.n as usize } else { many::IN_FLIGHT };
         let limits = EngineLimits { queue_images };
         let policy = Box::new(Fixed::unmeasured(model.subnets(), MAX_BATCH));
-        let sampler = self.device.open(&model, MAX_BATCH, Threads::ALL)?.into_sampler();
         let engine = Engine::start(sampler, limits, policy)?;
         let Target::Grid(format) = to else {
             let (record, n) = (self.record(&model, &plan, guidance), self.n);
-            let order = Order { engine: &engine, shape, job, conditions: &conditions, n, record };
+            let order = Order { engine: &engine, shape, job, conditions: &conditions, n, record, settings };
             match to {
                 Target::Array => order.into_array(&self.out)?,
                 _ => order.into_directory(&self.out)?,
@@ -171,7 +185,8 @@ impl Args {
             1 => Raster::grid(shape, &images),
             rows => Raster::rows(shape, &images, rows),
         };
-        let encoded = grid.encode(format).map_err(|error| Error::input(self.out.display(), error))?;
+        let encoded =
+            grid.encode_with(format, settings.as_ref()).map_err(|error| Error::input(self.out.display(), error))?;
         write_whole(&self.out, &encoded)
     }
 

@@ -16,6 +16,7 @@ mod logs;
 mod profile;
 mod rank;
 mod serve;
+mod show;
 mod table;
 mod tensors;
 mod train;
@@ -57,6 +58,8 @@ enum Command {
     Forward(forward::Args),
     /// Generate images into a file.
     Generate(generate::Args),
+    /// Print what a PNG file was drawn with, and how to draw it again.
+    Show(show::Args),
     /// Read an API key from stdin and print its hash for `key_hashes`.
     HashKey(hash_key::Args),
     /// Ask the server on this machine whether it is ready: exit code 0 if so, 1 if not.
@@ -81,6 +84,7 @@ impl Command {
             Self::Profile(args) => args.run(),
             Self::Forward(args) => args.run(),
             Self::Generate(args) => args.run(),
+            Self::Show(args) => args.run(),
             Self::HashKey(args) => args.run(),
             Self::Healthcheck(args) => args.run(),
             Self::Serve(args) => args.run(),

@@ -141,6 +141,7 @@ impl Gaussian {
             reads_texts: false,
             classes,
             subnets,
+            weights: None,
             weight_bytes: Self::WEIGHT_BYTES,
         };
         (Box::new(Self { about, gate: gate.clone() }), gate)

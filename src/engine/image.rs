@@ -1,7 +1,9 @@
 //! From pixels to an encoded image.
 
+use super::settings::{KEYWORD, Settings};
 use crate::ImageShape;
-use image::ImageEncoder;
+use image::error::EncodingError;
+use image::{ImageEncoder, ImageError, ImageFormat};
 use std::str::FromStr;
 
 /// Pixels between the images of a grid.
@@ -118,11 +120,20 @@ impl Raster {
     /// A size that the format cannot hold (WebP: 16383 pixels a side, JPEG: 65535), or a number of channels other than
     /// 1 and 3.
     pub fn encode(&self, format: Format) -> image::ImageResult<Vec<u8>> {
+        self.encode_with(format, None)
+    }
+
+    /// The same with what it was drawn with, where the format is one that holds texts: PNG.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_with(&self, format: Format, settings: Option<&Settings>) -> image::ImageResult<Vec<u8>> {
         let (width, height, colour) = self.dimensions();
         let mut file = Vec::new();
         match format {
             Format::Png => {
-                image::codecs::png::PngEncoder::new(&mut file).write_image(&self.bytes, width, height, colour)?;
+                let unfit = |error| ImageError::Encoding(EncodingError::new(ImageFormat::Png.into(), error));
+                self.encode_png(&mut file, settings).map_err(unfit)?;
             }
             Format::Webp => {
                 image::codecs::webp::WebPEncoder::new_lossless(&mut file).write_image(
@@ -135,6 +146,22 @@ impl Raster {
             Format::Jpeg => return self.encode_jpeg(JPEG_QUALITY),
         }
         Ok(file)
+    }
+
+    fn encode_png(&self, file: &mut Vec<u8>, settings: Option<&Settings>) -> Result<(), png::EncodingError> {
+        let (width, height, colour) = self.dimensions();
+        let mut encoder = png::Encoder::new(file, width, height);
+        let is_grey = colour == image::ExtendedColorType::L8;
+        encoder.set_color(if is_grey { png::ColorType::Grayscale } else { png::ColorType::Rgb });
+        encoder.set_depth(png::BitDepth::Eight);
+        encoder.set_compression(png::Compression::Fast);
+        encoder.set_filter(png::Filter::Adaptive);
+        if let Some(settings) = settings {
+            encoder.add_itxt_chunk(KEYWORD.to_owned(), settings.text())?;
+        }
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.bytes)?;
+        writer.finish()
     }
 
     /// The image as a JPEG file of a quality from 1, the smallest file, to 100.

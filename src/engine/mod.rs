@@ -9,6 +9,7 @@ pub mod image;
 mod job;
 pub mod policy;
 mod pool;
+pub mod settings;
 mod shared;
 mod stats;
 #[cfg(test)]

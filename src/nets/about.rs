@@ -1,6 +1,6 @@
 //! What there is to know of a network before it is run.
 
-use super::model::Model;
+use super::model::{Model, WEIGHTS};
 use crate::ImageShape;
 use crate::diffusion::Process;
 use crate::supernet::Subnet;
@@ -34,6 +34,8 @@ pub struct About {
     pub reads_texts: bool,
     /// Its subnets, from the narrowest to the widest; the last is `full`.
     pub subnets: Vec<Subnet>,
+    /// The SHA-256 of the file of its weights, where it is known.
+    pub weights: Option<String>,
     /// Memory that the weights of all subnets take together, tables of groups included.
     pub weight_bytes: usize,
 }
@@ -47,6 +49,7 @@ impl About {
             classes: model.card.classes.clone(),
             reads_texts: model.card.text_to_image.is_some(),
             subnets: model.table.subnets.clone(),
+            weights: model.card.sha256.get(WEIGHTS).cloned(),
             weight_bytes,
         }
     }

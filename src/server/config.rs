@@ -48,6 +48,8 @@ pub struct ServeConfig {
     pub cors_origins: Vec<String>,
     /// Who may ask for images.
     pub auth: Auth,
+    /// What is told about an image in its file.
+    pub privacy: Privacy,
     /// What a request may ask.
     pub limits: Limits,
     /// What each named budget means.
@@ -69,6 +71,20 @@ pub enum LogFormat {
     Text,
     /// An object a line, for machines.
     Json,
+}
+
+/// What is told about an image in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Privacy {
+    /// Whether a PNG file holds what it was drawn with: model, plan, seed, class or prompt, guidance.
+    pub embed_settings: bool,
+}
+
+impl Default for Privacy {
+    fn default() -> Self {
+        Self { embed_settings: true }
+    }
 }
 
 /// What a request, a connection and a shutdown may take.
@@ -119,6 +135,7 @@ impl Default for ServeConfig {
             log_format: LogFormat::default(),
             cors_origins: Vec::new(),
             auth: Auth::default(),
+            privacy: Privacy::default(),
             limits: Limits::default(),
             budgets: Budgets::default(),
         }

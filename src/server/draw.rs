@@ -3,6 +3,7 @@
 use crate::ImageShape;
 use crate::diffusion::plan::Plan;
 use crate::engine::image::{Raster, grid_shape};
+use crate::engine::settings::Settings;
 use crate::engine::{Finished, Job, Step, Ticket};
 use crate::nets::Canvas;
 use crate::routing::{Budget, MinQuality, Resolved};
@@ -43,6 +44,8 @@ pub(super) struct Taken {
     /// The size of each.
     pub shape: ImageShape,
     truncated: Vec<&'static str>,
+    /// But for the plan that will run.
+    settings: Settings,
 }
 
 /// The images of an order, and what is said about them.
@@ -57,6 +60,7 @@ pub(super) struct Drawn {
     pub shape: ImageShape,
     /// The fields with more text than the model reads.
     pub truncated: Vec<&'static str>,
+    settings: Settings,
 }
 
 /// Checks an order against the model and the limits, and puts it into the queue.
@@ -83,7 +87,9 @@ pub(super) async fn take(
     let longest = Duration::from_secs(state.limits.request_timeout_s);
     let resolved = state.budgets.resolve(&budget, min_quality.as_ref(), &state.ladder, &state.subnets, longest)?;
     let Resolved { wish, within, asked } = resolved;
+    let (prompts, negative_prompt) = (Vec::from_iter(subject.prompt.clone()), subject.negative_prompt.clone());
     let Told { condition, negative, guidance, truncated } = subject.told(state).await?;
+    let class = condition.class().map(|class| state.fleet.any().about().classes[class].clone());
     let seed = match seed {
         Some(seed) => seed,
         None => getrandom::u64().map_err(|e| ApiError::Internal(e.to_string()))? >> (u64::BITS - DRAWN_SEED_BITS),
@@ -94,7 +100,15 @@ pub(super) async fn take(
     let ticket = state.fleet.submit(job)?;
     let planned = ticket.planned().plan.clone();
     observation.set_plan(&planned);
-    Ok(Taken { ticket, planned, seed, images, asked, arrived, within, shape, truncated })
+    let settings = Settings {
+        images,
+        classes: Vec::from_iter(class),
+        prompts,
+        negative_prompt: negative_prompt.unwrap_or_default(),
+        guidance,
+        ..Settings::new(&state.model, state.fleet.any().about(), planned.to_string(), seed, shape.size())
+    };
+    Ok(Taken { ticket, planned, seed, images, asked, arrived, within, shape, truncated, settings })
 }
 
 impl Taken {
@@ -103,7 +117,7 @@ impl Taken {
     /// # Errors
     /// [`ApiError::Timeout`], or what the engine says.
     pub async fn drawn(self, state: &AppState, observation: &mut Observation) -> Result<Drawn, ApiError> {
-        let Self { ticket, planned, seed, images, asked, arrived, within, shape, truncated } = self;
+        let Self { ticket, planned, seed, images, asked, arrived, within, shape, truncated, settings } = self;
         let limit = state.limits.request_timeout_s;
         // Dropping the ticket, here or with this whole future when the client goes away, cancels the job.
         let finished = tokio::time::timeout(Duration::from_secs(limit), ticket.wait());
@@ -118,7 +132,8 @@ impl Taken {
         if let (Some(asked), Some(served)) = (asked, quality) {
             state.metrics.compare(asked, served.min(asked), images);
         }
-        Ok(Drawn { finished, planned, seed, quality, late: arrived.elapsed() > within, shape, truncated })
+        let late = arrived.elapsed() > within;
+        Ok(Drawn { finished, planned, seed, quality, late, shape, truncated, settings })
     }
 }
 
@@ -132,20 +147,33 @@ impl Drawn {
         plans.iter().map(|plan| plan.to_string()).collect::<Vec<_>>().join("; ")
     }
 
-    /// Encodes `pictures` of these images with `file`, away from the threads that serve connections and from the engine's.
+    /// What is told in a file of all images; None where the server tells nothing.
+    pub fn settings(&self, state: &AppState) -> Option<Settings> {
+        state.privacy.embed_settings.then(|| Settings { plan: self.served(), ..self.settings.clone() })
+    }
+
+    /// The same in a file of the image of this index alone, whatever was drawn after it.
+    pub fn settings_of(&self, state: &AppState, image: usize) -> Option<Settings> {
+        let (plan, images) = (self.finished.plans[image].to_string(), image as u32 + 1);
+        let settings = Settings { plan, images, only_last: image > 0, ..self.settings.clone() };
+        state.privacy.embed_settings.then_some(settings)
+    }
+
+    /// Encodes `pictures` of these images with `file`, which is told the index of each, away from the threads that serve connections and from the engine's.
     ///
     /// # Errors
     /// [`ApiError::Internal`] if the format cannot hold them.
     pub async fn encode(
         &self,
         state: &AppState,
-        file: impl Fn(&Raster) -> ImageResult<Vec<u8>> + Send + 'static,
+        file: impl Fn(usize, &Raster) -> ImageResult<Vec<u8>> + Send + 'static,
         pictures: impl FnOnce(&[Vec<u8>]) -> Vec<Raster>,
     ) -> Result<(Vec<Vec<u8>>, Timings), ApiError> {
         let rasters = pictures(&self.finished.images);
         let work = move || {
             let start = Instant::now();
-            let files = rasters.iter().map(file).collect::<Result<Vec<_>, _>>();
+            let files = rasters.iter().enumerate().map(|(index, raster)| file(index, raster));
+            let files = files.collect::<Result<Vec<_>, _>>();
             files.map(|files| (files, start.elapsed()))
         };
         let encoded = tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::Internal(e.to_string()))?;

@@ -149,7 +149,8 @@ pub(super) async fn file_of(
     observation: &mut Observation,
 ) -> Result<(File, Timings), ApiError> {
     let shape = drawn.shape;
-    let file = move |raster: &Raster| raster.encode(format);
+    let settings = drawn.settings(state);
+    let file = move |_, raster: &Raster| raster.encode_with(format, settings.as_ref());
     let (mut files, timings) = drawn.encode(state, file, |images| vec![Raster::grid(shape, images)]).await?;
     observation.succeed(&timings, drawn.served(), drawn.finished.images.len(), drawn.late, format);
     let bytes = files.pop().unwrap_or_default().into();

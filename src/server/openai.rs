@@ -87,9 +87,10 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
     let drawn = take(state, order, None, observation).await?.drawn(state, observation).await?;
 
     let shape = drawn.shape;
-    let file = move |raster: &Raster| match format {
+    let settings: Vec<_> = (0..drawn.finished.images.len()).map(|image| drawn.settings_of(state, image)).collect();
+    let file = move |index: usize, raster: &Raster| match format {
         Format::Jpeg => raster.encode_jpeg(jpeg_quality),
-        Format::Png | Format::Webp => raster.encode(format),
+        Format::Png | Format::Webp => raster.encode_with(format, settings[index].as_ref()),
     };
     let each = |images: &[Vec<u8>]| images.chunks(1).map(|image| Raster::grid(shape, image)).collect();
     let (files, timings) = drawn.encode(state, file, each).await?;

@@ -5,6 +5,7 @@ use crate::evaluation::profile::Profile;
 use crate::nets::text_to_image;
 use crate::routing::{Budgets, Ladder, StepTimes};
 use crate::server::answering::Answering;
+use crate::server::config::Privacy;
 use crate::server::guards::Guards;
 use crate::server::kept::Kept;
 use crate::server::load::LoadMeter;
@@ -33,6 +34,7 @@ pub struct AppState {
     /// What encodes prompts, of a model that draws texts.
     pub(super) texts: Option<Arc<Contexts>>,
     pub(super) limits: Limits,
+    pub(super) privacy: Privacy,
     pub(super) metrics: Arc<Metrics>,
     pub(super) answering: Answering,
     pub(super) kept: Arc<Kept>,
@@ -108,6 +110,7 @@ impl AppState {
             metric: measured.metric,
             texts: texts.map(Arc::new),
             limits: config.limits.clone(),
+            privacy: config.privacy,
             metrics: Arc::new(metrics),
             answering: Answering::default(),
             kept: Arc::default(),

@@ -2,6 +2,7 @@
 
 use super::npz::{self, Array};
 use crate::engine::image::{Format, Raster};
+use crate::engine::settings::Settings;
 use crate::engine::{Engine, Job, Ticket};
 use crate::files::{continues, write_whole, write_whole_with};
 use crate::nets::Condition;
@@ -49,6 +50,14 @@ pub fn in_turn(job: &Job, conditions: &[Condition], index: u32) -> Job {
     Job { condition, seed: job.seed.wrapping_add(u64::from(index)), images: 1, ..job.clone() }
 }
 
+/// What is told in the file of one of many images, as [`in_turn`] draws it.
+fn of_turn(settings: &Settings, index: u32) -> Settings {
+    let turn = |of: &[String]| of.get(index as usize % of.len().max(1)).cloned().into_iter().collect();
+    let (classes, prompts) = (turn(&settings.classes), turn(&settings.prompts));
+    let seed = settings.seed.wrapping_add(u64::from(index));
+    Settings { seed, images: 1, classes, prompts, ..settings.clone() }
+}
+
 /// Images to draw.
 pub struct Order<'a> {
     /// Who draws.
@@ -63,6 +72,8 @@ pub struct Order<'a> {
     pub n: u32,
     /// What is written beside them.
     pub record: Record,
+    /// What is written into a file of each, but for what takes turns.
+    pub settings: Option<Settings>,
 }
 
 impl Order<'_> {
@@ -105,7 +116,8 @@ impl Order<'_> {
         let missing = (0..self.n).filter(|&index| !file(index).exists()).collect();
         self.draw(missing, |index, image| {
             let path = file(index);
-            let encoded = Raster::grid(self.shape, &[image]).encode(Format::Png);
+            let settings = self.settings.as_ref().map(|settings| of_turn(settings, index));
+            let encoded = Raster::grid(self.shape, &[image]).encode_with(Format::Png, settings.as_ref());
             write_whole(&path, &encoded.map_err(|error| Error::input(path.display(), error))?)
         })
     }

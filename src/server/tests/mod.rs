@@ -11,6 +11,7 @@ mod openai;
 mod operations;
 mod pages;
 mod refusals;
+mod settings;
 
 use crate::engine::gaussian::{Gate, Gaussian};
 use crate::engine::{Engine, Fleet, Job};
