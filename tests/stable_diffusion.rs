@@ -2,6 +2,8 @@
 
 #[path = "support/compare.rs"]
 mod compare;
+#[path = "support/emulated.rs"]
+mod emulated;
 #[allow(dead_code, reason = "the denoisers' tests call the rest")]
 #[path = "support/reference.rs"]
 mod reference;
@@ -10,16 +12,20 @@ use accordion::checkpoint;
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::nets::backbone::Architecture;
 use accordion::nets::on_cpu::{Packed, SubnetView};
+use accordion::nets::on_gpu::{Addresses, Compiled};
 use accordion::nets::program::{Inputs, Program};
 use accordion::nets::sliced::Sliced;
 use accordion::nets::{Network, Runner, Threads, on_tape, public, unet, vae};
 use accordion::ops::Tape;
 use accordion::ops::cpu::fused::Workspace;
+use accordion::ops::cuda::{Accelerator, Precision};
+use accordion::philox::Stream;
 use accordion::supernet::{Order, Pipe, Spec, Supernet, Widths, allocation, ranking};
 use accordion::text::{TextEncoder, Tokenizer};
 use accordion::training::importance::{Samples, taylor};
 use candle_core::{DType, Device, Tensor};
 use compare::relative_error;
+use emulated::Emulated;
 use reference::Reference;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -97,6 +103,55 @@ fn pictures_are_encoded_as_diffusers_does() {
     };
     assert_near("vae_mean", &part(0), &images(&expected, "vae_mean").0);
     assert_near("vae_logvar", &part(channels), &images(&expected, "vae_logvar").0);
+}
+
+/// Runs a half of an autoencoder on one image by the kernels of a GPU, in emulation.
+fn run_on_device(program: Program, images: &[f32], precision: Precision) -> Vec<f32> {
+    let (size, weights) = (program.image, weights("sd_tiny/vae", &program));
+    let full = [program.spec.full()];
+    let (compiled, bytes) = Compiled::new(Arc::new(program), weights, precision, &full).unwrap();
+    let mut machine = Emulated::new(1 << 28, emulation::Order::ALL[0]);
+    let mut hold = |bytes: &[u8]| {
+        let address = machine.allocate(bytes.len()).unwrap();
+        machine.upload(address, bytes).unwrap();
+        address
+    };
+    let mut input = Vec::new();
+    for pixel in images.chunks_exact(size.channels) {
+        precision.write(pixel.iter().copied().chain([0.0; 8]).take(8), &mut input);
+    }
+    let input = hold(&input);
+    let addresses = Addresses {
+        weights: hold(&bytes),
+        arena: hold(&vec![0; compiled.arena_bytes(size, 1)]),
+        samples: hold(&input.to_le_bytes()),
+        counters: hold(&[0; 4]),
+        ..Addresses::default()
+    };
+    let call = compiled.call(0, size, 1, &addresses);
+    call.launches.iter().for_each(|launch| machine.launch(launch).unwrap());
+    let mut made = vec![0; call.output.bytes(precision)];
+    machine.download(call.output.address, &mut made).unwrap();
+    let pixels = precision.read(&made);
+    pixels.chunks_exact(call.output.pitch()).flat_map(|pixel| &pixel[..call.output.channels]).copied().collect()
+}
+
+#[test]
+fn both_halves_of_the_autoencoder_run_on_a_device_as_on_the_cpu() {
+    let config = vae();
+    // Small: the emulation takes its time.
+    let halves: [(&str, &dyn Fn() -> Program); 2] =
+        [("encoder", &|| config.encoder(32, 16)), ("decoder", &|| config.decoder(4, 2))];
+    for (name, half) in halves {
+        let mut images = vec![0.0; half().image.elements()];
+        Stream::new(6, 1, 0).fill_normals(&mut images);
+        let want = run("sd_tiny/vae", half(), &images);
+        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::F16, 1e-2), (Precision::Bf16, 5e-2)] {
+            let error = relative_error(&run_on_device(half(), &images, precision), &want);
+            println!("{name} {precision}: {error:.1e}");
+            assert!(error < tolerance, "{name} {precision}: {error:.1e}");
+        }
+    }
 }
 
 fn floats(expected: &HashMap<String, Tensor>, name: &str) -> Vec<f32> {

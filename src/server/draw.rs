@@ -2,7 +2,7 @@
 
 use crate::ImageShape;
 use crate::diffusion::plan::Plan;
-use crate::engine::image::{Raster, grid_shape};
+use crate::engine::image::{Format, Raster, grid_shape};
 use crate::engine::settings::Settings;
 use crate::engine::{Finished, Job, Step, Ticket};
 use crate::nets::Canvas;
@@ -157,6 +157,26 @@ impl Drawn {
         let (plan, images) = (self.finished.plans[image].to_string(), image as u32 + 1);
         let settings = Settings { plan, images, only_last: image > 0, ..self.settings.clone() };
         state.privacy.embed_settings.then_some(settings)
+    }
+
+    /// Encodes each image as a file of its own, JPEG in this quality.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub async fn encode_each(
+        &self,
+        state: &AppState,
+        format: Format,
+        jpeg_quality: u8,
+    ) -> Result<(Vec<Vec<u8>>, Timings), ApiError> {
+        let (shape, images) = (self.shape, self.finished.images.len());
+        let settings: Vec<_> = (0..images).map(|image| self.settings_of(state, image)).collect();
+        let file = move |index: usize, raster: &Raster| match format {
+            Format::Jpeg => raster.encode_jpeg(jpeg_quality),
+            Format::Png | Format::Webp => raster.encode_with(format, settings[index].as_ref()),
+        };
+        let each = |images: &[Vec<u8>]| images.chunks(1).map(|image| Raster::grid(shape, image)).collect();
+        self.encode(state, file, each).await
     }
 
     /// Encodes `pictures` of these images with `file`, which is told the index of each, away from the threads that serve connections and from the engine's.

@@ -334,18 +334,26 @@ fn kind(status: StatusCode) -> &'static str {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+impl ApiError {
+    /// What clients are told.
+    pub(super) fn body(&self) -> ErrorBody<'_> {
         let (status, code) = self.contract();
-        self.log();
-        let fastest = match &self {
+        let fastest = match self {
             Self::Engine(EngineError::Infeasible { fastest, takes }) => {
                 Some(Fastest { plan: fastest.to_string(), ms: takes.as_secs_f64() * 1e3 })
             }
             _ => None,
         };
         let error = ErrorDetail { code, message: self.to_string(), kind: kind(status), param: self.param(), fastest };
-        let mut response = (status, Json(ErrorBody { error })).into_response();
+        ErrorBody { error }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, _) = self.contract();
+        self.log();
+        let mut response = (status, Json(self.body())).into_response();
         let headers = response.headers_mut();
         match self {
             Self::Engine(EngineError::QueueFull { retry_after, .. } | EngineError::Overloaded { retry_after }) => {

@@ -1,4 +1,4 @@
-//! `POST /generate` with `Accept: text/event-stream`: steps and previews while the images are drawn, the images last.
+//! Answers as server-sent events: steps and previews while the images are drawn, the images last.
 
 use crate::ImageShape;
 use crate::digits::to_decimals;
@@ -9,12 +9,14 @@ use crate::server::generate::file_of;
 use crate::server::handover::Waits;
 use crate::server::kept::{File, Keeper, Parcel};
 use crate::server::metrics::{Observation, Timings};
+use crate::server::openai::streaming::Streaming;
 use crate::server::{ApiError, AppState};
 use axum::http::{HeaderName, header};
 use axum::response::sse::{Event, KeepAlive};
 use axum::response::{IntoResponse, Response, Sse};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use image::ImageResult;
 use serde_json::json;
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -23,15 +25,25 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
+/// Steps that a listener may be behind before it misses some.
+pub(super) const EVENTS: usize = 64;
 /// Events that a client may be behind. Beyond it the sender waits, and steps are left out.
 const BEHIND: usize = 16;
+
+/// What the events are called, and what is in them.
+pub(super) enum Voice {
+    /// Those of `POST /generate`, with files of this format.
+    Own(Format),
+    /// The OpenAI API's.
+    OpenAi(Streaming),
+}
 
 /// The events of an order. When the client goes away the order is dropped, which cancels its work, unless its images are
 /// to be kept.
 pub(super) fn stream(
     state: Arc<AppState>,
     taken: Taken,
-    format: Format,
+    voice: Voice,
     steps: mpsc::Receiver<Step>,
     observation: Observation,
     keeper: Option<Keeper>,
@@ -42,7 +54,7 @@ pub(super) fn stream(
         tokio::select! {
             // The client has gone: what is in the other branch is dropped, the ticket with it.
             () = told.closed(), if !is_kept => {}
-            () = tell(&state, taken, format, steps, &told, observation, keeper) => {}
+            () = tell(&state, taken, voice, steps, &told, observation, keeper) => {}
         }
     };
     tokio::spawn(draw.in_current_span());
@@ -86,7 +98,7 @@ impl futures_core::Stream for Events {
 async fn tell(
     state: &AppState,
     taken: Taken,
-    format: Format,
+    mut voice: Voice,
     mut steps: mpsc::Receiver<Step>,
     told: &mpsc::Sender<Told>,
     mut observation: Observation,
@@ -94,9 +106,11 @@ async fn tell(
 ) {
     // Sending fails only when the client has gone.
     let send = async |event, parcel| drop(told.send(Told { event, parcel }).await);
-    let planned = json!({ "plan": taken.planned.to_string(), "seed": taken.seed });
     let shape = taken.shape;
-    send(event("planned", &planned), None).await;
+    if let Voice::Own(_) = voice {
+        let planned = json!({ "plan": taken.planned.to_string(), "seed": taken.seed });
+        send(event("planned", &planned), None).await;
+    }
     let drawn = {
         let mut drawn = std::pin::pin!(taken.drawn(state, &mut observation));
         loop {
@@ -107,7 +121,11 @@ async fn tell(
                     if told.is_closed() {
                         continue;
                     }
-                    for event in progress(shape, step).await {
+                    let told_of = match &mut voice {
+                        Voice::Own(_) => progress(shape, step).await,
+                        Voice::OpenAi(streaming) => streaming.step(shape, step).await,
+                    };
+                    for event in told_of {
                         send(event, None).await;
                     }
                 }
@@ -115,22 +133,44 @@ async fn tell(
             }
         }
     };
-    let last = match drawn {
-        Ok(drawn) => images(state, drawn, format, &mut observation).await,
-        Err(error) => Err(error),
+    let last = match (drawn, &voice) {
+        (Ok(drawn), Voice::Own(format)) => {
+            images(state, drawn, *format, &mut observation).await.map(|(event, file)| (vec![event], Some(file)))
+        }
+        (Ok(drawn), Voice::OpenAi(streaming)) => {
+            streaming.images(state, &drawn, &mut observation).await.map(|events| (events, None))
+        }
+        (Err(error), _) => Err(error),
     };
     match last {
-        Ok((event, file)) => {
-            let keep = keeper.map(|keeper| (keeper, file));
-            send(event, Some(Parcel::new(observation, keep))).await;
+        Ok((mut events, file)) => {
+            let last = events.pop();
+            for event in events {
+                send(event, None).await;
+            }
+            if let Some(last) = last {
+                send(last, Some(Parcel::new(observation, keeper.zip(file)))).await;
+            }
         }
         Err(error) => {
             observation.fail(&error);
             error.log();
-            let (_, code) = error.contract();
-            send(event("error", &json!({ "code": code, "message": error.to_string() })), None).await;
+            let event = match voice {
+                Voice::Own(_) => {
+                    let (_, code) = error.contract();
+                    event("error", &json!({ "code": code, "message": error.to_string() }))
+                }
+                Voice::OpenAi(_) => event("error", &json!(error.body())),
+            };
+            send(event, None).await;
         }
     }
+}
+
+/// What `file` makes away from the threads that serve connections; None where it fails, and a preview is left out: the images will
+/// say why.
+pub(super) async fn encoded(file: impl FnOnce() -> ImageResult<Vec<u8>> + Send + 'static) -> Option<Vec<u8>> {
+    tokio::task::spawn_blocking(file).await.ok()?.ok()
 }
 
 fn event(name: &str, data: &serde_json::Value) -> Event {
@@ -143,8 +183,7 @@ async fn progress(shape: ImageShape, step: Step) -> Vec<Event> {
     let mut events =
         vec![event("step", &json!({ "image": image, "step": step, "of": plan.steps, "plan": plan.to_string() }))];
     let preview = move || Raster { shape, bytes: estimate }.encode(Format::Png);
-    // Away from the threads that serve connections. A preview that fails is left out: the images will say why.
-    if let Ok(Ok(file)) = tokio::task::spawn_blocking(preview).await {
+    if let Some(file) = encoded(preview).await {
         let url = Format::Png.data_url(&STANDARD.encode(file));
         events.push(event("preview", &json!({ "image": image, "step": step, "url": url })));
     }

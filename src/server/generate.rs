@@ -4,13 +4,14 @@ use crate::engine::Step;
 use crate::engine::image::{Format, Raster};
 use crate::server::draw::{Drawn, Order, Taken, take};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
+use crate::server::events::{self, EVENTS, Voice};
 use crate::server::handover::hand_over;
 use crate::server::kept::{File, Keeper, Parcel};
 use crate::server::metrics::{Observation, Timings};
 use crate::server::negotiate::{Shape, accepted_shape, require_json};
 use crate::server::subject::Subject;
 use crate::server::wire::{GenerateBody, GenerateQuery};
-use crate::server::{ApiError, AppState, events};
+use crate::server::{ApiError, AppState};
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Query, Request, State};
 use axum::http::{StatusCode, header};
@@ -22,9 +23,6 @@ use tracing::Instrument;
 
 /// The largest body: hundreds of times what the fields need.
 pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
-/// Steps that a listener may be behind before it misses some.
-const EVENTS: usize = 64;
-
 /// Draw an image, or a grid of `n`.
 ///
 /// Where `Accept` names `text/event-stream`, and weighs it no less than any image, the answer is a stream of server-sent
@@ -64,7 +62,7 @@ pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Reques
     let mut observation = state.metrics.observe(&request);
     match accept(&state, request, &mut observation).await {
         Ok(Accepted { taken, format, steps: Some(steps), keeper }) => {
-            Ok(events::stream(state, taken, format, steps, observation, keeper))
+            Ok(events::stream(state, taken, Voice::Own(format), steps, observation, keeper))
         }
         Ok(Accepted { taken, format, steps: None, keeper: None }) => {
             whole(&state, taken, format, observation, None).await

@@ -1,15 +1,18 @@
 //! `POST /v1/images/generations`: the OpenAI API's shape, so that its clients work unchanged.
 
 pub(super) mod prompt;
+pub(super) mod streaming;
 pub(super) mod wire;
 
 use crate::diffusion::plan::STEPS;
 use crate::diffusion::{Plan, Solver};
-use crate::engine::image::{Format, Raster};
+use crate::engine::Step;
+use crate::engine::image::Format;
 use crate::nets::Canvas;
 use crate::routing::Budget;
-use crate::server::draw::{Order, most_images, take};
+use crate::server::draw::{Order, Taken, most_images, take};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
+use crate::server::events::{self, EVENTS, Voice};
 use crate::server::generate::{headers, read_body};
 use crate::server::handover::hand_over;
 use crate::server::kept::Parcel;
@@ -22,11 +25,14 @@ use crate::subnet_name::FULL;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{AppendHeaders, IntoResponse, Response};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use streaming::Streaming;
+use tokio::sync::mpsc;
 use wire::{
-    BACKGROUNDS, BEST_COMPRESSION, FORMATS, ImageEntry, ImagesAnswer, ImagesBody, MAX_N, MODERATIONS, QUALITIES,
-    RESPONSE_FORMATS, Usage,
+    BACKGROUNDS, BEST_COMPRESSION, Carrier, FORMATS, ImageEntry, ImagesAnswer, ImagesBody, MAX_N, MAX_PARTIAL,
+    MODERATIONS, QUALITIES, RESPONSE_FORMATS, Usage,
 };
 
 /// Draw images in the shape of the OpenAI API.
@@ -36,7 +42,10 @@ use wire::{
     tag = "images",
     request_body(content = ImagesBody, example = json!({ "prompt": "a photo of a sneaker", "n": 2, "quality": "low" })),
     responses(
-        (status = 200, description = "The images.", body = ImagesAnswer, headers(
+        (status = 200, description = "The images; with `stream` their events.", content(
+            (ImagesAnswer = "application/json"),
+            (String = "text/event-stream"),
+        ), headers(
             ("x-accordion-plan" = String, description = "What ran: replay it with `budget=exact:` of /generate."),
             ("x-accordion-planned" = String, description = "What was planned when the request came."),
             ("x-accordion-quality" = f64, description = "The quality of what ran, from 0 to 1, where it is known."),
@@ -51,8 +60,17 @@ use wire::{
 )]
 pub(super) async fn images(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let mut observation = state.metrics.observe(&request);
-    match answer(&state, request, &mut observation).await {
-        Ok(answer) => Ok(hand_over(answer, Parcel::new(observation, None))),
+    match accept(&state, request, &mut observation).await {
+        Ok(Accepted { taken, streaming, steps: Some(steps), .. }) => {
+            Ok(events::stream(state, taken, Voice::OpenAi(streaming), steps, observation, None))
+        }
+        Ok(accepted) => match answer(&state, accepted, &mut observation).await {
+            Ok(answer) => Ok(hand_over(answer, Parcel::new(observation, None))),
+            Err(error) => {
+                observation.fail(&error);
+                Err(error)
+            }
+        },
         Err(error) => {
             observation.fail(&error);
             Err(error)
@@ -60,7 +78,16 @@ pub(super) async fn images(State(state): State<Arc<AppState>>, request: Request)
     }
 }
 
-async fn answer(state: &AppState, request: Request, observation: &mut Observation) -> Result<Response, ApiError> {
+/// A request that the engine draws for.
+struct Accepted {
+    taken: Taken,
+    carrier: Option<Carrier>,
+    streaming: Streaming,
+    /// Where steps are heard of, if the client streams.
+    steps: Option<mpsc::Receiver<Step>>,
+}
+
+async fn accept(state: &AppState, request: Request, observation: &mut Observation) -> Result<Accepted, ApiError> {
     let arrived = Instant::now();
     if state.is_draining() {
         return Err(ApiError::Draining);
@@ -84,24 +111,26 @@ async fn answer(state: &AppState, request: Request, observation: &mut Observatio
         }
     };
     let order = Order { arrived, budget, min_quality: None, subject, size, seed: body.seed, n: body.n };
-    let drawn = take(state, order, None, observation).await?.drawn(state, observation).await?;
+    let (told, steps) = body.stream.unwrap_or(false).then(|| mpsc::channel(EVENTS)).unzip();
+    let taken = take(state, order, told, observation).await?;
+    let partial_images = body.partial_images.unwrap_or(0);
+    let streaming = Streaming { format, jpeg_quality, quality, partial_images, shown: HashMap::new() };
+    Ok(Accepted { taken, carrier, streaming, steps })
+}
 
-    let shape = drawn.shape;
-    let settings: Vec<_> = (0..drawn.finished.images.len()).map(|image| drawn.settings_of(state, image)).collect();
-    let file = move |index: usize, raster: &Raster| match format {
-        Format::Jpeg => raster.encode_jpeg(jpeg_quality),
-        Format::Png | Format::Webp => raster.encode_with(format, settings[index].as_ref()),
-    };
-    let each = |images: &[Vec<u8>]| images.chunks(1).map(|image| Raster::grid(shape, image)).collect();
-    let (files, timings) = drawn.encode(state, file, each).await?;
-    observation.succeed(&timings, drawn.served(), drawn.finished.images.len(), drawn.late, format);
+/// Waits for the images and answers with all of them.
+async fn answer(state: &AppState, accepted: Accepted, observation: &mut Observation) -> Result<Response, ApiError> {
+    let Accepted { taken, carrier, streaming: Streaming { format, jpeg_quality, quality, .. }, .. } = accepted;
+    let drawn = taken.drawn(state, observation).await?;
+    let (files, timings) = drawn.encode_each(state, format, jpeg_quality).await?;
+    observation.succeed(&timings, drawn.served(), files.len(), drawn.late, format);
     let answer = ImagesAnswer {
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         data: files.iter().map(|file| ImageEntry::new(format, file, carrier)).collect(),
         background: "opaque",
         output_format: format.as_str(),
         quality,
-        size: shape.size().to_string(),
+        size: drawn.shape.size().to_string(),
         usage: Usage::default(),
     };
     Ok((AppendHeaders(headers(&drawn, &timings)), Json(answer)).into_response())
@@ -131,9 +160,9 @@ fn checked(state: &AppState, body: &ImagesBody) -> Result<(Format, u8, [Option<u
     let size = chosen("size", body.size.as_deref(), &sizes)?;
     chosen("background", body.background.as_deref(), &BACKGROUNDS)?;
     chosen("moderation", body.moderation.as_deref(), &MODERATIONS)?;
-    if body.stream == Some(true) {
-        let (value, accepted) = ("true".to_owned(), "false: POST /generate streams".to_owned());
-        return Err(ApiError::OutOfRange { field: "stream", value, accepted });
+    if let Some(often) = body.partial_images.filter(|often| *often > MAX_PARTIAL) {
+        let accepted = format!("0 to {MAX_PARTIAL}");
+        return Err(ApiError::OutOfRange { field: "partial_images", value: often.to_string(), accepted });
     }
     let format = chosen("output_format", body.output_format.as_deref(), &FORMATS)?;
     Ok((format, compression(format, body.output_compression)?, size))

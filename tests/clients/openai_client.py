@@ -67,6 +67,14 @@ def main(url):
     ]
     assert sizes[0] < sizes[1], sizes
 
+    stream = draw(quality="high", stream=True, partial_images=2, extra_body={"seed": 7})
+    events = list(stream)
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"], events
+    assert [event.partial_image_index for event in events[:-1]] == [0, 1], events
+    assert [png_size(event.b64_json) for event in events] == [SIZE] * 3
+    assert events[-1].b64_json == draw(quality="high", extra_body={"seed": 7}).data[0].b64_json
+    assert (events[-1].size, events[-1].usage.total_tokens, events[-1].quality) == ("8x8", 0, "high"), events[-1]
+
     def bad(code, param, **fields):
         return refused(openai.BadRequestError, code, param, lambda: draw(**fields))
 
@@ -74,6 +82,7 @@ def main(url):
     assert "auto, 8x8" in bad("out_of_range", "size", size="1024x1024")
     assert "opaque" in bad("out_of_range", "background", background="transparent")
     assert "1 to 10" in bad("out_of_range", "n", n=11)
+    assert "0 to 3" in bad("out_of_range", "partial_images", stream=True, partial_images=4)
     bad("unknown_field", "style", style="vivid")
     message = refused(
         openai.BadRequestError, "unknown_class", "prompt", lambda: client.images.generate(prompt="a dog")

@@ -10,6 +10,8 @@ use utoipa::ToSchema;
 
 /// Images in one request, by the OpenAI API; the server's own limit may be lower.
 pub(in crate::server) const MAX_N: u32 = 10;
+/// How often an image may be shown on its way, by the OpenAI API.
+pub(in crate::server) const MAX_PARTIAL: u32 = 3;
 /// What each `quality` means, and what the answer calls it.
 pub(in crate::server) const QUALITIES: [(&str, (Budget, &str)); 6] = [
     ("auto", (Budget::Balanced, "medium")),
@@ -62,8 +64,12 @@ pub(in crate::server) struct ImagesBody {
     /// Changes nothing.
     #[allow(dead_code, reason = "read to be checked alone")]
     pub safety_identifier: Option<String>,
-    /// Must be false.
+    /// Whether the answer is a stream of server-sent events: `image_generation.partial_image`, and at last
+    /// `image_generation.completed` for each image.
     pub stream: Option<bool>,
+    /// How often each image is shown on its way to whoever streams.
+    #[serde(default, deserialize_with = "whole")]
+    pub partial_images: Option<u32>,
     /// An extension: the same seed draws the same images; a decimal text is its number. Drawn at random when nothing is
     /// said, or -1.
     #[serde(default, deserialize_with = "seed")]
@@ -92,6 +98,7 @@ impl ImagesBody {
         "user",
         "safety_identifier",
         "stream",
+        "partial_images",
         "seed",
         "negative_prompt",
         "guidance_scale",
@@ -141,6 +148,26 @@ impl ImageEntry {
         let url = (asked != Some(Carrier::Base64)).then(|| format.data_url(&base64));
         Self { b64_json: (asked != Some(Carrier::Url)).then_some(base64), url }
     }
+}
+
+/// An event of a stream: an image, drawn or on its way.
+#[derive(Serialize)]
+pub(in crate::server) struct ImageEvent {
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// An extension: which of the request's images.
+    pub image_index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partial_image_index: Option<u32>,
+    pub b64_json: String,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    pub size: String,
+    pub quality: &'static str,
+    pub background: &'static str,
+    pub output_format: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// Tokens: nothing here has any.

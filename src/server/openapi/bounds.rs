@@ -118,7 +118,7 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
     bound(body, "output_compression", json!({ "minimum": 0, "maximum": wire::BEST_COMPRESSION, "default": 100 }));
     bound(body, "background", one_of(&wire::BACKGROUNDS.map(|(name, ())| name)));
     bound(body, "moderation", one_of(&wire::MODERATIONS.map(|(name, ())| name)));
-    bound(body, "stream", json!({ "enum": [false, null] }));
+    bound(body, "partial_images", json!({ "minimum": 0, "maximum": wire::MAX_PARTIAL, "default": 0 }));
     bound(body, "seed", seed);
     // Only JPEG is lossy.
     let jpeg: Vec<&str> =

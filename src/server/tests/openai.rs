@@ -68,7 +68,7 @@ async fn every_field_of_the_api_that_we_take_is_accepted() {
     let server = Server::new(&ServeConfig::default());
     let text = r#"{"prompt":"low","model":"gaussian","n":1,"size":"3x4","quality":"auto","response_format":"b64_json",
         "output_format":"jpeg","output_compression":60,"background":"opaque","moderation":"low","user":"u",
-        "safety_identifier":"s","stream":false,"seed":18446744073709551615,"negative_prompt":null,"guidance_scale":2,
+        "safety_identifier":"s","stream":false,"partial_images":3,"seed":18446744073709551615,"negative_prompt":null,"guidance_scale":2,
         "num_inference_steps":2}"#;
     let reply = server.images(text).await;
     assert_eq!(image::guess_format(&files(&reply)[0]).unwrap(), ImageFormat::Jpeg);
@@ -132,7 +132,8 @@ async fn a_bad_field_is_refused_by_name_in_the_api_s_shape() {
         ),
         (r#"{"prompt":"low","background":"transparent"}"#, "out_of_range", "background", "auto, opaque"),
         (r#"{"prompt":"low","moderation":"off"}"#, "out_of_range", "moderation", "auto, low"),
-        (r#"{"prompt":"low","stream":true}"#, "out_of_range", "stream", "POST /generate streams"),
+        (r#"{"prompt":"low","stream":true,"partial_images":4}"#, "out_of_range", "partial_images", "0 to 3"),
+        (r#"{"prompt":"low","stream":"yes"}"#, "wrong_type", "stream", "expected a boolean"),
         (r#"{"prompt":"low","user":7}"#, "wrong_type", "user", "expected a string"),
         (r#"{"prompt":"low","style":"vivid","size":"auto"}"#, "unknown_field", "style", "accepted are prompt, model"),
     ] {
@@ -192,4 +193,59 @@ async fn a_full_queue_and_a_drain_are_told_as_clients_of_the_api_expect() {
     let draining = server.images(r#"{"prompt":"low"}"#).await;
     assert_eq!(draining.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(draining.json()["error"]["type"], "server_error");
+}
+
+/// The events of a stream, each with its name and its data.
+fn events(reply: &Reply) -> Vec<(String, Value)> {
+    assert_eq!((reply.status, reply.header("content-type")), (StatusCode::OK, "text/event-stream"));
+    let one = |block: &str| {
+        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        Some((field("event")?.to_owned(), serde_json::from_str(field("data")?).unwrap()))
+    };
+    reply.text().split("\n\n").filter_map(one).collect()
+}
+
+#[tokio::test]
+async fn who_streams_sees_images_on_their_way_and_then_what_others_get() {
+    let server = Server::new(&ServeConfig::default());
+    let whole = files(&server.images(r#"{"prompt":"low","n":2,"seed":4,"quality":"low"}"#).await);
+    let body = r#"{"prompt":"low","n":2,"seed":4,"quality":"low","stream":true,"partial_images":3}"#;
+    let events = events(&server.images(body).await);
+    let of = |kind: &str, image: usize| {
+        let is = |event: &&(String, Value)| event.0 == kind && event.1["image_index"] == image;
+        events.iter().filter(is).map(|(_, data)| data).collect::<Vec<_>>()
+    };
+    for (image, whole) in whole.iter().enumerate() {
+        let partial = of("image_generation.partial_image", image);
+        assert_eq!(partial.iter().map(|data| &data["partial_image_index"]).collect::<Vec<_>>(), [0, 1, 2]);
+        let pictures: Vec<Vec<u8>> =
+            partial.iter().map(|data| BASE64.decode(data["b64_json"].as_str().unwrap()).unwrap()).collect();
+        assert!(pictures.iter().all(|file| image::load_from_memory(file).unwrap().width() == 3));
+        let [completed] = of("image_generation.completed", image)[..] else { panic!("{events:?}") };
+        assert_eq!(&BASE64.decode(completed["b64_json"].as_str().unwrap()).unwrap(), whole);
+        assert_eq!((&completed["type"], &completed["quality"]), (&"image_generation.completed".into(), &"low".into()));
+        assert_eq!((&completed["size"], &completed["usage"]["total_tokens"]), (&"3x4".into(), &0.into()));
+    }
+    assert_eq!(events.len(), 2 * 4);
+    assert_eq!(
+        events[6..].iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["image_generation.completed"; 2]
+    );
+    // Nothing on the way where nothing is said.
+    let last = self::events(&server.images(r#"{"prompt":"low","stream":true}"#).await);
+    assert_eq!(last.len(), 1);
+    let page = server.get("/metrics").await.text();
+    assert!(page.contains(r#"outcome="ok",subnet="0.250"} 2"#), "{page}");
+}
+
+#[tokio::test]
+async fn a_failure_in_a_stream_is_the_api_s_error() {
+    let server = Server::new(&ServeConfig::default());
+    server.gate.fail_next(crate::engine::gaussian::Fault::Error);
+    let events = events(&server.images(r#"{"prompt":"low","stream":true}"#).await);
+    let [(name, data)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((name.as_str(), &data["error"]["code"]), ("error", &"engine_failed".into()));
+    assert_eq!(data["error"]["type"], "server_error");
+    let refused = server.images(r#"{"prompt":"a zebra","stream":true}"#).await;
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (StatusCode::BAD_REQUEST, &"prompt".into()));
 }
