@@ -24,11 +24,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::sync::mpsc;
 use tracing::Instrument;
+use utoipa::ToSchema;
 
 /// Steps that a listener may be behind before it misses some.
 pub(super) const EVENTS: usize = 64;
 /// Events that a client may be behind. Beyond it the sender waits, and steps are left out.
 const BEHIND: usize = 16;
+
+/// One of the events of an answer.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "only the document is made of it")]
+pub(super) struct ServerSentEvent {
+    /// What it is.
+    event: String,
+    /// A JSON object.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
 
 /// What the events are called, and what is in them.
 pub(super) enum Voice {

@@ -4,7 +4,7 @@ use crate::engine::Step;
 use crate::engine::image::{Format, Raster};
 use crate::server::draw::{Drawn, Order, Taken, take};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
-use crate::server::events::{self, EVENTS, Voice};
+use crate::server::events::{self, EVENTS, ServerSentEvent, Voice};
 use crate::server::handover::hand_over;
 use crate::server::kept::{File, Keeper, Parcel};
 use crate::server::metrics::{Observation, Timings};
@@ -40,7 +40,7 @@ pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
                 (Vec<u8> = "image/png"),
                 (Vec<u8> = "image/webp"),
                 (Vec<u8> = "image/jpeg"),
-                (String = "text/event-stream"),
+                (ServerSentEvent = "text/event-stream"),
             ),
             headers(
                 ("x-accordion-plan" = String, description = "What ran: replay it with `budget=exact:`. Where images of one \

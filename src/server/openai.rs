@@ -12,7 +12,7 @@ use crate::nets::Canvas;
 use crate::routing::Budget;
 use crate::server::draw::{Order, Taken, most_images, take};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
-use crate::server::events::{self, EVENTS, Voice};
+use crate::server::events::{self, EVENTS, ServerSentEvent, Voice};
 use crate::server::generate::{headers, read_body};
 use crate::server::handover::hand_over;
 use crate::server::kept::Parcel;
@@ -44,7 +44,7 @@ use wire::{
     responses(
         (status = 200, description = "The images; with `stream` their events.", content(
             (ImagesAnswer = "application/json"),
-            (String = "text/event-stream"),
+            (ServerSentEvent = "text/event-stream"),
         ), headers(
             ("x-accordion-plan" = String, description = "What ran: replay it with `budget=exact:` of /generate."),
             ("x-accordion-planned" = String, description = "What was planned when the request came."),
