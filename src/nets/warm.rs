@@ -13,7 +13,10 @@ const MOST: usize = 64;
 pub fn warm(denoiser: &mut dyn Denoiser, max_batch: usize) -> Result<()> {
     let largest = max_batch.clamp(1, MOST);
     let (elements, subnets) = (denoiser.about().state().elements(), denoiser.about().subnets.len());
-    for batch in [1, largest.div_ceil(4), largest] {
+    let mut batches = vec![1, largest.div_ceil(4), largest];
+    // A large model's calls are not made twice.
+    batches.dedup();
+    for batch in batches {
         let (x, sigma, class) = (vec![0.5; batch * elements], vec![1.0; batch], vec![None; batch]);
         for subnet in 0..subnets {
             let denoised = denoiser.denoise_classes(subnet, &x, &sigma, &class)?;
@@ -37,6 +40,14 @@ mod tests {
         warm(&mut *denoiser, 16).unwrap();
         let seen: Vec<_> = gate.calls().iter().map(|call| (call.subnet, call.sigma.len())).collect();
         assert_eq!(seen, [(0, 1), (1, 1), (2, 1), (0, 4), (1, 4), (2, 4), (0, 16), (1, 16), (2, 16)]);
+    }
+
+    #[test]
+    fn no_size_runs_twice() {
+        let (mut denoiser, gate) = Gaussian::conditional();
+        warm(&mut *denoiser, 2).unwrap();
+        let seen: Vec<_> = gate.calls().iter().map(|call| (call.subnet, call.sigma.len())).collect();
+        assert_eq!(seen, [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (2, 2)]);
     }
 
     #[test]
