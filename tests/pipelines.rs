@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use compare::relative_error;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use workplace::{Workplace, fixture};
 
 type Tensors = HashMap<String, Tensor>;
@@ -550,23 +550,48 @@ fn what_a_network_predicts_is_kept() {
     assert_eq!(Model::open(&work.path("again")).unwrap().card.preconditioning, model.card.preconditioning);
 }
 
-/// Needs diffusers in the environment that `benches/peers/venv.sh` makes; says so where it is missing.
-#[test]
-fn an_extracted_pipeline_draws_the_same_in_diffusers() {
+/// The Python that has diffusers, in the environment that `benches/peers/venv.sh` makes; where it is missing that is said, and None.
+fn peers() -> Option<PathBuf> {
     let cache = Path::new(&std::env::var_os("HOME").unwrap()).join(".cache/accordion/peers-venv");
     let venv = std::env::var_os("ACCORDION_PEERS_VENV").map_or(cache, Into::into);
     let python = venv.join("bin/python");
     let has = std::process::Command::new(&python).args(["-c", "import diffusers, transformers"]).output();
     if !has.is_ok_and(|output| output.status.success()) {
         eprintln!("SKIPPED: {} has no diffusers and transformers: run benches/peers/venv.sh", python.display());
-        return;
+        return None;
     }
+    Some(python)
+}
+
+/// Runs a script of `benches/peers`, which fails where we differ from diffusers.
+fn agrees(python: &Path, script: &str, args: &[&Path]) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers").join(script);
+    let output = std::process::Command::new(python).arg(script).args(args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn an_extracted_pipeline_draws_the_same_in_diffusers() {
+    let Some(python) = peers() else { return };
     let work = imported();
     let args = ["extract", "--model", "ranked", "--subnet", "full", "--format", "diffusers", "--out", "extracted"];
     assert!(work.run(&args).status.success());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/pipeline.py");
-    let (original, extracted) = (work.path("sd"), work.path("extracted"));
-    let output = std::process::Command::new(python).arg(script).args([original, extracted]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    println!("{}", String::from_utf8_lossy(&output.stdout));
+    agrees(&python, "pipeline.py", &[&work.path("sd"), &work.path("extracted")]);
+}
+
+#[test]
+fn a_network_that_predicts_v_draws_what_it_draws_in_diffusers() {
+    let Some(python) = peers() else { return };
+    let work = pipeline();
+    work.change("sd/scheduler/scheduler_config.json", &[("prediction_type", json!("v_prediction"))]);
+    work.imports(&["sd", "--out", "model"]);
+    let tensors = fixture("sd_tiny.expected.safetensors");
+    for solver in ["ddim", "dpmpp2m"] {
+        let (plan, input) = (format!("{solver}-10@full"), tensors.to_str().unwrap());
+        let sample = ["forward", "--model", "model", "--part", "sample", "--plan", &plan, "--guidance", "7.5"];
+        let output = work.run(&[&sample[..], &["--input", input, "--output", "drawn"]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        agrees(&python, "v_prediction.py", &[&work.path("sd"), &tensors, &work.path("drawn"), Path::new(solver)]);
+    }
 }

@@ -6,7 +6,7 @@ mod npz;
 use super::device::Device;
 use crate::console::note;
 use crate::diffusion::plan::{Plan, Solver};
-use crate::engine::image::{Format, Raster};
+use crate::engine::image::{Format, JPEG_QUALITY, Raster};
 use crate::engine::settings::Settings;
 use crate::engine::{Engine, EngineLimits, Job};
 use crate::files::{check_writable, listed, write_whole};
@@ -185,8 +185,9 @@ impl Args {
             1 => Raster::grid(shape, &images),
             rows => Raster::rows(shape, &images, rows),
         };
-        let encoded =
-            grid.encode_with(format, settings.as_ref()).map_err(|error| Error::input(self.out.display(), error))?;
+        let encoded = grid
+            .encode_with(format, JPEG_QUALITY, settings.as_ref())
+            .map_err(|error| Error::input(self.out.display(), error))?;
         write_whole(&self.out, &encoded)
     }
 

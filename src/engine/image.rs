@@ -10,8 +10,8 @@ use std::str::FromStr;
 const GRID_GAP: usize = 2;
 /// What shows between them, and where the last row has no image.
 const GRID_COLOUR: u8 = 255;
-/// JPEG's quality, of 100: no visible loss on small images.
-const JPEG_QUALITY: u8 = 95;
+/// JPEG's usual quality, of 100: no visible loss on small images.
+pub const JPEG_QUALITY: u8 = 95;
 
 /// JPEG's other name.
 pub const JPG: &str = "jpg";
@@ -120,14 +120,20 @@ impl Raster {
     /// A size that the format cannot hold (WebP: 16383 pixels a side, JPEG: 65535), or a number of channels other than
     /// 1 and 3.
     pub fn encode(&self, format: Format) -> image::ImageResult<Vec<u8>> {
-        self.encode_with(format, None)
+        self.encode_with(format, JPEG_QUALITY, None)
     }
 
-    /// The same with what it was drawn with, where the format is one that holds texts: PNG.
+    /// The same with what it was drawn with, where the format is one that holds texts: PNG. JPEG is of a quality from 1, the smallest
+    /// file, to 100.
     ///
     /// # Errors
     /// As [`Self::encode`].
-    pub fn encode_with(&self, format: Format, settings: Option<&Settings>) -> image::ImageResult<Vec<u8>> {
+    pub fn encode_with(
+        &self,
+        format: Format,
+        jpeg_quality: u8,
+        settings: Option<&Settings>,
+    ) -> image::ImageResult<Vec<u8>> {
         let (width, height, colour) = self.dimensions();
         let mut file = Vec::new();
         match format {
@@ -143,16 +149,22 @@ impl Raster {
                     colour,
                 )?;
             }
-            Format::Jpeg => return self.encode_jpeg(JPEG_QUALITY),
+            Format::Jpeg => {
+                image::codecs::jpeg::JpegEncoder::new_with_quality(&mut file, jpeg_quality).write_image(
+                    &self.bytes,
+                    width,
+                    height,
+                    colour,
+                )?;
+            }
         }
         Ok(file)
     }
 
     fn encode_png(&self, file: &mut Vec<u8>, settings: Option<&Settings>) -> Result<(), png::EncodingError> {
-        let (width, height, colour) = self.dimensions();
+        let (width, height, _) = self.dimensions();
         let mut encoder = png::Encoder::new(file, width, height);
-        let is_grey = colour == image::ExtendedColorType::L8;
-        encoder.set_color(if is_grey { png::ColorType::Grayscale } else { png::ColorType::Rgb });
+        encoder.set_color(if self.shape.channels == 1 { png::ColorType::Grayscale } else { png::ColorType::Rgb });
         encoder.set_depth(png::BitDepth::Eight);
         encoder.set_compression(png::Compression::Fast);
         encoder.set_filter(png::Filter::Adaptive);
@@ -162,22 +174,6 @@ impl Raster {
         let mut writer = encoder.write_header()?;
         writer.write_image_data(&self.bytes)?;
         writer.finish()
-    }
-
-    /// The image as a JPEG file of a quality from 1, the smallest file, to 100.
-    ///
-    /// # Errors
-    /// As [`Self::encode`].
-    pub fn encode_jpeg(&self, quality: u8) -> image::ImageResult<Vec<u8>> {
-        let mut file = Vec::new();
-        let (width, height, colour) = self.dimensions();
-        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut file, quality).write_image(
-            &self.bytes,
-            width,
-            height,
-            colour,
-        )?;
-        Ok(file)
     }
 
     /// The size and the kind of pixels as the encoders want them; a size that is too large stays too large.

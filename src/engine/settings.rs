@@ -179,7 +179,7 @@ impl fmt::Display for Settings {
 mod tests {
     use super::*;
     use crate::ImageShape;
-    use crate::engine::image::{Format, Raster};
+    use crate::engine::image::{Format, JPEG_QUALITY, Raster};
 
     fn settings() -> Settings {
         Settings {
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_png_file_gives_its_settings_back_and_the_same_pixels() {
-        let file = raster().encode_with(Format::Png, Some(&settings())).unwrap();
+        let file = raster().encode_with(Format::Png, JPEG_QUALITY, Some(&settings())).unwrap();
         assert_eq!(Settings::read(&file, "file").unwrap(), settings());
         assert_eq!(image::load_from_memory(&file).unwrap().into_luma8().into_raw(), [3, 4]);
     }
@@ -214,7 +214,7 @@ mod tests {
         let refused = |file: &[u8]| Settings::read(file, "a.png").unwrap_err().to_string();
         let bare = raster().encode(Format::Png).unwrap();
         assert_eq!(refused(&bare), "a.png: has no settings: it is not of accordion, or they were left out or lost");
-        let whole = raster().encode_with(Format::Png, Some(&settings())).unwrap();
+        let whole = raster().encode_with(Format::Png, JPEG_QUALITY, Some(&settings())).unwrap();
         for other in [&b"GIF89a"[..], &whole[..40], b""] {
             assert!(refused(other).starts_with("a.png: is not a PNG file that can be read: "), "{}", refused(other));
         }

@@ -48,7 +48,7 @@ impl Decoder {
         let picture = self.runner.run_sized(size, &values);
         match picture.iter().all(|value| value.is_finite()) {
             true => Ok(picture.iter().map(|&value| byte(f64::from(value))).collect()),
-            false => Err(Error::Denoiser("the decoder made values that are not finite".to_owned())),
+            false => Err(not_finite()),
         }
     }
 
@@ -58,8 +58,13 @@ impl Decoder {
         self.runner.with_layers(|runner| runner.run_sized(size, &latent)).1
     }
 
-    /// As [`Preview::picture`].
-    pub fn preview(&self, size: ImageShape, latent: &[f32]) -> Vec<u8> {
-        self.preview.picture(size, latent)
+    /// About what the picture of a latent looks like.
+    pub fn preview(&self) -> &Preview {
+        &self.preview
     }
+}
+
+/// What is wrong with a picture that is no numbers.
+pub(super) fn not_finite() -> Error {
+    Error::Denoiser("the decoder made values that are not finite".to_owned())
 }

@@ -8,6 +8,7 @@ mod texts;
 
 pub use blueprint::{Blueprint, Memory};
 
+use super::decoder::not_finite;
 use super::network::Network;
 use super::on_gpu::{Addresses, Compiled};
 use super::{About, Condition, Denoiser, Guide, Model, Move, Rows, Sampler, Slot};
@@ -485,7 +486,7 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
     fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>> {
         let outcome = self.bytes_of(slot);
         let bytes = self.noted(outcome)?;
-        bytes.ok_or_else(|| Error::Denoiser("the decoder made values that are not finite".to_owned()))
+        bytes.ok_or_else(not_finite)
     }
 
     fn estimate(&mut self, slot: Slot) -> Result<Vec<u8>> {

@@ -45,6 +45,7 @@ pub use model::Model;
 pub use network::Network;
 pub use opened::{Opened, open};
 pub use placement::Placement;
+pub use preview::Preview;
 pub use rows::{Condition, Rows};
 pub use runner::Runner;
 pub use sampler::{Guide, HostSampler, Move, Sampler, Slot};

@@ -203,7 +203,7 @@ impl Sampler for HostSampler {
         let image = self.images[slot.0].as_ref().expect("a slot that has begun and has not ended");
         let estimate = image.estimate.as_ref().expect("a step that was watched");
         Ok(match &self.decoder {
-            Some(decoder) => decoder.preview(image.size, estimate),
+            Some(decoder) => decoder.preview().picture(image.size, estimate),
             None => estimate.iter().map(|&value| byte(f64::from(value))).collect(),
         })
     }

@@ -171,10 +171,8 @@ impl Drawn {
     ) -> Result<(Vec<Vec<u8>>, Timings), ApiError> {
         let (shape, images) = (self.shape, self.finished.images.len());
         let settings: Vec<_> = (0..images).map(|image| self.settings_of(state, image)).collect();
-        let file = move |index: usize, raster: &Raster| match format {
-            Format::Jpeg => raster.encode_jpeg(jpeg_quality),
-            Format::Png | Format::Webp => raster.encode_with(format, settings[index].as_ref()),
-        };
+        let file =
+            move |index: usize, raster: &Raster| raster.encode_with(format, jpeg_quality, settings[index].as_ref());
         let each = |images: &[Vec<u8>]| images.chunks(1).map(|image| Raster::grid(shape, image)).collect();
         self.encode(state, file, each).await
     }

@@ -1,7 +1,7 @@
 //! `POST /generate`: wire type -> order -> engine -> encoded bytes.
 
 use crate::engine::Step;
-use crate::engine::image::{Format, Raster};
+use crate::engine::image::{Format, JPEG_QUALITY, Raster};
 use crate::server::draw::{Drawn, Order, Taken, take};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
 use crate::server::events::{self, EVENTS, ServerSentEvent, Voice};
@@ -148,7 +148,7 @@ pub(super) async fn file_of(
 ) -> Result<(File, Timings), ApiError> {
     let shape = drawn.shape;
     let settings = drawn.settings(state);
-    let file = move |_, raster: &Raster| raster.encode_with(format, settings.as_ref());
+    let file = move |_, raster: &Raster| raster.encode_with(format, JPEG_QUALITY, settings.as_ref());
     let (mut files, timings) = drawn.encode(state, file, |images| vec![Raster::grid(shape, images)]).await?;
     observation.succeed(&timings, drawn.served(), drawn.finished.images.len(), drawn.late, format);
     let bytes = files.pop().unwrap_or_default().into();

@@ -18,6 +18,7 @@ use crate::server::handover::hand_over;
 use crate::server::kept::Parcel;
 use crate::server::metrics::Observation;
 use crate::server::negotiate::require_json;
+use crate::server::state::seconds_since_1970;
 use crate::server::subject::Subject;
 use crate::server::wire::{ClassChoice, parse};
 use crate::server::{ApiError, AppState};
@@ -27,7 +28,7 @@ use axum::extract::{Request, State};
 use axum::response::{AppendHeaders, IntoResponse, Response};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 use streaming::Streaming;
 use tokio::sync::mpsc;
 use wire::{
@@ -60,17 +61,15 @@ use wire::{
 )]
 pub(super) async fn images(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let mut observation = state.metrics.observe(&request);
-    match accept(&state, request, &mut observation).await {
+    let answered = match accept(&state, request, &mut observation).await {
         Ok(Accepted { taken, streaming, steps: Some(steps), .. }) => {
-            Ok(events::stream(state, taken, Voice::OpenAi(streaming), steps, observation, None))
+            return Ok(events::stream(state, taken, Voice::OpenAi(streaming), steps, observation, None));
         }
-        Ok(accepted) => match answer(&state, accepted, &mut observation).await {
-            Ok(answer) => Ok(hand_over(answer, Parcel::new(observation, None))),
-            Err(error) => {
-                observation.fail(&error);
-                Err(error)
-            }
-        },
+        Ok(accepted) => answer(&state, accepted, &mut observation).await,
+        Err(error) => Err(error),
+    };
+    match answered {
+        Ok(answer) => Ok(hand_over(answer, Parcel::new(observation, None))),
         Err(error) => {
             observation.fail(&error);
             Err(error)
@@ -112,8 +111,9 @@ async fn accept(state: &AppState, request: Request, observation: &mut Observatio
     };
     let order = Order { arrived, budget, min_quality: None, subject, size, seed: body.seed, n: body.n };
     let (told, steps) = body.stream.unwrap_or(false).then(|| mpsc::channel(EVENTS)).unzip();
-    let taken = take(state, order, told, observation).await?;
     let partial_images = body.partial_images.unwrap_or(0);
+    // Whoever sees nothing on the way shall not have the engine make previews of every step.
+    let taken = take(state, order, told.filter(|_| partial_images > 0), observation).await?;
     let streaming = Streaming { format, jpeg_quality, quality, partial_images, shown: HashMap::new() };
     Ok(Accepted { taken, carrier, streaming, steps })
 }
@@ -125,7 +125,7 @@ async fn answer(state: &AppState, accepted: Accepted, observation: &mut Observat
     let (files, timings) = drawn.encode_each(state, format, jpeg_quality).await?;
     observation.succeed(&timings, drawn.served(), files.len(), drawn.late, format);
     let answer = ImagesAnswer {
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        created: seconds_since_1970(),
         data: files.iter().map(|file| ImageEntry::new(format, file, carrier)).collect(),
         background: "opaque",
         output_format: format.as_str(),

@@ -19,6 +19,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// The time, as the OpenAI API tells it.
+pub(super) fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// A loaded model and the rules for using it.
 #[derive(Debug)]
 pub struct AppState {
@@ -117,7 +122,7 @@ impl AppState {
             guards: Guards::new(config),
             meter: LoadMeter::new(),
             usage: UsageMeter::new(),
-            started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            started: seconds_since_1970(),
             leaving: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }))

@@ -1,7 +1,7 @@
 //! Any number of images: into a directory of numbered files, or into one array.
 
 use super::npz::{self, Array};
-use crate::engine::image::{Format, Raster};
+use crate::engine::image::{Format, JPEG_QUALITY, Raster};
 use crate::engine::settings::Settings;
 use crate::engine::{Engine, Job, Ticket};
 use crate::files::{continues, write_whole, write_whole_with};
@@ -117,7 +117,7 @@ impl Order<'_> {
         self.draw(missing, |index, image| {
             let path = file(index);
             let settings = self.settings.as_ref().map(|settings| of_turn(settings, index));
-            let encoded = Raster::grid(self.shape, &[image]).encode_with(Format::Png, settings.as_ref());
+            let encoded = Raster::grid(self.shape, &[image]).encode_with(Format::Png, JPEG_QUALITY, settings.as_ref());
             write_whole(&path, &encoded.map_err(|error| Error::input(path.display(), error))?)
         })
     }

@@ -7,12 +7,12 @@ use crate::engine::image::{Format, Raster};
 use crate::server::draw::Drawn;
 use crate::server::events::encoded;
 use crate::server::metrics::Observation;
+use crate::server::state::seconds_since_1970;
 use crate::server::{ApiError, AppState};
 use axum::response::sse::Event;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a client wants to hear, and what it has heard.
 pub(in crate::server) struct Streaming {
@@ -38,7 +38,7 @@ impl Streaming {
             return Vec::new();
         }
         let (format, jpeg_quality) = (self.format, self.jpeg_quality);
-        let file = move || file(&Raster { shape, bytes: estimate }, format, jpeg_quality);
+        let file = move || Raster { shape, bytes: estimate }.encode_with(format, jpeg_quality, None);
         let Some(file) = encoded(file).await else { return Vec::new() };
         self.shown.insert(image, index + 1);
         let event = ImageEvent { partial_image_index: Some(index), ..self.event(PARTIAL, image, shape, &file) };
@@ -70,7 +70,7 @@ impl Streaming {
             image_index: image,
             partial_image_index: None,
             b64_json: STANDARD.encode(file),
-            created_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            created_at: seconds_since_1970(),
             size: shape.size().to_string(),
             quality: self.quality,
             background: "opaque",
@@ -87,12 +87,5 @@ impl From<ImageEvent> for Event {
     fn from(event: ImageEvent) -> Self {
         let data = serde_json::to_string(&event).expect("an event is plain data");
         Self::default().event(event.kind).data(data)
-    }
-}
-
-fn file(raster: &Raster, format: Format, jpeg_quality: u8) -> image::ImageResult<Vec<u8>> {
-    match format {
-        Format::Jpeg => raster.encode_jpeg(jpeg_quality),
-        Format::Png | Format::Webp => raster.encode(format),
     }
 }

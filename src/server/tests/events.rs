@@ -10,7 +10,7 @@ fn listening(query: &str, body: &str) -> Request<Body> {
 }
 
 /// The events of an answer, each with its name and its data.
-fn events(text: &str) -> Vec<(String, Value)> {
+pub(super) fn events(text: &str) -> Vec<(String, Value)> {
     let one = |block: &str| {
         let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         Some((field("event")?.to_owned(), serde_json::from_str(field("data")?).unwrap()))

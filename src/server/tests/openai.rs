@@ -195,14 +195,10 @@ async fn a_full_queue_and_a_drain_are_told_as_clients_of_the_api_expect() {
     assert_eq!(draining.json()["error"]["type"], "server_error");
 }
 
-/// The events of a stream, each with its name and its data.
+/// The events of a stream.
 fn events(reply: &Reply) -> Vec<(String, Value)> {
     assert_eq!((reply.status, reply.header("content-type")), (StatusCode::OK, "text/event-stream"));
-    let one = |block: &str| {
-        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        Some((field("event")?.to_owned(), serde_json::from_str(field("data")?).unwrap()))
-    };
-    reply.text().split("\n\n").filter_map(one).collect()
+    events::events(&reply.text())
 }
 
 #[tokio::test]
