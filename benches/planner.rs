@@ -27,7 +27,7 @@ fn policy() -> Elastic {
 fn ask(id: u64, now: Duration) -> Ask {
     let wish = Wish::Quality { floor: 0.0, target: 1.0 };
     // Room for all of them: what is refused costs less.
-    Ask { id, arrived: now, deadline: now + Duration::from_secs(20), images: 1, rows: 1, canvas: 0, wish }
+    Ask::new(id, now, now + Duration::from_secs(20), wish)
 }
 
 /// So many requests taken, of which none runs.

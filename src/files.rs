@@ -161,7 +161,16 @@ pub fn sha256(path: &Path) -> Result<String> {
         }
     };
     read().map_err(Error::io(path))?;
-    Ok(hasher.finalize().iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}")))
+    Ok(digits(hasher))
+}
+
+/// The SHA-256 of bytes, as 64 hexadecimal digits.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    digits(Sha256::new().chain_update(bytes))
+}
+
+fn digits(hasher: Sha256) -> String {
+    hasher.finalize().iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}"))
 }
 
 /// The tensors in the bytes of the file `path`.

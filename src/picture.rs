@@ -112,29 +112,67 @@ pub struct Picture {
 /// # Errors
 /// One sentence if the file is of another kind, damaged, or cut off, even where a viewer would show what is left of it.
 pub fn decode(bytes: &[u8], colour: Colour, background: Background) -> Result<Picture, String> {
-    let refused = |error: String| format!("is not an intact {ACCEPTED} image ({error})");
-    let image = upright(bytes).map_err(refused)?;
-    let image = if image.color().has_alpha() { over(&image, background).into() } else { image };
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    let bytes = match colour {
-        Colour::Grey => image.into_luma8().into_raw(),
-        Colour::Rgb => image.into_rgb8().into_raw(),
-    };
-    match bytes.is_empty() {
-        true => Err("has no pixels, but an image must have at least one".to_owned()),
-        false => Ok(Picture { width, height, bytes }),
+    Ok(Opened::new(bytes, MOST_PIXELS)?.picture(colour, background))
+}
+
+/// An intact image of any kind, upright.
+#[derive(Clone, Debug)]
+pub struct Opened(DynamicImage);
+
+impl Opened {
+    /// Reads the bytes of a file, as [`decode`] does, of at most so many pixels.
+    ///
+    /// # Errors
+    /// As [`decode`].
+    pub fn new(bytes: &[u8], most_pixels: u64) -> Result<Self, String> {
+        let refused = |error: String| format!("is not an intact {ACCEPTED} image ({error})");
+        let image = upright(bytes, most_pixels).map_err(refused)?;
+        match image.width() * image.height() {
+            0 => Err("has no pixels, but an image must have at least one".to_owned()),
+            _ => Ok(Self(image)),
+        }
+    }
+
+    /// Columns and rows.
+    pub fn size(&self) -> [usize; 2] {
+        [self.0.width() as usize, self.0.height() as usize]
+    }
+
+    /// Its pixels in this colour.
+    pub fn picture(&self, colour: Colour, background: Background) -> Picture {
+        let [width, height] = self.size();
+        let opaque = if self.0.color().has_alpha() { over(&self.0, background).into() } else { self.0.clone() };
+        let bytes = match colour {
+            Colour::Grey => opaque.into_luma8().into_raw(),
+            Colour::Rgb => opaque.into_rgb8().into_raw(),
+        };
+        Picture { width, height, bytes }
+    }
+
+    /// By pixel, whether it is transparent by half or more; None where none is.
+    pub fn transparent(&self) -> Option<Vec<bool>> {
+        if !self.0.color().has_alpha() {
+            return None;
+        }
+        let is_transparent: Vec<bool> = self.0.to_rgba8().pixels().map(|pixel| pixel.0[3] < 128).collect();
+        is_transparent.contains(&true).then_some(is_transparent)
+    }
+
+    /// By pixel, whether it is nearer to white than to black.
+    pub fn bright(&self) -> Vec<bool> {
+        self.0.to_luma8().into_raw().into_iter().map(|value| value >= 128).collect()
     }
 }
 
-fn upright(bytes: &[u8]) -> Result<DynamicImage, String> {
+fn upright(bytes: &[u8], most_pixels: u64) -> Result<DynamicImage, String> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
     let (mut image, orientation) = match reader.format() {
-        Some(ImageFormat::Jpeg) => jpeg(bytes)?,
+        Some(ImageFormat::Jpeg) => jpeg(bytes, most_pixels)?,
         Some(ImageFormat::Png) if !is_whole_png(bytes) => return Err("the file is cut off".to_owned()),
         Some(ImageFormat::WebP) if !is_whole_webp(bytes) => return Err("the file is cut off".to_owned()),
         _ => {
             let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
-            check_size(decoder.dimensions())?;
+            check_size(decoder.dimensions(), most_pixels)?;
             let orientation = decoder.orientation().map_err(|error| error.to_string())?;
             (DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?, orientation)
         }
@@ -144,7 +182,7 @@ fn upright(bytes: &[u8]) -> Result<DynamicImage, String> {
 }
 
 /// As `image` decodes it (with the same crate), but strictly: `image` shows what is there of a damaged file.
-fn jpeg(bytes: &[u8]) -> Result<(DynamicImage, Orientation), String> {
+fn jpeg(bytes: &[u8], most_pixels: u64) -> Result<(DynamicImage, Orientation), String> {
     if !is_whole_jpeg(bytes) {
         return Err("the file is cut off".to_owned());
     }
@@ -153,7 +191,7 @@ fn jpeg(bytes: &[u8]) -> Result<(DynamicImage, Orientation), String> {
     decoder.decode_headers().map_err(|error| error.to_string())?;
     let info = decoder.info().ok_or("the header says no size")?;
     let (width, height) = (u32::from(info.width), u32::from(info.height));
-    check_size((width, height))?;
+    check_size((width, height), most_pixels)?;
     let grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
     decoder.set_options(options.jpeg_set_out_colorspace(if grey { ColorSpace::Luma } else { ColorSpace::RGB }));
     let values = decoder.decode().map_err(|error| error.to_string())?;
@@ -165,10 +203,10 @@ fn jpeg(bytes: &[u8]) -> Result<(DynamicImage, Orientation), String> {
     Ok((image.ok_or("it has too few values")?, orientation.unwrap_or(Orientation::NoTransforms)))
 }
 
-fn check_size((width, height): (u32, u32)) -> Result<(), String> {
-    match u64::from(width) * u64::from(height) <= MOST_PIXELS {
+fn check_size((width, height): (u32, u32), most_pixels: u64) -> Result<(), String> {
+    match u64::from(width) * u64::from(height) <= most_pixels {
         true => Ok(()),
-        false => Err(format!("it has {width}x{height} pixels, more than the {MOST_PIXELS} that are accepted")),
+        false => Err(format!("it has {width}x{height} pixels, more than the {most_pixels} that are accepted")),
     }
 }
 

@@ -17,7 +17,7 @@ use accordion::engine::{Engine, EngineError, EngineLimits, Job};
 use accordion::evaluation::latency::{self, Pace};
 use accordion::nets::device_runner::Blueprint;
 use accordion::nets::{
-    Condition, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Sampler, Slot, Threads,
+    Begin, Condition, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Sampler, Slot, Threads,
 };
 use accordion::ops::cuda::{Accelerator, Precision};
 use accordion::philox::NoiseKey;
@@ -284,8 +284,7 @@ fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
     let course = Course::new(Arc::new("euler-1@full".parse().unwrap()), model.card.process());
     let level = course.next_call().unwrap().level;
     let key = |image| NoiseKey { seed: 4, image };
-    let slots: Vec<_> =
-        (0..20).map(|image| runner.begin(key(image), course.begin(), level.sigma, 0).unwrap()).collect();
+    let slots: Vec<_> = (0..20).map(|image| runner.begin(&Begin::new(key(image), &course)).unwrap()).collect();
     assert!(limits.lock().unwrap().free < before, "a second page");
     runner.end(slots[3]);
     let update = course.clone().advance();
@@ -304,7 +303,7 @@ fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
     }
     let alone = |image| {
         let mut runner = device(&model, Precision::F32, Order::Greedy(Sequence::Forward));
-        let slot = runner.begin(key(image), course.begin(), level.sigma, 0).unwrap();
+        let slot = runner.begin(&Begin::new(key(image), &course)).unwrap();
         let step = Move { slot, level, condition: Condition::None, guide: None, update, next: None, watched: false };
         runner.step(3, &[step]).unwrap();
         runner.pixels(slot).unwrap()
@@ -318,7 +317,7 @@ fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
     slots.iter().filter(|slot| **slot != slots[3]).for_each(|&slot| runner.end(slot));
     let free = limits.lock().unwrap().free;
     (0..32).for_each(|image| {
-        runner.begin(key(image), course.begin(), level.sigma, 0).unwrap();
+        runner.begin(&Begin::new(key(image), &course)).unwrap();
     });
     assert_eq!(limits.lock().unwrap().free, free, "ended slots are taken again");
 }
@@ -330,8 +329,8 @@ fn damaged_weights_fail_the_step_and_nothing_else() {
     let course = Course::new(Arc::new("euler-2@full".parse().unwrap()), model.card.process());
     let level = course.next_call().unwrap().level;
     let update = Update { a_x: f64::NAN, ..course.clone().advance() };
-    let slot = runner.begin(NoiseKey { seed: 1, image: 0 }, course.begin(), level.sigma, 0).unwrap();
-    let other = runner.begin(NoiseKey { seed: 2, image: 0 }, course.begin(), level.sigma, 0).unwrap();
+    let slot = runner.begin(&Begin::new(NoiseKey { seed: 1, image: 0 }, &course)).unwrap();
+    let other = runner.begin(&Begin::new(NoiseKey { seed: 2, image: 0 }, &course)).unwrap();
     let step = |slot, update| Move {
         slot,
         level,
@@ -350,7 +349,7 @@ fn damaged_weights_fail_the_step_and_nothing_else() {
     runner.step(0, &[step(other, sane)]).unwrap();
     // The next image in the same memory finds nothing of it.
     runner.end(slot);
-    let next = runner.begin(NoiseKey { seed: 3, image: 0 }, course.begin(), level.sigma, 0).unwrap();
+    let next = runner.begin(&Begin::new(NoiseKey { seed: 3, image: 0 }, &course)).unwrap();
     assert_eq!(next, slot);
     runner.step(0, &[step(next, sane)]).unwrap();
 }

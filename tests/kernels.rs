@@ -725,13 +725,16 @@ case!(
 #[derive(Clone, Copy, Debug)]
 struct Step {
     image: ImageShape,
+    /// Channels that a network for inpainting is given beside the image.
+    beside: usize,
 }
 
 impl Case for Step {
     fn run<M: Accelerator>(&self, lab: &mut Lab<M>) {
-        let image = self.image;
+        let Self { image, beside } = *self;
         let (pixels, elements) = (image.height * image.width, image.elements());
         let state = state_bytes(image) / 4;
+        let more = lab.normals(pixels * beside);
         // Rows: all terms at once, guidance and noise; no class of its own; skipped; a fault; the start of an image.
         let (output, f) = lab.random([5, image.height, image.width, PITCH]);
         let mut broken = vec![0.0; pixels * PITCH];
@@ -772,14 +775,18 @@ impl Case for Step {
             // The oldest gives its place.
             row.newest = row.memory[2];
             row.estimate = lab.poison(state * 4);
-            row.input = lab.poison(input_bytes(lab.precision, image));
+            row.input = lab.poison(input_bytes(lab.precision, image, beside));
+            row.beside = if beside == 0 { 0 } else { lab.floats(&more) };
             states.push((x, memory));
         }
         rows[1].estimate = 0;
+        // What is known is put back, with the first noise.
+        let (known, mask) = (lab.normals(state), (0..state).map(|pixel| pixel as u32 % 3).collect::<Vec<_>>());
+        (rows[1].known, rows[1].mask, rows[1].level) = (lab.floats(&known), lab.hold(bytemuck::cast_slice(&mask)), 1.7);
         rows[2].x = 0;
         let at = lab.hold(bytemuck::cast_slice(&rows));
         let faults = lab.hold(&[0; 16]);
-        lab.machine.launch(&sampler(lab.precision, image, at, 4, Some(output.address), faults)).unwrap();
+        lab.machine.launch(&sampler(lab.precision, image, beside, at, 4, Some(output.address), faults)).unwrap();
         let mut flags = [0; 16];
         lab.machine.download(faults, &mut flags).unwrap();
         assert_eq!(bytemuck::cast_slice::<u8, u32>(&flags), [0, 0, 0, 1], "faults");
@@ -795,11 +802,17 @@ impl Case for Step {
                 let d = wide(row.c_skip) * wide(x[e]) + wide(row.c_out) * guided;
                 let remembered = memory.iter().zip(row.a_m).map(|(memory, weight)| wide(weight) * wide(memory[e]));
                 let then = wide(row.a_x) * wide(x[e]) + wide(row.a_d) * d + remembered.sum::<f64>();
-                let then = then + wide(row.noise) * noise.normal(e as u64);
+                let mut then = then + wide(row.noise) * noise.normal(e as u64);
+                if row.known != 0 && mask[pixel] == 0 {
+                    then = wide(known[e]) + wide(row.level) * key.draw(NoiseKey::INITIAL).normal(e as u64);
+                }
                 image_then.push(then);
                 memory_then.push(wide(row.b_x) * wide(x[e]) + wide(row.b_d) * d + wide(row.b_m) * wide(memory[0][e]));
                 estimate.push(d);
                 input.push(wide(row.c_in) * then);
+                if channel + 1 == image.channels {
+                    input.extend(more[pixel * beside..][..beside].iter().map(|&value| wide(value)));
+                }
             }
             // The state is f32 whatever the precision is.
             assert_near(Precision::F32, &lab.read(row.x, elements), &image_then, "image");
@@ -813,7 +826,7 @@ impl Case for Step {
                 samples: 1,
                 height: image.height,
                 width: image.width,
-                channels: image.channels,
+                channels: image.channels + beside,
             };
             assert_near(lab.precision, &lab.get(&map), &input, "next input");
         }
@@ -822,10 +835,18 @@ impl Case for Step {
         // The start: noise alone, whatever was there before.
         let (x, memory) = (lab.poison(state * 4), lab.poison(state * 4));
         let memory = [memory, rows[0].memory[0], rows[0].memory[1]];
-        let place = Row { x, memory, newest: memory[0], seed: key.seed, image: key.image, ..Row::default() };
+        let place = Row {
+            x,
+            memory,
+            newest: memory[0],
+            beside: rows[0].beside,
+            seed: key.seed,
+            image: key.image,
+            ..Row::default()
+        };
         let start = Row { noise: 80.0, c_in: 0.6, ..place };
         let at = lab.hold(bytemuck::bytes_of(&start));
-        lab.machine.launch(&sampler(lab.precision, image, at, 1, None, faults)).unwrap();
+        lab.machine.launch(&sampler(lab.precision, image, beside, at, 1, None, faults)).unwrap();
         let want: Vec<f64> = (0..elements as u64).map(|e| 80.0 * f64::from(key.draw(0).normal(e) as f32)).collect();
         assert_near(Precision::F32, &lab.read(start.x, elements), &want, "first noise");
         assert!(lab.read(start.newest, elements).iter().all(|&value| value == 0.0), "memory of an image that begins");
@@ -836,10 +857,12 @@ case!(
     a_sampler_step_is_what_its_rows_say,
     gpu_sampler,
     [
-        Step { image: ImageShape { height: 5, width: 7, channels: 1 } },
-        Step { image: ImageShape { height: 3, width: 3, channels: 3 } },
-        Step { image: ImageShape { height: 24, width: 24, channels: 3 } },
-        Step { image: ImageShape { height: 2, width: 3, channels: 4 } },
+        Step { image: ImageShape { height: 5, width: 7, channels: 1 }, beside: 0 },
+        Step { image: ImageShape { height: 3, width: 3, channels: 3 }, beside: 0 },
+        Step { image: ImageShape { height: 24, width: 24, channels: 3 }, beside: 0 },
+        Step { image: ImageShape { height: 2, width: 3, channels: 4 }, beside: 0 },
+        Step { image: ImageShape { height: 3, width: 3, channels: 4 }, beside: 5 },
+        Step { image: ImageShape { height: 5, width: 3, channels: 3 }, beside: 4 },
     ]
 );
 

@@ -43,7 +43,7 @@ impl Batch {
     }
 
     fn rows(&self) -> Rows<'_> {
-        Rows { image: self.image, x: &self.x, levels: &self.levels, conditions: &self.conditions }
+        Rows { image: self.image, x: &self.x, beside: &[], levels: &self.levels, conditions: &self.conditions }
     }
 }
 

@@ -131,7 +131,7 @@ fn a_sample_is_the_same_in_any_company_at_any_place_on_any_number_of_threads() {
     samples.for_each(|(x, sigma)| x.iter_mut().for_each(|x| *x *= (sigma * sigma + 0.5f64).sqrt() as f32));
     let levels = sigma.map(Level::from);
     let conditions = [Some(0), None, Some(5), Some(9)].map(Condition::from);
-    let rows = Rows { image: model.image(), x: &x, levels: &levels, conditions: &conditions };
+    let rows = Rows { image: model.image(), x: &x, beside: &[], levels: &levels, conditions: &conditions };
     assert_a_sample_is_the_same_in_any_company(&model, &rows);
 }
 

@@ -6,13 +6,17 @@
 mod compare;
 #[path = "support/emulated.rs"]
 mod emulated;
+#[path = "support/inpainting.rs"]
+mod inpainting;
 mod support;
+#[path = "support/workplace.rs"]
+mod workplace;
 
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::diffusion::{Course, Process};
-use accordion::engine::{Engine, EngineLimits, Job};
+use accordion::engine::{Engine, EngineLimits, Job, Original};
 use accordion::nets::{
-    Condition, Decoder, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Rows, Sampler, Slot, Threads,
+    Begin, Codec, Condition, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Rows, Sampler, Slot, Threads,
 };
 use accordion::ops::cuda::{Accelerator, Precision};
 use accordion::philox::NoiseKey;
@@ -65,7 +69,7 @@ fn noise<M: Accelerator>(machine: impl Fn() -> M) {
     // The network is given x / sqrt(sigma^2 + 1).
     let x: Vec<f32> = first("latents_xt").iter().map(|value| value * sigma.hypot(1.0) as f32).collect();
     let text = Condition::Text(floats(&expected["context"].get(0).unwrap()).into());
-    let rows = Rows { image, x: &x, levels: &[sigma.into()], conditions: &[text] };
+    let rows = Rows { image, x: &x, beside: &[], levels: &[sigma.into()], conditions: &[text] };
     let mut cpu = HostRunner::new(&model, Threads::ALL).unwrap();
     for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::F16, 5e-3), (Precision::Bf16, 4e-2)] {
         let mut device = DeviceRunner::new(machine(), &model, precision, 4).unwrap();
@@ -108,7 +112,15 @@ fn jobs(model: &Model) -> Vec<Job> {
         guided(7.5, "", job("pndm-5@0.500*3,full*2", 5, "a red bicycle")),
         guided(3.0, "blurry", Job { canvas: 2, ..job("dpmpp2m-2@0.250~karras", 6, "a cat") }),
         Job { images: 2, ..job("euler-1@0.250", 7, "a red bicycle") },
+        // From a picture at its noise level, a part of which is known.
+        Job { original: Some(original().into()), strength: 0.5, ..job("ddim-4@0.250~strength=0.5", 8, "a cat") },
     ]
+}
+
+/// A picture of 32 x 32, the left half of which is drawn anew.
+fn original() -> Original {
+    let bytes = (0..32 * 32 * 3).map(|at: usize| (at % 96 * 2 + at / 96) as u8).collect();
+    Original { bytes, mask: Some((0..32 * 32).map(|pixel| pixel % 32 < 16).collect()) }
 }
 
 fn draw(engine: &Engine, jobs: &[Job]) -> Vec<Vec<u8>> {
@@ -118,14 +130,50 @@ fn draw(engine: &Engine, jobs: &[Job]) -> Vec<Vec<u8>> {
 
 fn pictures<M: Accelerator + 'static>(machine: impl Fn() -> M) {
     let (_dir, model) = tiny();
-    let cpu = HostSampler::new(Box::new(HostRunner::new(&model, Threads::new(1)).unwrap()));
-    let cpu = cpu.with_decoder(Decoder::of(&model, Threads::new(1)).unwrap());
     let jobs = jobs(&model);
-    let want = draw(&engine(&model, Box::new(cpu)), &jobs);
-    for (precision, first, most) in [(Precision::F32, 0, 1), (Precision::F16, 1, 8), (Precision::Bf16, 1, 40)] {
-        let device = DeviceRunner::new(machine(), &model, precision, 4).unwrap();
-        // The emulation takes its time: the first job is the longest.
-        let (got, want) = (draw(&engine(&model, Box::new(device)), &jobs[first..]), &want[first..]);
+    // The emulation takes its time: the first job is the longest.
+    compare_pictures(
+        &model,
+        &machine,
+        &jobs,
+        &[(Precision::F32, 0, 1), (Precision::F16, 1, 8), (Precision::Bf16, 1, 40)],
+    );
+}
+
+/// A network for inpainting, which is given a mask and a picture, or neither.
+fn painted<M: Accelerator + 'static>(machine: impl Fn() -> M) {
+    let work = workplace::Workplace::new();
+    workplace::copy(&workplace::fixture("sd_tiny"), &work.path("sd"));
+    inpainting::widen(&work.path("sd"), &inpainting::golden());
+    assert!(work.run(&["import", "sd", "--out", "model"]).status.success());
+    let card = work.path("model/model.toml");
+    let small = std::fs::read_to_string(&card).unwrap().replace(r#"["128x128"]"#, r#"["32x32"]"#);
+    std::fs::write(card, small).unwrap();
+    let model = Model::open(&work.path("model")).unwrap();
+    let condition = Condition::Text(model.contexts().unwrap().unwrap().of("a cat").unwrap().values.clone());
+    let job = |plan: &str| Job { condition: condition.clone(), ..Job::exact(Arc::new(plan.parse().unwrap()), 9) };
+    let original = Some(Arc::new(original()));
+    let jobs = [
+        Job { original: original.clone(), strength: 0.5, ..job("ddim-4@full~strength=0.5") },
+        Job { original, ..job("euler-1@full") },
+        job("euler-1@full"),
+    ];
+    compare_pictures(&model, &machine, &jobs, &[(Precision::F32, 0, 1), (Precision::F16, 0, 8)]);
+}
+
+/// Draws from the job at an index on, in a type, with so many grey levels between the device and the CPU at most.
+fn compare_pictures<M: Accelerator + 'static>(
+    model: &Model,
+    machine: &impl Fn() -> M,
+    jobs: &[Job],
+    cases: &[(Precision, usize, u8)],
+) {
+    let cpu = HostSampler::new(Box::new(HostRunner::new(model, Threads::new(1)).unwrap()));
+    let cpu = cpu.with_codec(Codec::of(model, Threads::new(1)).unwrap());
+    let want = draw(&engine(model, Box::new(cpu)), jobs);
+    for &(precision, first, most) in cases {
+        let device = DeviceRunner::new(machine(), model, precision, 4).unwrap();
+        let (got, want) = (draw(&engine(model, Box::new(device)), &jobs[first..]), &want[first..]);
         assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), want.iter().map(Vec::len).collect::<Vec<_>>());
         let apart: Vec<u8> = got.iter().flatten().zip(want.iter().flatten()).map(|(a, b)| a.abs_diff(*b)).collect();
         let (largest, other) = (apart.iter().max().unwrap(), apart.iter().filter(|&&levels| levels > 0).count());
@@ -142,11 +190,17 @@ fn a_prompt_gives_the_same_picture_on_each_device() {
     pictures(emulated);
 }
 
+#[test]
+fn a_network_for_inpainting_paints_the_same_on_each_device() {
+    painted(emulated);
+}
+
 /// One step to the denoised image, which is then seen by [`Sampler::estimate`] too.
 fn step(sampler: &mut dyn Sampler, process: Process, canvas: usize, text: &Condition) -> Slot {
     let mut course = Course::new(Arc::new("euler-1@0.250".parse().unwrap()), process);
     let level = course.next_call().unwrap().level;
-    let slot = sampler.begin(NoiseKey { seed: 3, image: 0 }, course.begin(), level.sigma, canvas).unwrap();
+    let begin = Begin { canvas, ..Begin::new(NoiseKey { seed: 3, image: 0 }, &course) };
+    let slot = sampler.begin(&begin).unwrap();
     let (condition, update) = (text.clone(), course.advance());
     sampler.step(0, &[Move { slot, level, condition, guide: None, update, next: None, watched: true }]).unwrap();
     slot
@@ -157,7 +211,7 @@ fn previews_are_the_cpu_s() {
     let (_dir, model) = tiny();
     let text = Condition::Text(model.contexts().unwrap().unwrap().of("a cat").unwrap().values.clone());
     let cpu = HostSampler::new(Box::new(HostRunner::new(&model, Threads::new(1)).unwrap()));
-    let cpu = cpu.with_decoder(Decoder::of(&model, Threads::new(1)).unwrap());
+    let cpu = cpu.with_codec(Codec::of(&model, Threads::new(1)).unwrap());
     let device = DeviceRunner::new(emulated(), &model, Precision::F32, 2).unwrap();
     let samplers: [Box<dyn Sampler>; 2] = [Box::new(cpu), Box::new(device)];
     let [want, got] = samplers.map(|mut sampler| {
@@ -235,5 +289,11 @@ mod gpu {
     #[ignore = "needs a GPU"]
     fn gpu_a_prompt_gives_the_same_picture() {
         pictures(open);
+    }
+
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn gpu_a_network_for_inpainting_paints_the_same() {
+        super::painted(open);
     }
 }

@@ -86,7 +86,7 @@ impl Args {
         for start in (0..batch).step_by(BATCH) {
             let end = (start + BATCH).min(batch);
             let (levels, conditions) = (&levels[start..end], &conditions[start..end]);
-            let rows = Rows { image, x: &x[start * elements..end * elements], levels, conditions };
+            let rows = Rows { image, x: &x[start * elements..end * elements], beside: &[], levels, conditions };
             output.extend(if are_times { runner.raw(subnet, &rows) } else { runner.call(subnet, &rows) });
         }
         let is_v =

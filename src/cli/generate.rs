@@ -7,9 +7,10 @@ use super::device::Device;
 use crate::console::note;
 use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::image::{Format, JPEG_QUALITY, Raster};
+use crate::engine::original::Part;
 use crate::engine::settings::Settings;
-use crate::engine::{Engine, EngineLimits, Job};
-use crate::files::{check_writable, listed, write_whole};
+use crate::engine::{Engine, EngineLimits, Job, Original};
+use crate::files::{check_writable, listed, sha256_of, write_whole};
 use crate::nets::model::WEIGHTS;
 use crate::nets::{Canvas, Condition, Model, Threads, text_to_image};
 use crate::routing::Fixed;
@@ -66,6 +67,17 @@ pub struct Args {
     /// Scale of classifier-free guidance; 1 is off. Without it 1 for a class and 7.5 for a prompt.
     #[arg(long)]
     guidance: Option<f64>,
+    /// The picture that they start from: a png, jpeg or webp file of a size that the model draws. Where it is transparent and there is no
+    /// mask, that is what is drawn anew.
+    #[arg(long)]
+    image: Option<PathBuf>,
+    /// What is drawn anew of it: a picture of its size that is transparent there, or else white; the rest stays as it is.
+    #[arg(long, requires = "image")]
+    mask: Option<PathBuf>,
+    /// How much of the picture is made anew, above 0 and at most 1: the share of the plan's steps that are made. Without it what the plan
+    /// says, or 0.8, or 1 where a mask says what.
+    #[arg(long, requires = "image")]
+    strength: Option<f64>,
     /// Leave out of PNG files what they were drawn with, which `accordion show` prints.
     #[arg(long)]
     no_settings: bool,
@@ -135,9 +147,12 @@ impl Args {
             model.subnet(&run.subnet)?;
         }
         let Told { conditions, negative } = self.told(&model)?;
-        let canvas = self.canvas(&model)?;
+        let Started { original, strength, canvas, files } = self.started(&model, &plan)?;
+        let plan = plan.started(strength);
         let shape = model.canvases()[canvas].picture;
-        let job = Job { guidance, negative, canvas, ..Job::exact(Arc::new(plan.clone()), self.seed) };
+        let original = original.map(Arc::new);
+        let exact = Job::exact(Arc::new(plan.clone()), self.seed);
+        let job = Job { guidance, negative, canvas, original, strength, ..exact };
         let sampler = self.device.open(&model, MAX_BATCH, Threads::ALL)?.into_sampler();
         // As the model calls them, however they were spelt.
         let name = |class: usize| sampler.about().classes.get(class).cloned().unwrap_or_else(|| class.to_string());
@@ -147,6 +162,9 @@ impl Args {
             prompts: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
             guidance,
+            image: files[0].clone(),
+            mask: files[1].clone(),
+            strength,
             ..Settings::new(&model.card.name, sampler.about(), plan.to_string(), self.seed, shape.size())
         });
         let queue_images = if let Target::Grid(_) = to { self.n as usize } else { many::IN_FLIGHT };
@@ -154,7 +172,7 @@ impl Args {
         let policy = Box::new(Fixed::unmeasured(model.subnets(), MAX_BATCH));
         let engine = Engine::start(sampler, limits, policy)?;
         let Target::Grid(format) = to else {
-            let (record, n) = (self.record(&model, &plan, guidance), self.n);
+            let (record, n) = (self.record(&model, &plan, guidance, files), self.n);
             let order = Order { engine: &engine, shape, job, conditions: &conditions, n, record, settings };
             match to {
                 Target::Array => order.into_array(&self.out)?,
@@ -163,7 +181,7 @@ impl Args {
             engine.close();
             return Ok(engine.join()?);
         };
-        let steps = u64::from(self.n) * plan.steps as u64;
+        let steps = u64::from(self.n) * plan.made().len() as u64;
         let (told, mut heard) = mpsc::channel(STEPS_UNHEARD);
         let jobs = self.jobs(Job { events: Some(told), ..job }, &conditions);
         let tickets = jobs.into_iter().map(|job| engine.submit(job)).collect::<std::result::Result<Vec<_>, _>>()?;
@@ -230,6 +248,44 @@ impl Args {
         Ok(Told { conditions, negative: encode("--negative-prompt", &self.negative_prompt)? })
     }
 
+    /// What they start from.
+    fn started(&self, model: &Model, plan: &Plan) -> Result<Started> {
+        let read = |path: &Option<PathBuf>| {
+            path.as_deref().map(|path| std::fs::read(path).map_err(Error::io(path))).transpose()
+        };
+        let (image, mask) = (read(&self.image)?, read(&self.mask)?);
+        let files = [&image, &mask].map(|file| file.as_deref().map(sha256_of));
+        let Some(image) = image else {
+            if plan.strength < 1.0 {
+                return Err(Error::input("--plan", "starts from a picture, with ~strength: give --image"));
+            }
+            return Ok(Started { original: None, strength: 1.0, canvas: self.canvas(model)?, files });
+        };
+        let canvases = model.canvases();
+        let asked = self.size.map(|_| self.canvas(model)).transpose()?;
+        let (original, canvas) = Original::read(&canvases, asked, &image, mask.as_deref()).map_err(|refused| {
+            let flag = match refused.file {
+                Part::Image => ("--image", &self.image),
+                Part::Mask => ("--mask", &self.mask),
+            };
+            Error::input(
+                format!("{} {}", flag.0, flag.1.as_deref().unwrap_or(Path::new("")).display()),
+                refused.problem,
+            )
+        })?;
+        let of_plan = Some(plan.strength).filter(|strength| *strength < 1.0);
+        if let (Some(ours), Some(theirs)) = (self.strength, of_plan)
+            && ours != theirs
+        {
+            return Err(Error::input("--strength", format!("is {ours}, but the plan's ~strength is {theirs}")));
+        }
+        let strength = self.strength.or(of_plan).unwrap_or(original.usual_strength());
+        if !(strength > 0.0 && strength <= 1.0) {
+            return Err(Error::input("--strength", format!("is {strength}, but must be above 0 and at most 1")));
+        }
+        Ok(Started { original: Some(original), strength: plan.started(strength).strength, canvas, files })
+    }
+
     /// The index of their size.
     fn canvas(&self, model: &Model) -> Result<usize> {
         let Some(asked) = self.size else { return Ok(0) };
@@ -242,7 +298,7 @@ impl Args {
     }
 
     /// What is written beside many images.
-    fn record(&self, model: &Model, plan: &Plan, guidance: f64) -> Record {
+    fn record(&self, model: &Model, plan: &Plan, guidance: f64, [image, mask]: [Option<String>; 2]) -> Record {
         let hash = model.card.sha256.get(WEIGHTS).map(|hash| format!(" {hash}")).unwrap_or_default();
         Record {
             model: format!("{}{hash}", model.card.name),
@@ -253,6 +309,8 @@ impl Args {
             prompts: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
             size: self.size,
+            image,
+            mask,
         }
     }
 
@@ -263,6 +321,16 @@ impl Args {
             _ => (0..self.n).map(|index| in_turn(&job, conditions, index)).collect(),
         }
     }
+}
+
+/// What images start from.
+struct Started {
+    original: Option<Original>,
+    strength: f64,
+    /// The index of their size.
+    canvas: usize,
+    /// The SHA-256 of the picture and of the mask.
+    files: [Option<String>; 2],
 }
 
 /// What images are of, and what guidance leads them away from.

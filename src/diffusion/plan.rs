@@ -5,7 +5,7 @@ use crate::subnet_name::{SubnetName, thousandths};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::str::FromStr;
 
 /// The accepted numbers of steps.
@@ -20,10 +20,13 @@ pub const ETA: RangeInclusive<f64> = 0.0..=1.0;
 /// The accepted last noise levels of a plan.
 pub const LAST: RangeInclusive<f64> = 0.001..=1.0;
 
+/// The accepted strengths.
+pub const STRENGTH: RangeInclusive<f64> = 0.001..=1.0;
+
 /// A solver, its steps, and a subnet for each step.
 ///
 /// The text form is
-/// `<solver>-<steps>@<widths>[~<spacing>][~last=<level>][~eta=<number>][~churn=<number>][~respace=<done>/<of>,...]`, where widths is one
+/// `<solver>-<steps>@<widths>[~<spacing>][~last=<level>][~eta=<number>][~churn=<number>][~strength=<share>][~respace=<done>/<of>,...]`, where widths is one
 /// subnet for all steps (`heun-18@full`) or counted runs in order (`0.250*8,full*4`). [`fmt::Display`] writes the
 /// canonical form, which parses to the same plan: subnet names with three decimals, equal neighbours merged, defaults
 /// left out.
@@ -44,6 +47,9 @@ pub struct Plan {
     pub eta: f64,
     /// The last level before the clean image, in [`LAST`], in place of the model's own: what is left there is denoised in one step.
     pub last: Option<f64>,
+    /// The share of the steps that are made, the last ones, in [`STRENGTH`]: the image starts from a picture at their first noise level
+    /// (SDEdit, Meng et al. 2022). 1 starts from noise alone.
+    pub strength: f64,
     /// Consecutive steps and the subnet that runs them.
     pub widths: Vec<WidthRun>,
     /// Where the noise levels that were left have been spread anew, in order. Empty for a plan that was never changed
@@ -150,6 +156,7 @@ impl Plan {
             churn: 0.0,
             eta: 0.0,
             last: None,
+            strength: 1.0,
             widths,
             respacings: Vec::new(),
         };
@@ -157,18 +164,48 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The same plan of an image that starts from a picture. A strength counts in thousandths, of which it is at least one.
+    pub fn started(&self, strength: f64) -> Self {
+        let strength = ((strength * 1e3).round() / 1e3).clamp(*STRENGTH.start(), *STRENGTH.end());
+        Self { strength, ..self.clone() }
+    }
+
+    /// Whether it is `other`, or that at another strength.
+    pub fn differs_in_strength_alone(&self, other: &Self) -> bool {
+        self == other || (self.strength != other.strength && self.started(other.strength) == *other)
+    }
+
+    /// The steps that are made: all but the first ones of an image that starts from a picture, and at least one. Of as many as it had
+    /// at the start they are the share [`Self::strength`], rounded down (as `StableDiffusionImg2ImgPipeline.get_timesteps` of diffusers).
+    pub fn made(&self) -> Range<usize> {
+        let all = self.respacings.first().map_or(self.steps, |respacing| respacing.of);
+        let made = ((all as f64 * self.strength) as usize).clamp(1, all);
+        all - made..self.steps
+    }
+
     /// The noise levels of its steps, and the one that the last of them ends at: those of [`Spacing::levels`], spread anew over what is
-    /// left at each of its respacings.
+    /// left at each of its respacings. Those of steps that are not made mean nothing.
+    ///
+    /// Where a spacing is in time, the steps of an image that starts from a picture are the last of all, as diffusers has it. Where it is in
+    /// the noise level, they are spread from the level at the share `1 - strength` of the way, so that how much of the picture
+    /// is kept does not depend on how many steps there are.
     ///
     /// Spacings are uniform in a function of the level, so spreading as many steps as were left changes nothing but roundings.
     pub fn levels(&self, process: &Process) -> Vec<Level> {
         let totals = self.respacings.iter().map(|respacing| respacing.of).chain([self.steps]);
         let cuts = self.respacings.iter().map(|respacing| respacing.done);
         let mut levels: Vec<Level> = Vec::new();
+        let spread = |steps, first| self.spacing.levels(process, steps, first, self.last, self.solver.times());
         for (done, total) in [0].into_iter().chain(cuts).zip(totals) {
             let first = levels.get(done).copied();
             levels.truncate(done);
-            levels.extend(self.spacing.levels(process, total - done, first, self.last, self.solver.times()));
+            levels.extend(spread(total - done, first));
+            if first.is_none() && self.strength < 1.0 && !self.spacing.is_in_time() {
+                let start = self.made().start;
+                let first = self.spacing.level(1.0 - self.strength, process, self.last, self.solver.times());
+                levels.truncate(start);
+                levels.extend(spread(total - start, Some(first)));
+            }
         }
         levels.push(Level::from(if self.solver.ends_at_first_step() { process.range.min } else { 0.0 }));
         levels
@@ -188,7 +225,7 @@ impl Plan {
         }
         // The last step may end where it begins: at the first step of the process.
         let levels = self.levels(process);
-        if !levels[..self.steps].windows(2).all(|pair| pair[0].sigma > pair[1].sigma) {
+        if !levels[self.made()].windows(2).all(|pair| pair[0].sigma > pair[1].sigma) {
             return Err(format!("{} steps are too many for {steps} steps of training, spread so", self.steps));
         }
         Ok(())
@@ -207,27 +244,30 @@ impl Plan {
         &run.expect("a step below the plan's number of steps").subnet
     }
 
-    /// The denoiser calls of a step, counted from 0; guidance doubles them.
+    /// The denoiser calls of a step that is made, counted from 0; guidance doubles them.
     pub fn evaluations_at(&self, step: usize) -> usize {
+        let first = self.made().start;
         match self.solver {
             Solver::Heun if step + 1 < self.steps => 2,
-            Solver::Pndm if step == 0 && self.steps > 1 => 2,
+            Solver::Pndm if step == first && first + 1 < self.steps => 2,
             _ => 1,
         }
     }
 
     /// The denoiser calls of one image: one a step, but 2 steps - 1 for Heun and steps + 1 for PNDM; guidance doubles them.
     pub fn evaluations(&self) -> usize {
-        (0..self.steps).map(|step| self.evaluations_at(step)).sum()
+        self.made().map(|step| self.evaluations_at(step)).sum()
     }
 
-    /// The steps that are done after so many denoiser calls, and whether the next call begins a step.
+    /// The steps that are done after so many denoiser calls, those that are not made among them, and whether the next call begins a step.
     pub fn position(&self, evaluations: usize) -> (usize, bool) {
-        match self.solver {
-            Solver::Heun if evaluations + 1 < 2 * self.steps => (evaluations / 2, evaluations.is_multiple_of(2)),
-            Solver::Pndm if self.steps > 1 && evaluations > 0 => ((evaluations - 1).min(self.steps), evaluations > 1),
-            _ => (evaluations.min(self.steps), true),
-        }
+        let (left_out, made) = (self.made().start, self.made().len());
+        let (done, at_boundary) = match self.solver {
+            Solver::Heun if evaluations + 1 < 2 * made => (evaluations / 2, evaluations.is_multiple_of(2)),
+            Solver::Pndm if made > 1 && evaluations > 0 => ((evaluations - 1).min(made), evaluations > 1),
+            _ => (evaluations.min(made), true),
+        };
+        (left_out + done, at_boundary)
     }
 
     /// This plan with what follows `done` steps replaced: so many more steps, on the subnets of `widths`.
@@ -237,7 +277,9 @@ impl Plan {
     /// fit what is left of the noise.
     pub fn continued(&self, done: usize, widths: &[WidthRun]) -> Option<Self> {
         let more: usize = widths.iter().map(|run| run.steps).sum();
-        if self.churn > 0.0 || done >= self.steps {
+        // Of how many steps a strength is a share is said where they change, which the first cannot.
+        let is_unsaid = self.strength < 1.0 && done == 0 && more != self.steps;
+        if self.churn > 0.0 || done >= self.steps || is_unsaid {
             return None;
         }
         let mut plan = Self { steps: done + more, widths: Vec::new(), ..self.clone() };
@@ -264,7 +306,7 @@ impl Plan {
     }
 
     fn check(&self) -> Result<()> {
-        let Self { solver, spacing, steps, churn, eta, last, widths, respacings } = self;
+        let Self { solver, spacing, steps, churn, eta, last, strength, widths, respacings } = self;
         if !STEPS.contains(steps) {
             return Err(wrong(format!("steps are {steps}, but must be {} to {}", STEPS.start(), STEPS.end())));
         }
@@ -282,6 +324,10 @@ impl Plan {
         }
         if let Some(last) = last.filter(|last| !LAST.contains(last)) {
             return Err(wrong(format!("the last level is {last}, but must be {} to {}", LAST.start(), LAST.end())));
+        }
+        if !STRENGTH.contains(strength) {
+            let (least, most) = (STRENGTH.start(), STRENGTH.end());
+            return Err(wrong(format!("the strength is {strength}, but must be {least} to {most}")));
         }
         if last.is_some() && spacing.is_in_time() {
             return Err(wrong(format!(
@@ -307,7 +353,8 @@ impl Plan {
                 "churn cannot be respaced: how much noise it adds depends on the number of steps".to_owned(),
             ));
         }
-        let mut before = 0;
+        // What is spread anew may be all that is made, but nothing of what is left out.
+        let mut before = self.made().start.saturating_sub(1);
         for (index, &Respacing { done, of }) in respacings.iter().enumerate() {
             let next = respacings.get(index + 1).map_or(*steps, |next| next.of);
             // At the level before the last there is nothing left to divide but the step to 0.
@@ -345,6 +392,9 @@ impl fmt::Display for Plan {
         if self.churn > 0.0 {
             write!(f, "~churn={}", self.churn)?;
         }
+        if self.strength < 1.0 {
+            write!(f, "~strength={}", self.strength)?;
+        }
         for (index, Respacing { done, of }) in self.respacings.iter().enumerate() {
             let start = if index == 0 { "~respace=" } else { "," };
             write!(f, "{start}{done}/{of}")?;
@@ -366,7 +416,7 @@ impl FromStr for Plan {
         let widths = parse_widths(widths, steps)?;
 
         let mut spacing = None;
-        let (mut churn, mut eta, mut last) = (None, None, None);
+        let (mut churn, mut eta, mut last, mut strength) = (None, None, None, None);
         let mut respacings = None;
         for option in parts {
             let repeated = match option.split_once('=') {
@@ -376,10 +426,12 @@ impl FromStr for Plan {
                 Some(("churn", amount)) => churn.replace(number("churn", amount, CHURN)?).is_some(),
                 Some(("eta", amount)) => eta.replace(number("eta", amount, ETA)?).is_some(),
                 Some(("last", level)) => last.replace(number("last", level, LAST)?).is_some(),
+                Some(("strength", share)) => strength.replace(number("strength", share, STRENGTH)?).is_some(),
                 Some(("respace", list)) => respacings.replace(parse_respacings(list)?).is_some(),
                 _ => {
                     return Err(wrong(format!(
-                        "option {option:?} is not one of {}, last=<level>, eta=<number>, churn=<number>, respace=<done>/<of>",
+                        "option {option:?} is not one of {}, last=<level>, eta=<number>, churn=<number>, strength=<share>, \
+                         respace=<done>/<of>",
                         Spacing::ALL.map(Spacing::as_str).join(", ")
                     )));
                 }
@@ -390,8 +442,8 @@ impl FromStr for Plan {
         }
         let spacing = spacing.unwrap_or(solver.spacing());
         let respacings = respacings.unwrap_or_default();
-        let (churn, eta) = (churn.unwrap_or(0.0), eta.unwrap_or(0.0));
-        let plan = Self { solver, spacing, steps, churn, eta, last, widths, respacings };
+        let (churn, eta, strength) = (churn.unwrap_or(0.0), eta.unwrap_or(0.0), strength.unwrap_or(1.0));
+        let plan = Self { solver, spacing, steps, churn, eta, last, strength, widths, respacings };
         plan.check()?;
         Ok(plan)
     }
@@ -496,6 +548,7 @@ mod tests {
                 churn: 0.0,
                 eta: 0.0,
                 last: None,
+                strength: 1.0,
                 widths: vec![
                     WidthRun { subnet: SubnetName::of(0.25), steps: 8 },
                     WidthRun { subnet: SubnetName::full(), steps: 4 }
@@ -573,11 +626,14 @@ mod tests {
             ("heun-8@full~churn=-1", r#"plan: churn "-1" is not a number from 0 to 1000"#),
             (
                 "heun-8@full~linear",
-                r#"plan: option "linear" is not one of karras, logsnr, linspace, leading, trailing, last=<level>, eta=<number>, churn=<number>, respace=<done>/<of>"#,
+                r#"plan: option "linear" is not one of karras, logsnr, linspace, leading, trailing, last=<level>, eta=<number>, churn=<number>, strength=<share>, respace=<done>/<of>"#,
             ),
             ("heun-8@full~eta=1", "plan: eta needs the solver dpmpp2m, not heun"),
             ("dpmpp2m-8@full~eta=2", r#"plan: eta "2" is not a number from 0 to 1"#),
             ("heun-8@full~last=0", r#"plan: last "0" is not a number from 0.001 to 1"#),
+            ("heun-8@full~strength=0", r#"plan: strength "0" is not a number from 0.001 to 1"#),
+            ("heun-8@full~strength=1.5", r#"plan: strength "1.5" is not a number from 0.001 to 1"#),
+            ("heun-8@full~strength=0.5~respace=3/12", "plan: respace 3/12 does not fit a plan of 8 steps"),
             ("heun-8@full~respace=5", r#"plan: respace "5" is not <done>/<of>, such as 5/12"#),
             ("heun-8@full~respace=8/12", "plan: respace 8/12 does not fit a plan of 8 steps"),
             ("heun-8@full~respace=5/5", "plan: respace 5/5 does not fit a plan of 8 steps"),
@@ -634,8 +690,9 @@ mod tests {
         let solver = prop::sample::select(Solver::ALL.to_vec());
         let spacing = prop::sample::select(Spacing::ALL.to_vec());
         let last = prop::option::of((1..=1000u32).prop_map(|last| f64::from(last) / 1e3));
-        (solver, spacing, (0..=1_000_000u32, last), prop::collection::vec(run, 1..=10)).prop_map(
-            |(solver, spacing, (amount, last), runs)| {
+        let strength = prop_oneof![Just(1.0), (1..=1000u32).prop_map(|share| f64::from(share) / 1e3)];
+        (solver, spacing, (0..=1_000_000u32, last, strength), prop::collection::vec(run, 1..=10)).prop_map(
+            |(solver, spacing, (amount, last, strength), runs)| {
                 let mut widths = runs;
                 widths.dedup_by(|a, b| a.subnet == b.subnet);
                 let steps = widths.iter().map(|run| run.steps).sum();
@@ -643,7 +700,7 @@ mod tests {
                 let eta = if solver == Solver::DpmPp2m { f64::from(amount / 1000) / 1e3 } else { 0.0 };
                 let spacing = if solver == Solver::Pndm && !spacing.is_in_time() { Spacing::Trailing } else { spacing };
                 let last = last.filter(|_| !spacing.is_in_time());
-                Plan { solver, spacing, steps, churn, eta, last, widths, respacings: vec![] }
+                Plan { solver, spacing, steps, churn, eta, last, strength, widths, respacings: vec![] }
             },
         )
     }
@@ -703,6 +760,46 @@ mod tests {
         assert_eq!(plan.continued(11, &[run("0.250", 4)]), None, "the last step cannot be divided");
         assert_eq!(plan.continued(4, &[]), None);
         assert_eq!(parse("heun-8@full~churn=4").continued(4, &[run("full", 2)]), None);
+    }
+
+    #[test]
+    fn an_image_that_starts_from_a_picture_makes_the_last_steps_alone() {
+        let made = |text: &str| (parse(text).made(), parse(text).evaluations());
+        assert_eq!(made("heun-10@full~strength=0.5"), (5..10, 9));
+        assert_eq!(made("pndm-10@full~strength=0.59"), (5..10, 6));
+        assert_eq!(made("ddim-10@full~strength=0.01"), (9..10, 1));
+        assert_eq!(made("euler-1@full~strength=0.5"), (0..1, 1));
+        let positions = |text: &str| {
+            let plan = parse(text);
+            (0..=plan.evaluations()).map(|calls| plan.position(calls)).collect::<Vec<_>>()
+        };
+        assert_eq!(positions("heun-4@full~strength=0.5"), [(2, true), (2, false), (3, true), (4, true)]);
+        assert_eq!(positions("pndm-4@full~strength=0.5"), [(2, true), (2, false), (3, true), (4, true)]);
+        assert_eq!(parse("ddim-20@full").started(0.6004).to_string(), "ddim-20@full~strength=0.6");
+        assert_eq!(parse("ddim-20@full").started(1e-9).strength, 0.001);
+        let run = |subnet: &str, steps| WidthRun { subnet: subnet.parse().unwrap(), steps };
+        let shorter = parse("dpmpp2m-20@full~strength=0.6").continued(12, &[run("0.250", 4)]).unwrap();
+        assert_eq!(shorter.to_string(), "dpmpp2m-16@full*12,0.250*4~strength=0.6~respace=12/20");
+        assert_eq!((shorter.made(), &parse(&shorter.to_string())), (8..16, &shorter));
+        let at_once = parse("dpmpp2m-20@full~strength=0.6").continued(8, &[run("0.250", 4)]).unwrap();
+        assert_eq!((at_once.made(), &parse(&at_once.to_string())), (8..12, &at_once));
+    }
+
+    #[test]
+    fn how_much_of_a_picture_is_kept_does_not_depend_on_the_number_of_steps_where_levels_are_spread_in_the_noise() {
+        let range = SigmaRange::new(0.002, 80.0).unwrap();
+        let half = sigmas_to_zero(Spacing::Karras, 3, range)[1];
+        for steps in [1, 2, 3, 8, 40] {
+            let plan = parse(&format!("dpmpp2m-{steps}@full~strength=0.5"));
+            let levels = levels_of(&plan.to_string(), range);
+            assert_eq!(levels.len(), steps + 1);
+            assert_eq!(
+                levels[plan.made().start..],
+                sigmas_to_zero(Spacing::Karras, plan.made().len(), SigmaRange { max: half, ..range })
+            );
+        }
+        let respaced = levels_of("dpmpp2m-8@full~strength=0.5~respace=6/12", range);
+        assert_eq!(respaced[6..], sigmas_to_zero(Spacing::Karras, 2, SigmaRange { max: half, ..range }));
     }
 
     #[test]

@@ -200,16 +200,19 @@ impl Spacing {
             levels[0] = first.unwrap_or(levels[0]);
             return levels;
         }
-        // A range is at least a factor of 2 wide.
-        let min = last.map_or(range.min, |last| last.min(range.max / 2.0));
         let max = first.map_or(range.max, |first| first.sigma);
-        let time = |sigma: f64| {
-            let time = (process.steps() > 0).then(|| preconditioning.step_of(sigma));
-            Level { sigma, time: time.map(|time| if times.are_whole { time.round_ties_even() } else { time }) }
-        };
-        let mut levels: Vec<Level> = sigmas(self, steps, SigmaRange { min, max }).map(time).collect();
+        let range = SigmaRange { max, ..ending(range, last) };
+        let mut levels: Vec<Level> = sigmas(self, steps, range).map(|sigma| timed(sigma, process, times)).collect();
         levels[0] = first.unwrap_or(levels[0]);
         levels
+    }
+
+    /// The level at `position` from 0 (the first) to 1 (the last), of a spacing in the noise level.
+    ///
+    /// # Panics
+    /// If the spacing [`Self::is_in_time`].
+    pub fn level(self, position: f64, process: &Process, last: Option<f64>, times: Times) -> Level {
+        timed(self.sigma(position, ending(process.range, last)), process, times)
     }
 
     /// The level at `position` from 0 (max) to 1 (min).
@@ -232,6 +235,17 @@ impl Spacing {
             Self::Linspace | Self::Leading | Self::Trailing => unreachable!("they are in time"),
         }
     }
+}
+
+/// The range down to a last level of its own, if there is one. A range is at least a factor of 2 wide.
+fn ending(range: SigmaRange, last: Option<f64>) -> SigmaRange {
+    SigmaRange { min: last.map_or(range.min, |last| last.min(range.max / 2.0)), ..range }
+}
+
+/// A level with the time that a process in steps has then.
+fn timed(sigma: f64, process: &Process, times: Times) -> Level {
+    let time = (process.steps() > 0).then(|| process.preconditioning.step_of(sigma));
+    Level { sigma, time: time.map(|time| if times.are_whole { time.round_ties_even() } else { time }) }
 }
 
 /// The levels of `steps` steps, from `range.max` down to `range.min`; one step has the first.

@@ -186,18 +186,21 @@ impl Course {
 
     /// The start of `plan`, for a network of this process, which [`Plan::check_for`] has passed.
     pub fn new(plan: Arc<Plan>, process: Process) -> Self {
-        let levels = plan.levels(&process);
-        let (level, _) = churned(&plan, 0, levels[0]);
-        Self { plan, process, levels, step: 0, level, memory: Memory::Empty }
+        let (levels, step) = (plan.levels(&process), plan.made().start);
+        let (level, _) = churned(&plan, step, levels[step]);
+        Self { plan, process, levels, step, level, memory: Memory::Empty }
     }
 
-    /// What the image is made of at the start: noise scaled to the first level, and the churn of the first step.
+    /// What the image is made of at the start, beside the picture that it may start from: noise scaled to the first level, and the churn of
+    /// the first step.
     pub fn begin(&self) -> [Noise; 2] {
-        let first = self.levels[0];
-        let (_, churn) = churned(&self.plan, 0, first);
+        let step = self.plan.made().start;
+        let first = self.levels[step];
+        let (_, churn) = churned(&self.plan, step, first);
         // As diffusers does: the noise and an image of unit variance together, where it counts in the terms of the process in steps.
         let has_image = match (self.plan.solver, self.plan.spacing) {
-            _ if self.process.steps() == 0 => false,
+            // The image is there.
+            _ if self.process.steps() == 0 || self.plan.strength < 1.0 => false,
             (Solver::Heun | Solver::Euler, spacing) => spacing == Spacing::Leading,
             (Solver::DpmPp2m | Solver::Ddim | Solver::Pndm, _) => true,
         };
@@ -232,7 +235,7 @@ impl Course {
                 self.memory = Memory::Slopes(known + 1);
                 Update::adams_bashforth(known, sigma, next)
             }
-            (Solver::Pndm, _) if self.plan.steps > 1 => {
+            (Solver::Pndm, _) if self.step + 1 < self.plan.steps => {
                 (self.memory, self.level) = (Memory::Begun { sigma }, self.levels[self.step + 1]);
                 return Update::adams_bashforth(0, sigma, next);
             }
@@ -272,7 +275,7 @@ impl Course {
         (self.plan, self.levels) = (plan, levels);
     }
 
-    /// The steps that are done.
+    /// The steps that are done; those that are not made are, at the start.
     pub fn step(&self) -> usize {
         self.step
     }
@@ -324,6 +327,33 @@ impl State {
     /// The noisy image.
     pub fn x(&self) -> &[f64] {
         &self.x
+    }
+
+    /// Adds the picture that it starts from.
+    ///
+    /// # Panics
+    /// If `picture` has another length than x.
+    pub fn add_picture(&mut self, picture: &[f32]) {
+        assert_eq!(picture.len(), self.x.len(), "length of the picture");
+        self.x.iter_mut().zip(picture).for_each(|(x, &picture)| *x += f64::from(picture));
+    }
+
+    /// Puts back what is known, at the noise level `sigma` and with the first noise of `key`, where `mask`, of as many pixels as there are,
+    /// does not say that the image is drawn anew (as the inpainting pipelines of diffusers; with another noise at each step: RePaint,
+    /// Lugmayr et al. 2022, eq. 8a).
+    pub fn put_back(&mut self, picture: &[f32], mask: &[bool], sigma: f64, key: NoiseKey) {
+        let mut noise = vec![0.0; self.x.len()];
+        if sigma > 0.0 {
+            key.draw(NoiseKey::INITIAL).fill_normals(&mut noise);
+        }
+        let channels = self.x.len() / mask.len();
+        let pixels =
+            self.x.chunks_exact_mut(channels).zip(picture.chunks_exact(channels).zip(noise.chunks_exact(channels)));
+        for ((x, (picture, noise)), _) in pixels.zip(mask).filter(|(_, is_new)| !**is_new) {
+            let known =
+                picture.iter().zip(noise).map(|(&picture, &noise)| f64::from(picture) + sigma * f64::from(noise));
+            x.iter_mut().zip(known).for_each(|(x, known)| *x = known);
+        }
     }
 
     /// Takes the denoised image of [`Self::x`].

@@ -1,10 +1,8 @@
 //! The engine's hands on its sampler: faults and panics become sentences, which fail the requests they hit and nothing
 //! else.
 
-use crate::diffusion::Noise;
 use crate::engine::EngineStats;
-use crate::nets::{Move, Sampler, Slot};
-use crate::philox::NoiseKey;
+use crate::nets::{Begin, Move, Sampler, Slot};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,8 +17,12 @@ impl Device {
         Self { sampler, stats }
     }
 
-    pub fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64, canvas: usize) -> Result<Slot, String> {
-        guarded(|| self.sampler.begin(key, noise, sigma, canvas))
+    pub fn encode(&mut self, canvas: usize, picture: &[f32]) -> Result<Vec<f32>, String> {
+        guarded(|| self.sampler.encode(canvas, picture))
+    }
+
+    pub fn begin(&mut self, begin: &Begin) -> Result<Slot, String> {
+        guarded(|| self.sampler.begin(begin))
     }
 
     /// A step, counted and timed.

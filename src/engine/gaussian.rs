@@ -139,6 +139,7 @@ impl Gaussian {
             canvases: vec![Self::SHAPE.into()],
             process: Self::PROCESS,
             reads_texts: false,
+            inpaints: false,
             classes,
             subnets,
             weights: None,

@@ -5,6 +5,7 @@ use crate::engine::job::whole_seconds;
 use crate::engine::policy::{Ask, Planned, Policy, RequestId, Wish};
 use crate::engine::pool::{Entry, Pool};
 use crate::engine::shared::{Shared, lock};
+use crate::engine::source::encodings;
 use crate::engine::{EngineError, EngineStats, Job, Ticket, worker};
 use crate::nets::{About, Sampler};
 use crate::{Error, Result};
@@ -63,7 +64,7 @@ impl Engine {
         }
         let stats = Arc::new(EngineStats::new(about.subnets.iter().map(|subnet| subnet.name.to_string())));
         let (inbox, arrivals) = mpsc::channel();
-        let (pool, mut device) = (Pool::new(about.process, stats.clone()), Device::new(sampler, stats.clone()));
+        let (pool, mut device) = (Pool::new(about.clone(), stats.clone()), Device::new(sampler, stats.clone()));
         let shared = Arc::new(Shared::new(policy, stats));
         let thread = std::thread::Builder::new()
             .name("accordion-engine".to_owned())
@@ -175,11 +176,31 @@ impl Engine {
             rows: (if job.is_guided() { 2 } else { 1 }) * self.share(job.canvas),
             canvas: job.canvas,
             wish: job.wish.clone(),
+            strength: job.strength,
+            encodings: encodings(&self.about, job),
         }
     }
 
     fn check(&self, job: &Job) -> std::result::Result<(), EngineError> {
         let known = |name: &str| self.about.subnets.iter().any(|subnet| subnet.name == name);
+        if let Some(original) = &job.original {
+            let picture = self.about.canvases.get(job.canvas).map(|canvas| canvas.picture);
+            let fits = picture.is_some_and(|picture| {
+                let pixels = picture.height * picture.width;
+                original.bytes.len() == picture.elements()
+                    && original.mask.as_ref().is_none_or(|mask| mask.len() == pixels)
+            });
+            if !fits {
+                return Err(EngineError::Unfit(
+                    "the picture to start from is of another size than the images".to_owned(),
+                ));
+            }
+        }
+        let strength = if let Wish::Exact(plan) = &job.wish { plan.strength } else { job.strength };
+        if strength != job.strength || (strength < 1.0 && job.original.is_none()) {
+            let problem = format!("a strength of {strength} needs a picture to start from, and to be the job's own");
+            return Err(EngineError::Unfit(problem));
+        }
         if let Wish::Exact(plan) = &job.wish {
             if let Some(run) = plan.widths.iter().find(|run| !known(&run.subnet)) {
                 return Err(EngineError::Unfit(format!("the model has no subnet {}", run.subnet)));

@@ -1,6 +1,7 @@
 //! What the engine is asked and what it answers.
 
 use crate::diffusion::plan::Plan;
+use crate::engine::original::Original;
 use crate::engine::policy::{Planned, Refusal, Wish};
 use crate::nets::Condition;
 use std::sync::Arc;
@@ -28,6 +29,10 @@ pub struct Job {
     pub guidance: f64,
     /// The index of their size in [`crate::nets::About::canvases`].
     pub canvas: usize,
+    /// The picture that they are made from, if there is one.
+    pub original: Option<Arc<Original>>,
+    /// How much of it is made anew, as [`Plan::strength`]; an exact plan says it itself.
+    pub strength: f64,
     /// Where its steps are told, if anybody wants to know. A listener that is slow misses some.
     pub events: Option<mpsc::Sender<Step>>,
 }
@@ -48,6 +53,8 @@ impl Job {
             negative: Condition::None,
             guidance: 1.0,
             canvas: 0,
+            original: None,
+            strength: 1.0,
             events: None,
         }
     }
@@ -63,9 +70,9 @@ impl Job {
 pub struct Step {
     /// The image's index in its request.
     pub image: u32,
-    /// Steps that are done.
+    /// Steps that are made.
     pub step: usize,
-    /// The plan that it follows, which says how many there are.
+    /// The plan that it follows, which says how many [are](Plan::made).
     pub plan: Arc<Plan>,
     /// The image as the denoiser sees it now, in the form of [`Finished::images`].
     pub estimate: Vec<u8>,

@@ -7,10 +7,12 @@ pub(crate) mod gaussian;
 mod handle;
 pub mod image;
 mod job;
+pub mod original;
 pub mod policy;
 mod pool;
 pub mod settings;
 mod shared;
+mod source;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -19,4 +21,5 @@ mod worker;
 pub use fleet::Fleet;
 pub use handle::{Engine, EngineLimits};
 pub use job::{EngineError, Finished, Job, Step, Ticket};
+pub use original::Original;
 pub use stats::{EngineStats, SubnetStats};

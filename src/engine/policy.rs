@@ -28,9 +28,18 @@ pub struct Ask {
     pub canvas: usize,
     /// What it may run.
     pub wish: Wish,
+    /// The share of their steps that plans make of it, as [`Plan::strength`]: its images start from a picture.
+    pub strength: f64,
+    /// How many pictures are encoded before its first image begins.
+    pub encodings: usize,
 }
 
 impl Ask {
+    /// For one image of the usual size from noise, without guidance.
+    pub fn new(id: RequestId, arrived: Duration, deadline: Duration, wish: Wish) -> Self {
+        Self { id, arrived, deadline, images: 1, rows: 1, canvas: 0, wish, strength: 1.0, encodings: 0 }
+    }
+
     /// From its arrival to its deadline.
     pub fn within(&self) -> Duration {
         self.deadline.saturating_sub(self.arrived)

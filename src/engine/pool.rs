@@ -3,12 +3,12 @@
 
 use crate::diffusion::Course;
 use crate::diffusion::plan::Plan;
-use crate::diffusion::schedule::Process;
 use crate::engine::device::Device;
 use crate::engine::job::Step;
 use crate::engine::policy::{Member, RequestId, Turn};
+use crate::engine::source::{restore, source};
 use crate::engine::{EngineError, EngineStats, Finished, Job};
-use crate::nets::{Guide, Move, Slot};
+use crate::nets::{About, Begin, Guide, Move, Slot, Source};
 use crate::philox::NoiseKey;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,6 +36,8 @@ struct Request {
     /// When its first image began.
     started: Option<Instant>,
     queued: Duration,
+    /// What its images are made from, once the first has begun.
+    source: Option<Source>,
     /// By their index.
     images: HashMap<u32, Image>,
     drawn: Vec<Option<(Vec<u8>, Arc<Plan>)>>,
@@ -44,24 +46,24 @@ struct Request {
 impl Request {
     fn new(entry: Entry) -> Self {
         let drawn = vec![None; entry.job.images as usize];
-        Self { entry, started: None, queued: Duration::ZERO, images: HashMap::new(), drawn }
+        Self { entry, started: None, queued: Duration::ZERO, source: None, images: HashMap::new(), drawn }
     }
 
     /// Begins an image, which gives back its place in the queue.
-    fn begin(&mut self, image: u32, plan: &Arc<Plan>, process: Process, device: &mut Device) -> Result<(), String> {
+    fn begin(&mut self, image: u32, plan: &Arc<Plan>, about: &About, device: &mut Device) -> Result<(), String> {
         if self.started.is_none() {
             self.started = Some(Instant::now());
             self.queued = self.entry.job.arrived.elapsed();
         }
         drop(self.entry.places.split(1));
-        let course = Course::new(plan.clone(), process);
-        let sigma = course.next_call().expect("a plan has a step").level.sigma;
-        let slot = device.begin(
-            NoiseKey { seed: self.entry.job.seed, image },
-            course.begin(),
-            sigma,
-            self.entry.job.canvas,
-        )?;
+        let job = &self.entry.job;
+        let source = match &mut self.source {
+            Some(source) => source,
+            none => none.insert(source(about, job, device)?),
+        };
+        let course = Course::new(plan.clone(), about.process);
+        let key = NoiseKey { seed: job.seed, image };
+        let slot = device.begin(&Begin { canvas: job.canvas, source, ..Begin::new(key, &course) })?;
         self.images.insert(image, Image { course, slot });
         Ok(())
     }
@@ -80,14 +82,14 @@ pub(super) struct Batch {
 }
 
 pub(super) struct Pool {
-    process: Process,
+    about: About,
     stats: Arc<EngineStats>,
     requests: HashMap<RequestId, Request>,
 }
 
 impl Pool {
-    pub fn new(process: Process, stats: Arc<EngineStats>) -> Self {
-        Self { process, stats, requests: HashMap::new() }
+    pub fn new(about: About, stats: Arc<EngineStats>) -> Self {
+        Self { about, stats, requests: HashMap::new() }
     }
 
     pub fn push(&mut self, entry: Entry) {
@@ -113,7 +115,7 @@ impl Pool {
             match request.images.get_mut(&member.image) {
                 Some(image) => image.course.replan(plan.clone()),
                 None => {
-                    if let Err(problem) = request.begin(member.image, plan, self.process, device) {
+                    if let Err(problem) = request.begin(member.image, plan, &self.about, device) {
                         tracing::error!(request = member.request, %problem, "an image could not begin");
                         failed.extend(self.fail([member.request], &EngineError::Denoiser(problem), device));
                     }
@@ -165,7 +167,8 @@ impl Pool {
                 continue;
             }
             match device.pixels(*slot) {
-                Ok(pixels) => {
+                Ok(mut pixels) => {
+                    entry.job.original.iter().for_each(|original| restore(original, &mut pixels));
                     drawn[member.image as usize] = Some((pixels, course.plan().clone()));
                     device.end(*slot);
                     images.remove(&member.image);
@@ -222,7 +225,10 @@ impl Pool {
 fn tell(entry: &Entry, image: u32, course: &Course, slot: Slot, device: &mut Device) {
     let Some(Ok(room)) = entry.job.events.as_ref().map(|events| events.try_reserve()) else { return };
     match device.estimate(slot) {
-        Ok(estimate) => room.send(Step { image, step: course.step(), plan: course.plan().clone(), estimate }),
+        Ok(estimate) => {
+            let plan = course.plan().clone();
+            room.send(Step { image, step: course.step() - plan.made().start, plan, estimate });
+        }
         // What the device has lost shows when the image is read.
         Err(problem) => tracing::warn!(request = entry.id, %problem, "a step could not be told"),
     }

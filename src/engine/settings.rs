@@ -39,8 +39,25 @@ pub struct Settings {
     pub negative_prompt: String,
     /// Scale of the guidance.
     pub guidance: f64,
+    /// The SHA-256 of the file that the images start from, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// That of the mask that says where they are drawn anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<String>,
+    /// How much of it is made anew, which their plans say as well.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub strength: f64,
     /// The size of each.
     pub size: Size,
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+fn is_whole(strength: &f64) -> bool {
+    *strength == whole()
 }
 
 impl Settings {
@@ -58,6 +75,9 @@ impl Settings {
             prompts: Vec::new(),
             negative_prompt: String::new(),
             guidance: 1.0,
+            image: None,
+            mask: None,
+            strength: whole(),
             size,
         }
     }
@@ -83,7 +103,8 @@ impl Settings {
         serde_json::from_str(&text).map_err(|error| refuse(format!("has settings that cannot be read: {error}")))
     }
 
-    /// The command that draws the images again, from a model directory `DIR` with the same weights; None where they had different plans,
+    /// The command that draws the images again, from a model directory `DIR` with the same weights, and from files `IMAGE` and `MASK` with
+    /// the same hashes; None where they had different plans,
     /// or classes whose names a command cannot tell apart.
     pub fn command(&self) -> Option<String> {
         if self.classes.iter().any(|class| class.contains(',')) {
@@ -105,6 +126,11 @@ impl Settings {
         if !(self.classes.is_empty() && self.prompts.is_empty()) {
             flag("--guidance", &self.guidance.to_string());
         }
+        if self.image.is_some() {
+            flag("--image", "IMAGE");
+            self.mask.iter().for_each(|_| flag("--mask", "MASK"));
+            flag("--strength", &self.strength.to_string());
+        }
         flag("--size", &self.size.to_string());
         words.push("--out again.png".to_owned());
         Some(words.join(" "))
@@ -113,6 +139,10 @@ impl Settings {
     /// The request that draws them again; None where it takes several, or they had different plans.
     pub fn request(&self) -> Option<String> {
         if self.classes.len() > 1 || self.prompts.len() > 1 {
+            return None;
+        }
+        // A picture is no text that a shell's command would hold.
+        if self.image.is_some() {
             return None;
         }
         let Size { width, height } = self.size;
@@ -167,6 +197,12 @@ impl fmt::Display for Settings {
             row("negative prompt", &self.negative_prompt)?;
         }
         row("guidance", &self.guidance)?;
+        for (name, hash) in [("image", &self.image), ("mask", &self.mask)] {
+            hash.iter().try_for_each(|hash| row(name, &format_args!("of SHA-256 {hash}")))?;
+        }
+        if self.image.is_some() {
+            row("strength", &self.strength)?;
+        }
         row("size", &self.size)?;
         row("accordion", &self.version)?;
         let again = |again: Option<String>| again.unwrap_or_else(|| "not in one".to_owned());
@@ -194,6 +230,9 @@ mod tests {
             prompts: vec!["it's a 日本の城".to_owned()],
             negative_prompt: "blurry\nimages".to_owned(),
             guidance: 7.5,
+            image: None,
+            mask: None,
+            strength: 1.0,
             size: Size { width: 64, height: 32 },
         }
     }
@@ -233,6 +272,12 @@ mod tests {
             request.contains(r#""prompt":"it'\''s a 日本の城""#) && request.contains("budget=exact:dpmpp2m-6"),
             "{request}"
         );
+        let edited =
+            Settings { image: Some("cd34".to_owned()), mask: Some("ef".to_owned()), strength: 0.5, ..settings.clone() };
+        let command = edited.command().unwrap();
+        assert!(command.contains("--image IMAGE --mask MASK --strength 0.5 --size 64x32"), "{command}");
+        assert_eq!(edited.request(), None);
+        assert!(edited.to_string().contains("image            of SHA-256 cd34"), "{edited}");
         let several = Settings { plan: "euler-2@full; euler-3@full".to_owned(), ..settings };
         assert_eq!((several.command(), several.request()), (None, None));
     }

@@ -69,7 +69,7 @@ pub fn draw(denoiser: &mut dyn Denoiser, starts: &[Start], recipe: &Recipe) -> R
             let subnet = subnet.ok_or_else(|| Error::input("plan", format!("the model has no `{}`", call.subnet)))?;
             let levels = vec![call.level; starts.len()];
             let x: Vec<f32> = trajectories.iter().flat_map(Trajectory::input).map(|&value| value as f32).collect();
-            let rows = Rows { image, x: &x, levels: &levels, conditions: &conditions };
+            let rows = Rows { image, x: &x, beside: &[], levels: &levels, conditions: &conditions };
             let mut denoised = denoiser.denoise(subnet, &rows)?;
             if is_guided {
                 let unconditional = denoiser.denoise(subnet, &Rows { conditions: &nothing, ..rows })?;

@@ -39,7 +39,7 @@ impl Point {
 pub fn time_of(plan: &Plan, call: impl Fn(&str) -> Option<f64>) -> Option<f64> {
     // Summed by subnet: the same calls in another order must take the same time to the bit, or both orders stay.
     let mut calls: BTreeMap<&str, usize> = BTreeMap::new();
-    for step in 0..plan.steps {
+    for step in plan.made() {
         *calls.entry(plan.subnet_at(step)).or_default() += plan.evaluations_at(step);
     }
     calls.into_iter().map(|(subnet, calls)| Some(calls as f64 * call(subnet)?)).sum()

@@ -3,7 +3,7 @@
 use crate::ImageShape;
 use crate::Result;
 use crate::diffusion::{Level, Noise, Update};
-use crate::nets::{Condition, Decoder, Rows, opened::Calls};
+use crate::nets::{Begin, Codec, Condition, Rows, Source, opened::Calls};
 use crate::nets::{HostRunner, Move, Network, Opened, Sampler, Threads};
 use crate::ops::cpu::fused::Layer;
 use crate::ops::cpu::peak;
@@ -61,7 +61,7 @@ pub struct Input {
 impl Input {
     /// Noise of the levels that a sampler passes, each sample with a class where the network has some.
     pub fn new(network: &Network, batch: usize) -> Self {
-        let elements = network.image().elements();
+        let elements = network.state().elements();
         let sigma = Self::levels(batch);
         let mut x = vec![0.0; batch * elements];
         Stream::new(0, 1, 0).fill_normals(&mut x);
@@ -70,11 +70,11 @@ impl Input {
         }
         let conditions = (0..batch).map(|sample| sample.checked_rem(network.classes()).into()).collect();
         let levels = sigma.into_iter().map(Level::from).collect();
-        Self { image: network.image(), x, levels, conditions }
+        Self { image: network.state(), x, levels, conditions }
     }
 
     fn rows(&self) -> Rows<'_> {
-        Rows { image: self.image, x: &self.x, levels: &self.levels, conditions: &self.conditions }
+        Rows { image: self.image, x: &self.x, beside: &[], levels: &self.levels, conditions: &self.conditions }
     }
 
     /// So many levels that a sampler passes.
@@ -127,7 +127,8 @@ fn of_steps(
     let mut moves = Vec::with_capacity(most);
     for (image, &sigma) in sigmas.iter().enumerate() {
         let noise = [Noise { scale: sigma, draw: NoiseKey::INITIAL }, Noise::default()];
-        let slot = sampler.begin(NoiseKey { seed: 0, image: image as u32 }, noise, sigma, 0)?;
+        let key = NoiseKey { seed: 0, image: image as u32 };
+        let slot = sampler.begin(&Begin { key, noise, sigma, canvas: 0, source: &Source::default() })?;
         let condition = image.checked_rem(sampler.about().classes.len()).into();
         let level = Level::from(sigma);
         // Each image stays where it is: calls are alike.
@@ -142,16 +143,18 @@ fn of_steps(
     ms
 }
 
-/// The median time of making a picture of a latent, where the model draws latents, in milliseconds.
+/// The median times of making a latent of a picture, and a picture of a latent, where the model draws latents, in milliseconds.
 ///
 /// # Errors
 /// On a device fault.
-pub fn of_decoding(opened: &mut dyn Opened, pace: Pace) -> Result<Option<f64>> {
+pub fn of_codec(opened: &mut dyn Opened, pace: Pace) -> Result<Option<[f64; 2]>> {
     let about = opened.denoiser().about();
     if about.picture() == about.state() {
         return Ok(None);
     }
-    Ok(Some(rounds(1, pace, &mut |_| {}, |_| opened.decode())?[0]))
+    let [encode, decode]: [fn(&mut dyn Opened) -> Result<()>; 2] = [|opened| opened.encode(), |opened| opened.decode()];
+    let mut time = |half: fn(&mut dyn Opened) -> Result<()>| rounds(1, pace, &mut |_| {}, |_| half(opened));
+    Ok(Some([time(encode)?[0], time(decode)?[0]]))
 }
 
 /// Times the calls of each setting at this pace; a setting has at least one call a round, after one that is not timed.
@@ -242,9 +245,9 @@ pub fn layers(runner: &mut HostRunner, subnet: usize, batch: usize, time: Durati
 }
 
 /// The same of a decoder, for a latent of this size.
-pub fn layers_of_decoder(decoder: &mut Decoder, size: ImageShape, time: Duration) -> Vec<Layer> {
-    decoder.layers(size);
-    repeated(time, || decoder.layers(size))
+pub fn layers_of_decoder(codec: &mut Codec, size: ImageShape, time: Duration) -> Vec<Layer> {
+    codec.layers(size);
+    repeated(time, || codec.layers(size))
 }
 
 /// The layers of calls that are repeated for about `time`.

@@ -26,6 +26,9 @@ pub struct Profile {
     pub format: u32,
     /// Memory that the weights of all subnets take together.
     pub weight_bytes: u64,
+    /// The time from a picture to a latent, in milliseconds, of a model that draws latents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encode_ms: Option<f64>,
     /// The time from a latent to a picture, in milliseconds, of a model that draws latents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode_ms: Option<f64>,
@@ -185,7 +188,17 @@ impl Profile {
         let frontier = pareto(points.into_iter().filter_map(timed).collect(), quality.metric.floor());
         let frontier = frontier.into_iter().map(|Point { plan, rating, .. }| Rated::new(plan, rating)).collect();
         let weight_bytes = weight_bytes as u64;
-        Self { format: FORMAT, weight_bytes, decode_ms: None, weights: None, device, quality, latency, frontier }
+        Self {
+            format: FORMAT,
+            weight_bytes,
+            encode_ms: None,
+            decode_ms: None,
+            weights: None,
+            device,
+            quality,
+            latency,
+            frontier,
+        }
     }
 
     /// The same qualities with the times of another machine: plans that others beat there are left out.

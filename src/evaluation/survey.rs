@@ -112,7 +112,7 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Survey> {
         let latency = latencies(opened, effort, progress)?;
-        let decode_ms = latency::of_decoding(opened, ONCE)?;
+        let [encode_ms, decode_ms] = coding(opened)?;
         let mut prompted = Prompted::new(opened.denoiser(), examples);
         let mut search = Search::new(&mut prompted, &latency, progress);
         let (yardstick, images) = match *effort {
@@ -134,7 +134,7 @@ impl Profile {
         let bytes = opened.denoiser().about().weight_bytes;
         let quality = Quality::new(&yardstick, images);
         let profile = Profile::new(Device::of(opened), bytes, quality, latency.clone(), rated);
-        let profile = Profile { decode_ms, ..profile };
+        let profile = Profile { encode_ms, decode_ms, ..profile };
         Ok(Survey { profile, points, foretold })
     }
 
@@ -149,9 +149,14 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self> {
         let latency = latencies(opened, effort, progress)?;
-        let decode_ms = latency::of_decoding(opened, ONCE)?;
-        Ok(Self { decode_ms, ..self.with_latency(Device::of(opened), latency) })
+        let [encode_ms, decode_ms] = coding(opened)?;
+        Ok(Self { encode_ms, decode_ms, ..self.with_latency(Device::of(opened), latency) })
     }
+}
+
+/// The times of encoding and decoding a picture, of a model that draws latents.
+fn coding(opened: &mut dyn Opened) -> Result<[Option<f64>; 2]> {
+    Ok(latency::of_codec(opened, ONCE)?.map_or([None; 2], |ms| ms.map(Some)))
 }
 
 /// About how long [`Profile::measure`] will take, from the time of one call; `by_features` as it is given them.

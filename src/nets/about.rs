@@ -32,6 +32,8 @@ pub struct About {
     pub classes: Vec<String>,
     /// Whether it draws texts.
     pub reads_texts: bool,
+    /// Whether it is a network for inpainting, which is given a mask and the masked picture beside what it denoises.
+    pub inpaints: bool,
     /// Its subnets, from the narrowest to the widest; the last is `full`.
     pub subnets: Vec<Subnet>,
     /// The SHA-256 of the file of its weights, where it is known.
@@ -48,6 +50,7 @@ impl About {
             process: model.card.process(),
             classes: model.card.classes.clone(),
             reads_texts: model.card.text_to_image.is_some(),
+            inpaints: model.network.check_denoises().is_err(),
             subnets: model.table.subnets.clone(),
             weights: model.card.sha256.get(WEIGHTS).cloned(),
             weight_bytes,

@@ -2,16 +2,17 @@
 //! size of call.
 
 mod blueprint;
+mod codec;
 mod control;
-mod decoder;
 mod texts;
 
 pub use blueprint::{Blueprint, Memory};
 
-use super::decoder::not_finite;
+use super::codec::not_finite;
 use super::network::Network;
 use super::on_gpu::{Addresses, Compiled};
-use super::{About, Condition, Denoiser, Guide, Model, Move, Rows, Sampler, Slot};
+use super::rows::drawn_anew;
+use super::{About, Begin, Condition, Denoiser, Guide, Known, Model, Move, Rows, Sampler, Slot, Source};
 use crate::ImageShape;
 use crate::diffusion::preconditioning::Coefficients;
 use crate::diffusion::{Level, Noise};
@@ -19,9 +20,9 @@ use crate::ops::cuda::sampler::{self, Row};
 use crate::ops::cuda::{Accelerator, Fault, Launch, Precision, pixels};
 use crate::philox::NoiseKey;
 use crate::{Error, Result};
-use blueprint::{most_of, page_bytes, slot_bytes};
+use blueprint::{Arrays, page_bytes};
+use codec::DeviceCodec;
 use control::Control;
-use decoder::DeviceDecoder;
 use std::collections::HashMap;
 use texts::Texts;
 
@@ -40,8 +41,8 @@ const PAGE: usize = 16;
 pub struct DeviceRunner<M: Accelerator> {
     /// By subnet, canvas and samples. Before the machine, as the decoder is, so that they are dropped while it is there.
     programs: HashMap<(usize, usize, usize), M::Program>,
-    /// What makes pictures of latents.
-    decoder: Option<DeviceDecoder<M::Program>>,
+    /// Between pictures and latents.
+    codec: Option<DeviceCodec<M::Program>>,
     machine: M,
     network: Network,
     compiled: Compiled,
@@ -76,6 +77,13 @@ struct Place {
     memory: [u64; 3],
     estimate: u64,
     input: u64,
+    /// A picture of which a part is known, and which.
+    known: u64,
+    mask: u64,
+    /// Whether that is put back.
+    restores: bool,
+    /// What a network for inpainting is given beside the image.
+    beside: u64,
     /// Whose image it is.
     key: NoiseKey,
     /// The index of its size.
@@ -127,19 +135,19 @@ impl<M: Accelerator> DeviceRunner<M> {
         if needed > free {
             return Err(Fault::OutOfMemory { needed: Some(needed), free }.into());
         }
-        let Blueprint { network, compiled, weights, decoder, text, about, most, states } = blueprint;
+        let Blueprint { network, compiled, weights, codec, text, about, most, states } = blueprint;
         let precision = compiled.precision();
-        let Memory { activations, control, picture, images, texts, decoder: decoding, .. } = memory;
+        let Memory { activations, control, picture, images, texts, codec: coding, .. } = memory;
         let mut places = [0; 7];
-        let sizes = [memory.weights, activations, control, picture, images, texts, decoding];
+        let sizes = [memory.weights, activations, control, picture, images, texts, coding];
         for (place, size) in places.iter_mut().zip(sizes).filter(|(_, size)| *size > 0) {
             *place = machine.allocate(size)?;
         }
-        let [at_weights, arena, control, staging, page, texts, decoding] = places;
+        let [at_weights, arena, control, staging, page, texts, coding] = places;
         machine.upload(at_weights, &weights)?;
         drop(weights);
-        let places = [decoding, arena, staging];
-        let decoder = decoder.map(|decoder| DeviceDecoder::new(&mut machine, decoder, &states, places)).transpose()?;
+        let places = [coding, arena, staging];
+        let codec = codec.map(|codec| DeviceCodec::new(&mut machine, codec, &states, places)).transpose()?;
         let control = Control::new(control, most);
         let Control { noise, classes, samples, texts: of_texts, counters, .. } = control;
         let mut runner = Self {
@@ -152,7 +160,7 @@ impl<M: Accelerator> DeviceRunner<M> {
             room: most,
             texts: text.map(|shape| Texts::new(shape, precision, most, texts)),
             staging,
-            decoder,
+            codec,
             programs: HashMap::new(),
             states,
             slots: Slots::default(),
@@ -191,22 +199,44 @@ impl<M: Accelerator> DeviceRunner<M> {
 
     /// Makes slots of a page's memory.
     fn add_page(&mut self, page: u64) {
-        let state = most_of(&self.states, sampler::state_bytes) as u64;
-        let slot = slot_bytes(self.precision(), &self.states);
+        let slot = Arrays::of(self.precision(), &self.states, self.beside());
         for index in 0..PAGE {
-            let [x, first, second, third, estimate, input] =
-                [0, 1, 2, 3, 4, 5].map(|array| page + (index * slot) as u64 + array * state);
-            let key = NoiseKey { seed: 0, image: 0 };
-            let place = Place { x, memory: [first, second, third], estimate, input, key, canvas: 0 };
+            let mut end = page + (index * slot.bytes()) as u64;
+            let mut place = |bytes: usize| {
+                end += bytes as u64;
+                end - bytes as u64
+            };
+            let [x, first, second, third, estimate, known] = [slot.state; 6].map(&mut place);
+            let [mask, beside, input] = [slot.mask, slot.beside, slot.input].map(&mut place);
+            let (memory, key) = ([first, second, third], NoiseKey { seed: 0, image: 0 });
+            let place = Place { x, memory, estimate, input, known, mask, restores: false, beside, key, canvas: 0 };
             self.slots.free.push(self.slots.places.len());
             self.slots.places.push(place);
         }
     }
 
+    /// Channels that the network is given beside what it denoises.
+    fn beside(&self) -> usize {
+        self.network.image().channels - self.network.state().channels
+    }
+
+    /// Brings what a network for inpainting is given beside a slot's image into its memory: nothing is an image that is all drawn anew.
+    fn upload_beside(&mut self, slot: usize, beside: Option<&[f32]>) -> std::result::Result<(), Fault> {
+        let Place { beside: at, canvas, .. } = self.slots.places[slot];
+        let channels = self.beside();
+        if channels == 0 {
+            return Ok(());
+        }
+        let pixels = self.states[canvas].height * self.states[canvas].width;
+        let anew = || (0..pixels).flat_map(|_| (0..channels).map(drawn_anew)).collect();
+        let beside = beside.map_or_else(anew, <[f32]>::to_vec);
+        self.machine.upload(at, bytemuck::cast_slice(&beside))
+    }
+
     /// A slot that nobody has. What is in it is of no meaning.
     fn take(&mut self) -> std::result::Result<usize, Fault> {
         if self.slots.free.is_empty() {
-            let bytes = page_bytes(self.precision(), &self.states);
+            let bytes = page_bytes(self.precision(), &self.states, self.beside());
             let page = self.machine.allocate(bytes)?;
             self.activation_bytes += bytes;
             self.add_page(page);
@@ -278,7 +308,8 @@ impl<M: Accelerator> DeviceRunner<M> {
         }
         if !self.programs.contains_key(&(subnet, canvas, samples)) {
             let to = [to.rows, to.faults];
-            let launches = step(&self.compiled, self.states[canvas], subnet, samples, &self.addresses, to);
+            let size = (self.states[canvas], self.beside());
+            let launches = step(&self.compiled, size, subnet, samples, &self.addresses, to);
             let program = self.machine.prepare(launches)?;
             self.programs.insert((subnet, canvas, samples), program);
         }
@@ -294,7 +325,8 @@ impl<M: Accelerator> DeviceRunner<M> {
         for rows in rows.chunks(self.room) {
             let Control { rows: at, faults, .. } = self.control;
             self.machine.upload(at, bytemuck::cast_slice(rows))?;
-            let launch = sampler::sampler(self.precision(), self.states[canvas], at, rows.len(), None, faults);
+            let (size, beside) = (self.states[canvas], self.beside());
+            let launch = sampler::sampler(self.precision(), size, beside, at, rows.len(), None, faults);
             self.machine.launch(&launch.of("noise"))?;
         }
         Ok(())
@@ -302,8 +334,8 @@ impl<M: Accelerator> DeviceRunner<M> {
 
     /// The row of an image in this slot that does nothing yet.
     fn row(&self, slot: usize) -> Row {
-        let Place { x, memory, input, key, .. } = self.slots.places[slot];
-        Row { x, memory, input, seed: key.seed, image: key.image, ..Row::default() }
+        let Place { x, memory, input, beside, key, .. } = self.slots.places[slot];
+        Row { x, memory, input, beside, seed: key.seed, image: key.image, ..Row::default() }
     }
 
     /// Makes the first noise of the images that have begun since the last step.
@@ -324,8 +356,8 @@ impl<M: Accelerator> DeviceRunner<M> {
         self.make_begun()?;
         let Place { x, canvas, .. } = self.slots.places[slot.0];
         let size = self.states[canvas];
-        match &mut self.decoder {
-            Some(decoder) => decoder.pixels(&mut self.machine, size, x),
+        match &mut self.codec {
+            Some(codec) => codec.pixels(&mut self.machine, size, x),
             None => self.bytes_at(size, x).map(Some),
         }
     }
@@ -342,10 +374,10 @@ impl<M: Accelerator> DeviceRunner<M> {
     fn estimate_of(&mut self, slot: Slot) -> std::result::Result<Vec<u8>, Fault> {
         let Place { estimate, canvas, .. } = self.slots.places[slot.0];
         let size = self.states[canvas];
-        let Some(decoder) = &self.decoder else { return self.bytes_at(size, estimate) };
+        let Some(codec) = &self.codec else { return self.bytes_at(size, estimate) };
         let mut latent = vec![0; size.elements() * 4];
         self.machine.download(estimate, &mut latent)?;
-        Ok(decoder.preview().picture(size, &Precision::F32.read(&latent)))
+        Ok(codec.preview().picture(size, &Precision::F32.read(&latent)))
     }
 
     /// Notes a fault that the machine does not recover from.
@@ -355,17 +387,19 @@ impl<M: Accelerator> DeviceRunner<M> {
     }
 }
 
-/// A call of the network and then a sampler step on as many rows as there are samples, at these addresses of rows and faults.
+/// A call of the network, which is given so many channels beside what it denoises, and then a sampler step on as many rows as there are
+/// samples, at these addresses of rows and faults.
 fn step(
     compiled: &Compiled,
-    size: ImageShape,
+    (size, beside): (ImageShape, usize),
     subnet: usize,
     samples: usize,
     addresses: &Addresses,
     [rows, faults]: [u64; 2],
 ) -> Vec<Launch> {
     let mut call = compiled.call(subnet, size, samples, addresses);
-    let step = sampler::sampler(compiled.precision(), size, rows, samples, Some(call.output.address), faults);
+    let output = Some(call.output.address);
+    let step = sampler::sampler(compiled.precision(), size, beside, rows, samples, output, faults);
     call.launches.push(step.of("sampler step"));
     call.launches
 }
@@ -392,6 +426,20 @@ impl<M: Accelerator> Denoiser for DeviceRunner<M> {
 }
 
 impl<M: Accelerator> DeviceRunner<M> {
+    /// Brings what an image is made from into the memory of its slot.
+    fn bring(&mut self, slot: usize, source: &Source) -> std::result::Result<(), Fault> {
+        let Place { x, known: at_known, mask: at_mask, .. } = self.slots.places[slot];
+        if let Some(picture) = &source.start {
+            self.machine.upload(x, bytemuck::cast_slice(picture))?;
+        }
+        if let Some(Known { picture, mask }) = &source.known {
+            let mask: Vec<u32> = mask.iter().map(|&is_new| u32::from(is_new)).collect();
+            self.machine.upload(at_known, bytemuck::cast_slice(picture))?;
+            self.machine.upload(at_mask, bytemuck::cast_slice(&mask))?;
+        }
+        self.upload_beside(slot, source.beside.as_deref())
+    }
+
     /// As [`Denoiser::denoise`], in slots that are added to `slots`.
     fn denoise_in(
         &mut self,
@@ -403,10 +451,12 @@ impl<M: Accelerator> DeviceRunner<M> {
     ) -> std::result::Result<(), Fault> {
         let elements = rows.image.elements();
         let (mut inputs, mut parts) = (Vec::new(), Vec::new());
+        let mut beside = rows.beside.chunks_exact((rows.image.height * rows.image.width * self.beside()).max(1));
         for ((x, &level), condition) in rows.x.chunks_exact(elements).zip(rows.levels).zip(rows.conditions) {
             let slot = self.take()?;
             slots.push(slot);
             self.slots.places[slot].canvas = canvas;
+            self.upload_beside(slot, beside.next())?;
             self.machine.upload(self.slots.places[slot].x, bytemuck::cast_slice(x))?;
             let keep = Row { a_x: 1.0, ..self.row(slot) };
             inputs.push(Row { c_in: self.coefficients(level).c_in as f32, ..keep });
@@ -433,15 +483,32 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
         Denoiser::activation_bytes(self)
     }
 
-    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64, canvas: usize) -> Result<Slot> {
+    fn encode(&mut self, canvas: usize, picture: &[f32]) -> Result<Vec<f32>> {
+        let size = self.about.canvases[canvas].picture;
+        let Some(codec) = &mut self.codec else { return Ok(picture.to_vec()) };
+        let output = codec.encoded(&mut self.machine, size, picture);
+        let output = self.noted(output)?;
+        self.codec.as_ref().expect("it is there").latent(&output)
+    }
+
+    fn begin(&mut self, begin: &Begin) -> Result<Slot> {
+        let &Begin { key, noise, sigma, canvas, source } = begin;
         let slot = self.take();
         let slot = self.noted(slot)?;
-        (self.slots.places[slot].key, self.slots.places[slot].canvas) = (key, canvas);
+        let restores = source.known.is_some();
+        let place = &mut self.slots.places[slot];
+        (place.key, place.canvas, place.restores) = (key, canvas, restores);
+        let brought = self.bring(slot, source);
+        if brought.is_err() {
+            self.slots.free.push(slot);
+        }
+        self.noted(brought)?;
         let c_in = self.coefficients(sigma.into()).c_in as f32;
         let row = |noise: Noise| Row { noise: noise.scale as f32, draw: noise.draw, c_in, ..self.row(slot) };
         let [first, churn] = noise.map(row);
-        // Nothing is remembered yet.
-        self.begun[0].push((canvas, Row { newest: first.memory[0], ..first }));
+        // What it starts from is there, and nothing is remembered yet.
+        let a_x = if source.start.is_some() { 1.0 } else { 0.0 };
+        self.begun[0].push((canvas, Row { newest: first.memory[0], a_x, ..first }));
         if churn.noise != 0.0 {
             self.begun[1].push((canvas, Row { a_x: 1.0, ..churn }));
         }
@@ -454,7 +521,7 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
         let mut parts = Vec::with_capacity(moves.len());
         for step in moves {
             let (slot, update) = (step.slot.0, step.update);
-            let [_, _, oldest] = self.slots.places[slot].memory;
+            let Place { memory: [_, _, oldest], known, mask, restores, .. } = self.slots.places[slot];
             let row = Row {
                 newest: if update.keeps_memory() { 0 } else { oldest },
                 estimate: if step.watched { self.slots.places[slot].estimate } else { 0 },
@@ -467,6 +534,9 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
                 noise: update.noise.scale as f32,
                 draw: update.noise.draw,
                 c_in: step.next.map_or(0.0, |level| self.coefficients(level).c_in as f32),
+                known: if restores { known } else { 0 },
+                mask,
+                level: step.next.map_or(0.0, |level| level.sigma as f32),
                 ..self.row(slot)
             };
             if !update.keeps_memory() {

@@ -3,6 +3,7 @@
 use super::network::Network;
 use super::on_cpu::{Packed, SubnetView};
 use super::program::Inputs;
+use super::rows::drawn_anew;
 use super::{About, Denoiser, Model, Rows};
 use crate::ImageShape;
 use crate::Result;
@@ -56,7 +57,7 @@ impl HostRunner {
     /// Packs the model's weights. The model itself is not needed afterwards.
     ///
     /// # Errors
-    /// As [`Network::check_denoises`]; [`crate::Error::Tensor`] on a device fault.
+    /// [`crate::Error::Tensor`] on a device fault.
     pub fn new(model: &Model, threads: Threads) -> Result<Self> {
         Self::consuming(model, model.supernet.clone(), threads, None)
     }
@@ -68,7 +69,6 @@ impl HostRunner {
     /// As [`Self::new`].
     pub fn consuming(model: &Model, supernet: Supernet, threads: Threads, limit: Option<usize>) -> Result<Self> {
         let network = model.network.clone();
-        network.check_denoises()?;
         let views = (0..model.table.subnets.len())
             .map(|subnet| SubnetView::new(network.spec(), &supernet, model.widths(subnet)));
         let views: Vec<SubnetView> = views.collect();
@@ -113,7 +113,7 @@ impl HostRunner {
     }
 
     fn run(&mut self, subnet: usize, rows: &Rows, output: impl Fn(&Coefficients, f32, f32) -> f32) -> Vec<f32> {
-        let (Rows { image, x, levels, conditions }, batch) = (*rows, rows.count());
+        let (Rows { image, x, beside, levels, conditions }, batch) = (*rows, rows.count());
         assert!(x.len() == batch * image.elements() && conditions.len() == batch, "size of the batch");
         if batch == 0 {
             return Vec::new();
@@ -122,11 +122,22 @@ impl HostRunner {
         let preconditioning = self.network.preconditioning();
         let coefficients: Vec<_> = levels.iter().map(|&level| preconditioning.at(level)).collect();
         let noise: Vec<f32> = coefficients.iter().map(|c| c.c_noise as f32).collect();
-        let mut input = self.workspace.arena.map([batch, height, width, channels]);
-        input.copy_from(x);
-        let sample = input.sample();
-        for (pixels, c) in input.data_mut().chunks_exact_mut(sample).zip(&coefficients) {
-            pixels.iter_mut().for_each(|value| *value = c.input(*value));
+        let given = self.network.image().channels;
+        let mut input = self.workspace.arena.map([batch, height, width, given]);
+        let (sample, pitch) = (input.sample(), input.pitch());
+        let mut beside = beside.chunks_exact((given - channels).max(1));
+        let samples = input.data_mut().chunks_exact_mut(sample).zip(x.chunks_exact(image.elements()));
+        for ((pixels, x), c) in samples.zip(&coefficients) {
+            for (pixel, x) in pixels.chunks_exact_mut(pitch).zip(x.chunks_exact(channels)) {
+                pixel.iter_mut().zip(x).for_each(|(value, &x)| *value = c.input(x));
+                if given > channels {
+                    let more = &mut pixel[channels..given];
+                    match beside.next() {
+                        Some(beside) => more.copy_from_slice(beside),
+                        None => more.iter_mut().enumerate().for_each(|(at, value)| *value = drawn_anew(at)),
+                    }
+                }
+            }
         }
         let shape = [height, width, channels, channels];
         self.workspace.ended(format_args!("input"), Kind::Elementwise, shape, 0);

@@ -4,7 +4,7 @@ mod about;
 pub mod adm;
 pub mod backbone;
 pub mod builder;
-mod decoder;
+mod codec;
 pub mod device_runner;
 pub mod diffusers;
 mod edm_unet;
@@ -38,7 +38,7 @@ mod warm;
 
 pub use about::{About, Canvas};
 pub use backbone::Backbone;
-pub use decoder::Decoder;
+pub use codec::Codec;
 pub use device_runner::DeviceRunner;
 pub use host_runner::{HostRunner, Threads};
 pub use model::Model;
@@ -48,7 +48,7 @@ pub use placement::Placement;
 pub use preview::Preview;
 pub use rows::{Condition, Rows};
 pub use runner::Runner;
-pub use sampler::{Guide, HostSampler, Move, Sampler, Slot};
+pub use sampler::{Begin, Guide, HostSampler, Known, Move, Sampler, Slot, Source};
 pub use warm::warm;
 
 use crate::Result;
@@ -83,6 +83,6 @@ pub trait Denoiser: Send {
         let levels: Vec<Level> = sigma.iter().copied().map(Level::from).collect();
         let conditions: Vec<Condition> = class.iter().copied().map(Condition::from).collect();
         let image = self.about().state();
-        self.denoise(subnet, &Rows { image, x, levels: &levels, conditions: &conditions })
+        self.denoise(subnet, &Rows { image, x, beside: &[], levels: &levels, conditions: &conditions })
     }
 }

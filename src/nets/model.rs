@@ -370,7 +370,7 @@ impl Model {
         let Some(parts) = &self.card.text_to_image else { return vec![self.image().into()] };
         let canvas = |&size: &Size| {
             let ([rows, columns], Size { height, width }) = (parts.latent_size(size), size);
-            let state = ImageShape { height: rows, width: columns, ..self.image() };
+            let state = ImageShape { height: rows, width: columns, ..self.network.state() };
             Canvas { picture: ImageShape { height, width, channels: parts.vae.out_channels }, state }
         };
         parts.sizes.iter().map(canvas).collect()

@@ -56,9 +56,14 @@ impl Network {
         &self.program.spec
     }
 
-    /// The size of its images.
+    /// The size of what it is given.
     pub fn image(&self) -> ImageShape {
         self.program.image
+    }
+
+    /// The size of what it denoises, which may be given more beside it.
+    pub fn state(&self) -> ImageShape {
+        ImageShape { channels: self.program.output_channels(), ..self.image() }
     }
 
     /// The number of its classes; 0 if it is unconditional.
@@ -82,7 +87,7 @@ impl Network {
         }
         let problem = format!(
             "{given} are more than the {made} that it makes: it is a network for inpainting, which is given a mask and a picture \
-             beside the noise; it can be imported, but not be run yet"
+             beside the noise; it can be drawn with and ranked by magnitude, but not be run on samples alone"
         );
         Err(crate::Error::input("backbone.in_channels", problem))
     }

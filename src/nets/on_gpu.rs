@@ -82,7 +82,7 @@ pub struct Addresses {
     pub noise: u64,
     /// u32 by sample: the class, or the number of classes for none.
     pub classes: u64,
-    /// u64 by sample: where its input is, elements `[pixels, 8]`.
+    /// u64 by sample: where its input is, elements `[pixels, pitch]`.
     pub samples: u64,
     /// u64 by sample: where its text is, elements `[tokens, pitch]`. Of a network that reads texts.
     pub texts: u64,
@@ -157,7 +157,7 @@ impl Compiled {
     pub fn call(&self, subnet: usize, size: ImageShape, samples: usize, addresses: &Addresses) -> CallLaunches {
         let program = &*self.program;
         // Its place is where the samples' addresses say.
-        let ImageShape { height, width, channels } = size;
+        let (ImageShape { height, width, .. }, channels) = (size, program.image.channels);
         let image = Map { address: 0, samples, height, width, channels };
         let mut call = Call {
             compiled: self,

@@ -1,6 +1,8 @@
 //! From the name of a device to a model that runs on it.
 
-use super::{Decoder, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Placement, Sampler, Threads};
+use super::{
+    Begin, Codec, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Placement, Sampler, Source, Threads,
+};
 use crate::ops::cuda::{Accelerator, Precision};
 use crate::philox::NoiseKey;
 use crate::supernet::Supernet;
@@ -22,6 +24,12 @@ pub trait Opened: Send {
     /// # Errors
     /// On a device fault, and where the picture is not finite.
     fn decode(&mut self) -> Result<()>;
+
+    /// Makes the latent of a grey picture of the usual size, where the model draws latents.
+    ///
+    /// # Errors
+    /// On a device fault, and where the latent is not finite.
+    fn encode(&mut self) -> Result<()>;
 
     /// What draws images on it.
     fn into_sampler(self: Box<Self>) -> Box<dyn Sampler>;
@@ -65,8 +73,8 @@ pub fn open(
         }
         Placement::Cpu => {
             let runner = HostRunner::consuming(model, supernet, threads, limit)?;
-            let decoder = Decoder::of(model, threads)?;
-            Ok(Box::new(Host { runner, decoder, pin: threads.pin }))
+            let codec = Codec::of(model, threads)?;
+            Ok(Box::new(Host { runner, codec, pin: threads.pin }))
         }
         #[cfg(feature = "cuda")]
         Placement::Cuda(index) => {
@@ -91,8 +99,8 @@ pub fn weight_limit(gigabytes: f64) -> Option<usize> {
 /// A model on the CPU.
 struct Host {
     runner: HostRunner,
-    /// What makes pictures of its latents.
-    decoder: Option<Decoder>,
+    /// Between pictures and its latents.
+    codec: Option<Codec>,
     pin: bool,
 }
 
@@ -111,12 +119,18 @@ impl Opened for Host {
 
     fn decode(&mut self) -> Result<()> {
         let size = self.runner.about().state();
-        let picture = self.decoder.as_mut().map(|decoder| decoder.pixels(size, &vec![0.0; size.elements()]));
+        let picture = self.codec.as_mut().map(|codec| codec.pixels(size, &vec![0.0; size.elements()]));
         picture.transpose().map(drop)
     }
 
+    fn encode(&mut self) -> Result<()> {
+        let size = self.runner.about().picture();
+        let latent = self.codec.as_mut().map(|codec| codec.latent(size, &vec![0.0; size.elements()]));
+        latent.transpose().map(drop)
+    }
+
     fn into_sampler(self: Box<Self>) -> Box<dyn Sampler> {
-        Box::new(HostSampler::new(Box::new(self.runner)).with_decoder(self.decoder))
+        Box::new(HostSampler::new(Box::new(self.runner)).with_codec(self.codec))
     }
 }
 
@@ -135,10 +149,17 @@ impl<M: Accelerator + 'static> Opened for DeviceRunner<M> {
 
     fn decode(&mut self) -> Result<()> {
         // Without noise.
-        let slot = self.begin(NoiseKey { seed: 0, image: 0 }, Default::default(), 1.0, 0)?;
+        let key = NoiseKey { seed: 0, image: 0 };
+        let begin = Begin { key, noise: Default::default(), sigma: 1.0, canvas: 0, source: &Source::default() };
+        let slot = self.begin(&begin)?;
         let picture = self.pixels(slot);
         self.end(slot);
         picture.map(drop)
+    }
+
+    fn encode(&mut self) -> Result<()> {
+        let elements = Denoiser::about(self).picture().elements();
+        Sampler::encode(self, 0, &vec![0.0; elements]).map(drop)
     }
 
     fn into_sampler(self: Box<Self>) -> Box<dyn Sampler> {

@@ -40,6 +40,9 @@ pub struct Rows<'a> {
     pub image: ImageShape,
     /// `[B, height, width, channels]` row-major.
     pub x: &'a [f32],
+    /// What a network for inpainting is given beside it, `[B, height, width, C]`: a mask, 1 where the image is drawn anew, and the masked
+    /// picture. Empty where all is drawn anew: ones, and a picture of zeros.
+    pub beside: &'a [f32],
     /// The noise level of each.
     pub levels: &'a [Level],
     /// What each is of. A network of classes is told no text, and one that reads texts sees zeros where there is none.
@@ -69,4 +72,9 @@ impl Rows<'_> {
         }
         texts
     }
+}
+
+/// What a network for inpainting is given beside a pixel where all is drawn anew.
+pub(super) fn drawn_anew(channel: usize) -> f32 {
+    if channel == 0 { 1.0 } else { 0.0 }
 }

@@ -1,15 +1,64 @@
 //! The images that are being drawn, where the denoiser keeps its memory.
 
-use super::{About, Condition, Decoder, Denoiser, Rows};
+use super::rows::drawn_anew;
+use super::{About, Codec, Condition, Denoiser, Rows};
 use crate::ImageShape;
-use crate::diffusion::{Level, Noise, State, Update, guide};
+use crate::diffusion::{Course, Level, Noise, State, Update, guide};
 use crate::ops::pixels::byte;
 use crate::philox::NoiseKey;
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// Names an image that a sampler holds, from [`Sampler::begin`] to [`Sampler::end`]; then the number may serve again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slot(pub usize);
+
+/// What an image is made from beside noise; nothing for one that is drawn from noise alone. All of it has the size of what is denoised.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Source {
+    /// The picture that it starts from, `[height, width, channels]` as [`Sampler::encode`] makes it.
+    pub start: Option<Arc<[f32]>>,
+    /// What is put back after every step.
+    pub known: Option<Known>,
+    /// What a network for inpainting is given beside the image; see [`Rows::beside`].
+    pub beside: Option<Arc<[f32]>>,
+}
+
+/// A picture of which a part is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Known {
+    /// As [`Source::start`].
+    pub picture: Arc<[f32]>,
+    /// By pixel, whether it is drawn anew.
+    pub mask: Arc<[bool]>,
+}
+
+/// How an image begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Begin<'a> {
+    /// Whose noise it is.
+    pub key: NoiseKey,
+    /// That of [`crate::diffusion::Course::begin`].
+    pub noise: [Noise; 2],
+    /// The noise level of its first call.
+    pub sigma: f64,
+    /// The index of its size in [`About::canvases`].
+    pub canvas: usize,
+    /// What it is made from.
+    pub source: &'a Source,
+}
+
+impl Begin<'static> {
+    /// From noise alone, of the usual size, on this course.
+    ///
+    /// # Panics
+    /// If the course is finished.
+    pub fn new(key: NoiseKey, course: &Course) -> Self {
+        static NOTHING: Source = Source { start: None, known: None, beside: None };
+        let sigma = course.next_call().expect("a course has a step").level.sigma;
+        Self { key, noise: course.begin(), sigma, canvas: 0, source: &NOTHING }
+    }
+}
 
 /// Classifier-free guidance of a step: the image has a second row in the call.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,14 +113,20 @@ pub trait Sampler: Send {
     /// Memory in its buffers of activations.
     fn activation_bytes(&self) -> usize;
 
-    /// Begins an image: x is the sum of `noise` of `key` ([`crate::diffusion::Course::begin`]), m is 0. `sigma` is the
-    /// noise level of its first call, `canvas` the index of its size in [`About::canvases`].
+    /// What is denoised of a picture of the size `canvas`, `[height, width, channels]` row-major in [-1, 1]: itself, or its latent.
+    ///
+    /// # Errors
+    /// On a device fault, and where a latent is not finite.
+    fn encode(&mut self, canvas: usize, picture: &[f32]) -> Result<Vec<f32>>;
+
+    /// Begins an image: x is the picture that it starts from, if it does, and the sum of the noise; m is 0.
     ///
     /// # Errors
     /// On a device fault, or where there is no memory for another image; then nothing was begun.
-    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64, canvas: usize) -> Result<Slot>;
+    fn begin(&mut self, begin: &Begin) -> Result<Slot>;
 
-    /// One call of the denoiser on the rows of these images, all of one size, then a solver step of each.
+    /// One call of the denoiser on the rows of these images, all of one size, then a solver step of each; at last what is known of an
+    /// image is put back, at the level of its next call.
     ///
     /// # Errors
     /// On a device fault, and where a denoised image is not finite.
@@ -103,8 +158,8 @@ pub trait Sampler: Send {
 /// The [`Sampler`] of a denoiser in the host's memory.
 pub struct HostSampler {
     denoiser: Box<dyn Denoiser>,
-    /// What makes pictures of latents.
-    decoder: Option<Decoder>,
+    /// Between pictures and latents.
+    codec: Option<Codec>,
     /// By the number of the slot; `None` is free.
     images: Vec<Option<Image>>,
 }
@@ -115,6 +170,7 @@ struct Image {
     /// The size of what is denoised.
     size: ImageShape,
     state: State,
+    source: Source,
     /// What the denoiser said last, where it was watched.
     estimate: Option<Vec<f32>>,
 }
@@ -122,12 +178,12 @@ struct Image {
 impl HostSampler {
     /// A sampler without images.
     pub fn new(denoiser: Box<dyn Denoiser>) -> Self {
-        Self { denoiser, decoder: None, images: Vec::new() }
+        Self { denoiser, codec: None, images: Vec::new() }
     }
 
     /// The same for a denoiser of latents.
-    pub fn with_decoder(self, decoder: Option<Decoder>) -> Self {
-        Self { decoder, ..self }
+    pub fn with_codec(self, codec: Option<Codec>) -> Self {
+        Self { codec, ..self }
     }
 
     fn held(&mut self, slot: Slot) -> &mut Image {
@@ -141,12 +197,30 @@ impl Sampler for HostSampler {
     }
 
     fn activation_bytes(&self) -> usize {
-        self.denoiser.activation_bytes() + self.decoder.as_ref().map_or(0, Decoder::activation_bytes)
+        self.denoiser.activation_bytes() + self.codec.as_ref().map_or(0, Codec::activation_bytes)
     }
 
-    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], _sigma: f64, canvas: usize) -> Result<Slot> {
+    fn encode(&mut self, canvas: usize, picture: &[f32]) -> Result<Vec<f32>> {
+        let size = self.about().canvases[canvas].picture;
+        match &mut self.codec {
+            Some(codec) => codec.latent(size, picture),
+            None => Ok(picture.to_vec()),
+        }
+    }
+
+    fn begin(&mut self, begin: &Begin) -> Result<Slot> {
+        let &Begin { key, noise, canvas, source, .. } = begin;
         let size = self.about().canvases[canvas].state;
-        let image = Image { key, size, state: State::new(size.elements(), noise, key), estimate: None };
+        let mut state = State::new(size.elements(), noise, key);
+        if let Some(picture) = &source.start {
+            state.add_picture(picture);
+        }
+        let mut source = source.clone();
+        if self.about().inpaints && source.beside.is_none() {
+            let pixel = (0..=size.channels).map(drawn_anew);
+            source.beside = Some((0..size.height * size.width).flat_map(|_| pixel.clone()).collect());
+        }
+        let image = Image { key, size, state, source, estimate: None };
         let free = self.images.iter().position(Option::is_none);
         let slot = free.unwrap_or_else(|| {
             self.images.push(None);
@@ -161,16 +235,18 @@ impl Sampler for HostSampler {
         let (elements, rows) = (image.elements(), moves.iter().map(Move::rows).sum());
         let mut x = Vec::with_capacity(rows * elements);
         let (mut levels, mut conditions) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+        let mut beside = Vec::new();
         for step in moves {
             let held = self.held(step.slot);
             assert_eq!(held.size, image, "the size of all images of a step");
             for condition in step.conditions() {
                 x.extend(held.state.x().iter().map(|&value| value as f32));
+                beside.extend_from_slice(held.source.beside.as_deref().unwrap_or_default());
                 levels.push(step.level);
                 conditions.push(condition.clone());
             }
         }
-        let rows = Rows { image, x: &x, levels: &levels, conditions: &conditions };
+        let rows = Rows { image, x: &x, beside: &beside, levels: &levels, conditions: &conditions };
         let denoised = self.denoiser.denoise(subnet, &rows)?;
         if denoised.len() != x.len() {
             return Err(Error::Denoiser(format!("it returned {} values for {}", denoised.len(), x.len())));
@@ -184,8 +260,11 @@ impl Sampler for HostSampler {
             rest = others;
             let guided = step.guide.as_ref().map(|by| guide(&rows[..elements], &rows[elements..], by.scale));
             let estimate = guided.as_deref().unwrap_or(rows);
-            let Image { key, state, estimate: kept, .. } = self.held(step.slot);
+            let Image { key, state, source, estimate: kept, .. } = self.held(step.slot);
             state.apply(&step.update, estimate, *key);
+            if let Some(Known { picture, mask }) = &source.known {
+                state.put_back(picture, mask, step.next.map_or(0.0, |level| level.sigma), *key);
+            }
             *kept = step.watched.then(|| estimate.to_vec());
         }
         Ok(())
@@ -193,8 +272,8 @@ impl Sampler for HostSampler {
 
     fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>> {
         let image = self.images[slot.0].as_ref().expect("a slot that has begun and has not ended");
-        match &mut self.decoder {
-            Some(decoder) => decoder.pixels(image.size, image.state.x()),
+        match &mut self.codec {
+            Some(codec) => codec.pixels(image.size, image.state.x()),
             None => Ok(image.state.x().iter().map(|&value| byte(value)).collect()),
         }
     }
@@ -202,8 +281,8 @@ impl Sampler for HostSampler {
     fn estimate(&mut self, slot: Slot) -> Result<Vec<u8>> {
         let image = self.images[slot.0].as_ref().expect("a slot that has begun and has not ended");
         let estimate = image.estimate.as_ref().expect("a step that was watched");
-        Ok(match &self.decoder {
-            Some(decoder) => decoder.preview().picture(image.size, estimate),
+        Ok(match &self.codec {
+            Some(codec) => codec.preview().picture(image.size, estimate),
             None => estimate.iter().map(|&value| byte(f64::from(value))).collect(),
         })
     }

@@ -126,9 +126,17 @@ impl TextToImage {
     /// # Errors
     /// As [`Self::decoder`].
     pub fn encoder(&self, dir: &Path, threads: Threads) -> Result<Runner> {
-        let Size { height, width } = self.sizes[0];
-        let (program, weights) = half(self.vae.encoder(height, width), dir)?;
+        let (program, weights) = self.encoder_network(dir)?;
         Runner::new(Arc::new(program), &weights, threads)
+    }
+
+    /// The network of that and its weights.
+    ///
+    /// # Errors
+    /// As [`Self::decoder`].
+    pub fn encoder_network(&self, dir: &Path) -> Result<(Program, Supernet)> {
+        let Size { height, width } = self.sizes[0];
+        half(self.vae.encoder(height, width), dir)
     }
 
     /// Rows and columns of the latent of a picture of this size.

@@ -1,7 +1,7 @@
 //! The frontier as a ladder: plans in ascending order of time and quality.
 
 use crate::diffusion::plan::{Plan, WidthRun};
-use crate::engine::policy::Wish;
+use crate::engine::policy::{Ask, Wish};
 use crate::routing::StepTimes;
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub enum Menu {
         floor: usize,
         /// The highest rung.
         top: usize,
+        /// The ladder of images that start from a picture, whose rungs leave out steps.
+        started: Option<Arc<Ladder>>,
     },
 }
 
@@ -54,8 +56,28 @@ impl Menu {
     pub fn rung(&self, cap: usize) -> Option<usize> {
         match *self {
             Self::Exact(..) => None,
-            Self::Rungs { floor, top } => Some(cap.clamp(floor, top)),
+            Self::Rungs { floor, top, .. } => Some(cap.clamp(floor, top)),
         }
+    }
+
+    /// The ladder that its rungs are of, where `ladder` is that of images that are drawn from noise.
+    pub fn ladder<'a>(&'a self, ladder: &'a Ladder) -> &'a Ladder {
+        match self {
+            Self::Rungs { started: Some(started), .. } => started,
+            Self::Rungs { .. } | Self::Exact(..) => ladder,
+        }
+    }
+}
+
+impl Rung {
+    fn new(plan: Plan, quality: f64, times: &StepTimes) -> Result<Self> {
+        let calls = calls(&plan, 0, times)?;
+        let cost = Cost::new(&calls, times);
+        let calls_alone: f64 = calls.iter().map(|&(subnet, count)| count as f64 * times.measured(subnet, 1)).sum();
+        // Where it starts from a picture, that is encoded before.
+        let encode = if plan.strength < 1.0 { times.encode() } else { 0.0 };
+        let alone = encode + calls_alone + times.finish();
+        Ok(Self { plan: Arc::new(plan), quality, calls, cost, alone })
     }
 }
 
@@ -86,13 +108,7 @@ impl Ladder {
     /// # Errors
     /// [`Error::Input`] for a plan whose subnet has no times, and where there is no plan at all.
     pub fn new(plans: impl IntoIterator<Item = (Plan, f64)>, times: &StepTimes) -> Result<Self> {
-        let rung = |(plan, quality): (Plan, f64)| {
-            let calls = calls(&plan, 0, times)?;
-            let cost = Cost::new(&calls, times);
-            let calls_alone: f64 = calls.iter().map(|&(subnet, count)| count as f64 * times.measured(subnet, 1)).sum();
-            let alone = calls_alone + times.finish();
-            Ok(Rung { plan: Arc::new(plan), quality, calls, cost, alone })
-        };
+        let rung = |(plan, quality)| Rung::new(plan, quality, times);
         let mut all = plans.into_iter().map(rung).collect::<Result<Vec<_>>>()?;
         all.sort_by(|a, b| a.cost.seconds.total_cmp(&b.cost.seconds).then(b.quality.total_cmp(&a.quality)));
         let mut rungs: Vec<Rung> = Vec::new();
@@ -105,6 +121,14 @@ impl Ladder {
             return Err(Error::input("frontier", "has no plans; run `accordion profile`"));
         }
         Ok(Self { rungs })
+    }
+
+    /// The same plans of images that start from a picture at this strength, each with the quality of the whole plan. A faster one may
+    /// not be faster then by as much, or at all, since whole steps are left out.
+    pub fn started(&self, strength: f64, times: &StepTimes) -> Self {
+        let rung = |rung: &Rung| Rung::new(rung.plan.started(strength), rung.quality, times);
+        let rungs = self.rungs.iter().map(rung).collect::<Result<_>>();
+        Self { rungs: rungs.expect("the subnets are those of the whole plans") }
     }
 
     /// The plans, the fastest first.
@@ -128,12 +152,13 @@ impl Ladder {
     }
 
     /// What the images of a request may run by.
-    pub fn menu(&self, wish: &Wish, times: &StepTimes) -> Menu {
-        match wish {
+    pub fn menu(&self, ask: &Ask, times: &StepTimes) -> Menu {
+        match &ask.wish {
             Wish::Exact(plan) => Menu::exact(plan.clone(), times),
             Wish::Quality { floor, target } => {
                 let floor = self.at_least(*floor);
-                Menu::Rungs { floor, top: self.at_least(*target).max(floor) }
+                let started = (ask.strength < 1.0).then(|| Arc::new(self.started(ask.strength, times)));
+                Menu::Rungs { floor, top: self.at_least(*target).max(floor), started }
             }
         }
     }
@@ -142,7 +167,7 @@ impl Ladder {
     pub fn plan<'a>(&'a self, menu: &'a Menu, cap: usize) -> &'a Arc<Plan> {
         match menu {
             Menu::Exact(plan, _) => plan,
-            Menu::Rungs { floor, top } => &self.rungs[cap.clamp(*floor, *top)].plan,
+            Menu::Rungs { floor, top, .. } => &menu.ladder(self).rungs[cap.clamp(*floor, *top)].plan,
         }
     }
 
@@ -150,20 +175,22 @@ impl Ladder {
     pub fn cost(&self, menu: &Menu, cap: usize) -> Cost {
         match menu {
             Menu::Exact(_, cost) => *cost,
-            Menu::Rungs { floor, top } => self.rungs[cap.clamp(*floor, *top)].cost,
+            Menu::Rungs { floor, top, .. } => menu.ladder(self).rungs[cap.clamp(*floor, *top)].cost,
         }
     }
 
-    /// The quality of `plan` where it was measured: for plans of the frontier.
+    /// The quality of `plan` where it was measured: for plans of the frontier. Of images that start from a picture it is that of the
+    /// whole plan.
     pub fn quality(&self, plan: &Plan) -> Option<f64> {
-        self.rungs.iter().find(|rung| *rung.plan == *plan).map(|rung| rung.quality)
+        self.rungs.iter().find(|rung| rung.plan.differs_in_strength_alone(plan)).map(|rung| rung.quality)
     }
 
     /// About the quality of a plan that was one of the frontier and changed while it ran: that of the best plan of the
     /// frontier that takes no longer.
     pub fn estimate(&self, plan: &Plan, times: &StepTimes) -> Option<f64> {
         self.quality(plan).or_else(|| {
-            let seconds = seconds(&calls(plan, 0, times).ok()?, times);
+            let whole = plan.started(1.0);
+            let seconds = seconds(&calls(&whole, 0, times).ok()?, times);
             let below = self.rungs.partition_point(|rung| rung.cost.seconds <= seconds * (1.0 + EPSILON));
             Some(self.rungs[below.saturating_sub(1)].quality)
         })
@@ -195,7 +222,7 @@ impl Ladder {
 /// [`Error::Input`] for a subnet that `times` does not know.
 pub fn calls(plan: &Plan, done: usize, times: &StepTimes) -> Result<Vec<(usize, usize)>> {
     let mut calls: Vec<(usize, usize)> = Vec::new();
-    for step in done..plan.steps {
+    for step in done.max(plan.made().start)..plan.steps {
         let name = plan.subnet_at(step);
         let unknown = || Error::input("frontier", format!("{plan} uses {name}, which the model lacks"));
         let subnet = times.subnet(name).ok_or_else(unknown)?;

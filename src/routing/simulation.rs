@@ -23,7 +23,7 @@ struct Arrival {
 impl Arrival {
     fn ask(&self, id: usize) -> Ask {
         let (arrived, deadline) = (Duration::from_secs_f64(self.at), Duration::from_secs_f64(self.at + self.within));
-        Ask { id: id as RequestId, arrived, deadline, images: self.images, rows: 1, canvas: 0, wish: self.wish.clone() }
+        Ask { images: self.images, ..Ask::new(id as RequestId, arrived, deadline, self.wish.clone()) }
     }
 }
 
@@ -199,7 +199,7 @@ fn an_idle_machine_serves_the_best_that_the_budget_affords() {
 fn what_no_idle_machine_could_do_is_refused_with_the_fastest_plan() {
     let ask = |within: f64, wish| {
         let deadline = Duration::from_secs_f64(within);
-        elastic().quote(&Ask { id: 1, arrived: Duration::ZERO, deadline, images: 1, rows: 1, canvas: 0, wish })
+        elastic().quote(&Ask::new(1, Duration::ZERO, deadline, wish))
     };
     let Err(Refusal::Infeasible { fastest, takes }) = ask(0.001, any_quality()) else { panic!("taken") };
     assert_eq!((fastest.to_string().as_str(), takes.as_micros()), ("dpmpp2m-2@0.250", 2000));
@@ -214,7 +214,7 @@ fn what_does_not_fit_at_present_is_refused_until_it_does() {
     let wish = Wish::Quality { floor: 1.0, target: 1.0 };
     let ask = |id, at: f64, within: f64| {
         let (arrived, deadline) = (Duration::from_secs_f64(at), Duration::from_secs_f64(at + within));
-        Ask { id, arrived, deadline, images: 1, rows: 1, canvas: 0, wish: wish.clone() }
+        Ask::new(id, arrived, deadline, wish.clone())
     };
     policy.admit(ask(1, 0.0, 0.2)).unwrap();
     let Err(Refusal::Overloaded { retry_after }) = policy.admit(ask(2, 0.0, 0.2)) else { panic!("taken") };
@@ -327,9 +327,7 @@ fn nothing_is_remembered_of_a_request_that_left() {
     let mut policy = elastic();
     for id in 0..3 {
         let deadline = Duration::from_secs(100);
-        policy
-            .admit(Ask { id, arrived: Duration::ZERO, deadline, images: 5, rows: 2, canvas: 0, wish: any_quality() })
-            .unwrap();
+        policy.admit(Ask { images: 5, rows: 2, ..Ask::new(id, Duration::ZERO, deadline, any_quality()) }).unwrap();
     }
     policy.next(Duration::ZERO).unwrap();
     (0..3).for_each(|id| policy.leave(id));
@@ -344,7 +342,7 @@ fn state(arrivals: &[(f64, f64, u32, f64)], turns: usize) -> (Elastic, f64) {
         now += gap;
         let wish = Wish::Quality { floor, target: 1.0 };
         let (arrived, deadline) = (Duration::from_secs_f64(now), Duration::from_secs_f64(now + within));
-        let _ = policy.admit(Ask { id: id as u64, arrived, deadline, images, rows: 1, canvas: 0, wish });
+        let _ = policy.admit(Ask { images, ..Ask::new(id as u64, arrived, deadline, wish) });
     }
     for _ in 0..turns {
         let Some(turn) = policy.next(Duration::from_secs_f64(now)) else { break };
@@ -370,7 +368,7 @@ proptest! {
         let quote = |within: f64| {
             let wish = Wish::Quality { floor, target: 1.0 };
             let (arrived, deadline) = (Duration::from_secs_f64(now), Duration::from_secs_f64(now + within));
-            policy.quote(&Ask { id: 1000, arrived, deadline, images: 1, rows: 1, canvas: 0, wish })
+            policy.quote(&Ask::new(1000, arrived, deadline, wish))
         };
         let [small, large] = budgets.map(quote);
         if let Ok(small) = small {
@@ -388,15 +386,8 @@ proptest! {
     ) {
         let (policy, now) = state(&arrivals, turns);
         let target = floor + span * (1.0 - floor);
-        let ask = Ask {
-            id: 1000,
-            arrived: Duration::from_secs_f64(now),
-            deadline: Duration::from_secs_f64(now + 1.0),
-            images: 1,
-            rows: 1,
-            canvas: 0,
-            wish: Wish::Quality { floor, target },
-        };
+        let (arrived, deadline) = (Duration::from_secs_f64(now), Duration::from_secs_f64(now + 1.0));
+        let ask = Ask::new(1000, arrived, deadline, Wish::Quality { floor, target });
         if let Ok(planned) = policy.quote(&ask) {
             let ladder: Ladder = ladder();
             let quality = ladder.quality(&planned.plan);

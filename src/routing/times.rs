@@ -25,6 +25,8 @@ pub struct StepTimes {
     /// each time.
     calls: Vec<Vec<f64>>,
     efficient: Vec<usize>,
+    /// The time of encoding a picture that images start from, in seconds as it was measured.
+    encode: f64,
     /// The time that a picture takes after its last call, which is the decoder's, in seconds as it was measured.
     finish: f64,
     /// The machine's slowness now, over that of the measurement.
@@ -45,15 +47,28 @@ impl StepTimes {
         }
         let calls = measured.iter().map(|points| (0..=max_batch).map(|rows| interpolated(points, rows)).collect());
         let calls = calls.collect();
-        let mut times =
-            Self { subnets, measured, calls, efficient: Vec::new(), finish: 0.0, scale: 1.0, updated: Duration::ZERO };
+        let mut times = Self {
+            subnets,
+            measured,
+            calls,
+            efficient: Vec::new(),
+            encode: 0.0,
+            finish: 0.0,
+            scale: 1.0,
+            updated: Duration::ZERO,
+        };
         times.efficient = (0..times.subnets.len()).map(|subnet| times.most_efficient(subnet, max_batch)).collect();
         times
     }
 
-    /// The same for pictures that take so many seconds after their last call.
-    pub fn with_finish(self, seconds: f64) -> Self {
-        Self { finish: seconds, ..self }
+    /// The same for a model of latents, which takes so many seconds to encode and to decode a picture.
+    pub fn with_codec(self, encode: f64, decode: f64) -> Self {
+        Self { encode, finish: decode, ..self }
+    }
+
+    /// The time of encoding a picture, in seconds as it was measured.
+    pub fn encode(&self) -> f64 {
+        self.encode
     }
 
     /// The time that a picture takes after its last call, in seconds as it was measured.

@@ -5,9 +5,11 @@ use crate::diffusion::plan::Plan;
 use crate::engine::image::{Format, Raster, grid_shape};
 use crate::engine::settings::Settings;
 use crate::engine::{Finished, Job, Step, Ticket};
+use crate::files::sha256_of;
 use crate::nets::Canvas;
-use crate::routing::{Budget, MinQuality, Resolved};
+use crate::routing::{Budget, MinQuality, Resolved, RoutingError};
 use crate::server::metrics::{Observation, Timings};
+use crate::server::original::{Given, Started};
 use crate::server::subject::{Subject, Told};
 use crate::server::{ApiError, AppState};
 use image::ImageResult;
@@ -24,6 +26,8 @@ pub(super) struct Order {
     pub budget: Budget,
     pub min_quality: Option<MinQuality>,
     pub subject: Subject,
+    /// What the images start from.
+    pub given: Given,
     /// Columns and rows; absent are those of the usual size.
     pub size: [Option<usize>; 2],
     /// Absent: drawn at random.
@@ -73,19 +77,27 @@ pub(super) async fn take(
     events: Option<mpsc::Sender<Step>>,
     observation: &mut Observation,
 ) -> Result<Taken, ApiError> {
-    let Order { arrived, budget, min_quality, subject, size, seed, n } = order;
+    let Order { arrived, budget, min_quality, subject, given, size, seed, n } = order;
     let canvases = &state.fleet.any().about().canvases;
-    let canvas = canvas_of(canvases, size)?;
+    let given = Given { strength: strength_of(&given, &budget)?, ..given };
+    let [image, mask] = [&given.image, &given.mask].map(|file| file.as_deref().map(sha256_of));
+    let Started { original, strength, canvas } = given.started(state, size).await?;
     let shape = canvases[canvas].picture;
     let images = image_count(state, shape, n)?;
-    if let Budget::Exact(plan) = &budget {
-        require_steps(state, plan.steps)?;
-    }
+    let budget = match budget {
+        Budget::Exact(plan) => {
+            require_steps(state, plan.steps)?;
+            Budget::Exact(plan.started(strength))
+        }
+        budget => budget,
+    };
     if let Some(MinQuality::Plan(plan)) = &min_quality {
         require_steps(state, plan.steps)?;
     }
     let longest = Duration::from_secs(state.limits.request_timeout_s);
-    let resolved = state.budgets.resolve(&budget, min_quality.as_ref(), &state.ladder, &state.subnets, longest)?;
+    let started = (strength < 1.0).then(|| state.ladder.started(strength, &state.times));
+    let ladder = started.as_ref().unwrap_or(&state.ladder);
+    let resolved = state.budgets.resolve(&budget, min_quality.as_ref(), ladder, &state.subnets, longest)?;
     let Resolved { wish, within, asked } = resolved;
     let (prompts, negative_prompt) = (Vec::from_iter(subject.prompt.clone()), subject.negative_prompt.clone());
     let Told { condition, negative, guidance, truncated } = subject.told(state).await?;
@@ -96,7 +108,21 @@ pub(super) async fn take(
     };
     // The engine's deadline leaves time to encode and to answer.
     let drawn_within = within.saturating_sub(state.answering.reserve(within));
-    let job = Job { wish, arrived, within: drawn_within, seed, images, condition, negative, guidance, canvas, events };
+    let original = original.map(Arc::new);
+    let job = Job {
+        wish,
+        arrived,
+        within: drawn_within,
+        seed,
+        images,
+        condition,
+        negative,
+        guidance,
+        canvas,
+        original,
+        strength,
+        events,
+    };
     let ticket = state.fleet.submit(job)?;
     let planned = ticket.planned().plan.clone();
     observation.set_plan(&planned);
@@ -106,6 +132,9 @@ pub(super) async fn take(
         prompts,
         negative_prompt: negative_prompt.unwrap_or_default(),
         guidance,
+        image,
+        mask,
+        strength,
         ..Settings::new(&state.model, state.fleet.any().about(), planned.to_string(), seed, shape.size())
     };
     Ok(Taken { ticket, planned, seed, images, asked, arrived, within, shape, truncated, settings })
@@ -201,8 +230,25 @@ impl Drawn {
     }
 }
 
+/// How much of a picture is made anew, as the request or its plan says, if one of them does.
+///
+/// # Errors
+/// [`RoutingError::Contradiction`] where they say different things, or there is no picture that a plan could start from.
+fn strength_of(given: &Given, budget: &Budget) -> Result<Option<f64>, ApiError> {
+    let Budget::Exact(plan) = budget else { return Ok(given.strength) };
+    let contradiction = |problem: &str| Err(RoutingError::Contradiction(problem.to_owned()).into());
+    match given.strength {
+        _ if plan.strength == 1.0 => Ok(given.strength),
+        _ if given.image.is_none() => contradiction("the plan starts from a picture, with ~strength: send `image`"),
+        Some(strength) if strength != plan.strength => {
+            contradiction("the plan's ~strength is another than `strength`: leave one of them out")
+        }
+        _ => Ok(Some(plan.strength)),
+    }
+}
+
 /// The index of the size with so many columns and rows, the first of those where one of them is not said.
-fn canvas_of(canvases: &[Canvas], [width, height]: [Option<usize>; 2]) -> Result<usize, ApiError> {
+pub(super) fn canvas_of(canvases: &[Canvas], [width, height]: [Option<usize>; 2]) -> Result<usize, ApiError> {
     let is = |Canvas { picture, .. }: &Canvas| {
         width.is_none_or(|width| width == picture.width) && height.is_none_or(|height| height == picture.height)
     };

@@ -46,6 +46,17 @@ pub enum ApiError {
         /// Why, and what to do.
         problem: &'static str,
     },
+    /// `invalid_image`: a file that is no image, damaged, or of no use. -> 400
+    #[error("`{field}` {problem}")]
+    InvalidImage {
+        /// The field of the body.
+        field: &'static str,
+        /// What is wrong with it, and what is accepted.
+        problem: String,
+    },
+    /// `missing_image`: there is nothing to edit. -> 400
+    #[error("`image` is missing: send the picture to start from, a png, jpeg or webp file")]
+    MissingImage,
     /// `missing_prompt`: of a model that draws texts. -> 400
     #[error("`prompt` is missing or empty: say what the image is to show")]
     MissingPrompt,
@@ -71,6 +82,9 @@ pub enum ApiError {
     /// `broken_body`: the connection broke before the body was complete. -> 400
     #[error("the body could not be read: {0}")]
     BrokenBody(String),
+    /// `invalid_form`: a body that is no form, or a field that stands in it twice. -> 400
+    #[error("the form could not be read: {0}")]
+    InvalidForm(String),
     /// `invalid_json`. -> 400
     #[error("the body is not JSON: {0}")]
     InvalidJson(String),
@@ -132,8 +146,8 @@ pub enum ApiError {
     #[error("the body is larger than {0} bytes")]
     BodyTooLarge(usize),
     /// `unsupported_media_type`. -> 415
-    #[error("the content type must be application/json")]
-    UnsupportedMediaType,
+    #[error("the content type must be {0}")]
+    UnsupportedMediaType(&'static str),
     /// `unsupported_content_encoding`: the body is compressed. -> 415 with Accept-Encoding
     #[error("the body is encoded as `{0}`: accepted is identity, the body as it stands, without `content-encoding`")]
     EncodedBody(String),
@@ -176,7 +190,7 @@ pub(super) enum Refusals<'a> {
     /// The body is too large.
     #[response(status = 413)]
     BodyTooLarge(ErrorBody<'a>),
-    /// The content type is not `application/json`, or the body is compressed.
+    /// The content type is another than the one that is accepted, or the body is compressed.
     #[response(status = 415, headers(("accept-encoding" = String, description = "Where it is compressed: what is accepted.")))]
     NotJson(ErrorBody<'a>),
     /// `infeasible`: no plan meets the budget, even on an idle machine.
@@ -262,12 +276,15 @@ impl ApiError {
             Self::ClassNotSupported => bad("class_not_supported"),
             Self::GuidanceWithoutClass => bad("guidance_without_class"),
             Self::Unsupported { .. } => bad("unsupported_field"),
+            Self::InvalidImage { .. } => bad("invalid_image"),
+            Self::MissingImage => bad("missing_image"),
             Self::MissingPrompt => bad("missing_prompt"),
             Self::UnknownFormat(_) => bad("unknown_format"),
             Self::OutOfRange { .. } => bad("out_of_range"),
             Self::InvalidQuery(_) => bad("invalid_query"),
             Self::EmptyBody => bad("empty_body"),
             Self::BrokenBody(_) => bad("broken_body"),
+            Self::InvalidForm(_) => bad("invalid_form"),
             Self::InvalidJson(_) => bad("invalid_json"),
             Self::WrongType { .. } => bad("wrong_type"),
             Self::UnknownField { .. } => bad("unknown_field"),
@@ -282,7 +299,7 @@ impl ApiError {
             Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
-            Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::EncodedBody(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
             Self::Stalled(_) => (StatusCode::INTERNAL_SERVER_ERROR, "engine_stalled"),
@@ -314,7 +331,10 @@ impl ApiError {
             Self::UnknownClass { .. } | Self::ClassNotSupported => Some("class"),
             Self::GuidanceWithoutClass => Some("guidance"),
             Self::UnknownFormat(_) => Some("format"),
-            Self::OutOfRange { field, .. } | Self::Unsupported { field, .. } => Some(field),
+            Self::OutOfRange { field, .. } | Self::Unsupported { field, .. } | Self::InvalidImage { field, .. } => {
+                Some(field)
+            }
+            Self::MissingImage => Some("image"),
             Self::MissingPrompt => Some("prompt"),
             Self::WrongType { field, .. } => field.as_deref(),
             Self::UnknownField { unknown, .. } => unknown.first().map(String::as_str),

@@ -192,8 +192,10 @@ fn event(name: &str, data: &serde_json::Value) -> Event {
 /// A step, and what its image would be if the denoiser were right about it now.
 async fn progress(shape: ImageShape, step: Step) -> Vec<Event> {
     let Step { image, step, plan, estimate } = step;
-    let mut events =
-        vec![event("step", &json!({ "image": image, "step": step, "of": plan.steps, "plan": plan.to_string() }))];
+    let mut events = vec![event(
+        "step",
+        &json!({ "image": image, "step": step, "of": plan.made().len(), "plan": plan.to_string() }),
+    )];
     let preview = move || Raster { shape, bytes: estimate }.encode(Format::Png);
     if let Some(file) = encoded(preview).await {
         let url = Format::Png.data_url(&STANDARD.encode(file));

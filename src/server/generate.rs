@@ -8,7 +8,8 @@ use crate::server::events::{self, EVENTS, ServerSentEvent, Voice};
 use crate::server::handover::hand_over;
 use crate::server::kept::{File, Keeper, Parcel};
 use crate::server::metrics::{Observation, Timings};
-use crate::server::negotiate::{Shape, accepted_shape, require_json};
+use crate::server::negotiate::{JSON, Shape, accepted_shape, require_type};
+use crate::server::original::{self, Given};
 use crate::server::subject::Subject;
 use crate::server::wire::{GenerateBody, GenerateQuery};
 use crate::server::{ApiError, AppState};
@@ -21,8 +22,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
-/// The largest body: hundreds of times what the fields need.
-pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
+/// The largest body without its pictures: hundreds of times what the fields need.
+const MAX_BODY_BYTES: usize = 64 << 10;
+
+/// The largest body of a request for images: with two pictures in base 64.
+pub(super) fn most_body_bytes(state: &AppState) -> usize {
+    MAX_BODY_BYTES + 2 * original::most_bytes(&state.fleet.any().about().canvases) / 3 * 4
+}
 /// Draw an image, or a grid of `n`.
 ///
 /// Where `Accept` names `text/event-stream`, and weighs it no less than any image, the answer is a stream of server-sent
@@ -94,10 +100,23 @@ async fn accept(state: &AppState, request: Request, observation: &mut Observatio
     let budget = budget.map_or(Ok(crate::routing::Budget::DEFAULT), |text| text.parse())?;
     observation.set_budget(&budget);
     let min_quality = min_quality.map(|text| text.parse()).transpose()?;
-    require_json(request.headers())?;
+    require_type(request.headers(), JSON)?;
     let headers = request.headers().clone();
     let body = GenerateBody::parse(&read_body(state, request).await?)?;
-    let GenerateBody { class, prompt, negative_prompt, seed, n, guidance, width, height, format } = body;
+    let GenerateBody {
+        class,
+        prompt,
+        negative_prompt,
+        seed,
+        n,
+        guidance,
+        width,
+        height,
+        image,
+        mask,
+        strength,
+        format,
+    } = body;
     let format = format.map(|name| name.parse().map_err(ApiError::UnknownFormat)).transpose()?;
     let (events, accepted) = match accepted_shape(&headers) {
         Shape::Events(accepted) => (true, Some(accepted)),
@@ -105,7 +124,9 @@ async fn accept(state: &AppState, request: Request, observation: &mut Observatio
     };
     let format = format.or(accepted).ok_or(ApiError::NotAcceptable)?;
     let subject = Subject { class, prompt, negative_prompt, guidance };
-    let order = Order { arrived, budget, min_quality, subject, size: [width, height], seed, n };
+    let [image, mask] = [image, mask].map(|file| file.map(|file| file.0));
+    let given = Given { image, mask, strength };
+    let order = Order { arrived, budget, min_quality, subject, given, size: [width, height], seed, n };
     let (told, steps) = events.then(|| mpsc::channel(EVENTS)).unzip();
     let taken = take(state, order, told, observation).await?;
     let keeper = keep.unwrap_or(false).then(|| {
@@ -201,9 +222,10 @@ fn query(request: &Request) -> Result<GenerateQuery, ApiError> {
 
 pub(super) async fn read_body(state: &AppState, request: Request) -> Result<Bytes, ApiError> {
     let limit = state.limits.body_timeout_s;
+    let most = most_body_bytes(state);
     let body = tokio::time::timeout(Duration::from_secs(limit), Bytes::from_request(request, &()));
     body.await.map_err(|_| ApiError::BodyTimeout(limit))?.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLarge(MAX_BODY_BYTES),
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLarge(most),
         _ => ApiError::BrokenBody(rejection.body_text()),
     })
 }

@@ -25,6 +25,7 @@ mod open;
 mod openai;
 mod openapi;
 mod orca;
+mod original;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod playground;

@@ -6,19 +6,24 @@ use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderMap, HeaderName, header};
 
-/// Checks that the body says it is JSON, as it stands: bodies are a few bytes, and decoding them would only be another way to
-/// attack.
+/// The media type of most bodies.
+pub(super) const JSON: &str = "application/json";
+/// That of bodies with files.
+pub(super) const FORM: &str = "multipart/form-data";
+
+/// Checks that the body says it is of this type, as it stands: what is large in one is compressed already, and decoding it would only be
+/// another way to attack.
 ///
 /// # Errors
 /// [`ApiError::UnsupportedMediaType`] and [`ApiError::EncodedBody`].
-pub(super) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    let is_json = |value: &str| {
+pub(super) fn require_type(headers: &HeaderMap, accepted: &'static str) -> Result<(), ApiError> {
+    let is_accepted = |value: &str| {
         let media_type = value.split(';').next().unwrap_or_default();
-        media_type.trim().eq_ignore_ascii_case("application/json")
+        media_type.trim().eq_ignore_ascii_case(accepted)
     };
     let mut types = texts(headers, &header::CONTENT_TYPE).peekable();
-    if types.peek().is_none() || !types.all(is_json) {
-        return Err(ApiError::UnsupportedMediaType);
+    if types.peek().is_none() || !types.all(is_accepted) {
+        return Err(ApiError::UnsupportedMediaType(accepted));
     }
     let mut codings = elements(headers, &header::CONTENT_ENCODING);
     match codings.find(|coding| !coding.eq_ignore_ascii_case("identity")) {
@@ -250,10 +255,10 @@ mod tests {
 
     #[test]
     fn a_body_must_say_that_it_is_json() {
-        let check = |values: &[&str]| require_json(&of(header::CONTENT_TYPE, values));
+        let check = |values: &[&str]| require_type(&of(header::CONTENT_TYPE, values), JSON);
         assert!(check(&["application/json"]).is_ok() && check(&["Application/JSON; charset=utf-8"]).is_ok());
         for values in [&["text/plain"][..], &[""], &[], &["application/json", "text/plain"]] {
-            assert!(matches!(check(values), Err(ApiError::UnsupportedMediaType)), "{values:?}");
+            assert!(matches!(check(values), Err(ApiError::UnsupportedMediaType(JSON))), "{values:?}");
         }
     }
 
@@ -262,7 +267,7 @@ mod tests {
         let check = |codings: &[&str]| {
             let mut headers = of(header::CONTENT_ENCODING, codings);
             headers.insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
-            require_json(&headers).map_err(|error| error.to_string())
+            require_type(&headers, JSON).map_err(|error| error.to_string())
         };
         for codings in [&[][..], &[""], &["identity"], &["Identity, identity"]] {
             assert_eq!(check(codings), Ok(()), "{codings:?}");

@@ -1,5 +1,6 @@
 //! `POST /v1/images/generations`: the OpenAI API's shape, so that its clients work unchanged.
 
+pub(super) mod edits;
 pub(super) mod prompt;
 pub(super) mod streaming;
 pub(super) mod wire;
@@ -17,7 +18,8 @@ use crate::server::generate::{headers, read_body};
 use crate::server::handover::hand_over;
 use crate::server::kept::Parcel;
 use crate::server::metrics::Observation;
-use crate::server::negotiate::require_json;
+use crate::server::negotiate::{JSON, require_type};
+use crate::server::original::Given;
 use crate::server::state::seconds_since_1970;
 use crate::server::subject::Subject;
 use crate::server::wire::{ClassChoice, parse};
@@ -29,7 +31,7 @@ use axum::response::{AppendHeaders, IntoResponse, Response};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
-use streaming::Streaming;
+use streaming::{Kind, Streaming};
 use tokio::sync::mpsc;
 use wire::{
     BACKGROUNDS, BEST_COMPRESSION, Carrier, FORMATS, ImageEntry, ImagesAnswer, ImagesBody, MAX_N, MAX_PARTIAL,
@@ -61,7 +63,17 @@ use wire::{
 )]
 pub(super) async fn images(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
     let mut observation = state.metrics.observe(&request);
-    let answered = match accept(&state, request, &mut observation).await {
+    let accepted = accept(&state, request, &mut observation).await;
+    respond(state, accepted, observation).await
+}
+
+/// Draws what was accepted, and answers with the images or, as they come about, with events.
+async fn respond(
+    state: Arc<AppState>,
+    accepted: Result<Accepted, ApiError>,
+    mut observation: Observation,
+) -> Result<Response, ApiError> {
+    let answered = match accepted {
         Ok(Accepted { taken, streaming, steps: Some(steps), .. }) => {
             return Ok(events::stream(state, taken, Voice::OpenAi(streaming), steps, observation, None));
         }
@@ -91,8 +103,20 @@ async fn accept(state: &AppState, request: Request, observation: &mut Observatio
     if state.is_draining() {
         return Err(ApiError::Draining);
     }
-    require_json(request.headers())?;
+    require_type(request.headers(), JSON)?;
     let body: ImagesBody = parse(&read_body(state, request).await?, ImagesBody::FIELDS)?;
+    accept_body(state, arrived, body, Kind::Generation, Given::default(), observation).await
+}
+
+/// As [`accept`], of a body and what its images start from.
+async fn accept_body(
+    state: &AppState,
+    arrived: Instant,
+    body: ImagesBody,
+    kind: Kind,
+    given: Given,
+    observation: &mut Observation,
+) -> Result<Accepted, ApiError> {
     let (budget, quality) = chosen("quality", body.quality.as_deref(), &QUALITIES)?;
     let budget = body.num_inference_steps.map_or(Ok(budget), steps)?;
     observation.set_budget(&budget);
@@ -109,12 +133,12 @@ async fn accept(state: &AppState, request: Request, observation: &mut Observatio
             Subject { class, prompt: None, negative_prompt, guidance }
         }
     };
-    let order = Order { arrived, budget, min_quality: None, subject, size, seed: body.seed, n: body.n };
+    let order = Order { arrived, budget, min_quality: None, subject, given, size, seed: body.seed, n: body.n };
     let (told, steps) = body.stream.unwrap_or(false).then(|| mpsc::channel(EVENTS)).unzip();
     let partial_images = body.partial_images.unwrap_or(0);
     // Whoever sees nothing on the way shall not have the engine make previews of every step.
     let taken = take(state, order, told.filter(|_| partial_images > 0), observation).await?;
-    let streaming = Streaming { format, jpeg_quality, quality, partial_images, shown: HashMap::new() };
+    let streaming = Streaming { kind, format, jpeg_quality, quality, partial_images, shown: HashMap::new() };
     Ok(Accepted { taken, carrier, streaming, steps })
 }
 

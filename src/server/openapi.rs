@@ -22,6 +22,7 @@ use utoipa::OpenApi;
         generate::generate,
         kept::kept,
         openai::images,
+        openai::edits::edits,
         models::models,
         models::model,
         models::subnets,

@@ -1,11 +1,12 @@
 //! The routes, and what every request passes through.
 
 use crate::server::auth::require_key;
-use crate::server::generate::{MAX_BODY_BYTES, generate};
+use crate::server::generate::{generate, most_body_bytes};
 use crate::server::guards::Guards;
 use crate::server::identity::identify;
 use crate::server::kept::kept;
 use crate::server::models::{model, models, subnets};
+use crate::server::openai::edits::edits;
 use crate::server::openai::images;
 use crate::server::openapi::openapi;
 use crate::server::orca::report_load;
@@ -33,6 +34,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/generate/{id}", get(kept))
         .route("/subnets", get(subnets))
         .route("/v1/images/generations", post(images))
+        .route("/v1/images/edits", post(edits))
         .route("/v1/models", get(models))
         .route("/v1/models/{id}", get(model))
         .route("/openapi.json", get(openapi))
@@ -45,7 +47,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .fallback(nowhere)
         .method_not_allowed_fallback(other_method)
         .with_state(state.clone())
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
+        .layer(DefaultBodyLimit::max(most_body_bytes(&state)));
     guarded(routes.layer(from_fn_with_state(state, report_load)), &guards)
 }
 

@@ -77,8 +77,8 @@ impl Measured {
                 None => rows.push((row.subnet.clone(), vec![point])),
             }
         }
-        let finish = profile.decode_ms.unwrap_or(0.0) / 1e3;
-        let times = StepTimes::new(rows, max_batch).with_finish(finish);
+        let [encode, decode] = [profile.encode_ms, profile.decode_ms].map(|ms| ms.unwrap_or(0.0) / 1e3);
+        let times = StepTimes::new(rows, max_batch).with_codec(encode, decode);
         let plans = profile.frontier.iter().map(|rated| (rated.plan.clone(), rated.quality));
         Ok(Self { ladder: Ladder::new(plans, &times)?, times, metric: profile.quality.metric.to_string() })
     }

@@ -1,6 +1,9 @@
 //! What clients send.
 
 use crate::server::ApiError;
+use base64::alphabet;
+use base64::engine::general_purpose::GeneralPurpose;
+use base64::engine::{DecodePaddingMode, Engine, GeneralPurposeConfig};
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
@@ -47,8 +50,42 @@ pub(super) struct GenerateBody {
     /// Rows.
     #[serde(default, deserialize_with = "whole")]
     pub height: Option<usize>,
+    /// The picture that the images start from: a PNG, JPEG or WebP file in base 64, or a `data:` URL, of a size that the model draws. Where
+    /// it is transparent and there is no mask, that is what is drawn anew.
+    pub image: Option<File>,
+    /// What is drawn anew of it: a picture of its size that is transparent there, or else white. The rest stays as it is.
+    pub mask: Option<File>,
+    /// How much of `image` is made anew, above 0: the share of a plan's steps that are made. Absent: 0.8, and 1 with a mask.
+    pub strength: Option<f64>,
     /// The file format, in capitals too. Absent: the one that `Accept` likes best.
     pub format: Option<String>,
+}
+
+/// A file in base 64, with or without padding, or a `data:` URL of it.
+#[derive(PartialEq, Deserialize, ToSchema)]
+#[serde(try_from = "String")]
+#[schema(value_type = String)]
+pub(super) struct File(pub Vec<u8>);
+
+impl TryFrom<String> for File {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        let base64 = match text.strip_prefix("data:").map(|url| url.split_once(";base64,")) {
+            None => Some(&*text),
+            Some(url) => url.map(|(_, base64)| base64),
+        };
+        let padded = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+        let file =
+            base64.and_then(|base64| GeneralPurpose::new(&alphabet::STANDARD, padded).decode(base64.trim()).ok());
+        file.map(Self).ok_or("expected a file in base 64, or a data: URL of it")
+    }
+}
+
+impl std::fmt::Debug for File {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
 }
 
 /// A class by its name or its index.
@@ -117,8 +154,20 @@ fn whole_index<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
 }
 
 impl GenerateBody {
-    pub const FIELDS: &[&str] =
-        &["class", "prompt", "negative_prompt", "seed", "n", "guidance", "width", "height", "format"];
+    pub const FIELDS: &[&str] = &[
+        "class",
+        "prompt",
+        "negative_prompt",
+        "seed",
+        "n",
+        "guidance",
+        "width",
+        "height",
+        "image",
+        "mask",
+        "strength",
+        "format",
+    ];
 
     /// # Errors
     /// As [`parse`].
@@ -176,9 +225,10 @@ mod tests {
     #[test]
     fn every_field_is_read_and_listed_as_accepted() {
         let text = r#"{"class":"low","prompt":"a","negative_prompt":"b","seed":18446744073709551615,"n":2,"guidance":2,
-            "width":3,"height":4,"format":"png"}"#;
+            "width":3,"height":4,"image":"AAE","mask":"data:image/png;base64,Ag==","strength":0.5,"format":"png"}"#;
         let body = GenerateBody::parse(text.as_bytes()).unwrap();
         assert_eq!(body.seed, Some(u64::MAX));
+        assert_eq!([body.image, body.mask], [vec![0, 1], vec![2]].map(|bytes| Some(File(bytes))));
         assert_eq!((body.class, body.guidance), (Some(ClassChoice::Name("low".to_owned())), Some(2.0)));
         let written: serde_json::Map<String, Value> = serde_json::from_str(text).unwrap();
         assert!(written.len() == GenerateBody::FIELDS.len());
@@ -236,6 +286,10 @@ mod tests {
             (r#"{"guidance":"1"}"#, "`guidance`"),
             (r#"{"class":[1]}"#, "`class`: expected the name or the index"),
             (r#"{"format":0.5}"#, "`format`"),
+            (r#"{"image":"a picture"}"#, "`image`: expected a file in base 64, or a data: URL of it"),
+            (r#"{"image":"data:image/png,AAAA"}"#, "`image`: expected a file in base 64"),
+            (r#"{"mask":["AAAA"]}"#, "`mask`"),
+            (r#"{"strength":"0.5"}"#, "`strength`"),
             (r#"{"n":1,"n":2}"#, "duplicate field `n`"),
             ("[]", "the body"),
             ("\"fast\"", "the body"),

@@ -16,7 +16,8 @@ pub fn assert_a_sample_is_the_same_in_any_company(model: &Model, rows: &Rows) {
         let x: Vec<f32> = batch.iter().flat_map(|&i| &rows.x[i * elements..][..elements]).copied().collect();
         let levels: Vec<Level> = batch.iter().map(|&i| rows.levels[i]).collect();
         let conditions: Vec<Condition> = batch.iter().map(|&i| rows.conditions[i].clone()).collect();
-        let images = runner.call(subnet, &Rows { image: rows.image, x: &x, levels: &levels, conditions: &conditions });
+        let images = runner
+            .call(subnet, &Rows { image: rows.image, x: &x, beside: &[], levels: &levels, conditions: &conditions });
         images.into_iter().map(f32::to_bits).collect()
     };
     let subnets = model.subnets().len();

@@ -93,12 +93,12 @@ impl Report {
         opened: Option<&mut dyn Opened>,
         pace: Pace,
     ) -> Result<Self> {
-        let (device, ms, decoding_ms) = match opened {
-            None => (None, vec![None; settings.len()], None),
+        let (device, ms, [encoding_ms, decoding_ms]) = match opened {
+            None => (None, vec![None; settings.len()], [None; 2]),
             Some(opened) => {
                 let ms = latency::of_calls(opened, settings, pace, &mut |_| {})?;
-                let decoding_ms = latency::of_decoding(opened, pace)?;
-                (Some(Device::of(opened).processor), ms.into_iter().map(Some).collect(), decoding_ms)
+                let coding_ms = latency::of_codec(opened, pace)?.map_or([None; 2], |ms| ms.map(Some));
+                (Some(Device::of(opened).processor), ms.into_iter().map(Some).collect(), coding_ms)
             }
         };
         let most = settings.iter().map(|&(_, batch)| batch).max().unwrap_or(1);
@@ -108,8 +108,11 @@ impl Report {
             Step::new(name, batch, ms, &blueprint.step(subnet, batch), precision)
         };
         let mut steps: Vec<Step> = settings.iter().zip(ms).map(step).collect();
+        let halves = [("encoder", encoding_ms, blueprint.encoding()), ("decoder", decoding_ms, blueprint.decoding())];
         steps.extend(
-            blueprint.decoding().map(|launches| Step::new("decoder".to_owned(), 1, decoding_ms, &launches, precision)),
+            halves
+                .into_iter()
+                .filter_map(|(half, ms, launches)| Some(Step::new(half.to_owned(), 1, ms, &launches?, precision))),
         );
         let memory = blueprint.memory();
         Ok(Self { model: model.card.name.clone(), precision, device, most, memory, steps })
@@ -136,17 +139,17 @@ impl fmt::Display for Report {
         let timed = self.device.as_ref().map_or_else(|| "not timed".to_owned(), |device| format!("timed on {device}"));
         writeln!(f, "{}, {}: denoising steps as launches, {timed}", self.model, self.precision)?;
         writeln!(f, "Floors are of an H100 SXM by its data sheet: 3.35 TB/s, and its tensor cores' dense rate.")?;
-        let Memory { weights, activations, texts, decoder, .. } = self.memory;
-        let [all, weights, activations, texts, decoder] = [self.memory.total(), weights, activations, texts, decoder]
-            .map(|bytes| format!("{:.1}", bytes as f64 / 1e6));
+        let Memory { weights, activations, texts, codec, .. } = self.memory;
+        let [all, weights, activations, texts, codec] =
+            [self.memory.total(), weights, activations, texts, codec].map(|bytes| format!("{:.1}", bytes as f64 / 1e6));
         write!(
             f,
             "Memory for calls on {} samples: {all} MB, of them weights {weights}, activations {activations}",
             self.most
         )?;
-        match self.memory.decoder {
+        match self.memory.codec {
             0 => writeln!(f)?,
-            _ => writeln!(f, ", texts {texts}, decoder {decoder}")?,
+            _ => writeln!(f, ", texts {texts}, encoder and decoder {codec}")?,
         }
         let mut table = Table::new([
             (Align::Left, "subnet"),

@@ -10,7 +10,7 @@ use crate::console::print;
 use crate::evaluation::latency::{self, Pace, Setting};
 use crate::evaluation::switching::switching;
 use crate::files::{write_json, write_whole};
-use crate::nets::{Canvas, Decoder, Denoiser, HostRunner, Model, Opened, Placement, Threads};
+use crate::nets::{Canvas, Codec, Denoiser, HostRunner, Model, Opened, Placement, Threads};
 use crate::{Error, Result};
 use layers::LayerTable;
 use report::{DecoderRow, Report, Row, Switch};
@@ -118,7 +118,7 @@ impl Args {
 
     /// How a model that draws latents makes pictures of them.
     fn decoder(&self, model: &Model, threads: usize) -> Result<Option<DecoderRow>> {
-        let Some(mut decoder) = Decoder::of(model, Threads { count: Some(threads), pin: self.pin })? else {
+        let Some(mut decoder) = Codec::of(model, Threads { count: Some(threads), pin: self.pin })? else {
             return Ok(None);
         };
         let Canvas { picture, state } = model.canvases()[0];

@@ -82,7 +82,7 @@ fn sample(args: &Args, model: &Model, input: &TensorFile) -> Result<Named> {
     while let Some(call) = trajectories[0].next_call() {
         let (subnet, levels) = (model.subnet(call.subnet)?, vec![call.level; batch]);
         let x: Vec<f32> = trajectories.iter().flat_map(Trajectory::input).map(|&value| value as f32).collect();
-        let rows = Rows { image, x: &x, levels: &levels, conditions: &prompt };
+        let rows = Rows { image, x: &x, beside: &[], levels: &levels, conditions: &prompt };
         let (of_prompt, rows) = (runner.call(subnet, &rows), Rows { conditions: &negative, ..rows });
         let denoised = guide(&of_prompt, &runner.call(subnet, &rows), args.guidance);
         for (trajectory, denoised) in trajectories.iter_mut().zip(denoised.chunks_exact(elements)) {

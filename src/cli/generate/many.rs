@@ -42,6 +42,12 @@ pub struct Record {
     /// Their size, where it is not the usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
+    /// The SHA-256 of the picture that they start from,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// and of the mask that says where they are drawn anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<String>,
 }
 
 /// The job of one of many images: the next seed for each, and what they are of in turns. `job` is of the first, of nothing.

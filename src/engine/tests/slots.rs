@@ -1,11 +1,9 @@
 //! What the engine takes from its sampler and gives back, and what happens when the sampler fails.
 
 use super::{Gate, Gaussian, HostSampler, images, job};
-use crate::diffusion::Noise;
 use crate::engine::gaussian::Fault;
 use crate::engine::{Engine, EngineError, EngineLimits, Job};
-use crate::nets::{About, Denoiser, Move, Sampler, Slot};
-use crate::philox::NoiseKey;
+use crate::nets::{About, Begin, Denoiser, Move, Sampler, Slot};
 use crate::routing::Fixed;
 use crate::{Error, Result};
 use std::collections::HashSet;
@@ -40,9 +38,14 @@ impl Sampler for Watched {
         self.inner.activation_bytes()
     }
 
-    fn begin(&mut self, key: NoiseKey, noise: [Noise; 2], sigma: f64, canvas: usize) -> Result<Slot> {
+    fn encode(&mut self, canvas: usize, picture: &[f32]) -> Result<Vec<f32>> {
+        self.check("encode")?;
+        self.inner.encode(canvas, picture)
+    }
+
+    fn begin(&mut self, begin: &Begin) -> Result<Slot> {
         self.check("begin")?;
-        let slot = self.inner.begin(key, noise, sigma, canvas)?;
+        let slot = self.inner.begin(begin)?;
         assert!(self.live.lock().unwrap().insert(slot.0), "a slot that is taken");
         Ok(slot)
     }

@@ -1,7 +1,7 @@
 //! A model for a machine, before there is one: what belongs in its memory, how much of it, and what is launched.
 
+use super::codec::CompiledCodec;
 use super::control::Control;
-use super::decoder::CompiledDecoder;
 use super::texts::Texts;
 use super::{ALIGN, MOST, PAGE, step};
 use crate::nets::network::Network;
@@ -18,7 +18,7 @@ pub struct Blueprint {
     pub(super) network: Network,
     pub(super) compiled: Compiled,
     pub(super) weights: Vec<u8>,
-    pub(super) decoder: Option<CompiledDecoder>,
+    pub(super) codec: Option<CompiledCodec>,
     /// Tokens and channels of a text, of a network that reads texts.
     pub(super) text: Option<[usize; 2]>,
     pub(super) about: About,
@@ -32,7 +32,7 @@ pub struct Blueprint {
 pub struct Memory {
     /// The weights of all subnets once, and their tables of groups.
     pub weights: usize,
-    /// The activations of the largest call, of any subnet and size; those of a decoder take their turns in it.
+    /// The activations of the largest call, of any subnet and size; those of a codec take their turns in it.
     pub activations: usize,
     /// What a call is told.
     pub control: usize,
@@ -42,15 +42,15 @@ pub struct Memory {
     pub images: usize,
     /// Texts that calls read.
     pub texts: usize,
-    /// The decoder of latents: its weights, its input and its output.
-    pub decoder: usize,
+    /// What is between pictures and latents: the weights of both of its halves, an input and an output.
+    pub codec: usize,
 }
 
 impl Memory {
     /// All of it.
     pub fn total(&self) -> usize {
-        let Self { weights, activations, control, picture, images, texts, decoder } = self;
-        weights + activations + control + picture + images + texts + decoder
+        let Self { weights, activations, control, picture, images, texts, codec } = self;
+        weights + activations + control + picture + images + texts + codec
     }
 }
 
@@ -68,18 +68,17 @@ impl Blueprint {
             return Err(Error::input("max_batch", problem));
         }
         let network = model.network.clone();
-        network.check_denoises()?;
-        let channels = network.image().channels;
+        let channels = network.state().channels;
         if !sampler::CHANNELS.contains(&channels) {
             let problem = format!("images of {channels} channels run on the CPU only; give `--device cpu`");
             return Err(Error::input("backbone", problem));
         }
         let widths: Vec<_> = (0..model.table.subnets.len()).map(|subnet| model.widths(subnet)).collect();
         let (compiled, weights) = network.compile(supernet, precision, &widths)?;
-        let decoder = CompiledDecoder::of(model, precision)?;
+        let codec = CompiledCodec::of(model, precision)?;
         let about = About::of(model, weights.len());
         let states = about.canvases.iter().map(|canvas| canvas.state).collect();
-        Ok(Self { text: network.program().context(), network, compiled, weights, decoder, about, most, states })
+        Ok(Self { text: network.program().context(), network, compiled, weights, codec, about, most, states })
     }
 
     /// The type of activations and weights.
@@ -91,40 +90,70 @@ impl Blueprint {
     pub fn memory(&self) -> Memory {
         let (states, precision) = (&self.states, self.precision());
         let activations = states.iter().map(|&size| self.compiled.arena_bytes(size, self.most)).max().unwrap_or(0);
-        let decoder = self.decoder.as_ref();
+        let codec = self.codec.as_ref();
         Memory {
             weights: self.about.weight_bytes,
-            activations: activations.max(decoder.map_or(0, |decoder| decoder.arena_bytes(states))),
+            activations: activations.max(codec.map_or(0, |codec| codec.arena_bytes(states))),
             control: Control::bytes(self.most),
-            picture: decoder.map_or_else(|| pixels::bytes(states[0]), |decoder| decoder.picture_bytes(states)),
-            images: page_bytes(precision, states),
+            picture: codec.map_or_else(|| pixels::bytes(states[0]), |codec| codec.picture_bytes(states)),
+            images: page_bytes(precision, states, self.beside()),
             texts: self.text.map_or(0, |shape| Texts::bytes(shape, precision, self.most)),
-            decoder: decoder.map_or(0, |decoder| decoder.bytes(states)),
+            codec: codec.map_or(0, |codec| codec.bytes(states)),
         }
     }
 
     /// What a step of a subnet is made of, on so many samples of the usual size.
     pub fn step(&self, subnet: usize, samples: usize) -> Vec<Launch> {
-        step(&self.compiled, self.states[0], subnet, samples, &Addresses::default(), [0; 2])
+        let size = (self.states[0], self.beside());
+        step(&self.compiled, size, subnet, samples, &Addresses::default(), [0; 2])
+    }
+
+    /// Channels that the network is given beside what it denoises.
+    fn beside(&self) -> usize {
+        self.network.image().channels - self.network.state().channels
+    }
+
+    /// What making a latent of a picture of the usual size is made of, where the model draws latents.
+    pub fn encoding(&self) -> Option<Vec<Launch>> {
+        Some(self.codec.as_ref()?.encoding(self.about.picture(), &Addresses::default()))
     }
 
     /// What making a picture of a latent of the usual size is made of, where the model draws latents.
     pub fn decoding(&self) -> Option<Vec<Launch>> {
-        Some(self.decoder.as_ref()?.launches(self.states[0], &Addresses::default(), &Default::default()))
+        Some(self.codec.as_ref()?.decoding(self.states[0], &Addresses::default(), &Default::default()))
     }
 }
 
-/// The most that one of these sizes takes, as whole places.
-pub(super) fn most_of(states: &[ImageShape], bytes: impl Fn(ImageShape) -> usize) -> usize {
-    states.iter().map(|&size| bytes(size)).max().unwrap_or(0).next_multiple_of(ALIGN)
+/// Bytes of the arrays of one image that is being drawn, of any of these sizes, as whole places.
+pub(super) struct Arrays {
+    /// Of its six arrays of values.
+    pub state: usize,
+    pub mask: usize,
+    pub beside: usize,
+    pub input: usize,
 }
 
-/// Memory of one image that is being drawn, of any of these sizes.
-pub(super) fn slot_bytes(precision: Precision, states: &[ImageShape]) -> usize {
-    5 * most_of(states, sampler::state_bytes) + most_of(states, |size| sampler::input_bytes(precision, size))
+impl Arrays {
+    /// For a network that is given so many channels `beside` what it denoises.
+    pub fn of(precision: Precision, states: &[ImageShape], beside: usize) -> Self {
+        let most = |bytes: &dyn Fn(ImageShape) -> usize| {
+            states.iter().map(|&size| bytes(size)).max().unwrap_or(0).next_multiple_of(ALIGN)
+        };
+        Self {
+            state: most(&sampler::state_bytes),
+            mask: most(&sampler::mask_bytes),
+            beside: most(&|size| sampler::beside_bytes(size, beside)),
+            input: most(&|size| sampler::input_bytes(precision, size, beside)),
+        }
+    }
+
+    /// All of them.
+    pub fn bytes(&self) -> usize {
+        6 * self.state + self.mask + self.beside + self.input
+    }
 }
 
-/// Memory of as many of them as are allocated at once.
-pub(super) fn page_bytes(precision: Precision, states: &[ImageShape]) -> usize {
-    PAGE * slot_bytes(precision, states)
+/// Memory of as many images as are allocated at once.
+pub(super) fn page_bytes(precision: Precision, states: &[ImageShape], beside: usize) -> usize {
+    PAGE * Arrays::of(precision, states, beside).bytes()
 }

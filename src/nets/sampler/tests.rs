@@ -24,8 +24,7 @@ struct Drawing {
 impl Drawing {
     fn begin(sampler: &mut HostSampler, plan: &str, seed: u64, class: Option<usize>, guidance: Option<f64>) -> Self {
         let course = Course::new(Arc::new(plan.parse().unwrap()), Gaussian::PROCESS);
-        let sigma = course.next_call().unwrap().level.sigma;
-        let slot = sampler.begin(NoiseKey { seed, image: 0 }, course.begin(), sigma, 0).unwrap();
+        let slot = sampler.begin(&Begin::new(NoiseKey { seed, image: 0 }, &course)).unwrap();
         Self { course, slot, class, guidance }
     }
 
@@ -158,4 +157,54 @@ fn an_answer_of_another_size_is_a_fault() {
     let mut drawing = Drawing::begin(&mut sampler, "euler-2@full", 1, None, None);
     let error = sampler.step(FULL, &[drawing.next()]).unwrap_err();
     assert_eq!(error.to_string(), "it returned 11 values for 12");
+}
+
+#[test]
+fn what_is_known_is_put_back_after_every_step_at_the_level_of_the_next() {
+    let (mut sampler, _) = sampler();
+    let picture: Arc<[f32]> = (0..12).map(|at| at as f32 / 12.0).collect();
+    let known = Known { picture: picture.clone(), mask: (0..12).map(|at| at % 2 == 0).collect() };
+    let source = Source { start: None, known: Some(known), beside: None };
+    let key = NoiseKey { seed: 5, image: 2 };
+    let mut noise = [0.0; 12];
+    key.draw(NoiseKey::INITIAL).fill_normals(&mut noise);
+    for plan in ["heun-3@full~churn=1", "dpmpp2m-4@full~eta=1", "euler-2@full"] {
+        let course = Course::new(Arc::new(plan.parse().unwrap()), Gaussian::PROCESS);
+        let slot = sampler.begin(&Begin { source: &source, ..Begin::new(key, &course) }).unwrap();
+        let (mut known, mut free) = (
+            Drawing { course: course.clone(), slot, class: None, guidance: None },
+            Drawing::begin(&mut sampler, plan, 5, None, None),
+        );
+        while !known.course.is_finished() {
+            let step = known.next();
+            sampler.step(FULL, &[step.clone()]).unwrap();
+            let sigma = step.next.map_or(0.0, |level| level.sigma);
+            let x = sampler.held(slot).state.x().to_vec();
+            for at in (1..12).step_by(2) {
+                assert_eq!(x[at], f64::from(picture[at]) + sigma * f64::from(noise[at]), "{plan}");
+            }
+        }
+        let bytes = sampler.pixels(slot).unwrap();
+        assert!((1..12).step_by(2).all(|at| bytes[at] == byte(f64::from(picture[at]))), "{plan}");
+        sampler.end(slot);
+        sampler.step(FULL, &[free.next()]).unwrap();
+        sampler.end(free.slot);
+    }
+}
+
+#[test]
+fn an_image_starts_from_a_picture_at_its_noise_level() {
+    let (mut sampler, _) = sampler();
+    let picture: Arc<[f32]> = (0..12).map(|at| at as f32 / 12.0 - 0.5).collect();
+    let course = Course::new(Arc::new("euler-8@full~strength=0.5".parse().unwrap()), Gaussian::PROCESS);
+    let level = course.next_call().unwrap().level.sigma;
+    assert!(level < 10.0, "of 80");
+    let source = Source { start: Some(picture.clone()), ..Source::default() };
+    let key = NoiseKey { seed: 1, image: 0 };
+    let slot = sampler.begin(&Begin { source: &source, ..Begin::new(key, &course) }).unwrap();
+    let mut noise = [0.0; 12];
+    key.draw(NoiseKey::INITIAL).fill_normals(&mut noise);
+    for (at, x) in sampler.held(slot).state.x().iter().enumerate() {
+        assert!((x - (f64::from(picture[at]) + level * f64::from(noise[at]))).abs() < 1e-12);
+    }
 }

@@ -4,7 +4,7 @@ use super::{Cost, Launch, Precision};
 use crate::ImageShape;
 use bytemuck::{NoUninit, Pod, Zeroable};
 
-/// Channels from pixel to pixel of the network's input and output.
+/// Channels from pixel to pixel of the network's output, and of an input without more beside the image.
 pub const PITCH: usize = 8;
 /// Channels that an image may have: grey, colours, latents.
 pub const CHANNELS: [usize; 3] = [1, 3, 4];
@@ -24,8 +24,14 @@ pub struct Row {
     pub newest: u64,
     /// Takes the denoised image; like `x`, or 0.
     pub estimate: u64,
-    /// Takes the network's next input: elements `[pixels, PITCH]`; or 0.
+    /// Takes the network's next input: elements `[pixels, pitch]` of [`input_bytes`]; or 0.
     pub input: u64,
+    /// A picture that is put back where it is known; like `x`, or 0.
+    pub known: u64,
+    /// u32 by pixel: 0 where it is known.
+    pub mask: u64,
+    /// What the network is given beside the image: f32, [`beside_bytes`].
+    pub beside: u64,
     /// Of its noise.
     pub seed: u64,
     /// Of its noise.
@@ -58,8 +64,8 @@ pub struct Row {
     pub b_m: f32,
     /// Scale of the next input.
     pub c_in: f32,
-    /// Nothing.
-    pub padding: u32,
+    /// The noise level of what is put back.
+    pub level: f32,
 }
 
 /// Bytes of an image's state: f32 for whole groups of four pixels.
@@ -67,9 +73,20 @@ pub fn state_bytes(image: ImageShape) -> usize {
     (image.height * image.width).next_multiple_of(16) * image.channels * 4
 }
 
-/// Bytes of an image's input.
-pub fn input_bytes(precision: Precision, image: ImageShape) -> usize {
-    (image.height * image.width).next_multiple_of(16) * PITCH * precision.bytes()
+/// Bytes of an image's input to a network that is given so many channels `beside` it.
+pub fn input_bytes(precision: Precision, image: ImageShape, beside: usize) -> usize {
+    let pitch = (image.channels + beside).next_multiple_of(PITCH);
+    (image.height * image.width).next_multiple_of(16) * pitch * precision.bytes()
+}
+
+/// Bytes of a mask.
+pub fn mask_bytes(image: ImageShape) -> usize {
+    (image.height * image.width).next_multiple_of(16) * 4
+}
+
+/// Bytes of so many channels `beside` an image.
+pub fn beside_bytes(image: ImageShape, beside: usize) -> usize {
+    image.height * image.width * beside * 4
 }
 
 #[repr(C)]
@@ -80,16 +97,19 @@ struct Args {
     faults: u64,
     pixels: u32,
     channels: u32,
+    beside: u32,
+    padding: u32,
 }
 
 /// Does what `count` [`Row`]s at address `rows` say, with the network's output `[samples, pixels, PITCH]`, or without one. An image
-/// whose denoised image is not finite gets a 1 in `faults`, u32 by row.
+/// whose denoised image is not finite gets a 1 in `faults`, u32 by row. The network is given so many channels `beside` the image.
 ///
 /// # Panics
 /// For an image whose channels are not among [`CHANNELS`].
 pub fn sampler(
     precision: Precision,
     image: ImageShape,
+    beside: usize,
     rows: u64,
     count: usize,
     output: Option<u64>,
@@ -97,8 +117,9 @@ pub fn sampler(
 ) -> Launch {
     assert!(CHANNELS.contains(&image.channels), "channels of an image");
     let pixels = image.height * image.width;
-    let args =
-        Args { rows, output: output.unwrap_or(0), faults, pixels: pixels as u32, channels: image.channels as u32 };
+    let [pixels_of, channels, beside] = [pixels, image.channels, beside].map(|count| count as u32);
+    let output_at = output.unwrap_or(0);
+    let args = Args { rows, output: output_at, faults, pixels: pixels_of, channels, beside, padding: 0 };
     // The image and the memory are read and written, the output is read and the input written.
     let maps = pixels * PITCH * precision.bytes() * if output.is_some() { 2 } else { 1 };
     let cost = Cost { bytes: (count * (4 * image.elements() * 4 + maps)) as u64, operations: 0 };

@@ -67,8 +67,8 @@ struct Rest<'a> {
     waiting: usize,
     /// Samples of its images that run.
     running: usize,
-    /// Its images that are not drawn.
-    left: usize,
+    /// Time of encoding what its images start from and of decoding those that are not drawn, as it was measured.
+    coding: f64,
     /// What they ask of the device together.
     cost: Cost,
 }
@@ -81,31 +81,48 @@ struct Backlog {
     rows: f64,
     floors: Vec<f64>,
     tops: Vec<f64>,
+    /// Time of images that wait and start from a picture, by cap, as it was measured.
+    started: Vec<f64>,
 }
 
 impl<'a> Rest<'a> {
     /// Of a request of which so many images have not begun, and none runs.
-    fn waiting(now: Duration, ask: &Ask, menu: &'a Menu, images: u32) -> Self {
+    fn waiting(now: Duration, ask: &Ask, menu: &'a Menu, images: u32, times: &StepTimes) -> Self {
         let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
-        let (image, left) = (ask.rows, images as usize);
-        Self { menu, image, due, waiting: image * left, running: 0, left, cost: Cost::default() }
+        let encodings = if images == ask.images { ask.encodings } else { 0 };
+        let coding = times.encode() * encodings as f64 + times.finish() * f64::from(images);
+        Self {
+            menu,
+            image: ask.rows,
+            due,
+            waiting: ask.rows * images as usize,
+            running: 0,
+            coding,
+            cost: Cost::default(),
+        }
     }
 }
 
 impl Backlog {
     /// Nothing yet, on a ladder of so many rungs.
     fn new(rungs: usize) -> Self {
-        Self { fixed: 0.0, rows: 0.0, floors: vec![0.0; rungs], tops: vec![0.0; rungs] }
+        let none = vec![0.0; rungs];
+        Self { fixed: 0.0, rows: 0.0, floors: none.clone(), tops: none.clone(), started: none }
     }
 
     /// So many more samples wait, or fewer where `rows` is negative.
     fn wait(&mut self, menu: &Menu, rows: f64) {
-        match *menu {
+        match menu {
             Menu::Exact(_, cost) => self.fixed += rows * cost.seconds,
-            Menu::Rungs { floor, top } => {
+            Menu::Rungs { floor, top, started: Some(ladder) } => {
+                for (cap, seconds) in self.started.iter_mut().enumerate() {
+                    *seconds += rows * ladder.rungs()[cap.clamp(*floor, *top)].cost.seconds;
+                }
+            }
+            Menu::Rungs { floor, top, started: None } => {
                 self.rows += rows;
-                self.floors[floor] += rows;
-                self.tops[top] += rows;
+                self.floors[*floor] += rows;
+                self.tops[*top] += rows;
             }
         }
     }
@@ -119,7 +136,7 @@ impl Backlog {
         let rungs = ladder.rungs();
         let (above, higher) = of(&self.floors[cap + 1..], &rungs[cap + 1..]);
         let (below, lower) = of(&self.tops[..cap], &rungs[..cap]);
-        self.fixed + higher + lower + (self.rows - above - below) * rungs[cap].cost.seconds
+        self.fixed + self.started[cap] + higher + lower + (self.rows - above - below) * rungs[cap].cost.seconds
     }
 }
 
@@ -155,11 +172,11 @@ impl Elastic {
 
     /// What is left of a request whose running images may be re-planned down to rung `running`.
     fn rest<'a>(&self, now: Duration, run: &'a Run, running: Option<usize>) -> Rest<'a> {
-        let mut rest = Rest::waiting(now, &run.ask, &run.menu, run.waiting());
+        let mut rest = Rest::waiting(now, &run.ask, &run.menu, run.waiting(), &self.times);
         for image in &run.running {
             let (seconds, calls) = self.left(&run.menu, image, running);
             rest.running += run.ask.rows;
-            rest.left += 1;
+            rest.coding += self.times.finish();
             rest.cost.seconds += seconds * run.ask.rows as f64;
             rest.cost.calls = rest.cost.calls.max(calls);
             rest.cost.subnet = rest.cost.subnet.max(image.subnet);
@@ -172,7 +189,7 @@ impl Elastic {
         let mut agenda = Vec::with_capacity(self.runs.len() + 1);
         agenda.extend(self.runs.iter().map(|run| self.rest(now, run, running)));
         if let Some((ask, menu)) = extra {
-            agenda.insert(self.runs.place(ask), Rest::waiting(now, ask, menu, ask.images));
+            agenda.insert(self.runs.place(ask), Rest::waiting(now, ask, menu, ask.images, &self.times));
         }
         agenda
     }
@@ -190,12 +207,11 @@ impl Elastic {
                 seconds += cost.seconds * rest.waiting as f64;
                 (calls, subnet) = (calls.max(cost.calls), subnet.max(cost.subnet));
             }
-            let finish = self.times.finish() * rest.left as f64;
-            seconds += rest.cost.seconds + finish;
+            seconds += rest.cost.seconds + rest.coding;
             rows += rest.waiting + rest.running;
             // Its calls come one after the other, each with what is as urgent; others join only where there is time.
             let batch = self.times.efficient_batch(subnet).min(rows).max(rest.image.min(self.max_batch));
-            let alone = calls as f64 * self.times.measured(subnet, batch) + finish;
+            let alone = calls as f64 * self.times.measured(subnet, batch) + rest.coding;
             begun + scale * f64::max(seconds, alone) - rest.due
         })
     }
@@ -275,13 +291,14 @@ impl Elastic {
             return fair;
         }
         // All cannot have the next rung, but perhaps this one can.
-        let (rungs, ask) = (self.ladder.rungs(), &self.runs[place].ask);
+        let Run { ask, menu, .. } = &self.runs[place];
+        let rungs = menu.ladder(&self.ladder).rungs();
         let scale = PLANNING_SAFETY * self.times.scale();
         let more = scale * (rungs[urgent + 1].cost.seconds - rungs[urgent].cost.seconds) * ask.rows as f64;
         let late = self.worst(now, &self.agenda(now, None, None), urgent, PLANNING_SAFETY);
         let calls = rungs[urgent + 1].calls.iter();
         let own: f64 = calls.map(|&(subnet, count)| count as f64 * self.times.measured(subnet, ask.rows)).sum();
-        let own = own + self.times.finish() * f64::from(ask.images);
+        let own = own + self.coding(ask);
         let due = ask.deadline.saturating_sub(now).as_secs_f64();
         if late + more <= 0.0 && scale * own <= due { urgent + 1 } else { urgent }
     }
@@ -290,7 +307,12 @@ impl Elastic {
     fn idle(&self, ask: &Ask, cost: Cost) -> f64 {
         let alone = cost.calls as f64 * self.times.measured(cost.subnet, ask.rows);
         let images = f64::from(ask.images);
-        alone.max(cost.seconds * ask.rows as f64 * images) + self.times.finish() * images
+        alone.max(cost.seconds * ask.rows as f64 * images) + self.coding(ask)
+    }
+
+    /// Time of encoding what the images of a request start from, and of decoding them, in seconds as it was measured.
+    fn coding(&self, ask: &Ask) -> f64 {
+        self.times.encode() * ask.encodings as f64 + self.times.finish() * f64::from(ask.images)
     }
 
     /// How long a request is here, as a multiple of the time that the best it accepts takes on an idle machine, or that it
@@ -356,8 +378,8 @@ impl Elastic {
         if self.times.subnet(own.subnet_at(0)) == Some(subnet) {
             return Some(own.clone());
         }
-        let Menu::Rungs { floor, top } = *menu else { return None };
-        let (rungs, low) = (self.ladder.rungs(), cap.clamp(floor, top));
+        let Menu::Rungs { floor, top, .. } = *menu else { return None };
+        let (rungs, low) = (menu.ladder(&self.ladder).rungs(), cap.clamp(floor, top));
         // What one more sample adds to the calls of a subnet, given how many are there.
         let more = |subnet: usize, rows: usize| {
             let without = if rows == 0 { 0.0 } else { self.times.measured(subnet, rows) };
@@ -403,7 +425,7 @@ impl Elastic {
             let share = self.share(&run.ask, &run.menu);
             let rows = share * run.ask.rows as f64;
             backlog.fixed += rows * run.running.iter().map(|image| image.left).sum::<f64>();
-            backlog.fixed += share * self.times.finish() * run.left() as f64;
+            backlog.fixed += share * super::coding(&self.times, run);
             backlog.wait(&run.menu, rows * f64::from(run.waiting()));
         }
         backlog
@@ -422,19 +444,23 @@ impl Elastic {
 
 impl Policy for Elastic {
     fn quote(&self, ask: &Ask) -> Result<Planned, Refusal> {
-        self.offer(ask, &self.ladder.menu(&ask.wish, &self.times))
+        self.offer(ask, &self.ladder.menu(ask, &self.times))
     }
 
     fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
         // Before the demand knows of it: what a request gets depends on the others and on its own budget alone.
-        let menu = self.ladder.menu(&ask.wish, &self.times);
+        let menu = self.ladder.menu(&ask, &self.times);
         let planned = self.offer(&ask, &menu);
         let (within, rows) = (ask.within(), ask.rows as f64 * f64::from(ask.images));
-        let finish = self.times.finish() * f64::from(ask.images);
+        let coding = self.coding(&ask);
         match menu {
-            Menu::Rungs { top, .. } => self.demand.ask(ask.arrived, within, top, rows, finish),
+            Menu::Rungs { top, .. } => {
+                // Of an image that starts from a picture: about the share of its steps that are made.
+                let made = self.ladder.cost(&menu, top).seconds / self.ladder.rungs()[top].cost.seconds;
+                self.demand.ask(ask.arrived, within, top, rows * made, coding);
+            }
             Menu::Exact(_, cost) => {
-                let seconds = self.share(&ask, &menu) * (rows * cost.seconds + finish);
+                let seconds = self.share(&ask, &menu) * (rows * cost.seconds + coding);
                 self.demand.ask_exact(ask.arrived, within, seconds);
             }
         }
@@ -490,7 +516,7 @@ impl Policy for Elastic {
     }
 
     fn work(&self) -> Duration {
-        let seconds = work(&self.runs, self.times.finish(), |menu| self.ladder.cost(menu, 0).seconds);
+        let seconds = work(&self.runs, &self.times, |menu| self.ladder.cost(menu, 0).seconds);
         Duration::from_secs_f64(self.times.scale() * seconds)
     }
 }
@@ -511,13 +537,54 @@ mod tests {
             let plans = [("dpmpp2m-4@0.250", 0.8), ("dpmpp2m-8@full", 0.96)];
             let ladder = Ladder::new(plans.map(|(plan, quality)| (plan.parse().unwrap(), quality)), &times).unwrap();
             let policy = Elastic::new(ladder, times, 8);
-            let plan = |top| policy.joining(&Menu::Rungs { floor: 0, top }, 0, 2, 2);
+            let plan = |top| policy.joining(&Menu::Rungs { floor: 0, top, started: None }, 0, 2, 2);
             assert_eq!(plan(0), None, "it may have no better one");
             plan(1).map(|plan| plan.to_string())
         };
         // Eight more samples in calls that run anyway, or four calls of its own of 4 ms together.
         assert_eq!(joins(7.0).as_deref(), Some("dpmpp2m-8@full"), "0.43 ms more a call");
         assert_eq!(joins(8.0), None, "0.57 ms more a call");
+    }
+
+    #[test]
+    fn an_image_that_starts_from_a_picture_takes_its_encoding_and_the_steps_that_are_made() {
+        let policy = Elastic::new(ladder(), times().with_codec(0.05, 0.02), 8);
+        let ask = |within: f64, strength, encodings| {
+            let wish = Wish::Quality { floor: 0.96, target: 0.96 };
+            Ask { strength, encodings, ..Ask::new(1, Duration::ZERO, Duration::from_secs_f64(within), wish) }
+        };
+        // Eight steps of 4 ms and decoding; or four of them, and encoding too.
+        for (strength, encodings, takes, plan) in [
+            (1.0, 0, 0.052, "dpmpp2m-8@full"),
+            (0.5, 1, 0.086, "dpmpp2m-8@full~strength=0.5"),
+            (1.0, 1, 0.102, "dpmpp2m-8@full"),
+        ] {
+            let Err(Refusal::Infeasible { fastest, takes: said }) = policy.quote(&ask(0.001, strength, encodings))
+            else {
+                panic!("{plan} in no time");
+            };
+            assert_eq!(fastest.to_string(), plan);
+            assert!((said.as_secs_f64() - takes).abs() < 1e-9, "{plan}: {said:?}");
+            assert!(policy.quote(&ask(takes - 1e-6, strength, encodings)).is_err(), "{plan}");
+            let planned = policy.quote(&ask(1.3 * takes, strength, encodings)).unwrap();
+            assert_eq!((planned.plan.to_string().as_str(), planned.quality), (plan, Some(0.96)));
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_request_counts_its_encoding_until_its_first_image_begins() {
+        let mut policy = Elastic::new(ladder(), times().with_codec(0.05, 0.02), 8);
+        let wish = Wish::Exact(Arc::new("dpmpp2m-8@full~strength=0.5".parse().unwrap()));
+        let deadline = Duration::from_secs(60);
+        policy
+            .admit(Ask { images: 2, strength: 0.5, encodings: 1, ..Ask::new(1, Duration::ZERO, deadline, wish) })
+            .unwrap();
+        assert!((policy.work().as_secs_f64() - (0.05 + 2.0 * (0.016 + 0.02))).abs() < 1e-9);
+        let turn = policy.next(Duration::ZERO).unwrap();
+        assert_eq!(turn.members.len(), 1);
+        policy.ran(&turn, Duration::from_millis(4), Duration::from_millis(4));
+        let left = policy.work().as_secs_f64() / policy.times.scale();
+        assert!((left - (0.012 + 0.02) - (0.016 + 0.02)).abs() < 1e-9, "{left}");
     }
 
     /// What the policy computes from what it keeps beside each request, computed from what the requests asked.
@@ -527,16 +594,17 @@ mod tests {
         use crate::routing::ladder;
 
         /// The seconds, calls and widest subnet of an image that waits.
-        fn waiting(policy: &Elastic, wish: &Wish, cap: usize) -> (f64, usize, usize) {
+        fn waiting(policy: &Elastic, ask: &Ask, cap: usize) -> (f64, usize, usize) {
             let (ladder, times) = (&policy.ladder, &policy.times);
-            let plan = match wish {
-                Wish::Exact(plan) => plan,
+            let plan = match &ask.wish {
+                Wish::Exact(plan) => Plan::clone(plan),
                 Wish::Quality { floor, target } => {
                     let floor = ladder.at_least(*floor);
-                    &ladder.rungs()[cap.clamp(floor, ladder.at_least(*target).max(floor))].plan
+                    let rung = cap.clamp(floor, ladder.at_least(*target).max(floor));
+                    ladder.rungs()[rung].plan.started(ask.strength)
                 }
             };
-            let calls = ladder::calls(plan, 0, times).unwrap();
+            let calls = ladder::calls(&plan, 0, times).unwrap();
             let widest = calls.iter().map(|&(subnet, _)| subnet).max().unwrap();
             (ladder::seconds(&calls, times), plan.evaluations(), widest)
         }
@@ -549,7 +617,7 @@ mod tests {
             let begun = policy.busy_until.saturating_sub(now).as_secs_f64();
             let (mut before, mut rows, mut worst) = (0.0, 0, f64::NEG_INFINITY);
             for (ask, running, images) in all {
-                let fresh = (images > 0).then(|| waiting(policy, &ask.wish, cap));
+                let fresh = (images > 0).then(|| waiting(policy, ask, cap));
                 let (mut calls, mut subnet) = fresh.map_or((0, 0), |(_, calls, subnet)| (calls, subnet));
                 before += fresh.map_or(0.0, |(seconds, ..)| seconds * (ask.rows * images as usize) as f64);
                 for image in running {
@@ -568,8 +636,8 @@ mod tests {
         pub fn backlog(policy: &Elastic, cap: usize) -> f64 {
             let of = |run: &Run| {
                 let running: f64 = run.running.iter().map(|image| image.left).sum();
-                let waits = f64::from(run.waiting()) * waiting(policy, &run.ask.wish, cap).0;
-                let (seconds, calls, subnet) = waiting(policy, &run.ask.wish, 0);
+                let waits = f64::from(run.waiting()) * waiting(policy, &run.ask, cap).0;
+                let (seconds, calls, subnet) = waiting(policy, &run.ask, 0);
                 let all = seconds * (run.ask.rows * run.ask.images as usize) as f64;
                 let idle = all.max(calls as f64 * policy.times.measured(subnet, run.ask.rows));
                 (policy.horizon().unwrap() / (PACE * idle)).min(1.0) * (running + waits) * run.ask.rows as f64
@@ -578,23 +646,24 @@ mod tests {
         }
     }
 
-    type Asked = (f64, f64, u32, usize, Option<(f64, f64)>);
+    type Asked = (f64, f64, u32, usize, Option<(f64, f64, f64)>);
 
-    /// A request for an exact plan, or for qualities between a floor and a target.
+    /// A request for an exact plan, or for qualities between a floor and a target, of images that start from a picture at a strength.
     fn ask(id: RequestId, now: f64, (_, within, images, rows, qualities): &Asked) -> Ask {
         let wish = match *qualities {
             None => Wish::Exact(Arc::new("heun-3@0.250*1,full*2".parse().unwrap())),
-            Some((floor, target)) => Wish::Quality { floor, target },
+            Some((floor, target, _)) => Wish::Quality { floor, target },
         };
+        let strength = qualities.map_or(1.0, |(.., strength)| strength);
         let (arrived, deadline) = (Duration::from_secs_f64(now), Duration::from_secs_f64(now + within));
-        Ask { id, arrived, deadline, images: *images, rows: *rows, canvas: 0, wish }
+        Ask { images: *images, rows: *rows, strength, ..Ask::new(id, arrived, deadline, wish) }
     }
 
     proptest! {
         #[test]
         fn what_is_kept_beside_requests_gives_the_same_decisions_as_what_they_asked(
             asked in prop::collection::vec(
-                (0.0f64..0.1, 0.05f64..3.0, 1u32..5, 1usize..3, prop::option::of((0.0f64..1.0, 0.0f64..1.0))), 2..20),
+                (0.0f64..0.1, 0.05f64..3.0, 1u32..5, 1usize..3, prop::option::of((0.0f64..1.0, 0.0f64..1.0, prop::sample::select(vec![1.0, 1.0, 0.5, 0.3])))), 2..20),
             turns in 0usize..30,
         ) {
             let mut policy = Elastic::new(ladder(), times(), 8);
@@ -611,7 +680,7 @@ mod tests {
                 policy.ran(&turn, Duration::from_secs_f64(took), Duration::from_secs_f64(now));
             }
             let (extra, now) = (ask(1000, now, extra), Duration::from_secs_f64(now));
-            let menu = policy.ladder.menu(&extra.wish, &policy.times);
+            let menu = policy.ladder.menu(&extra, &policy.times);
             let agenda = policy.agenda(now, None, Some((&extra, &menu)));
             let top = policy.ladder.top();
             for cap in 0..=top {
@@ -627,7 +696,7 @@ mod tests {
         #[test]
         fn work_that_begins_is_work_as_before(
             asked in prop::collection::vec(
-                (0.0f64..0.1, 1.0f64..30.0, 1u32..5, 1usize..3, prop::option::of((0.0f64..1.0, 0.0f64..1.0))), 1..20),
+                (0.0f64..0.1, 1.0f64..30.0, 1u32..5, 1usize..3, prop::option::of((0.0f64..1.0, 0.0f64..1.0, prop::sample::select(vec![1.0, 1.0, 0.5, 0.3])))), 1..20),
             cap in 0usize..5,
         ) {
             let mut policy = Elastic::new(ladder(), times(), 8);

@@ -36,9 +36,10 @@ impl Fixed {
         Self { plan, quality, times, max_batch, runs: Runs::new(Order::Arrival) }
     }
 
-    fn plan(&self, wish: &Wish) -> Arc<Plan> {
-        match wish {
+    fn plan(&self, ask: &Ask) -> Arc<Plan> {
+        match &ask.wish {
             Wish::Exact(plan) => plan.clone(),
+            Wish::Quality { .. } if ask.strength < 1.0 => Arc::new(self.plan.started(ask.strength)),
             Wish::Quality { .. } => self.plan.clone(),
         }
     }
@@ -46,8 +47,8 @@ impl Fixed {
 
 impl Policy for Fixed {
     fn quote(&self, ask: &Ask) -> Result<Planned, Refusal> {
-        let plan = self.plan(&ask.wish);
-        Ok(Planned { quality: self.quality.filter(|_| plan == self.plan), plan })
+        let plan = self.plan(ask);
+        Ok(Planned { quality: self.quality.filter(|_| plan.started(1.0) == *self.plan), plan })
     }
 
     fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
@@ -64,7 +65,7 @@ impl Policy for Fixed {
             let Some(place) = self.runs.iter().position(|run| run.waiting() > 0) else { break };
             let run = self.runs.iter().nth(place)?;
             running += run.ask.rows;
-            let plan = self.plan(&run.ask.wish);
+            let plan = self.plan(&run.ask);
             plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
         }
         let first = self.runs.iter().find(|run| !run.running.is_empty())?;
@@ -85,6 +86,6 @@ impl Policy for Fixed {
             Menu::Exact(_, cost) => cost.seconds,
             Menu::Rungs { .. } => unreachable!("every request has its plan"),
         };
-        Duration::from_secs_f64(self.times.scale() * work(&self.runs, self.times.finish(), image))
+        Duration::from_secs_f64(self.times.scale() * work(&self.runs, &self.times, image))
     }
 }

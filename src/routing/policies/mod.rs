@@ -120,13 +120,19 @@ fn ran(runs: &mut Runs, times: &mut StepTimes, turn: &Turn, took: Duration, now:
     runs.advance(turn, times);
 }
 
-/// Time of the taken work in efficient batches, in seconds as it was measured, where an image that waits takes `image` and one that is
-/// drawn `finish`.
-fn work(runs: &Runs, finish: f64, image: impl Fn(&Menu) -> f64) -> f64 {
+/// Time of encoding what the images of a request start from, where none has begun, and of decoding those that are not drawn, in seconds as it
+/// was measured.
+fn coding(times: &StepTimes, run: &Run) -> f64 {
+    let encodings = if run.begun == 0 { run.ask.encodings } else { 0 };
+    times.encode() * encodings as f64 + times.finish() * run.left() as f64
+}
+
+/// Time of the taken work in efficient batches, in seconds as it was measured, where an image that waits takes `image`.
+fn work(runs: &Runs, times: &StepTimes, image: impl Fn(&Menu) -> f64) -> f64 {
     let of = |run: &Run| {
         let running: f64 = run.running.iter().map(|running| running.left).sum();
         let waiting = if run.waiting() == 0 { 0.0 } else { f64::from(run.waiting()) * image(&run.menu) };
-        run.ask.rows as f64 * (running + waiting) + finish * run.left() as f64
+        run.ask.rows as f64 * (running + waiting) + coding(times, run)
     };
     runs.iter().map(of).sum()
 }

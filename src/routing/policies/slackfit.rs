@@ -2,10 +2,12 @@
 //! against.
 
 use super::{ran, work};
+use crate::diffusion::plan::Plan;
 use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
 use crate::routing::ladder::Menu;
 use crate::routing::runs::{Order, Runs};
 use crate::routing::{Ladder, StepTimes};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Evenly spaced buckets of latency that the (plan, batch) pairs are sorted into.
@@ -63,13 +65,12 @@ impl SlackFit {
             };
             let images = self.runs.iter().filter(alike).map(|run| run.waiting() as usize).sum();
             let (rung, mut batch) = self.choose(slack, images, rows);
-            let plan = self.ladder.rungs()[rung].plan.clone();
-            let places: Vec<(usize, u32)> = (0..)
+            let places: Vec<(usize, u32, Arc<Plan>)> = (0..)
                 .zip(self.runs.iter())
                 .filter(|(_, run)| alike(run))
-                .map(|(place, run)| (place, run.waiting()))
+                .map(|(place, run)| (place, run.waiting(), self.ladder.plan(&run.menu, rung).clone()))
                 .collect();
-            for (place, waiting) in places {
+            for (place, waiting, plan) in places {
                 for _ in 0..waiting.min(u32::try_from(batch).unwrap_or(u32::MAX)) {
                     plans.push((self.runs.begin(place, plan.clone(), &self.times), plan.clone()));
                     batch -= 1;
@@ -97,7 +98,10 @@ impl Policy for SlackFit {
         let planned = self.quote(&ask)?;
         let menu = match &ask.wish {
             Wish::Exact(plan) => Menu::exact(plan.clone(), &self.times),
-            Wish::Quality { .. } => Menu::Rungs { floor: 0, top: self.ladder.top() },
+            Wish::Quality { .. } => {
+                let started = (ask.strength < 1.0).then(|| Arc::new(self.ladder.started(ask.strength, &self.times)));
+                Menu::Rungs { floor: 0, top: self.ladder.top(), started }
+            }
         };
         self.runs.insert(ask, menu);
         Ok(planned)
@@ -125,7 +129,7 @@ impl Policy for SlackFit {
 
     fn work(&self) -> Duration {
         Duration::from_secs_f64(
-            self.times.scale() * work(&self.runs, self.times.finish(), |menu| self.ladder.cost(menu, 0).seconds),
+            self.times.scale() * work(&self.runs, &self.times, |menu| self.ladder.cost(menu, 0).seconds),
         )
     }
 }

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 
 /// What a client wants to hear, and what it has heard.
 pub(in crate::server) struct Streaming {
+    pub kind: Kind,
     pub format: Format,
     /// Of JPEG.
     pub jpeg_quality: u8,
@@ -33,15 +34,17 @@ impl Streaming {
     pub async fn step(&mut self, shape: ImageShape, step: Step) -> Vec<Event> {
         let Step { image, step, plan, estimate } = step;
         let (index, of) = (self.shown.get(&image).copied().unwrap_or(0), self.partial_images);
-        let is_time = step * (of + 1) as usize >= (index + 1) as usize * plan.steps;
-        if index == of || step >= plan.steps || !is_time {
+        let steps = plan.made().len();
+        let is_time = step * (of + 1) as usize >= (index + 1) as usize * steps;
+        if index == of || step >= steps || !is_time {
             return Vec::new();
         }
         let (format, jpeg_quality) = (self.format, self.jpeg_quality);
         let file = move || Raster { shape, bytes: estimate }.encode_with(format, jpeg_quality, None);
         let Some(file) = encoded(file).await else { return Vec::new() };
         self.shown.insert(image, index + 1);
-        let event = ImageEvent { partial_image_index: Some(index), ..self.event(PARTIAL, image, shape, &file) };
+        let event =
+            ImageEvent { partial_image_index: Some(index), ..self.event(self.kind.partial(), image, shape, &file) };
         vec![event.into()]
     }
 
@@ -58,7 +61,7 @@ impl Streaming {
         let (files, timings) = drawn.encode_each(state, self.format, self.jpeg_quality).await?;
         observation.succeed(&timings, drawn.served(), files.len(), drawn.late, self.format);
         let completed = |(image, file): (u32, &Vec<u8>)| {
-            let event = self.event(COMPLETED, image, drawn.shape, file);
+            let event = self.event(self.kind.completed(), image, drawn.shape, file);
             ImageEvent { usage: Some(Usage::default()), ..event }.into()
         };
         Ok((0..).zip(&files).map(completed).collect())
@@ -80,8 +83,28 @@ impl Streaming {
     }
 }
 
-const PARTIAL: &str = "image_generation.partial_image";
-const COMPLETED: &str = "image_generation.completed";
+/// What a client asked for, as the OpenAI API's events are called after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::server) enum Kind {
+    Generation,
+    Edit,
+}
+
+impl Kind {
+    fn partial(self) -> &'static str {
+        match self {
+            Self::Generation => "image_generation.partial_image",
+            Self::Edit => "image_edit.partial_image",
+        }
+    }
+
+    fn completed(self) -> &'static str {
+        match self {
+            Self::Generation => "image_generation.completed",
+            Self::Edit => "image_edit.completed",
+        }
+    }
+}
 
 impl From<ImageEvent> for Event {
     fn from(event: ImageEvent) -> Self {

@@ -25,9 +25,15 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
 
     if !state.guards.keys.is_empty() {
         document["components"]["securitySchemes"]["key"] = json!({ "type": "http", "scheme": "bearer" });
-        for path in
-            ["/generate", "/generate/{id}", "/subnets", "/v1/images/generations", "/v1/models", "/v1/models/{id}"]
-        {
+        for path in [
+            "/generate",
+            "/generate/{id}",
+            "/subnets",
+            "/v1/images/generations",
+            "/v1/images/edits",
+            "/v1/models",
+            "/v1/models/{id}",
+        ] {
             for operation in document["paths"][path].as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
                 operation["security"] = json!([{ "key": [] }]);
             }

@@ -3,6 +3,7 @@
 mod access;
 mod connections;
 mod draining;
+mod edits;
 mod events;
 mod identity;
 mod images;

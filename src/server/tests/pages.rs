@@ -29,6 +29,7 @@ async fn every_documented_route_is_there() {
         "POST /generate",
         "GET /generate/{id}",
         "POST /v1/images/generations",
+        "POST /v1/images/edits",
         "GET /v1/models",
         "GET /v1/models/{id}",
         "GET /subnets",

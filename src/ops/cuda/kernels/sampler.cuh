@@ -6,6 +6,9 @@
 //
 //   x' = a_x x + a_d D + a_m m + a_m1 m1 + a_m2 m2 + noise z      m' = b_x x + b_d D + b_m m      input = c_in x'
 //
+// Where a picture is known, x' is that instead, with the first noise of the image z0: known + level z0. Behind c_in x' the input of a
+// network for inpainting has what stays as it is: a mask and a picture.
+//
 // z are the standard normals of (seed, image, draw, element). Each row of the batch has coefficients of its own: its image may be
 // at another step of another plan. The first noise of an image is such a step without a network. Rows without an image are
 // skipped.
@@ -18,7 +21,10 @@ struct SamplerRow {
   u64 memory[3];  // f32, like x: m, m1 and m2; each is read where its weight is not 0
   u64 newest;     // f32, like x: takes m', and may be one of them; or 0
   u64 estimate;   // f32, like x: takes D; or 0
-  u64 input;      // T [pixels, 8]: takes c_in x', with zeros behind the channels; or 0
+  u64 input;      // T [pixels, pitch]: takes c_in x', then what is beside it, then zeros; or 0
+  u64 known;      // f32, like x; or 0
+  u64 mask;       // u32 [pixels]: 0 where it is known
+  u64 beside;     // f32 [pixels, beside]
   u64 seed;
   u32 image, draw;
   u32 conditional, unconditional;  // rows of the network's output; the same without guidance
@@ -26,7 +32,7 @@ struct SamplerRow {
   float a_x, a_d, a_m[3], noise;
   float b_x, b_d, b_m;
   float c_in;
-  u32 padding;
+  float level;
 };
 
 struct SamplerArgs {
@@ -34,6 +40,8 @@ struct SamplerArgs {
   u64 output;  // T [samples, pixels, 8], or 0: no network has run
   u64 faults;  // u32 [rows]: becomes 1 where D is not finite
   u32 pixels, channels;
+  u32 beside;  // channels of what is beside the image, where it is the input of a network
+  u32 padding;
 };
 
 constexpr u32 SAMPLER_THREADS = 128;
@@ -48,7 +56,9 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
   float* x = reinterpret_cast<float*>(row.x) + pixel * CHANNELS;
   float* newest = row.newest ? reinterpret_cast<float*>(row.newest) + pixel * CHANNELS : nullptr;
   float* estimate = row.estimate ? reinterpret_cast<float*>(row.estimate) + pixel * CHANNELS : nullptr;
-  T* input = reinterpret_cast<T*>(row.input) + pixel * 8;
+  // All of an input is whole vectors of eight.
+  const u32 pitch = (CHANNELS + args.beside + 7) / 8 * 8;
+  T* input = reinterpret_cast<T*>(row.input) + (u64)pixel * pitch;
   const T* output = reinterpret_cast<const T*>(args.output);
 
   // Element e is channel e % CHANNELS of pixel e / CHANNELS.
@@ -75,6 +85,10 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) z[4 * quad + e] = (float)normals[e];
   }
+  bool is_known[SAMPLER_PIXELS];
+#pragma unroll
+  for (u32 p = 0; p < SAMPLER_PIXELS; ++p)
+    is_known[p] = row.known && pixel + p < args.pixels && reinterpret_cast<const u32*>(row.mask)[pixel + p] == 0;
   // What has no weight must not matter: an image that begins finds what another one left, which may be no number.
   const bool reads_x = row.a_x != 0.0f || row.b_x != 0.0f || row.c_skip != 0.0f;
   const bool reads[3] = {row.a_m[0] != 0.0f || row.b_m != 0.0f, row.a_m[1] != 0.0f, row.a_m[2] != 0.0f};
@@ -91,6 +105,12 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
     }
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) now.e[e] = reads_x ? now.e[e] : 0.0f;
+    Pack<float> known;
+    double first[4] = {0.0, 0.0, 0.0, 0.0};
+    if (row.known) {
+      known = load16(reinterpret_cast<const float*>(row.known) + pixel * CHANNELS + 4 * quad);
+      if (row.level != 0.0f) normal4(row.seed, pixel / SAMPLER_PIXELS * CHANNELS + quad, row.image, 0, 0, first);
+    }
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
       const float d = fmaf(row.c_out, f[4 * quad + e], row.c_skip * now.e[e]);
@@ -99,6 +119,7 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
 #pragma unroll
       for (u32 m = 0; m < 3; ++m) sum = fmaf(row.a_m[m], before[m].e[e], sum);
       then.e[e] = fmaf(row.noise, z[4 * quad + e], sum);
+      if (is_known[(4 * quad + e) / CHANNELS]) then.e[e] = fmaf(row.level, (float)first[e], known.e[e]);
       kept.e[e] = fmaf(row.b_m, before[0].e[e], fmaf(row.b_d, d, row.b_x * now.e[e]));
       seen.e[e] = d;
       next[4 * quad + e] = row.c_in * then.e[e];
@@ -109,6 +130,10 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
   }
   if (!finite) atomicOr(reinterpret_cast<u32*>(args.faults) + blockIdx.y, 1u);
   if (!row.input) return;
+  const float* more = reinterpret_cast<const float*>(row.beside) + (u64)pixel * args.beside;
+  const auto beside = [&](u32 channel, u32 p) {
+    return channel < CHANNELS + args.beside ? more[p * args.beside + channel - CHANNELS] : 0.0f;
+  };
 #pragma unroll
   for (u32 p = 0; p < SAMPLER_PIXELS; ++p) {
     if (pixel + p >= args.pixels) break;
@@ -116,8 +141,17 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
     for (u32 at = 0; at < 8; at += V) {
       Pack<T> values;
 #pragma unroll
-      for (u32 e = 0; e < V; ++e) values.e[e] = from_float<T>(at + e < CHANNELS ? next[p * CHANNELS + (at + e) % CHANNELS] : 0.0f);
-      store16(input + p * 8 + at, values);
+      for (u32 e = 0; e < V; ++e) {
+        const float has = at + e < CHANNELS ? next[p * CHANNELS + (at + e) % CHANNELS] : beside(at + e, p);
+        values.e[e] = from_float<T>(has);
+      }
+      store16(input + p * pitch + at, values);
+    }
+    for (u32 at = 8; at < pitch; at += V) {
+      Pack<T> values;
+#pragma unroll
+      for (u32 e = 0; e < V; ++e) values.e[e] = from_float<T>(beside(at + e, p));
+      store16(input + p * pitch + at, values);
     }
   }
 }

@@ -1,0 +1,95 @@
+//! Between pictures and latents.
+
+use super::host_runner::Threads;
+use super::preview::Preview;
+use super::{Model, Runner};
+use crate::ImageShape;
+use crate::ops::cpu::fused::Layer;
+use crate::ops::pixels::byte;
+use crate::{Error, Result};
+
+/// The autoencoder of a model that draws latents, on the CPU, for all sizes of pictures.
+#[derive(Debug)]
+pub struct Codec {
+    encoder: Runner,
+    decoder: Runner,
+    /// What latents are multiplied with, and divided by before they are decoded.
+    scale: f64,
+    preview: Preview,
+}
+
+impl Codec {
+    /// That of a model; None where the model draws pictures itself.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if its weights are missing or do not fit; [`Error::Io`] if they cannot be read.
+    pub fn of(model: &Model, threads: Threads) -> Result<Option<Self>> {
+        let (Some(parts), Some(dir)) = (&model.card.text_to_image, model.parts()) else { return Ok(None) };
+        let (encoder, mut decoder) = (parts.encoder(dir, threads)?, parts.decoder(dir, threads)?);
+        let vae = &parts.vae;
+        let preview = Preview::fit(vae, |latent| Ok(decoder.run_sized(Preview::fitted_on(vae), latent)))?;
+        Ok(Some(Self { encoder, decoder, scale: vae.scaling_factor, preview }))
+    }
+
+    /// Memory that its weights take.
+    pub fn weight_bytes(&self) -> usize {
+        self.encoder.weight_bytes() + self.decoder.weight_bytes()
+    }
+
+    /// Memory in the buffers of activations.
+    pub fn activation_bytes(&self) -> usize {
+        self.encoder.activation_bytes() + self.decoder.activation_bytes()
+    }
+
+    /// The latent of a picture of this size, `[height, width, channels]` in [-1, 1], in the units of the denoiser: the mean of what the
+    /// encoder makes of it.
+    ///
+    /// # Errors
+    /// [`Error::Denoiser`] where it is not finite.
+    pub fn latent(&mut self, size: ImageShape, picture: &[f32]) -> Result<Vec<f32>> {
+        means(&self.encoder.run_sized(size, picture), self.encoder.program().output_channels(), self.scale)
+    }
+
+    /// The picture of a latent of this size, `[height, width, channels]` in the units of the denoiser, as bytes.
+    ///
+    /// # Errors
+    /// [`Error::Denoiser`] where it is not finite.
+    pub fn pixels(&mut self, size: ImageShape, latent: &[f64]) -> Result<Vec<u8>> {
+        let values: Vec<f32> = latent.iter().map(|value| (value / self.scale) as f32).collect();
+        let picture = self.decoder.run_sized(size, &values);
+        match picture.iter().all(|value| value.is_finite()) {
+            true => Ok(picture.iter().map(|&value| byte(f64::from(value))).collect()),
+            false => Err(not_finite()),
+        }
+    }
+
+    /// What the layers of decoding a latent of this size take, in the order in which they run.
+    pub fn layers(&mut self, size: ImageShape) -> Vec<Layer> {
+        let latent = vec![0.5; size.elements()];
+        self.decoder.with_layers(|runner| runner.run_sized(size, &latent)).1
+    }
+
+    /// About what the picture of a latent looks like.
+    pub fn preview(&self) -> &Preview {
+        &self.preview
+    }
+}
+
+/// The latent, `scale` times the means, of an encoder's output: by pixel so many `channels`, the means and the logarithms of variances.
+///
+/// # Errors
+/// [`Error::Denoiser`] where it is not finite.
+pub(super) fn means(output: &[f32], channels: usize, scale: f64) -> Result<Vec<f32>> {
+    let of_pixel =
+        |pixel: &[f32]| pixel[..channels / 2].iter().map(|&mean| (f64::from(mean) * scale) as f32).collect::<Vec<_>>();
+    let latent: Vec<f32> = output.chunks_exact(channels).flat_map(of_pixel).collect();
+    match latent.iter().all(|value| value.is_finite()) {
+        true => Ok(latent),
+        false => Err(Error::Denoiser("the encoder made values that are not finite".to_owned())),
+    }
+}
+
+/// What is wrong with a picture that is no numbers.
+pub(super) fn not_finite() -> Error {
+    Error::Denoiser("the decoder made values that are not finite".to_owned())
+}
