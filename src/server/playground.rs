@@ -15,12 +15,13 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 const PAGE: &str = include_str!("playground/index.html");
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 /// What the page loads: name, media type, content.
-const FILES: [(&str, &str, &str); 8] = [
+const FILES: [(&str, &str, &str); 9] = [
     ("style.css", "text/css; charset=utf-8", include_str!("playground/style.css")),
     ("icon.svg", "image/svg+xml", include_str!("playground/icon.svg")),
     ("app.js", SCRIPT, include_str!("playground/app.js")),
     ("card.js", SCRIPT, include_str!("playground/card.js")),
     ("draw.js", SCRIPT, include_str!("playground/draw.js")),
+    ("easel.js", SCRIPT, include_str!("playground/easel.js")),
     ("plan.js", SCRIPT, include_str!("playground/plan.js")),
     ("plot.js", SCRIPT, include_str!("playground/plot.js")),
     ("words.js", SCRIPT, include_str!("playground/words.js")),

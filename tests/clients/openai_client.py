@@ -6,6 +6,7 @@ import struct
 import sys
 
 import openai
+from pngs import png
 
 CLASS = "top"
 SIZE = (8, 8)
@@ -89,6 +90,31 @@ def main(url):
     )
     assert "top, bottom" in message, message
     refused(openai.NotFoundError, "model_not_found", "model", lambda: draw(model="gpt-image-1"))
+
+    # Edits: files as its users give them, in any of the ways that the client takes them.
+    grey = png([[16 * x + y for x in range(8)] for y in range(8)])
+    half = png([[255 if x < 4 else 0 for x in range(8)] for _ in range(8)])
+
+    def edit(image=("a.png", grey), **fields):
+        return client.images.edit(image=image, prompt=CLASS, **fields)
+
+    kept = [edit(image, mask=("m.png", half), quality="low", extra_body={"seed": 7}) for image in (("a.png", grey), [("a.png", grey)])]
+    assert kept[0].data[0].b64_json == kept[1].data[0].b64_json and png_size(kept[0].data[0].b64_json) == SIZE
+    raw = client.images.with_raw_response.edit(image=("a.png", grey), prompt=CLASS, quality="high", input_fidelity="high")
+    assert raw.headers["x-accordion-plan"] == "heun-18@full~strength=0.8", raw.headers
+    assert len(edit(n=2, extra_body={"strength": 0.3}).data) == 2
+    events = list(edit(quality="high", stream=True, partial_images=1, extra_body={"seed": 7}))
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"], events
+    assert events[-1].b64_json == edit(quality="high", extra_body={"seed": 7}).data[0].b64_json
+
+    def bad_edit(code, param, **fields):
+        return refused(openai.BadRequestError, code, param, lambda: edit(**fields))
+
+    assert "8x8" in bad_edit("invalid_image", "image", image=("a.png", png([[0] * 9] * 8)))
+    assert "intact" in bad_edit("invalid_image", "image", image=("a.png", grey[:-9]))
+    assert "marks nothing" in bad_edit("invalid_image", "mask", mask=("m.png", png([[0] * 8] * 8)))
+    assert "above 0" in bad_edit("out_of_range", "strength", extra_body={"strength": 0})
+    bad_edit("invalid_form", None, image=[("a.png", grey), ("b.png", grey)])
 
     async def at_once():
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused") as many:

@@ -5,6 +5,7 @@ import struct
 import sys
 
 import openai
+from pngs import png as grey_png
 
 PROMPT = "a photo of a red bicycle"
 
@@ -47,6 +48,14 @@ def main(url):
     assert png(draw(quality="low").data[0])[1] == png(two.data[0])[1]
     raw = client.images.with_raw_response.generate(prompt=PROMPT, extra_body={"num_inference_steps": 3})
     assert raw.headers["x-accordion-plan"] == "dpmpp2m-3@full", raw.headers
+
+    picture = grey_png([[x + y for x in range(160)] for y in range(64)])
+    edited = [
+        client.images.edit(image=("a.png", picture), prompt=prompt, quality="low", extra_body={"seed": 7, "strength": 0.5})
+        for prompt in (PROMPT, "a cat")
+    ]
+    assert edited[0].size == "160x64" and png(edited[0].data[0])[0] == (160, 64)
+    assert edited[0].data[0].b64_json != edited[1].data[0].b64_json
 
     refused("missing_prompt", "prompt", lambda: draw(""))
     refused("out_of_range", "size", lambda: draw(size="64x160"))

@@ -5,10 +5,14 @@ Usage: playground.py URL [KEY]. With a key, the server is one that asks for it.
 
 import base64
 import json
+import os
+import re
+import subprocess
 import sys
 import tempfile
 import urllib.request
 
+from pngs import png
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -86,6 +90,42 @@ class Page:
     def natural_size(self, image):
         return self.driver.execute_script("return [arguments[0].naturalWidth, arguments[0].naturalHeight]", image)
 
+    def pixels(self, selector):
+        """The red, green, blue and opacity of each pixel of a picture or a canvas, row by row."""
+        values = self.driver.execute_script(
+            """const shown = document.querySelector(arguments[0]);
+            const canvas = document.createElement("canvas");
+            canvas.width = shown.naturalWidth ?? shown.width;
+            canvas.height = shown.naturalHeight ?? shown.height;
+            const context = canvas.getContext("2d");
+            context.drawImage(shown, 0, 0);
+            return [...context.getImageData(0, 0, canvas.width, canvas.height).data];""",
+            selector,
+        )
+        return [tuple(values[at : at + 4]) for at in range(0, len(values), 4)]
+
+    def painted(self):
+        """Of each pixel, whether it is painted to be drawn anew."""
+        return [opacity > 0 for *_, opacity in self.pixels("#easel .film")]
+
+    def strength(self):
+        return float(self.one("#strength").get_attribute("value"))
+
+    def start_from(self, path):
+        self.driver.execute_script("document.getElementById('start').open = true")
+        self.one("#image").send_keys(path)
+        self.until(lambda: self.one("#started").is_displayed() or self.one("#image-problem").text)
+
+    def film(self):
+        """What is painted on, all of it on the screen, so that its middle is where the pointer is moved to."""
+        film = self.one("#easel .film")
+        self.driver.execute_script("arguments[0].scrollIntoView({ block: 'center' })", film)
+        return film
+
+    def file_of(self, link):
+        """What a link that holds a file saves."""
+        return base64.b64decode(self.one(link).get_attribute("href").split(",")[1])
+
 
 def main(url, *key):
     headers, _ = ask(url)
@@ -97,6 +137,9 @@ def main(url, *key):
             page = Page(driver, url)
             prompts = json.loads(ask(f"{url}/subnets")[1])["prompts"] if not key else False
             unlock(page, *key) if key else describe(page) if prompts else visit(page)
+            if not key:
+                with tempfile.TemporaryDirectory() as folder:
+                    resize(page, folder) if prompts else edit(page, folder)
         finally:
             driver.quit()
     print("the playground draws, compares, plots and explains")
@@ -200,13 +243,138 @@ def visit(page):
         "Class `sideways` is unknown: accepted are top, bottom, or their index from 0."
     ], page.texts(".card .problem")
 
+    said = [entry["message"] for entry in page.driver.get_log("browser")]
+    assert said == [f"{page.url}{REFUSAL}"], said
+
     # On a phone nothing is wider than the screen.
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 390
+    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
+
+def edit(page, folder):
+    """An image is started from, as a whole and in the painted part alone, and then no more."""
+    page.driver.get("about:blank")
+    page.driver.get(page.url)
+    page.until(page.is_open)
+    page.choose("top")
+    page.write("#seed", "7")
+    page.check("fast")
+    plan = page.texts("#budgets code")[0]
+    assert page.draw() == ["done"] and page.texts(".card .plan") == [plan]
+    from_noise = page.pixels(".card img")
+
+    # A picture of another size is cut and scaled to the model's: twice as wide, and white beside the middle.
+    wide = os.path.join(folder, "wide.png")
+    with open(wide, "wb") as file:
+        file.write(png([[255] * 10 + [16 + 4 * x + 2 * y for x in range(20)] + [255] * 10 for y in range(20)]))
+    page.start_from(wide)
+    assert page.one("#start-name").text == "wide.png" and page.strength() == 0.8
+    start = page.pixels("#easel .picture")
+    assert len(start) == 64 and all(r == g == b and r < 160 and opacity == 255 for r, g, b, opacity in start), start
+    assert all(start[at][0] < start[at + 1][0] for at in range(63) if at % 8 < 7), start
+    assert page.draw() == ["done"] and page.texts(".card .plan") == [f"{plan}~strength=0.8"], page.texts(".card .plan")
+    assert len(page.all(".glyph .left-out")) == 1 and len(page.all(".glyph :not(.left-out).done")) == 3
+    assert page.pixels(".card img") not in (from_noise, start)
+    assert page.one("#subject").text == "top, seed 7, from wide.png"
+
+    # What is painted, by pointer and by keyboard, is drawn anew, and nothing else.
+    film = page.film()
+    side = film.size["width"] / 8
+    stroke = ActionChains(page.driver).move_to_element_with_offset(film, round(-3 * side), round(-2.5 * side))
+    stroke.click_and_hold().move_by_offset(round(4 * side), 0).release().perform()
+    by_pointer = page.painted()
+    assert 8 <= sum(by_pointer) <= 15 and not any(by_pointer[24:]), by_pointer
+    assert page.strength() == 1
+    page.driver.execute_script("arguments[0].focus()", film)
+    ActionChains(page.driver).send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.SPACE).perform()
+    painted = page.painted()
+    assert sum(by_pointer) < sum(painted) < 32 and any(painted[24:]), painted
+    assert page.draw() == ["done"] and page.texts(".card .plan") == [plan], page.texts(".card .plan")
+    drawn = page.pixels(".card img")
+    assert all(drawn[at] == start[at] for at in range(64) if not painted[at]), (drawn, start)
+    assert sum(drawn[at] != start[at] for at in range(64) if painted[at]) > sum(painted) / 2, (drawn, start)
+
+    # A strength of one's own stays. The command draws the same from the files that it reads.
+    page.one("#strength").send_keys(Keys.ARROW_LEFT * 8)
+    assert page.strength() == 0.6 and page.one("#strength-text").text == "0.6"
+    assert page.one("#budget-hint").is_displayed()
+    assert page.draw() == ["done"] and page.texts(".card .plan") == [f"{plan}~strength=0.6"], page.texts(".card .plan")
+    drawn = page.pixels(".card img")
+    assert all(drawn[at] == start[at] for at in range(64) if not painted[at]), (drawn, start)
+    for name in ("image", "mask"):
+        with open(os.path.join(folder, f"{name}.png"), "wb") as file:
+            file.write(page.file_of(f"#shell-{name}"))
+    command = page.one("#shell").get_property("textContent")
+    assert '"mask":"$(base64 <mask.png)"' in command, command
+    subprocess.run(["sh", "-c", command], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+    with open(os.path.join(folder, "fast.png"), "rb") as file:
+        assert file.read() == base64.b64decode(page.one(".card img").get_attribute("src").split(",")[1])
+
+    # Shift wipes, and a button all.
+    page.driver.execute_script("arguments[0].focus()", film)
+    ActionChains(page.driver).key_down(Keys.SHIFT).send_keys(Keys.SPACE).key_up(Keys.SHIFT).perform()
+    assert page.painted() == by_pointer
+    page.one("#clear-mask").click()
+    assert not any(page.painted()) and page.strength() == 0.6
+    assert '"mask"' not in page.one("#shell").get_property("textContent")
+
+    # A result is started from as it is.
+    page.one(".card .small").click()
+    page.until(lambda: page.one("#start-name").text == "top, seed 7, fast")
+    assert page.pixels("#easel .picture") == drawn and page.strength() == 0.8
+    assert page.one("#image").get_attribute("value") == ""
+
+    # What the server alone refuses of it is said beside it.
+    page.driver.execute_script("document.getElementById('strength').min = 0; document.getElementById('strength').value = 0")
+    assert page.draw() == ["failed"]
+    assert "`strength` is 0" in page.one("#image-problem").text, page.one("#image-problem").text
+
+    # A file that is no picture has its sentence, and starts nothing.
+    broken = os.path.join(folder, "broken.png")
+    with open(broken, "wb") as file:
+        file.write(png([[0]])[:40])
+    page.start_from(broken)
+    page.until(lambda: page.one("#image-problem").text == "This browser cannot read broken.png as an image.")
+    assert not page.one("#started").is_displayed() and page.one("#start-name").text == ""
+    page.start_from(wide)
+    page.until(lambda: page.one("#started").is_displayed())
+    assert not page.one("#image-problem").is_displayed()
+
+    # Without it all is as before.
+    page.one("#remove").click()
+    assert not page.one("#started").is_displayed() and page.one("#image").get_attribute("value") == ""
+    assert not page.one("#budget-hint").is_displayed()
+    assert re.search(r"""-d '{"class":"top","seed":7}' -o fast.png$""", page.one("#shell").get_property("textContent"))
+    assert page.draw() == ["done"] and page.texts(".card .plan") == [plan]
+    assert page.pixels(".card img") == from_noise
     said = [entry["message"] for entry in page.driver.get_log("browser")]
     assert said == [f"{page.url}{REFUSAL}"], said
+
+
+def resize(page, folder):
+    """Picture and paint follow the size that is chosen."""
+    page.write("#prompt", "a $5 `bicycle`")
+    page.one("#size option[value='128x128']").click()
+    page.check("fast")
+    tall = os.path.join(folder, "tall.png")
+    with open(tall, "wb") as file:
+        file.write(png([[x + y for x in range(50)] for y in range(100)]))
+    page.start_from(tall)
+    ActionChains(page.driver).move_to_element(page.film()).click().perform()
+    for width, height in ((128, 128), (160, 64)):
+        page.one(f"#size option[value='{width}x{height}']").click()
+        start, painted = page.pixels("#easel .picture"), page.painted()
+        assert len(start) == len(painted) == width * height
+        assert painted[(height // 2) * width + width // 2] and not painted[0]
+        assert page.draw() == ["done"], page.texts(".card")
+        drawn = page.pixels(".card img")
+        assert all(drawn[at] == start[at] for at in range(width * height) if not painted[at])
+        assert any(drawn[at] != start[at] for at in range(width * height) if painted[at])
+    assert r'"prompt":"a \$5 \`bicycle\`"' in page.one("#shell").get_property("textContent")
+    said = [entry["message"] for entry in page.driver.get_log("browser")]
+    assert not said, said
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ const TYPED: [&str; 8] = [
     "strength",
 ];
 /// How closely a picture is followed is what `strength` says.
-const FIDELITIES: [(&str, ()); 2] = [("low", ()), ("high", ())];
+pub(in crate::server) const FIDELITIES: [(&str, ()); 2] = [("low", ()), ("high", ())];
 
 /// The body of `POST /v1/images/edits`: a form of files, and of the other fields as texts.
 #[derive(ToSchema)]
@@ -41,17 +41,15 @@ pub(super) struct EditsForm {
     /// The picture to start from: a PNG, JPEG or WebP file of a size that the model draws. Where it is transparent and there is no mask,
     /// that is what is drawn anew.
     #[schema(value_type = String, format = Binary)]
-    image: Vec<u8>,
+    image: Bytes,
     /// What is drawn anew: a picture of its size that is transparent there, or else white. The rest stays as it is.
     #[schema(value_type = Option<String>, format = Binary)]
-    mask: Option<Vec<u8>>,
+    mask: Option<Bytes>,
     /// An extension: how much of the picture is made anew, above 0. 0.8 when nothing is said, and 1 with a mask.
     strength: Option<f64>,
     /// Changes nothing.
     input_fidelity: Option<String>,
-    #[schema(inline)]
-    #[serde(flatten)]
-    others: ImagesBody,
+    // The fields of `ImagesBody` beside these: server/openapi/bounds.rs adds them, without null, which no form has.
 }
 
 /// Draw images from a picture, or into it, in the shape of the OpenAI API.

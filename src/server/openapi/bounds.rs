@@ -6,6 +6,7 @@ use crate::evaluation::prompted::EXAMPLES;
 use crate::nets::Canvas;
 use crate::server::AppState;
 use crate::server::draw::most_images;
+use crate::server::openai::edits::FIDELITIES;
 use crate::server::openai::{sizes, wire};
 use crate::server::subject::{GUIDANCE, MAX_PROMPT};
 use crate::server::wire::RANDOM;
@@ -61,11 +62,21 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
         let sides: Vec<Value> = sides.into_iter().map(Value::from).chain([Value::Null]).collect();
         json!({ "enum": sides })
     };
+    for field in ["image", "mask"] {
+        bound(body, field, json!({ "contentEncoding": "base64", "pattern": BASE64 }));
+        // Absent, or null, it is nothing.
+        body["properties"][field]["type"] = json!(["string", "null"]);
+    }
+    let strength = json!({ "exclusiveMinimum": 0, "maximum": 1 });
+    bound(body, "strength", strength.clone());
+    let needs_image = json!({ "properties": { "mask": { "type": "null" }, "strength": { "type": "null" } } });
     bound(body, "width", side(|canvas| canvas.picture.width));
     bound(body, "height", side(|canvas| canvas.picture.height));
     // Both may be left out, but together they are those of a size.
     let size = |Canvas { picture, .. }: &Canvas| json!({ "properties": { "width": { "enum": [picture.width, null] }, "height": { "enum": [picture.height, null] } } });
     body["anyOf"] = canvases.iter().map(size).collect();
+    let has_image = json!({ "properties": { "image": { "type": "string" } }, "required": ["image"] });
+    body["allOf"] = json!([{ "anyOf": [has_image, needs_image] }]);
     let text = json!({ "type": "string", "minLength": 1, "maxLength": MAX_PROMPT });
     if state.texts.is_some() {
         bound(body, "prompt", text.clone());
@@ -132,6 +143,35 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
     body["if"] =
         json!({ "not": { "properties": { "output_format": { "enum": jpeg } }, "required": ["output_format"] } });
     body["then"] = json!({ "properties": { "output_compression": { "enum": [wire::BEST_COMPRESSION, null] } } });
+
+    // A form has the same fields, of which none is null, beside its own.
+    let same = schema(document, "ImagesBody").clone();
+    let form = schema(document, "EditsForm");
+    bound(form, "strength", strength);
+    bound(form, "input_fidelity", one_of(&FIDELITIES.map(|(name, ())| name)));
+    let mut properties = form["properties"].as_object().cloned().unwrap_or_default();
+    properties.extend(same["properties"].as_object().cloned().unwrap_or_default());
+    properties.retain(|_, property| property["type"] != "null");
+    properties.values_mut().for_each(without_null);
+    form["properties"] = properties.into();
+    form["required"] = json!(["image", "prompt"]);
+    form["additionalProperties"] = false.into();
+}
+
+/// A file in base 64, or a `data:` URL of it.
+const BASE64: &str = "^(data:[a-z/]+;base64,)?([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";
+
+/// Takes null away from what a property may be.
+fn without_null(property: &mut Value) {
+    let is_null = |value: &Value| value.is_null() || value == "null" || value["type"] == "null";
+    for keyword in ["type", "enum", "oneOf"] {
+        if let Some(Value::Array(values)) = property.get_mut(keyword) {
+            values.retain(|value| !is_null(value));
+            if let (1, "type") = (values.len(), keyword) {
+                property["type"] = values[0].clone();
+            }
+        }
+    }
 }
 
 /// The budgets that a regular expression can tell in a line. Longer deadlines are accepted too, up to an hour, and plans

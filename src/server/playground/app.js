@@ -2,6 +2,7 @@
 
 import { Card, html } from "./card.js";
 import { Refusal, bodyOf, draw, get, useKey } from "./draw.js";
+import { Easel, pictureAt } from "./easel.js";
 import { text } from "./plan.js";
 import { Plot } from "./plot.js";
 import { deadline as inWords, milliseconds, roundUp, share } from "./words.js";
@@ -11,13 +12,17 @@ const LARGEST_SEED = 2n ** 64n - 1n;
 const ANY = "";
 // Of a deadline, what encoding an image and handing it over takes.
 const WAY_MS = 3;
+// What the server takes where nothing is said, without a mask and with one.
+const USUAL_STRENGTH = [0.8, 1];
 
 const $ = (id) => document.getElementById(id);
 let model = null;
 let plot = null;
+let easel = null;
 let running = null;
 let cards = [];
 let remembering = null;
+let isOwnStrength = false;
 
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -37,6 +42,7 @@ async function start() {
   describe();
   offerClasses();
   offerPrompt();
+  offerStart();
   offerBudgets();
   offerFrontier();
   reseed();
@@ -81,6 +87,70 @@ function offerPrompt() {
   $("guidance").value = model.guidance;
   $("size-field").hidden = model.sizes.length < 2;
   $("size").replaceChildren(...model.sizes.map((size) => html("option", { value: size }, size.replace("x", " × "))));
+}
+
+function offerStart() {
+  easel = new Easel($("easel"), $("brush"), () => { proposeStrength(); refresh(); });
+  $("image").addEventListener("change", startFromFile);
+  $("size").addEventListener("change", () => { fit(); refresh(); });
+  $("strength").addEventListener("input", () => { isOwnStrength = true; });
+  $("clear-mask").addEventListener("click", () => easel.clear());
+  $("remove").addEventListener("click", () => { startFrom(null); $("image").focus(); });
+}
+
+/** Starts from the file that is chosen, or from noise where none is. */
+async function startFromFile() {
+  const [file] = $("image").files;
+  if (!file) return startFrom(null);
+  const url = URL.createObjectURL(file);
+  try {
+    const picture = await pictureAt(url);
+    // Unless another has been chosen meanwhile.
+    if (file === $("image").files[0]) startFrom(picture, file.name, true);
+  } catch {
+    if (file !== $("image").files[0]) return;
+    startFrom(null);
+    complain($("image-problem"), `This browser cannot read ${file.name} as an image.`);
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
+/** Starts from a result, in its size. */
+async function startFromResult(url, { width, height }, name) {
+  const picture = await pictureAt(url);
+  if (model.sizes.length > 1) $("size").value = `${width}x${height}`;
+  startFrom(picture, name);
+  $("start").open = true;
+  easel.film.focus();
+}
+
+/** Starts from a picture, or from noise for null. */
+function startFrom(picture, name = "", isFile = false) {
+  if (!isFile) $("image").value = "";
+  complain($("image-problem"), null);
+  $("started").hidden = !picture;
+  $("start-name").textContent = name;
+  isOwnStrength = false;
+  easel.show(picture);
+  fit();
+  refresh();
+}
+
+/** Makes the picture as large as what is drawn. */
+function fit() {
+  if (easel.picture) easel.fit(pixels(sizeNow()));
+  proposeStrength();
+}
+
+/** Keeps the slider at what is usual until it is moved. */
+function proposeStrength() {
+  if (!isOwnStrength) $("strength").value = USUAL_STRENGTH[Number(easel.isPainted)];
+}
+
+/** The size that is chosen, or the only one. */
+function sizeNow() {
+  return $("size").value || model.sizes[0];
 }
 
 /** What a request is of, in words. */
@@ -173,7 +243,7 @@ function fields() {
   const className = chosen === ANY ? null : chosen;
   const prompt = model.prompts ? $("prompt").value : null;
   const negative = model.prompts ? $("negative").value : "";
-  const size = $("size").value || model.sizes[0];
+  const size = sizeNow();
   const goodPrompt = prompt !== "";
   complain($("prompt-problem"), goodPrompt ? null : "Say what the image is to show.");
   $("prompt").setAttribute("aria-invalid", !goodPrompt);
@@ -185,8 +255,9 @@ function fields() {
   complain($("guidance-problem"), goodGuidance ? null : "Guidance must be 0 to 20.");
   $("guidance").setAttribute("aria-invalid", !goodGuidance);
   if (!goodSeed || !goodGuidance || !goodPrompt) return null;
+  const start = easel.picture && { ...easel.files, strength: Number($("strength").value), name: $("start-name").textContent };
   // What is usual goes without saying.
-  return { className, prompt, negative, size: size === model.sizes[0] ? null : size, seed: String(BigInt(seed)), guidance: guided && guidance !== model.guidance ? guidance : null };
+  return { className, prompt, negative, size: size === model.sizes[0] ? null : size, seed: String(BigInt(seed)), guidance: guided && guidance !== model.guidance ? guidance : null, start };
 }
 
 /** The budgets that are checked, from the quickest. */
@@ -209,13 +280,26 @@ function refresh() {
     $("deadline").setAttribute("aria-valuetext", inWords(deadline()));
     $("deadline-plan").replaceChildren(...text(promised(deadline()).plan));
   }
+  $("strength-text").textContent = $("strength").value;
   show();
   if (!request || !chosen.length) return;
-  const quoted = bodyOf(request).replaceAll("'", "'\\''");
-  $("shell").textContent = chosen
-    .map(({ budget }) => `curl '${location.origin}/generate?budget=${budget}' \\\n  -H 'content-type: application/json' \\\n  -d '${quoted}' -o ${budget}.png`)
-    .join("\n");
+  $("budget-hint").hidden = !request.start || request.start.strength === 1;
+  $("shell").textContent = chosen.map(({ budget }) => inShell(request, budget)).join("\n");
+  $("shell-files").hidden = !request.start;
+  $("shell-masked").hidden = !request.start?.mask;
+  for (const name of ["image", "mask"]) $(`shell-${name}`).href = request.start?.[name] ?? "";
   remember(request, chosen);
+}
+
+/** The request as a command. */
+function inShell(request, budget) {
+  const command = (data, more) => `curl '${location.origin}/generate?budget=${budget}' \\\n  -H 'content-type: application/json' \\\n  -d ${data} -o ${budget}.png${more}`;
+  if (!request.start) return command(`'${bodyOf(request).replaceAll("'", "'\\''")}'`, "");
+  const { mask, strength } = request.start;
+  const body = bodyOf({ ...request, start: { image: "", mask: mask && "", strength } });
+  // Files are too long for an argument. curl leaves out the ends of their lines.
+  const quoted = body.replace(/[\\$`]/g, "\\$&").replace(/"(image|mask)":""/g, '"$1":"$(base64 <$1.png)"');
+  return command("@-", ` <<END\n${quoted}\nEND`);
 }
 
 /** Shows on the plot what the form asks and what was served. */
@@ -263,12 +347,15 @@ async function run(chosen) {
   const request = fields();
   if (!request) return void document.querySelector("[aria-invalid=true]")?.focus();
   keep(request, budgets());
+  complain($("image-problem"), null);
   running?.abort();
   const mine = (running = new AbortController());
   for (const { result } of cards) if (result?.url.startsWith("blob:")) URL.revokeObjectURL(result.url);
-  cards = chosen.map(({ title }) => new Card(title, pixels(request.size ?? model.sizes[0])));
+  const size = pixels(request.size ?? model.sizes[0]);
+  const wording = `${named(request)}, seed ${request.seed}`;
+  cards = chosen.map(({ title }) => new Card(title, size, (url) => startFromResult(url, size, `${wording}, ${title}`)));
   $("results").replaceChildren(...cards.map((card) => card.element));
-  $("subject").textContent = `${named(request)}, seed ${request.seed}`;
+  $("subject").textContent = request.start ? `${wording}, from ${request.start.name}` : wording;
   $("empty").hidden = true;
   $("draw").textContent = "Stop";
   for (const [index, { title, budget }] of chosen.entries()) {
@@ -291,6 +378,10 @@ async function drawOne(card, request, title, budget, signal) {
     if (error.name === "AbortError") return card.fail("Stopped.");
     if (!(error instanceof Refusal)) console.error(error);
     card.fail(error instanceof Refusal ? error.message : "The page could not show the answer.");
+    if (["image", "mask", "strength"].includes(error.field)) {
+      complain($("image-problem"), error.message);
+      $("start").open = true;
+    }
     $("status").textContent = `${title}: ${error.message}`;
   }
   const done = cards.filter((other) => other.result);

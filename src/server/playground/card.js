@@ -13,10 +13,11 @@ export function html(name, attributes = {}, ...children) {
   return element;
 }
 
-/** A card for the budget called `title`, for an image of `size` pixels. */
+/** A card for the budget called `title`, for an image of `size` pixels; `edit(url)` starts from it. */
 export class Card {
-  constructor(title, size) {
+  constructor(title, size, edit) {
     this.title = title;
+    this.edit = edit;
     this.total = null;
     this.image = html("img", { alt: "", width: size.width, height: size.height, hidden: "" });
     this.frame = html("div", { class: "frame" }, this.image);
@@ -80,6 +81,9 @@ export class Card {
     if (result.planned && result.planned !== result.plan) {
       this.facts.append(html("p", { class: "hint" }, "planned ", html("code", { class: "plan-text" }, ...text(result.planned))));
     }
+    const edit = html("button", { class: "small", type: "button", "aria-label": `Edit this: ${this.title}` }, "Edit this");
+    edit.addEventListener("click", () => this.edit(result.url));
+    this.facts.append(edit);
   }
 
   /** There will be no image. */

@@ -4,13 +4,17 @@
 export class Refusal extends Error {}
 
 /** The request's body. The seed stays text: JavaScript's numbers would round large ones. */
-export function bodyOf({ className, prompt, negative, size, seed, guidance }) {
+export function bodyOf({ className, prompt, negative, size, seed, guidance, start }) {
   const fields = [`"seed":${seed}`];
   if (negative) fields.unshift(`"negative_prompt":${JSON.stringify(negative)}`);
   if (prompt !== null) fields.unshift(`"prompt":${JSON.stringify(prompt)}`);
   if (className !== null) fields.unshift(`"class":${JSON.stringify(className)}`);
   if (guidance !== null) fields.push(`"guidance":${guidance}`);
   if (size !== null) fields.push(`"width":${size.split("x")[0]},"height":${size.split("x")[1]}`);
+  if (start) {
+    for (const name of ["image", "mask"]) if (start[name] !== null) fields.push(`"${name}":"${start[name]}"`);
+    fields.push(`"strength":${start.strength}`);
+  }
   return `{${fields.join(",")}}`;
 }
 
@@ -60,13 +64,12 @@ async function refusal(response) {
 }
 
 /** An error of the server's as a sentence for people. */
-function sentence({ code, message, fastest }, retryAfter) {
+function sentence({ code, message, param, fastest }, retryAfter) {
   let text = message.charAt(0).toUpperCase() + message.slice(1);
   if (fastest && !message.includes(fastest.plan)) text += `; the fastest is ${fastest.plan}, ${Math.round(fastest.ms)} ms`;
   if (retryAfter && !message.includes("retry")) text += `; retry in ${retryAfter} s`;
   const error = new Refusal(`${text.replace(/\.$/, "")}.`);
-  error.code = code;
-  return error;
+  return Object.assign(error, { code, field: param });
 }
 
 async function plain(response, watch) {

@@ -24,7 +24,15 @@ export function ratios(plan) {
   });
 }
 
-/** The picture of a plan. `fill(share)` darkens the columns of the steps that are done. */
+/** How many of a plan's steps, the first ones, are left out of an image that starts from a picture. */
+export function leftOut(plan) {
+  const strength = /~strength=([0-9.]+)/.exec(plan);
+  // A share of as many as there were before the plan changed on the way.
+  const steps = Number(/~respace=\d+\/(\d+)/.exec(plan)?.[1] ?? ratios(plan).length);
+  return strength ? Math.max(0, steps - Math.max(1, Math.floor(steps * Number(strength[1])))) : 0;
+}
+
+/** The picture of a plan, hollow where steps are left out. `fill(share)` darkens the columns of the steps that are done, of those that are made. */
 export function glyph(plan) {
   const all = ratios(plan);
   const columns = Math.min(all.length, MOST_COLUMNS);
@@ -35,13 +43,16 @@ export function glyph(plan) {
     return svg("rect", { x: column * pitch + 0.5, y: height - tall, width: pitch - 1.5, height: tall, rx: 0.75 });
   });
   picture.append(...bars);
-  const fill = (share) => bars.forEach((bar, index) => bar.classList.toggle("done", index < Math.round(share * columns)));
+  const first = columns && Math.min(Math.round((leftOut(plan) * columns) / all.length), columns - 1);
+  bars.slice(0, first).forEach((bar) => bar.classList.add("left-out"));
+  const made = bars.slice(first);
+  const fill = (share) => made.forEach((bar, index) => bar.classList.toggle("done", index < Math.round(share * made.length)));
   return { picture, fill };
 }
 
-/** A plan's text, which may break after `@` and `,` but nowhere else. */
+/** A plan's text, which may break after `@` and `,` and before `~` but nowhere else. */
 export function text(plan) {
-  const pieces = plan.match(/[^@,]+[@,]?/g) ?? [];
+  const pieces = plan.match(/~?[^@,~]+[@,]?/g) ?? [];
   return pieces.flatMap((piece) => {
     const span = document.createElement("span");
     span.textContent = piece;

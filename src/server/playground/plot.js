@@ -117,12 +117,13 @@ export class Plot {
     text.textContent = deadline(ms);
   }
 
-  /** Rings the plans that were served: [{plan, quality, ms}]; one off the frontier lies where it was measured. */
+  /** Rings the plans that were served: [{plan, quality, ms}]; one off the frontier lies where it was measured, or at the edge. */
   serve(results) {
     this.rings.replaceChildren(...results.flatMap(({ plan, quality, ms }) => {
       const point = this.points.find((other) => other.plan === plan) ?? { quality, ms };
       if (typeof point.quality !== "number" || !(point.ms > 0)) return [];
-      return [svg("circle", { cx: this.x(point.ms), cy: this.y(Math.max(point.quality, 0)), r: 7, "data-plan": plan })];
+      const x = Math.min(Math.max(this.x(point.ms), EDGE.left), this.width - EDGE.right);
+      return [svg("circle", { cx: x, cy: this.y(Math.max(point.quality, 0)), r: 7, "data-plan": plan })];
     }));
   }
 }

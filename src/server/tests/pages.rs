@@ -103,7 +103,7 @@ async fn the_page_loads_nothing_but_its_own_files() {
         seen.push(name);
     }
     seen.sort_unstable();
-    let files = ["app.js", "card.js", "draw.js", "icon.svg", "plan.js", "plot.js", "style.css", "words.js"];
+    let files = ["app.js", "card.js", "draw.js", "easel.js", "icon.svg", "plan.js", "plot.js", "style.css", "words.js"];
     assert_eq!(seen, files);
     assert_eq!(server.get("/playground/secret.js").await.error().0, "not_found");
 }
