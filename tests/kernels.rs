@@ -782,6 +782,9 @@ impl Case for Step {
         rows[1].estimate = 0;
         // What is known is put back, with the first noise.
         let (known, mask) = (lab.normals(state), (0..state).map(|pixel| pixel as u32 % 3).collect::<Vec<_>>());
+        // The first is led away from what another call has made.
+        let led = lab.normals(state);
+        rows[0].led = lab.floats(&led);
         (rows[1].known, rows[1].mask, rows[1].level) = (lab.floats(&known), lab.hold(bytemuck::cast_slice(&mask)), 1.7);
         rows[2].x = 0;
         let at = lab.hold(bytemuck::cast_slice(&rows));
@@ -799,7 +802,10 @@ impl Case for Step {
                 let (pixel, channel) = (e / image.channels, e % image.channels);
                 let of = |sample: u32| f.data[(sample as usize * pixels + pixel) * PITCH + channel];
                 let guided = of(row.unconditional) + wide(row.guidance) * (of(row.conditional) - of(row.unconditional));
-                let d = wide(row.c_skip) * wide(x[e]) + wide(row.c_out) * guided;
+                let mut d = wide(row.c_skip) * wide(x[e]) + wide(row.c_out) * guided;
+                if row.led != 0 {
+                    d = wide(led[e]) + wide(row.guidance) * (d - wide(led[e]));
+                }
                 let remembered = memory.iter().zip(row.a_m).map(|(memory, weight)| wide(weight) * wide(memory[e]));
                 let then = wide(row.a_x) * wide(x[e]) + wide(row.a_d) * d + remembered.sum::<f64>();
                 let mut then = then + wide(row.noise) * noise.normal(e as u64);

@@ -3,6 +3,7 @@
 mod support;
 
 use accordion::evaluation::profile::{Device, Profile, Quality, Rated};
+use accordion::evaluation::prompted::Examples;
 use accordion::evaluation::survey::{Effort, Progress};
 use accordion::evaluation::yardstick::Metric;
 use accordion::nets::model::WEIGHTS;
@@ -220,7 +221,7 @@ fn a_quick_measurement_gives_a_profile_that_another_machine_can_take_over() {
     let effort = Effort::Quick { max_batch: 8 };
     let mut parts = Vec::new();
     let mut progress = |progress: Progress<'_>| parts.push(progress.part);
-    let profile = Profile::measure(&mut *subject, &[], &effort, None, &mut progress).unwrap().profile;
+    let profile = Profile::measure(&mut *subject, &Examples::default(), &effort, None, &mut progress).unwrap().profile;
     profile.check_against(model.subnets(), None, &workspace.path("profile.toml")).unwrap();
     assert!(as_good_as_the_reference(profile.frontier.last().unwrap()));
     assert_eq!(profile.device, Device::here(1));

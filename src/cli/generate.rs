@@ -143,9 +143,7 @@ impl Args {
                 Plan::constant(Solver::Heun, self.steps.unwrap_or(18), &model.subnets()[subnet].name)?
             }
         };
-        for run in &plan.widths {
-            model.subnet(&run.subnet)?;
-        }
+        plan.subnets().try_for_each(|subnet| model.subnet(subnet).map(drop))?;
         let Told { conditions, negative } = self.told(&model)?;
         let Started { original, strength, canvas, files } = self.started(&model, &plan)?;
         let plan = plan.started(strength);

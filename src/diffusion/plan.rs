@@ -20,13 +20,18 @@ pub const ETA: RangeInclusive<f64> = 0.0..=1.0;
 /// The accepted last noise levels of a plan.
 pub const LAST: RangeInclusive<f64> = 0.001..=1.0;
 
+/// The accepted scales of guidance by a narrower network.
+pub const AUTO_SCALE: RangeInclusive<f64> = 1.0..=20.0;
+/// The scale where a plan's text says none.
+const USUAL_AUTO_SCALE: f64 = 1.5;
+
 /// The accepted strengths.
 pub const STRENGTH: RangeInclusive<f64> = 0.001..=1.0;
 
 /// A solver, its steps, and a subnet for each step.
 ///
 /// The text form is
-/// `<solver>-<steps>@<widths>[~<spacing>][~last=<level>][~eta=<number>][~churn=<number>][~strength=<share>][~respace=<done>/<of>,...]`, where widths is one
+/// `<solver>-<steps>@<widths>[^<guide>][~<spacing>][~last=<level>][~eta=<number>][~churn=<number>][~strength=<share>][~respace=<done>/<of>,...]`, where widths is one
 /// subnet for all steps (`heun-18@full`) or counted runs in order (`0.250*8,full*4`). [`fmt::Display`] writes the
 /// canonical form, which parses to the same plan: subnet names with three decimals, equal neighbours merged, defaults
 /// left out.
@@ -52,9 +57,46 @@ pub struct Plan {
     pub strength: f64,
     /// Consecutive steps and the subnet that runs them.
     pub widths: Vec<WidthRun>,
+    /// The subnet of the second call of a guided step, where it is another than that of the first.
+    pub guide: Option<PlannedGuide>,
     /// Where the noise levels that were left have been spread anew, in order. Empty for a plan that was never changed
     /// while it ran.
     pub respacings: Vec<Respacing>,
+}
+
+/// Which subnet guides: `^0.250`, or `^auto:0.250`, which also guides what is not guided by anything else.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedGuide {
+    /// The subnet of the second call.
+    pub subnet: SubnetName,
+    /// Where nothing else guides an image, it is led away from what this subnet makes of the same condition (autoguidance, Karras et al.
+    /// 2024), at this scale in [`AUTO_SCALE`]: `^auto:0.250*2`, or `^auto:0.250` for 1.5.
+    pub auto: Option<f64>,
+}
+
+impl fmt::Display for PlannedGuide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.auto {
+            None => write!(f, "^{}", self.subnet),
+            Some(USUAL_AUTO_SCALE) => write!(f, "^auto:{}", self.subnet),
+            Some(scale) => write!(f, "^auto:{}*{scale}", self.subnet),
+        }
+    }
+}
+
+impl FromStr for PlannedGuide {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let Some(auto) = text.strip_prefix("auto:") else {
+            return Ok(Self { subnet: text.parse()?, auto: None });
+        };
+        let (subnet, scale) = match auto.split_once('*') {
+            Some((subnet, scale)) => (subnet, number("the scale of auto", scale, AUTO_SCALE)?),
+            None => (auto, USUAL_AUTO_SCALE),
+        };
+        Ok(Self { subnet: subnet.parse()?, auto: Some(scale) })
+    }
 }
 
 /// A change of the number of steps in mid-course: `~respace=5/12` says that the first 5 steps were those of 12, and that
@@ -158,6 +200,7 @@ impl Plan {
             last: None,
             strength: 1.0,
             widths,
+            guide: None,
             respacings: Vec::new(),
         };
         plan.check()?;
@@ -244,6 +287,23 @@ impl Plan {
         &run.expect("a step below the plan's number of steps").subnet
     }
 
+    /// The subnet that guides a step, and the scale of the guidance: `given` is that of the request, where it is guided. None where nothing
+    /// guides.
+    pub fn guide_at(&self, step: usize, given: Option<f64>) -> Option<(&SubnetName, f64)> {
+        let own = self.subnet_at(step);
+        let Some(PlannedGuide { subnet, auto }) = &self.guide else { return Some((own, given?)) };
+        match given {
+            Some(scale) => Some((subnet, scale)),
+            // A network says nothing of itself.
+            None => Some((subnet, (*auto)?)).filter(|_| subnet != own),
+        }
+    }
+
+    /// All subnets that it names.
+    pub fn subnets(&self) -> impl Iterator<Item = &SubnetName> {
+        self.widths.iter().map(|run| &run.subnet).chain(self.guide.iter().map(|guide| &guide.subnet))
+    }
+
     /// The denoiser calls of a step that is made, counted from 0; guidance doubles them.
     pub fn evaluations_at(&self, step: usize) -> usize {
         let first = self.made().start;
@@ -306,7 +366,7 @@ impl Plan {
     }
 
     fn check(&self) -> Result<()> {
-        let Self { solver, spacing, steps, churn, eta, last, strength, widths, respacings } = self;
+        let Self { solver, spacing, steps, churn, eta, last, strength, widths, guide, respacings } = self;
         if !STEPS.contains(steps) {
             return Err(wrong(format!("steps are {steps}, but must be {} to {}", STEPS.start(), STEPS.end())));
         }
@@ -328,6 +388,10 @@ impl Plan {
         if !STRENGTH.contains(strength) {
             let (least, most) = (STRENGTH.start(), STRENGTH.end());
             return Err(wrong(format!("the strength is {strength}, but must be {least} to {most}")));
+        }
+        if let Some(scale) = guide.as_ref().and_then(|guide| guide.auto).filter(|scale| !AUTO_SCALE.contains(scale)) {
+            let (least, most) = (AUTO_SCALE.start(), AUTO_SCALE.end());
+            return Err(wrong(format!("the scale of auto is {scale}, but must be {least} to {most}")));
         }
         if last.is_some() && spacing.is_in_time() {
             return Err(wrong(format!(
@@ -380,6 +444,9 @@ impl fmt::Display for Plan {
                 }
             }
         }
+        if let Some(guide) = &self.guide {
+            write!(f, "{guide}")?;
+        }
         if self.spacing != self.solver.spacing() {
             write!(f, "~{}", self.spacing.as_str())?;
         }
@@ -413,7 +480,8 @@ impl FromStr for Plan {
         let (solver, steps) = head.split_once('-').ok_or_else(shape)?;
         let solver: Solver = solver.parse()?;
         let steps = count(steps)?;
-        let widths = parse_widths(widths, steps)?;
+        let (widths, guide) = widths.split_once('^').map_or((widths, None), |(widths, guide)| (widths, Some(guide)));
+        let (widths, guide) = (parse_widths(widths, steps)?, guide.map(str::parse).transpose()?);
 
         let mut spacing = None;
         let (mut churn, mut eta, mut last, mut strength) = (None, None, None, None);
@@ -443,7 +511,7 @@ impl FromStr for Plan {
         let spacing = spacing.unwrap_or(solver.spacing());
         let respacings = respacings.unwrap_or_default();
         let (churn, eta, strength) = (churn.unwrap_or(0.0), eta.unwrap_or(0.0), strength.unwrap_or(1.0));
-        let plan = Self { solver, spacing, steps, churn, eta, last, strength, widths, respacings };
+        let plan = Self { solver, spacing, steps, churn, eta, last, strength, widths, guide, respacings };
         plan.check()?;
         Ok(plan)
     }
@@ -553,6 +621,7 @@ mod tests {
                     WidthRun { subnet: SubnetName::of(0.25), steps: 8 },
                     WidthRun { subnet: SubnetName::full(), steps: 4 }
                 ],
+                guide: None,
                 respacings: vec![],
             }
         );
@@ -631,6 +700,12 @@ mod tests {
             ("heun-8@full~eta=1", "plan: eta needs the solver dpmpp2m, not heun"),
             ("dpmpp2m-8@full~eta=2", r#"plan: eta "2" is not a number from 0 to 1"#),
             ("heun-8@full~last=0", r#"plan: last "0" is not a number from 0.001 to 1"#),
+            ("heun-8@full^half", r#"plan: subnet "half" is not full or a ratio from 0.001 to 1, such as 0.250"#),
+            ("heun-8@full^auto:0.25*0.5", r#"plan: the scale of auto "0.5" is not a number from 1 to 20"#),
+            (
+                "heun-8@full^0.25^0.5",
+                r#"plan: subnet "0.25^0.5" is not full or a ratio from 0.001 to 1, such as 0.250"#,
+            ),
             ("heun-8@full~strength=0", r#"plan: strength "0" is not a number from 0.001 to 1"#),
             ("heun-8@full~strength=1.5", r#"plan: strength "1.5" is not a number from 0.001 to 1"#),
             ("heun-8@full~strength=0.5~respace=3/12", "plan: respace 3/12 does not fit a plan of 8 steps"),
@@ -686,13 +761,15 @@ mod tests {
 
     fn any_plan() -> impl Strategy<Value = Plan> {
         let name = prop_oneof![Just(SubnetName::full()), (1..=999u32).prop_map(|p| SubnetName::of(f64::from(p) / 1e3))];
+        let scale = prop::option::of((1000..=20_000u32).prop_map(|scale| f64::from(scale) / 1e3));
+        let guide = prop::option::of((name.clone(), scale).prop_map(|(subnet, auto)| PlannedGuide { subnet, auto }));
         let run = (name, 1..=100usize).prop_map(|(subnet, steps)| WidthRun { subnet, steps });
         let solver = prop::sample::select(Solver::ALL.to_vec());
         let spacing = prop::sample::select(Spacing::ALL.to_vec());
         let last = prop::option::of((1..=1000u32).prop_map(|last| f64::from(last) / 1e3));
         let strength = prop_oneof![Just(1.0), (1..=1000u32).prop_map(|share| f64::from(share) / 1e3)];
-        (solver, spacing, (0..=1_000_000u32, last, strength), prop::collection::vec(run, 1..=10)).prop_map(
-            |(solver, spacing, (amount, last, strength), runs)| {
+        (solver, spacing, (0..=1_000_000u32, last, strength, guide), prop::collection::vec(run, 1..=10)).prop_map(
+            |(solver, spacing, (amount, last, strength, guide), runs)| {
                 let mut widths = runs;
                 widths.dedup_by(|a, b| a.subnet == b.subnet);
                 let steps = widths.iter().map(|run| run.steps).sum();
@@ -700,7 +777,7 @@ mod tests {
                 let eta = if solver == Solver::DpmPp2m { f64::from(amount / 1000) / 1e3 } else { 0.0 };
                 let spacing = if solver == Solver::Pndm && !spacing.is_in_time() { Spacing::Trailing } else { spacing };
                 let last = last.filter(|_| !spacing.is_in_time());
-                Plan { solver, spacing, steps, churn, eta, last, strength, widths, respacings: vec![] }
+                Plan { solver, spacing, steps, churn, eta, last, strength, widths, guide, respacings: vec![] }
             },
         )
     }
@@ -760,6 +837,31 @@ mod tests {
         assert_eq!(plan.continued(11, &[run("0.250", 4)]), None, "the last step cannot be divided");
         assert_eq!(plan.continued(4, &[]), None);
         assert_eq!(parse("heun-8@full~churn=4").continued(4, &[run("full", 2)]), None);
+    }
+
+    #[test]
+    fn the_second_call_of_a_guided_step_may_be_of_a_subnet_of_its_own() {
+        let guide = |text: &str, given| {
+            let plan = parse(text);
+            plan.guide_at(0, given).map(|(subnet, scale)| (subnet.to_string(), scale))
+        };
+        let is = |subnet: &str, scale| Some((subnet.to_owned(), scale));
+        assert_eq!([guide("euler-2@full", None), guide("euler-2@full", Some(3.0))], [None, is("full", 3.0)]);
+        assert_eq!([guide("euler-2@full^0.25", None), guide("euler-2@full^0.25", Some(3.0))], [None, is("0.250", 3.0)]);
+        let auto = "euler-2@full^auto:0.25";
+        assert_eq!([guide(auto, None), guide(auto, Some(3.0))], [is("0.250", 1.5), is("0.250", 3.0)]);
+        assert_eq!(guide("euler-2@full*1,0.250*1^auto:0.25*2", None), is("0.250", 2.0));
+        assert_eq!(parse("euler-2@0.250*1,full*1^auto:0.25*2").guide_at(0, None), None, "by itself");
+        for (loose, canonical) in [
+            ("euler-2@1^0.25~linspace", "euler-2@full^0.250~linspace"),
+            ("euler-2@full^auto:0.25*1.5", "euler-2@full^auto:0.250"),
+            ("euler-2@full^auto:0.25*2.0~logsnr", "euler-2@full^auto:0.250*2~logsnr"),
+        ] {
+            assert_eq!(parse(loose).to_string(), canonical);
+        }
+        let run = |subnet: &str, steps| WidthRun { subnet: subnet.parse().unwrap(), steps };
+        let shorter = parse("dpmpp2m-12@full^0.250").continued(5, &[run("0.500", 3)]).unwrap();
+        assert_eq!(shorter.to_string(), "dpmpp2m-8@full*5,0.500*3^0.250~respace=5/12");
     }
 
     #[test]
@@ -829,7 +931,7 @@ mod tests {
 
         #[test]
         fn text_that_resembles_a_plan_is_a_canonical_plan_or_one_sentence(
-            text in "(heun|euler|dpmpp2m|ddim|pndm|h)?-?[0-9]{0,4}@?((full|[01]?\\.?[0-9]{0,4})\\*?[0-9]{0,2},?){0,3}(~(logsnr|leading|churn=?[0-9.e-]{0,5}|respace=?([0-9]{0,2}/?[0-9]{0,2},?){0,2})){0,2}"
+            text in "(heun|euler|dpmpp2m|ddim|pndm|h)?-?[0-9]{0,4}@?((full|[01]?\\.?[0-9]{0,4})\\*?[0-9]{0,2},?){0,3}(\\^(auto:)?[0-9.]{0,4}(\\*[0-9]{0,2})?)?(~(logsnr|leading|churn=?[0-9.e-]{0,5}|respace=?([0-9]{0,2}/?[0-9]{0,2},?){0,2})){0,2}"
         ) {
             check_any(&text)?;
         }

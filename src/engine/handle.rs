@@ -174,6 +174,7 @@ impl Engine {
             deadline: came.saturating_add(job.within),
             images: job.images,
             rows: (if job.is_guided() { 2 } else { 1 }) * self.share(job.canvas),
+            is_guided: job.is_guided(),
             canvas: job.canvas,
             wish: job.wish.clone(),
             strength: job.strength,
@@ -202,8 +203,8 @@ impl Engine {
             return Err(EngineError::Unfit(problem));
         }
         if let Wish::Exact(plan) = &job.wish {
-            if let Some(run) = plan.widths.iter().find(|run| !known(&run.subnet)) {
-                return Err(EngineError::Unfit(format!("the model has no subnet {}", run.subnet)));
+            if let Some(subnet) = plan.subnets().find(|subnet| !known(subnet)) {
+                return Err(EngineError::Unfit(format!("the model has no subnet {subnet}")));
             }
             plan.check_for(&self.about.process).map_err(|problem| EngineError::Unfit(format!("{plan}: {problem}")))?;
         }

@@ -21,7 +21,9 @@ pub struct Ask {
     pub deadline: Duration,
     /// How many images.
     pub images: u32,
-    /// Samples that an image adds to a call of the denoiser: 2 under guidance; of a larger size than the usual one as many more as are
+    /// Whether something leads the images: what a negative prompt says, or nothing.
+    pub is_guided: bool,
+    /// Samples that an image adds to the calls of a step: 2 where it is guided; of a larger size than the usual one as many more as are
     /// as much work.
     pub rows: usize,
     /// The index of the size of its images: those of one size share calls.
@@ -37,7 +39,18 @@ pub struct Ask {
 impl Ask {
     /// For one image of the usual size from noise, without guidance.
     pub fn new(id: RequestId, arrived: Duration, deadline: Duration, wish: Wish) -> Self {
-        Self { id, arrived, deadline, images: 1, rows: 1, canvas: 0, wish, strength: 1.0, encodings: 0 }
+        Self {
+            id,
+            arrived,
+            deadline,
+            images: 1,
+            is_guided: false,
+            rows: 1,
+            canvas: 0,
+            wish,
+            strength: 1.0,
+            encodings: 0,
+        }
     }
 
     /// From its arrival to its deadline.
@@ -99,8 +112,8 @@ pub struct Member {
 /// One call of the denoiser.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Turn {
-    /// Index of the subnet.
-    pub subnet: usize,
+    /// Which calls are made, by an index of the policy's own: those of its members are of the same subnets.
+    pub kind: usize,
     /// Whose samples it denoises, each once.
     pub members: Vec<Member>,
     /// Images that begin with a plan, and images that go on by another one. They need not be members.

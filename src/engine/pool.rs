@@ -1,8 +1,8 @@
 //! The requests that the engine holds, and how far their images are; the pixels are the sampler's. What runs next is
 //! the policy's to say.
 
-use crate::diffusion::Course;
 use crate::diffusion::plan::Plan;
+use crate::diffusion::{Call, Course};
 use crate::engine::device::Device;
 use crate::engine::job::Step;
 use crate::engine::policy::{Member, RequestId, Turn};
@@ -128,22 +128,29 @@ impl Pool {
 
     /// Moves the members of `turn` on by a call, and says what the sampler has to do for it.
     pub fn batch(&mut self, turn: &Turn) -> Batch {
-        let mut batch = Batch { subnet: turn.subnet, members: Vec::new(), moves: Vec::new() };
+        let mut batch = Batch { subnet: 0, members: Vec::new(), moves: Vec::new() };
+        let index = |name: &str| self.about.subnets.iter().position(|subnet| subnet.name == name);
+        let index = |name: &str| index(name).expect("a plan that was checked");
         for member in &turn.members {
             let Some(Request { entry, images, .. }) = self.requests.get_mut(&member.request) else { continue };
             let Some(Image { course, slot }) = images.get_mut(&member.image) else { continue };
-            let Some(level) = course.next_call().map(|call| call.level) else { continue };
+            let Some(Call { level, subnet }) = course.next_call() else { continue };
+            batch.subnet = index(subnet);
             let before = course.step();
+            let job = &entry.job;
+            let given = job.is_guided().then_some(job.guidance);
+            let guide = course.plan().guide_at(before, given).map(|(subnet, scale)| Guide {
+                scale,
+                from: if given.is_some() { job.negative.clone() } else { job.condition.clone() },
+                subnet: index(subnet),
+            });
             let update = course.advance();
             batch.members.push(*member);
             batch.moves.push(Move {
                 slot: *slot,
                 level,
                 condition: entry.job.condition.clone(),
-                guide: entry
-                    .job
-                    .is_guided()
-                    .then(|| Guide { scale: entry.job.guidance, from: entry.job.negative.clone() }),
+                guide,
                 update,
                 next: course.next_call().map(|call| call.level),
                 watched: entry.job.events.is_some() && course.step() > before,

@@ -162,6 +162,41 @@ fn guidance_adds_an_unconditional_row_and_moves_away_from_it() {
 }
 
 #[test]
+fn a_guide_may_be_of_a_width_of_its_own() {
+    let (engine, gate) = engine(8, 16);
+    let mut drawn = |plan: &str, condition: Condition, guidance| {
+        let seen = gate.calls().len();
+        let job = Job { images: 2, condition, guidance, ..job(plan, 4) };
+        let pixels = values(&images(engine.submit(job).unwrap()));
+        let calls: Vec<_> = gate.calls()[seen..].iter().map(|call| (call.subnet, call.class.clone())).collect();
+        (pixels.iter().sum::<f64>() / pixels.len() as f64, calls)
+    };
+    let two = |class| vec![class; 2];
+    // The class's mean is half of what a subnet knows of it: 1/4 at half of the width, 1/8 at a quarter.
+    let (plain, calls) = drawn("euler-18@0.500^0.250", Condition::Class(1), 1.0);
+    assert!(calls.iter().all(|call| *call == (1, two(Some(1)))), "nothing guides");
+    let (mean, calls) = drawn("euler-18@0.500^0.250", Condition::Class(1), 1.5);
+    assert_eq!(calls[..2], [(1, two(Some(1))), (0, two(None))], "two calls a step");
+    assert_eq!(calls.len(), 36);
+    assert!((mean - plain - 0.125).abs() < 0.02, "{mean}");
+    // What the narrow subnet makes of the same class is led away from.
+    let (mean, calls) = drawn("euler-18@0.500^auto:0.250*1.4", Condition::Class(1), 1.0);
+    assert_eq!(calls[..2], [(1, two(Some(1))), (0, two(Some(1)))]);
+    assert!((mean - plain - 0.4 * 0.125).abs() < 0.02, "{mean}");
+    let (_, calls) = drawn("euler-18@0.500^auto:0.250*1.4", Condition::None, 1.0);
+    assert_eq!(calls[..2], [(1, two(None)), (0, two(None))], "also where there is no class");
+    // A request's own guidance goes before a plan's.
+    let (mean, calls) = drawn("euler-18@0.500^auto:0.250*1.4", Condition::Class(1), 1.5);
+    assert!(calls[1] == (0, two(None)) && (mean - plain - 0.125).abs() < 0.02, "{mean}");
+    // By itself a subnet is led nowhere; of the width of the step a guide shares its call.
+    let (_, calls) = drawn("euler-2@0.250*1,full*1^auto:0.250", Condition::None, 1.0);
+    assert_eq!(calls, [(0, two(None)), (2, two(None)), (0, two(None))]);
+    let (_, calls) = drawn("euler-2@0.250*1,full*1^0.250", Condition::Class(0), 2.0);
+    assert_eq!(calls[0], (0, vec![Some(0), None, Some(0), None]));
+    assert_eq!(calls[1..], [(2, two(Some(0))), (0, two(None))]);
+}
+
+#[test]
 fn guidance_without_a_class_costs_nothing() {
     let (engine, gate) = engine(8, 16);
     images(engine.submit(Job { condition: Condition::None, guidance: 3.0, ..job("euler-2@full", 4) }).unwrap());
@@ -313,7 +348,7 @@ impl Policy for Changing {
             2 => vec![(member, Arc::new("euler-3@full*2,0.250*1~respace=2/4".parse().unwrap()))],
             _ => vec![],
         };
-        Some(Turn { subnet: if self.calls < 2 { 2 } else { 0 }, members: vec![member], plans })
+        Some(Turn { kind: if self.calls < 2 { 2 } else { 0 }, members: vec![member], plans })
     }
 
     fn ran(&mut self, _: &Turn, _: Duration, _: Duration) {

@@ -2,6 +2,7 @@
 
 use super::frontier::ROWS;
 use super::yardstick::Metric;
+use crate::diffusion::plan::PlannedGuide;
 use crate::diffusion::{Plan, Solver, WidthRun};
 use crate::subnet_name::FULL;
 use std::collections::BTreeSet;
@@ -28,6 +29,9 @@ const LAST_FROM: usize = 5;
 const ETA: f64 = 1.0;
 /// Steps from which that can pay.
 const ETA_FROM: usize = 6;
+
+/// The scales of guidance by a narrower subnet that are tried.
+pub const AUTO_SCALES: [f64; 2] = [1.5, 2.0];
 
 /// A plan but for its widths: those that it has do not count.
 pub type Shape = Plan;
@@ -58,7 +62,10 @@ pub fn about_as_many(metric: Metric, subnets: usize) -> usize {
     /// Of a shape: six pairs of widths that change at two places.
     const SCHEDULES: usize = 12;
     let shapes = shapes(metric).len();
-    shapes + shapes.div_ceil(GOOD) * (subnets - 1) + if subnets > 1 { ROWS / 2 * SCHEDULES } else { 0 }
+    /// Of a plan on the frontier: two subnets that may guide it, at each scale.
+    const GUIDES: usize = 2 * AUTO_SCALES.len();
+    let guides = if metric == Metric::Fd { ROWS / 2 * GUIDES } else { 0 };
+    shapes + shapes.div_ceil(GOOD) * (subnets - 1) + if subnets > 1 { ROWS / 2 * SCHEDULES + guides } else { 0 }
 }
 
 /// The plans of one subnet for all steps: every shape on every subnet.
@@ -100,6 +107,27 @@ pub fn schedules(shapes: &[Shape], subnets: &[&str]) -> Vec<Plan> {
         }
     }
     plans
+}
+
+/// These plans with each of the narrowest and the middle subnet for a guide, where it is narrower than what it guides; at each scale of
+/// guidance of a plan's own.
+pub fn guides(plans: &[Plan], subnets: &[&str], scales: &[Option<f64>]) -> Vec<Plan> {
+    let place = |name: &str| subnets.iter().position(|subnet| *subnet == name);
+    let guided = |plan: &Plan, name: &str, auto: Option<f64>| {
+        let guide = PlannedGuide { subnet: name.parse().expect("the name of a subnet"), auto };
+        Plan { guide: Some(guide), ..plan.clone() }
+    };
+    let narrower = |plan: &Plan| {
+        let narrowest = plan.widths.iter().filter_map(|run| place(&run.subnet)).min().unwrap_or(0);
+        spread(subnets).into_iter().filter(move |name| place(name) < Some(narrowest))
+    };
+    let of = |plan: &Plan| {
+        narrower(plan)
+            .flat_map(|name| scales.iter().map(move |&auto| (name, auto)))
+            .map(|(name, auto)| guided(plan, name, auto))
+            .collect::<Vec<_>>()
+    };
+    plans.iter().flat_map(of).collect()
 }
 
 /// The narrowest, the middle and the widest of them, narrow to wide; fewer where there are not so many.
@@ -157,6 +185,18 @@ mod tests {
         assert_eq!(splits(2), ["heun-2@0.500*1,full*1", "heun-2@full*1,0.500*1"]);
         assert!(schedules(&[uniform(Solver::Euler, 1)], &SUBNETS).is_empty());
         assert!(schedules(&shapes(Metric::Fd), &["full"]).is_empty());
+    }
+
+    #[test]
+    fn guides_are_narrower_than_what_they_guide() {
+        let plans = ["euler-4@full", "euler-4@0.500*2,full*2", "euler-4@0.250"].map(|text| text.parse().unwrap());
+        let subnets = ["0.250", "0.500", "full"];
+        assert_eq!(
+            texts(guides(&plans, &subnets, &[None])),
+            ["euler-4@full^0.250", "euler-4@full^0.500", "euler-4@0.500*2,full*2^0.250"]
+        );
+        let auto = texts(guides(&plans[1..], &subnets, &AUTO_SCALES.map(Some)));
+        assert_eq!(auto, ["euler-4@0.500*2,full*2^auto:0.250", "euler-4@0.500*2,full*2^auto:0.250*2"]);
     }
 
     #[test]

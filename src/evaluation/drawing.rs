@@ -65,15 +65,21 @@ pub fn draw(denoiser: &mut dyn Denoiser, starts: &[Start], recipe: &Recipe) -> R
         let begin = |start: &Start| Trajectory::new(plan.clone(), process, start.seed, 0, elements);
         let mut trajectories: Vec<Trajectory> = starts.iter().map(begin).collect();
         while let Some(call) = trajectories[0].next_call() {
-            let subnet = denoiser.about().subnets.iter().position(|subnet| subnet.name == call.subnet);
-            let subnet = subnet.ok_or_else(|| Error::input("plan", format!("the model has no `{}`", call.subnet)))?;
+            let index = |name: &str| {
+                let index = denoiser.about().subnets.iter().position(|subnet| subnet.name == name);
+                index.ok_or_else(|| Error::input("plan", format!("the model has no `{name}`")))
+            };
+            let subnet = index(call.subnet)?;
+            let by = plan.guide_at(trajectories[0].step(), is_guided.then_some(recipe.guidance));
+            let by = by.map(|(subnet, scale)| Ok::<_, Error>((index(subnet)?, scale))).transpose()?;
             let levels = vec![call.level; starts.len()];
             let x: Vec<f32> = trajectories.iter().flat_map(Trajectory::input).map(|&value| value as f32).collect();
             let rows = Rows { image, x: &x, beside: &[], levels: &levels, conditions: &conditions };
             let mut denoised = denoiser.denoise(subnet, &rows)?;
-            if is_guided {
-                let unconditional = denoiser.denoise(subnet, &Rows { conditions: &nothing, ..rows })?;
-                denoised = guide(&denoised, &unconditional, recipe.guidance);
+            if let Some((subnet, scale)) = by {
+                let conditions = if is_guided { &nothing } else { &conditions };
+                let led_from = denoiser.denoise(subnet, &Rows { conditions, ..rows })?;
+                denoised = guide(&denoised, &led_from, scale);
             }
             for (trajectory, denoised) in trajectories.iter_mut().zip(denoised.chunks_exact(elements)) {
                 trajectory.advance(denoised);

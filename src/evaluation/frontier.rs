@@ -35,12 +35,15 @@ impl Point {
 }
 
 /// The time of an image that is drawn with `plan`, where `call` gives the time of a subnet's call; `None` if it does
-/// not know a subnet.
-pub fn time_of(plan: &Plan, call: impl Fn(&str) -> Option<f64>) -> Option<f64> {
+/// not know a subnet. Something leads the image, or nothing but what the plan itself has.
+pub fn time_of(plan: &Plan, guided: bool, call: impl Fn(&str) -> Option<f64>) -> Option<f64> {
     // Summed by subnet: the same calls in another order must take the same time to the bit, or both orders stay.
     let mut calls: BTreeMap<&str, usize> = BTreeMap::new();
     for step in plan.made() {
-        *calls.entry(plan.subnet_at(step)).or_default() += plan.evaluations_at(step);
+        let by = plan.guide_at(step, guided.then_some(1.0)).map(|(subnet, _)| subnet);
+        for subnet in [Some(plan.subnet_at(step)), by].into_iter().flatten() {
+            *calls.entry(subnet).or_default() += plan.evaluations_at(step);
+        }
     }
     calls.into_iter().map(|(subnet, calls)| Some(calls as f64 * call(subnet)?)).sum()
 }
@@ -125,7 +128,7 @@ mod tests {
             "full" => Some(10.0),
             _ => None,
         };
-        let time = |plan: &str| time_of(&plan.parse().unwrap(), call);
+        let time = |plan: &str| time_of(&plan.parse().unwrap(), false, call);
         assert_eq!(time("dpmpp2m-5@0.250*3,full*2"), Some(23.0));
         assert_eq!(time("heun-3@0.250*1,full*2"), Some(32.0), "the last step is one call");
         assert_eq!(time("heun-3@0.250*1,0.500*2"), None);
@@ -135,7 +138,8 @@ mod tests {
     fn the_same_calls_in_another_order_take_the_same_time_to_the_bit() {
         let call = |subnet: &str| Some(if subnet == "full" { 6.578 } else { 4.394 });
         let times = ["dpmpp2m-5@0.250*2,full*3", "dpmpp2m-5@full*3,0.250*2"];
-        let [narrow_first, wide_first] = times.map(|plan| time_of(&plan.parse().unwrap(), call).unwrap().to_bits());
+        let [narrow_first, wide_first] =
+            times.map(|plan| time_of(&plan.parse().unwrap(), false, call).unwrap().to_bits());
         assert_eq!(narrow_first, wide_first);
     }
 

@@ -73,6 +73,9 @@ pub struct Quality {
     pub definition: String,
     /// Images of each plan.
     pub images: usize,
+    /// The scale of the guidance that they were drawn under, where they were guided: their times are then of guided images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<f64>,
     /// The distance that has quality 1.
     pub one: f64,
     /// The distance that has quality 0.
@@ -152,13 +155,14 @@ fn model_name(info: &str) -> Option<&str> {
 }
 
 impl Quality {
-    /// By this yardstick, on so many images of a plan.
-    pub fn new(yardstick: &Yardstick, images: usize) -> Self {
+    /// By this yardstick, on so many images of a plan under this scale of guidance.
+    pub fn new(yardstick: &Yardstick, images: usize, guidance: f64) -> Self {
         let (metric, [one, zero]) = (yardstick.metric(), yardstick.marks());
         Self {
             metric,
             definition: metric.definition().to_owned(),
             images,
+            guidance: (guidance != 1.0).then_some(guidance),
             one: rounded(one),
             zero: rounded(zero).max(1e-6),
         }
@@ -182,7 +186,7 @@ impl Profile {
         points: impl IntoIterator<Item = Rated>,
     ) -> Self {
         let timed = |rated: Rated| {
-            let ms = time_of(&rated.plan, |subnet| call_ms(&latency, subnet))?;
+            let ms = time_of(&rated.plan, quality.guidance.is_some(), |subnet| call_ms(&latency, subnet))?;
             Some(Point { rating: rated.rating(), plan: rated.plan, ms })
         };
         let frontier = pareto(points.into_iter().filter_map(timed).collect(), quality.metric.floor());
@@ -210,7 +214,8 @@ impl Profile {
     /// The time of an image that is drawn with `plan` alone on the idle machine, in milliseconds: the calls of its
     /// subnets at the smallest batch that was measured, and its decoding. `None` for a subnet that has no row.
     pub fn image_ms(&self, plan: &Plan) -> Option<f64> {
-        Some(time_of(plan, |subnet| call_ms(&self.latency, subnet))? + self.decode_ms.unwrap_or(0.0))
+        let calls = time_of(plan, self.quality.guidance.is_some(), |subnet| call_ms(&self.latency, subnet))?;
+        Some(calls + self.decode_ms.unwrap_or(0.0))
     }
 
     /// The cheapest plan of the frontier with this share of the best one's quality.
@@ -399,7 +404,8 @@ error = 0.0
 
     fn profile() -> Profile {
         let definition = "DEFINITION".to_owned();
-        let quality = Quality { metric: Metric::MseToReference, definition, images: 40, one: 0.0, zero: 0.41 };
+        let metric = Metric::MseToReference;
+        let quality = Quality { metric, definition, images: 40, guidance: None, one: 0.0, zero: 0.41 };
         let rows = vec![latency("0.500", 1, 0.25), latency("full", 1, 0.5)];
         // The first is slower than the one of width 0.500 and no better.
         let points =

@@ -12,28 +12,40 @@ pub const EXAMPLES: [&str; 4] = [
     "the map of an island, drawn with ink",
 ];
 
-/// [`EXAMPLES`], encoded; none for a model that draws no texts.
-///
-/// # Errors
-/// As [`Contexts::of`].
-pub fn examples(contexts: Option<&Contexts>) -> Result<Vec<Condition>> {
-    let Some(contexts) = contexts else { return Ok(Vec::new()) };
-    EXAMPLES.iter().map(|prompt| Ok(Condition::Text(contexts.of(prompt)?.values))).collect()
+/// Texts, encoded; none for a model that draws none.
+#[derive(Clone, Debug, Default)]
+pub struct Examples {
+    /// What images are of.
+    prompts: Vec<Condition>,
+    /// What guidance leads them away from: the empty text.
+    nothing: Condition,
+}
+
+impl Examples {
+    /// [`EXAMPLES`].
+    ///
+    /// # Errors
+    /// As [`Contexts::of`].
+    pub fn encoded(contexts: Option<&Contexts>) -> Result<Self> {
+        let Some(contexts) = contexts else { return Ok(Self::default()) };
+        let encode = |prompt: &str| Ok(Condition::Text(contexts.of(prompt)?.values));
+        Ok(Self { prompts: EXAMPLES.iter().map(|prompt| encode(prompt)).collect::<Result<_>>()?, nothing: encode("")? })
+    }
 }
 
 /// A denoiser that is told an example where it is called for a class, and calls as they are where there are no examples.
 pub struct Prompted<'a> {
     denoiser: &'a mut dyn Denoiser,
     about: About,
-    examples: &'a [Condition],
+    examples: &'a Examples,
 }
 
 impl<'a> Prompted<'a> {
     /// The denoiser with these examples for its classes.
-    pub fn new(denoiser: &'a mut dyn Denoiser, examples: &'a [Condition]) -> Self {
+    pub fn new(denoiser: &'a mut dyn Denoiser, examples: &'a Examples) -> Self {
         let mut about = denoiser.about().clone();
-        if !examples.is_empty() {
-            about.classes = crate::classes::numbers(examples.len());
+        if !examples.prompts.is_empty() {
+            about.classes = crate::classes::numbers(examples.prompts.len());
         }
         Self { denoiser, about, examples }
     }
@@ -49,9 +61,11 @@ impl Denoiser for Prompted<'_> {
     }
 
     fn denoise(&mut self, subnet: usize, rows: &Rows) -> Result<Vec<f32>> {
-        let told = |condition: &Condition| match condition.class().and_then(|class| self.examples.get(class)) {
-            Some(example) => example.clone(),
-            None => condition.clone(),
+        let Examples { prompts, nothing } = self.examples;
+        let told = |condition: &Condition| match condition {
+            Condition::Class(class) => prompts.get(*class).unwrap_or(condition).clone(),
+            Condition::None => nothing.clone(),
+            Condition::Text(_) => condition.clone(),
         };
         let conditions: Vec<Condition> = rows.conditions.iter().map(told).collect();
         self.denoiser.denoise(subnet, &Rows { conditions: &conditions, ..*rows })

@@ -1,17 +1,17 @@
 //! Measures what a profile holds: the time of every subnet, and the quality of the plans that may be worth serving.
 
-use super::candidates::{self, GOOD, constants, schedules, shapes, shapes_of};
+use super::candidates::{self, AUTO_SCALES, GOOD, constants, guides, schedules, shapes, shapes_of};
 use super::drawing::BATCH;
 use super::frontier::{Point, ROWS, pareto, time_of};
 use super::latency::{self, Pace};
 use super::profile::{Device, Latency, Profile, Quality, Rated, call_ms};
-use super::prompted::Prompted;
+use super::prompted::{Examples, Prompted};
 use super::realism::Realism;
 use super::to_reference::{ToReference, reference};
 use super::yardstick::{Metric, Rating, Yardstick};
 use crate::Result;
 use crate::diffusion::Plan;
-use crate::nets::{Condition, Denoiser, Opened, Threads};
+use crate::nets::{Denoiser, Opened, Threads};
 use std::path::Path;
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ impl Profile {
     /// As [`ToReference::new`] and [`Realism::open`].
     pub fn measure(
         opened: &mut dyn Opened,
-        examples: &[Condition],
+        examples: &Examples,
         effort: &Effort,
         features: Option<&Path>,
         progress: &mut dyn FnMut(Progress<'_>),
@@ -132,7 +132,7 @@ impl Profile {
             decided.map(|Tried { point, .. }| Rated::new(point.plan.clone(), point.rating)).collect();
         let points = search.tried.into_iter().map(|tried| tried.point).collect();
         let bytes = opened.denoiser().about().weight_bytes;
-        let quality = Quality::new(&yardstick, images);
+        let quality = Quality::new(&yardstick, images, opened.denoiser().about().usual_guidance());
         let profile = Profile::new(Device::of(opened), bytes, quality, latency.clone(), rated);
         let profile = Profile { encode_ms, decode_ms, ..profile };
         Ok(Survey { profile, points, foretold })
@@ -243,8 +243,8 @@ impl<'a> Search<'a> {
         Self { denoiser, latency, tried: Vec::new(), progress }
     }
 
-    /// Few images of every shape at full width, of those that are good there at all widths, and of width schedules of those on
-    /// the frontier so far; then more and more of fewer and fewer plans.
+    /// Few images of every shape at full width, of those that are good there at all widths, of width schedules of those on
+    /// the frontier so far, and of its plans with guides of narrower subnets; then more and more of fewer and fewer plans.
     fn thorough(&mut self, yardstick: &mut Yardstick, images: usize) -> Result<()> {
         let names: Vec<String> = self.denoiser.about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -258,6 +258,14 @@ impl<'a> Search<'a> {
         let frontier = pareto(self.points(), floor);
         let on_it = shapes_of(frontier.iter().map(|point| &point.plan));
         self.try_all("width schedules", yardstick, schedules(&on_it, &names), rounds[0])?;
+        let frontier: Vec<Plan> = pareto(self.points(), floor).into_iter().map(|point| point.plan).collect();
+        let scales = match (self.is_guided(), yardstick.metric()) {
+            (true, _) => &[None][..],
+            // What is led away from itself is nearer to real images, if anything, but not to a reference's.
+            (false, Metric::Fd) => &AUTO_SCALES.map(Some),
+            (false, Metric::MseToReference) => &[],
+        };
+        self.try_all("guides", yardstick, guides(&frontier, &names, scales), rounds[0])?;
         for pair in rounds.windows(2) {
             let [before, images] = [pair[0], pair[1]];
             let field = self.tried.iter().filter(|tried| tried.images == before);
@@ -344,8 +352,13 @@ impl<'a> Search<'a> {
         (differs && pairs.len() > 2).then(|| (spearman(&pairs), pairs.len()))
     }
 
+    /// Whether plans are measured under guidance.
+    fn is_guided(&self) -> bool {
+        self.denoiser.about().usual_guidance() != 1.0
+    }
+
     fn ms(&self, plan: &Plan) -> f64 {
-        time_of(plan, |subnet| call_ms(self.latency, subnet)).expect("every subnet was timed")
+        time_of(plan, self.is_guided(), |subnet| call_ms(self.latency, subnet)).expect("every subnet was timed")
     }
 }
 

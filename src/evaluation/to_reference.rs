@@ -1,6 +1,6 @@
 //! How good the images of a plan are, against those of the best plan.
 
-use super::drawing::{Start, draw, starts};
+use super::drawing::{Recipe, Start, draw, starts};
 use super::yardstick::Rating;
 use crate::diffusion::Plan;
 use crate::features::sample::mean_and_deviation;
@@ -18,26 +18,29 @@ pub fn reference() -> Plan {
 /// The reference's images of a fixed set of seeds and classes: what other plans are measured with.
 #[derive(Clone, Debug)]
 pub struct ToReference {
+    /// The scale of guidance that all are drawn under.
+    guidance: f64,
     starts: Vec<Start>,
     images: Vec<Vec<f64>>,
     unrelated: f64,
 }
 
 impl ToReference {
-    /// Draws the reference's images of the seeds 0 to `images` - 1 (at least 2). Classes take turns, every one at least
+    /// Draws, under the model's usual guidance, the reference's images of the seeds 0 to `images` - 1 (at least 2). Classes take turns, every one at least
     /// twice: with fewer than two images a class, some classes are left out.
     ///
     /// # Errors
     /// If the images are no numbers or do not depend on the seed, or the device fails.
     pub fn new(denoiser: &mut dyn Denoiser, images: usize) -> Result<Self> {
         let starts = starts(images.max(2), denoiser.about().classes.len());
-        let images = draw(denoiser, &starts, &reference().into())?;
+        let guidance = denoiser.about().usual_guidance();
+        let images = draw(denoiser, &starts, &Recipe { plan: reference(), guidance })?;
         let unrelated = unrelated(&starts, &images);
         if !(unrelated.is_finite() && unrelated > 0.0) {
             let problem = format!("differ by {unrelated} in the mean square: no plan can be compared with them");
             return Err(Error::input("model", format!("the images of {REFERENCE} of different seeds {problem}")));
         }
-        Ok(Self { starts, images, unrelated })
+        Ok(Self { guidance, starts, images, unrelated })
     }
 
     /// How many images there are.
@@ -59,7 +62,7 @@ impl ToReference {
     /// If the device fails or the model lacks a subnet.
     pub fn rate(&self, denoiser: &mut dyn Denoiser, plan: &Plan, images: usize) -> Result<Rating> {
         let starts = &self.starts[..images.min(self.starts.len())];
-        let drawn = draw(denoiser, starts, &plan.clone().into())?;
+        let drawn = draw(denoiser, starts, &Recipe { plan: plan.clone(), guidance: self.guidance })?;
         let distances: Vec<f64> =
             drawn.iter().zip(&self.images).map(|(image, reference)| distance(image, reference)).collect();
         let (mean, deviation) = mean_and_deviation(&distances);

@@ -1,6 +1,7 @@
 //! What there is to know of a network before it is run.
 
 use super::model::{Model, WEIGHTS};
+use super::text_to_image;
 use crate::ImageShape;
 use crate::diffusion::Process;
 use crate::supernet::Subnet;
@@ -55,6 +56,11 @@ impl About {
             weights: model.card.sha256.get(WEIGHTS).cloned(),
             weight_bytes,
         }
+    }
+
+    /// The scale of guidance where nothing else is said: 1, which is off, but for models that draw texts.
+    pub fn usual_guidance(&self) -> f64 {
+        if self.reads_texts { text_to_image::GUIDANCE } else { 1.0 }
     }
 
     /// The usual size of a picture.

@@ -23,7 +23,7 @@ use crate::{Error, Result};
 use blueprint::{Arrays, page_bytes};
 use codec::DeviceCodec;
 use control::Control;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use texts::Texts;
 
 /// Places start at multiples of this.
@@ -76,6 +76,8 @@ struct Place {
     /// What its solver remembers, the newest first.
     memory: [u64; 3],
     estimate: u64,
+    /// What a guide of another subnet made of it.
+    led: u64,
     input: u64,
     /// A picture of which a part is known, and which.
     known: u64,
@@ -206,10 +208,10 @@ impl<M: Accelerator> DeviceRunner<M> {
                 end += bytes as u64;
                 end - bytes as u64
             };
-            let [x, first, second, third, estimate, known] = [slot.state; 6].map(&mut place);
+            let [x, first, second, third, estimate, known, led] = [slot.state; 7].map(&mut place);
             let [mask, beside, input] = [slot.mask, slot.beside, slot.input].map(&mut place);
             let (memory, key) = ([first, second, third], NoiseKey { seed: 0, image: 0 });
-            let place = Place { x, memory, estimate, input, known, mask, restores: false, beside, key, canvas: 0 };
+            let place = Place { x, memory, estimate, led, input, known, mask, restores: false, beside, key, canvas: 0 };
             self.slots.free.push(self.slots.places.len());
             self.slots.places.push(place);
         }
@@ -289,7 +291,7 @@ impl<M: Accelerator> DeviceRunner<M> {
             let row = Row {
                 conditional: sample as u32,
                 unconditional: (sample + part.samples() - 1) as u32,
-                guidance: part.guide.map_or(1.0, |guide| guide.scale) as f32,
+                guidance: part.guide.map_or(part.row.guidance, |guide| guide.scale as f32),
                 c_skip: c.c_skip as f32,
                 c_out: c.c_out as f32,
                 ..part.row
@@ -384,6 +386,15 @@ impl<M: Accelerator> DeviceRunner<M> {
     fn noted<T>(&mut self, outcome: std::result::Result<T, Fault>) -> Result<T> {
         self.lost |= matches!(outcome, Err(Fault::Device(_)));
         Ok(outcome?)
+    }
+}
+
+/// # Errors
+/// Where one of these faults is set.
+fn check_finite(faults: &[bool]) -> Result<()> {
+    match faults.contains(&true) {
+        true => Err(Error::Denoiser("it returned values that are not finite".to_owned())),
+        false => Ok(()),
     }
 }
 
@@ -518,6 +529,20 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
     fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()> {
         let outcome = self.make_begun();
         self.noted(outcome)?;
+        let guides =
+            || moves.iter().filter_map(|step| Some((step, step.guide.as_ref().filter(|by| by.subnet != subnet)?)));
+        let others: BTreeSet<usize> = guides().map(|(_, by)| by.subnet).collect();
+        for other in others {
+            let mut parts = Vec::new();
+            for (step, by) in guides().filter(|(_, by)| by.subnet == other) {
+                let (slot, estimate) = (step.slot.0, self.slots.places[step.slot.0].led);
+                // The image stays, and its input.
+                let row = Row { a_x: 1.0, estimate, input: 0, ..self.row(slot) };
+                parts.push(Part { slot, level: step.level, condition: &by.from, guide: None, row });
+            }
+            let outcome = self.call(other, &parts);
+            check_finite(&self.noted(outcome)?)?;
+        }
         let mut parts = Vec::with_capacity(moves.len());
         for step in moves {
             let (slot, update) = (step.slot.0, step.update);
@@ -543,14 +568,16 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
                 // What is new takes the place of what is oldest.
                 self.slots.places[slot].memory.rotate_right(1);
             }
-            let (condition, guide) = (&step.condition, step.guide.as_ref());
-            parts.push(Part { slot, level: step.level, condition, guide, row });
+            let guide = step.guide.as_ref();
+            let row = match guide.filter(|by| by.subnet != subnet) {
+                Some(by) => Row { led: self.slots.places[slot].led, guidance: by.scale as f32, ..row },
+                None => row,
+            };
+            let guide = guide.filter(|by| by.subnet == subnet);
+            parts.push(Part { slot, level: step.level, condition: &step.condition, guide, row });
         }
         let outcome = self.call(subnet, &parts);
-        if self.noted(outcome)?.contains(&true) {
-            return Err(Error::Denoiser("it returned values that are not finite".to_owned()));
-        }
-        Ok(())
+        check_finite(&self.noted(outcome)?)
     }
 
     fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>> {

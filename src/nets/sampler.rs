@@ -7,6 +7,7 @@ use crate::diffusion::{Course, Level, Noise, State, Update, guide};
 use crate::ops::pixels::byte;
 use crate::philox::NoiseKey;
 use crate::{Error, Result};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Names an image that a sampler holds, from [`Sampler::begin`] to [`Sampler::end`]; then the number may serve again.
@@ -60,13 +61,16 @@ impl Begin<'static> {
     }
 }
 
-/// Classifier-free guidance of a step: the image has a second row in the call.
+/// Guidance of a step: the image has a second row, in the call or in one of another subnet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guide {
     /// Its scale.
     pub scale: f64,
-    /// What the image is led away from: nothing, or what a negative prompt says.
+    /// What the image is led away from: nothing, or what a negative prompt says (classifier-free guidance); or what it is of itself, as a
+    /// narrower subnet sees it (autoguidance).
     pub from: Condition,
+    /// The subnet of that row.
+    pub subnet: usize,
 }
 
 /// What one image does in a [`Sampler::step`].
@@ -90,14 +94,16 @@ pub struct Move {
 }
 
 impl Move {
-    /// Samples that the image adds to the call.
+    /// Samples that the image adds to the calls of a step.
     pub fn rows(&self) -> usize {
-        self.conditions().count()
+        1 + usize::from(self.guide.is_some())
     }
 
-    /// What the rows are of.
-    pub fn conditions(&self) -> impl Iterator<Item = &Condition> {
-        [Some(&self.condition), self.guide.as_ref().map(|guide| &guide.from)].into_iter().flatten()
+    /// What its rows in a call of this subnet are of, which is the step's own or that of its guide.
+    fn rows_in<'a>(&'a self, subnet: usize, own: usize) -> impl Iterator<Item = &'a Condition> {
+        let first = (subnet == own).then_some(&self.condition);
+        let second = self.guide.as_ref().filter(|guide| guide.subnet == subnet).map(|guide| &guide.from);
+        [first, second].into_iter().flatten()
     }
 }
 
@@ -125,7 +131,8 @@ pub trait Sampler: Send {
     /// On a device fault, or where there is no memory for another image; then nothing was begun.
     fn begin(&mut self, begin: &Begin) -> Result<Slot>;
 
-    /// One call of the denoiser on the rows of these images, all of one size, then a solver step of each; at last what is known of an
+    /// One call of the denoiser on the rows of these images, all of one size, and one on those of guides for each other subnet; then a
+    /// solver step of each; at last what is known of an
     /// image is put back, at the level of its next call.
     ///
     /// # Errors
@@ -186,6 +193,30 @@ impl HostSampler {
         Self { codec, ..self }
     }
 
+    /// The denoised rows of these images in the call of this subnet, where the step's own is `own`.
+    fn call(&mut self, subnet: usize, own: usize, image: ImageShape, moves: &[Move]) -> Result<Vec<f32>> {
+        let (mut x, mut levels, mut conditions, mut beside) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for step in moves {
+            let held = self.held(step.slot);
+            assert_eq!(held.size, image, "the size of all images of a step");
+            for condition in step.rows_in(subnet, own) {
+                x.extend(held.state.x().iter().map(|&value| value as f32));
+                beside.extend_from_slice(held.source.beside.as_deref().unwrap_or_default());
+                levels.push(step.level);
+                conditions.push(condition.clone());
+            }
+        }
+        let rows = Rows { image, x: &x, beside: &beside, levels: &levels, conditions: &conditions };
+        let denoised = self.denoiser.denoise(subnet, &rows)?;
+        if denoised.len() != x.len() {
+            return Err(Error::Denoiser(format!("it returned {} values for {}", denoised.len(), x.len())));
+        }
+        match denoised.iter().all(|value| value.is_finite()) {
+            true => Ok(denoised),
+            false => Err(Error::Denoiser("it returned values that are not finite".to_owned())),
+        }
+    }
+
     fn held(&mut self, slot: Slot) -> &mut Image {
         self.images[slot.0].as_mut().expect("a slot that has begun and has not ended")
     }
@@ -232,32 +263,19 @@ impl Sampler for HostSampler {
 
     fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()> {
         let Some(image) = moves.first().map(|step| self.held(step.slot).size) else { return Ok(()) };
-        let (elements, rows) = (image.elements(), moves.iter().map(Move::rows).sum());
-        let mut x = Vec::with_capacity(rows * elements);
-        let (mut levels, mut conditions) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        let mut beside = Vec::new();
-        for step in moves {
-            let held = self.held(step.slot);
-            assert_eq!(held.size, image, "the size of all images of a step");
-            for condition in step.conditions() {
-                x.extend(held.state.x().iter().map(|&value| value as f32));
-                beside.extend_from_slice(held.source.beside.as_deref().unwrap_or_default());
-                levels.push(step.level);
-                conditions.push(condition.clone());
+        let guides = moves.iter().filter_map(|step| step.guide.as_ref());
+        let others: BTreeSet<usize> = guides.map(|guide| guide.subnet).filter(|&guide| guide != subnet).collect();
+        // By move and row, each in the call that it is in.
+        let mut denoised: Vec<Vec<f32>> = vec![Vec::new(); moves.len()];
+        for called in [subnet].into_iter().chain(others) {
+            let rows = self.call(called, subnet, image, moves)?;
+            let mut rest = rows.chunks_exact(image.elements());
+            for (step, denoised) in moves.iter().zip(&mut denoised) {
+                step.rows_in(called, subnet).for_each(|_| denoised.extend_from_slice(rest.next().expect("a row")));
             }
         }
-        let rows = Rows { image, x: &x, beside: &beside, levels: &levels, conditions: &conditions };
-        let denoised = self.denoiser.denoise(subnet, &rows)?;
-        if denoised.len() != x.len() {
-            return Err(Error::Denoiser(format!("it returned {} values for {}", denoised.len(), x.len())));
-        }
-        if !denoised.iter().all(|value| value.is_finite()) {
-            return Err(Error::Denoiser("it returned values that are not finite".to_owned()));
-        }
-        let mut rest = &denoised[..];
-        for step in moves {
-            let (rows, others) = rest.split_at(step.rows() * elements);
-            rest = others;
+        let elements = image.elements();
+        for (step, rows) in moves.iter().zip(&denoised) {
             let guided = step.guide.as_ref().map(|by| guide(&rows[..elements], &rows[elements..], by.scale));
             let estimate = guided.as_deref().unwrap_or(rows);
             let Image { key, state, source, estimate: kept, .. } = self.held(step.slot);

@@ -149,8 +149,8 @@ impl Budgets {
 /// # Errors
 /// [`RoutingError::UnknownSubnet`], listing `subnets`.
 pub fn require_subnets(plan: &Plan, subnets: &[String]) -> Result<(), RoutingError> {
-    match plan.widths.iter().find(|run| !subnets.iter().any(|name| run.subnet == *name)) {
-        Some(run) => Err(RoutingError::UnknownSubnet { name: run.subnet.to_string(), accepted: subnets.to_vec() }),
+    match plan.subnets().find(|subnet| !subnets.iter().any(|name| **subnet == *name)) {
+        Some(subnet) => Err(RoutingError::UnknownSubnet { name: subnet.to_string(), accepted: subnets.to_vec() }),
         None => Ok(()),
     }
 }

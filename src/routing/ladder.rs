@@ -3,6 +3,7 @@
 use crate::diffusion::plan::{Plan, WidthRun};
 use crate::engine::policy::{Ask, Wish};
 use crate::routing::StepTimes;
+use crate::routing::times::Kind;
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -16,15 +17,15 @@ pub struct Cost {
     pub seconds: f64,
     /// Denoiser calls, one after the other.
     pub calls: usize,
-    /// The widest subnet.
-    pub subnet: usize,
+    /// The kind of its calls, of those the slowest.
+    pub kind: Kind,
 }
 
 impl Cost {
-    fn new(calls: &[(usize, usize)], times: &StepTimes) -> Self {
-        let widest = calls.iter().map(|&(subnet, _)| subnet).max();
+    fn new(calls: &[(Kind, usize)], times: &StepTimes) -> Self {
+        let slowest = calls.iter().map(|&(kind, _)| kind).reduce(|one, other| times.slower(one, other));
         let count = calls.iter().map(|&(_, count)| count).sum();
-        Self { seconds: seconds(calls, times), calls: count, subnet: widest.unwrap_or(0) }
+        Self { seconds: seconds(calls, times), calls: count, kind: slowest.unwrap_or(0) }
     }
 }
 
@@ -40,15 +41,16 @@ pub enum Menu {
         floor: usize,
         /// The highest rung.
         top: usize,
-        /// The ladder of images that start from a picture, whose rungs leave out steps.
-        started: Option<Arc<Ladder>>,
+        /// The ladder of images whose rungs take another time: they start from a picture and leave out steps, or have guides of their own
+        /// widths.
+        own: Option<Arc<Ladder>>,
     },
 }
 
 impl Menu {
     /// This plan alone.
-    pub fn exact(plan: Arc<Plan>, times: &StepTimes) -> Self {
-        let cost = calls(&plan, 0, times).map_or(Cost::default(), |calls| Cost::new(&calls, times));
+    pub fn exact(plan: Arc<Plan>, is_guided: bool, times: &StepTimes) -> Self {
+        let cost = calls(&plan, 0, is_guided, times).map_or(Cost::default(), |calls| Cost::new(&calls, times));
         Self::Exact(plan, cost)
     }
 
@@ -60,20 +62,21 @@ impl Menu {
         }
     }
 
-    /// The ladder that its rungs are of, where `ladder` is that of images that are drawn from noise.
+    /// The ladder that its rungs are of, where `ladder` is that of images from noise which nothing leads.
     pub fn ladder<'a>(&'a self, ladder: &'a Ladder) -> &'a Ladder {
         match self {
-            Self::Rungs { started: Some(started), .. } => started,
+            Self::Rungs { own: Some(own), .. } => own,
             Self::Rungs { .. } | Self::Exact(..) => ladder,
         }
     }
 }
 
 impl Rung {
-    fn new(plan: Plan, quality: f64, times: &StepTimes) -> Result<Self> {
-        let calls = calls(&plan, 0, times)?;
+    fn new(plan: Plan, quality: f64, is_guided: bool, times: &StepTimes) -> Result<Self> {
+        let calls = calls(&plan, 0, is_guided, times)?;
         let cost = Cost::new(&calls, times);
-        let calls_alone: f64 = calls.iter().map(|&(subnet, count)| count as f64 * times.measured(subnet, 1)).sum();
+        let rows = if is_guided { 2 } else { 1 };
+        let calls_alone: f64 = calls.iter().map(|&(kind, count)| count as f64 * times.measured(kind, rows)).sum();
         // Where it starts from a picture, that is encoded before.
         let encode = if plan.strength < 1.0 { times.encode() } else { 0.0 };
         let alone = encode + calls_alone + times.finish();
@@ -88,8 +91,8 @@ pub struct Rung {
     pub plan: Arc<Plan>,
     /// Its measured quality.
     pub quality: f64,
-    /// Its evaluations by subnet.
-    pub calls: Vec<(usize, usize)>,
+    /// Its evaluations by kind.
+    pub calls: Vec<(Kind, usize)>,
     /// What an image of it costs.
     pub cost: Cost,
     /// Time of an image alone, in seconds as they were measured.
@@ -100,6 +103,8 @@ pub struct Rung {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ladder {
     rungs: Vec<Rung>,
+    /// Whether its images are led by something.
+    is_guided: bool,
 }
 
 impl Ladder {
@@ -108,7 +113,19 @@ impl Ladder {
     /// # Errors
     /// [`Error::Input`] for a plan whose subnet has no times, and where there is no plan at all.
     pub fn new(plans: impl IntoIterator<Item = (Plan, f64)>, times: &StepTimes) -> Result<Self> {
-        let rung = |(plan, quality)| Rung::new(plan, quality, times);
+        Self::of_measured(plans, false, times)
+    }
+
+    /// The same of images that something leads, or nothing but the plans themselves.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_measured(
+        plans: impl IntoIterator<Item = (Plan, f64)>,
+        is_guided: bool,
+        times: &StepTimes,
+    ) -> Result<Self> {
+        let rung = |(plan, quality)| Rung::new(plan, quality, is_guided, times);
         let mut all = plans.into_iter().map(rung).collect::<Result<Vec<_>>>()?;
         all.sort_by(|a, b| a.cost.seconds.total_cmp(&b.cost.seconds).then(b.quality.total_cmp(&a.quality)));
         let mut rungs: Vec<Rung> = Vec::new();
@@ -120,15 +137,20 @@ impl Ladder {
         if rungs.is_empty() {
             return Err(Error::input("frontier", "has no plans; run `accordion profile`"));
         }
-        Ok(Self { rungs })
+        Ok(Self { rungs, is_guided })
     }
 
-    /// The same plans of images that start from a picture at this strength, each with the quality of the whole plan. A faster one may
-    /// not be faster then by as much, or at all, since whole steps are left out.
-    pub fn started(&self, strength: f64, times: &StepTimes) -> Self {
-        let rung = |rung: &Rung| Rung::new(rung.plan.started(strength), rung.quality, times);
+    /// The same plans of images that start from a picture at this strength, or that something leads, each with the quality that it has
+    /// here. A faster one may not be faster then by as much, or at all, since whole steps are left out.
+    fn of_images(&self, strength: f64, is_guided: bool, times: &StepTimes) -> Self {
+        let rung = |rung: &Rung| Rung::new(rung.plan.started(strength), rung.quality, is_guided, times);
         let rungs = self.rungs.iter().map(rung).collect::<Result<_>>();
-        Self { rungs: rungs.expect("the subnets are those of the whole plans") }
+        Self { rungs: rungs.expect("the subnets are those of the whole plans"), is_guided }
+    }
+
+    /// The same plans of images that start from a picture at this strength.
+    pub fn started(&self, strength: f64, times: &StepTimes) -> Self {
+        self.of_images(strength, self.is_guided, times)
     }
 
     /// The plans, the fastest first.
@@ -154,13 +176,19 @@ impl Ladder {
     /// What the images of a request may run by.
     pub fn menu(&self, ask: &Ask, times: &StepTimes) -> Menu {
         match &ask.wish {
-            Wish::Exact(plan) => Menu::exact(plan.clone(), times),
+            Wish::Exact(plan) => Menu::exact(plan.clone(), ask.is_guided, times),
             Wish::Quality { floor, target } => {
                 let floor = self.at_least(*floor);
-                let started = (ask.strength < 1.0).then(|| Arc::new(self.started(ask.strength, times)));
-                Menu::Rungs { floor, top: self.at_least(*target).max(floor), started }
+                Menu::Rungs { floor, top: self.at_least(*target).max(floor), own: self.own(ask, times) }
             }
         }
+    }
+
+    /// The ladder of a request's images, where their rungs take another time.
+    pub fn own(&self, ask: &Ask, times: &StepTimes) -> Option<Arc<Self>> {
+        let has_guides = || self.rungs.iter().any(|rung| rung.plan.guide.is_some());
+        let are_others = ask.is_guided != self.is_guided && has_guides();
+        (are_others || ask.strength < 1.0).then(|| Arc::new(self.of_images(ask.strength, ask.is_guided, times)))
     }
 
     /// The plan of an image under a cap.
@@ -190,7 +218,7 @@ impl Ladder {
     pub fn estimate(&self, plan: &Plan, times: &StepTimes) -> Option<f64> {
         self.quality(plan).or_else(|| {
             let whole = plan.started(1.0);
-            let seconds = seconds(&calls(&whole, 0, times).ok()?, times);
+            let seconds = seconds(&calls(&whole, 0, self.is_guided, times).ok()?, times);
             let below = self.rungs.partition_point(|rung| rung.cost.seconds <= seconds * (1.0 + EPSILON));
             Some(self.rungs[below.saturating_sub(1)].quality)
         })
@@ -216,27 +244,28 @@ impl Ladder {
     }
 }
 
-/// Evaluations of `plan` after `done` steps, by subnet.
+/// Evaluations of `plan` after `done` steps, by the kind of their calls.
 ///
 /// # Errors
 /// [`Error::Input`] for a subnet that `times` does not know.
-pub fn calls(plan: &Plan, done: usize, times: &StepTimes) -> Result<Vec<(usize, usize)>> {
-    let mut calls: Vec<(usize, usize)> = Vec::new();
+pub fn calls(plan: &Plan, done: usize, is_guided: bool, times: &StepTimes) -> Result<Vec<(Kind, usize)>> {
+    if let Some(name) = plan.subnets().find(|name| times.subnet(name).is_none()) {
+        return Err(Error::input("frontier", format!("{plan} uses {name}, which the model lacks")));
+    }
+    let mut calls: Vec<(Kind, usize)> = Vec::new();
     for step in done.max(plan.made().start)..plan.steps {
-        let name = plan.subnet_at(step);
-        let unknown = || Error::input("frontier", format!("{plan} uses {name}, which the model lacks"));
-        let subnet = times.subnet(name).ok_or_else(unknown)?;
-        match calls.iter_mut().find(|(known, _)| *known == subnet) {
+        let kind = times.kind(plan, step, is_guided).expect("its subnets are known");
+        match calls.iter_mut().find(|(known, _)| *known == kind) {
             Some((_, count)) => *count += plan.evaluations_at(step),
-            None => calls.push((subnet, plan.evaluations_at(step))),
+            None => calls.push((kind, plan.evaluations_at(step))),
         }
     }
     Ok(calls)
 }
 
 /// The time of these evaluations in efficient batches, in seconds as they were measured.
-pub fn seconds(calls: &[(usize, usize)], times: &StepTimes) -> f64 {
-    calls.iter().map(|&(subnet, count)| count as f64 * times.measured_row(subnet)).sum()
+pub fn seconds(calls: &[(Kind, usize)], times: &StepTimes) -> f64 {
+    calls.iter().map(|&(kind, count)| count as f64 * times.measured_row(kind)).sum()
 }
 
 #[cfg(test)]

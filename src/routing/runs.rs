@@ -4,6 +4,7 @@ use crate::diffusion::plan::Plan;
 use crate::engine::policy::{Ask, Member, RequestId, Turn};
 use crate::routing::StepTimes;
 use crate::routing::ladder::{self, Menu};
+use crate::routing::times::Kind;
 use std::sync::Arc;
 
 /// In which order requests are served.
@@ -24,33 +25,35 @@ pub struct Running {
     pub plan: Arc<Plan>,
     /// Denoiser calls that are done.
     pub done: usize,
-    /// The subnet of its next call.
-    pub subnet: usize,
+    /// The kind of its next calls.
+    pub kind: Kind,
     /// Time of what is left in efficient batches, in seconds as they were measured.
     pub left: f64,
     /// Denoiser calls that are left.
     pub calls: usize,
+    /// Whether something leads it.
+    is_guided: bool,
 }
 
 impl Running {
-    fn new(image: u32, plan: Arc<Plan>, done: usize, times: &StepTimes) -> Self {
+    fn new(image: u32, plan: Arc<Plan>, done: usize, is_guided: bool, times: &StepTimes) -> Self {
         let (step, at_boundary) = plan.position(done);
-        let mut rest = ladder::calls(&plan, step, times).unwrap_or_default();
-        let subnet = rest.first().map_or(0, |&(subnet, _)| subnet);
+        let mut rest = ladder::calls(&plan, step, is_guided, times).unwrap_or_default();
+        let kind = rest.first().map_or(0, |&(kind, _)| kind);
         if let Some((_, count)) = rest.first_mut().filter(|_| !at_boundary) {
             *count -= 1;
         }
         let calls = rest.iter().map(|&(_, count)| count).sum();
-        Self { image, done, subnet, left: ladder::seconds(&rest, times), calls, plan }
+        Self { image, done, kind, left: ladder::seconds(&rest, times), calls, plan, is_guided }
     }
 
     fn advance(&mut self, times: &StepTimes) {
-        self.left = (self.left - times.measured_row(self.subnet)).max(0.0);
+        self.left = (self.left - times.measured_row(self.kind)).max(0.0);
         self.calls -= 1;
         self.done += 1;
         if self.calls > 0 {
             let (step, _) = self.plan.position(self.done);
-            self.subnet = times.subnet(self.plan.subnet_at(step)).unwrap_or(self.subnet);
+            self.kind = times.kind(&self.plan, step, self.is_guided).unwrap_or(self.kind);
         }
     }
 
@@ -139,7 +142,7 @@ impl Runs {
         let run = &mut self.runs[place];
         let image = run.begun;
         run.begun += 1;
-        run.running.push(Running::new(image, plan, 0, times));
+        run.running.push(Running::new(image, plan, 0, run.ask.is_guided, times));
         Member { request: run.ask.id, image }
     }
 
@@ -148,7 +151,7 @@ impl Runs {
         let run = self.runs.iter_mut().find(|run| run.ask.id == member.request);
         let image = run.and_then(|run| run.running.iter_mut().find(|running| running.image == member.image));
         if let Some(running) = image {
-            *running = Running::new(running.image, plan, running.done, times);
+            *running = Running::new(running.image, plan, running.done, running.is_guided, times);
         }
     }
 

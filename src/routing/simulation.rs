@@ -85,7 +85,7 @@ fn simulate(policy: &mut dyn Policy, machine: &Machine, arrivals: &[Arrival]) ->
         let unit = noise.uniform(calls);
         calls += 1;
         let took = machine.slowness
-            * machine.times.measured(turn.subnet, turn.members.len())
+            * machine.times.measured(turn.kind, turn.members.len())
             * (1.0 + machine.noise * (2.0 * unit - 1.0));
         let end = now + took;
         // What comes while the call runs is admitted at its own time, not after it.
@@ -98,7 +98,7 @@ fn simulate(policy: &mut dyn Policy, machine: &Machine, arrivals: &[Arrival]) ->
             let key = (member.request, member.image);
             let (plan, done) = images.get_mut(&key).expect("a member has begun");
             let (step, _) = plan.position(*done);
-            assert_eq!(*plan.subnet_at(step), names[turn.subnet], "the subnet of the member's next call");
+            assert_eq!(*plan.subnet_at(step), names[turn.kind], "the subnet of the member's next call");
             *done += 1;
             if *done == plan.evaluations() {
                 let (plan, _) = images.remove(&key).unwrap();
@@ -346,7 +346,7 @@ fn state(arrivals: &[(f64, f64, u32, f64)], turns: usize) -> (Elastic, f64) {
     }
     for _ in 0..turns {
         let Some(turn) = policy.next(Duration::from_secs_f64(now)) else { break };
-        let took = times().measured(turn.subnet, turn.members.len());
+        let took = times().measured(turn.kind, turn.members.len());
         now += took;
         policy.ran(&turn, Duration::from_secs_f64(took), Duration::from_secs_f64(now));
     }

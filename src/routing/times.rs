@@ -1,5 +1,6 @@
 //! How long a call of the denoiser takes: measured beforehand, corrected while serving.
 
+use crate::diffusion::Plan;
 use std::time::Duration;
 
 /// A larger batch is worth waiting for while it makes a sample this much cheaper.
@@ -13,7 +14,21 @@ const SCALE: [f64; 2] = [0.25, 16.0];
 /// What was learnt halves about every 20 s, so that a machine that was slow once is not believed to be slow for ever.
 const DECAY_S: f64 = 30.0;
 
-/// The time of a call by subnet and batch, in seconds.
+/// The calls of a step: of one subnet, or of two, where another guides it. As an index, of which the first are those of the subnets.
+pub type Kind = usize;
+
+/// Which calls a step is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Calls {
+    /// One, of this subnet.
+    Of(usize),
+    /// One on half of the samples, and one on the guiding half.
+    Halves(usize, usize),
+    /// One on all samples, and one that guides them.
+    Both(usize, usize),
+}
+
+/// The time of the calls of a step by their kind and batch, in seconds.
 ///
 /// Between measured batches it is linear; beyond the largest one it goes on as it did before.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +36,7 @@ pub struct StepTimes {
     subnets: Vec<String>,
     /// By subnet: (batch, seconds), ascending in batch.
     measured: Vec<Vec<(usize, f64)>>,
-    /// By subnet: the time of a call of so many samples, up to the largest batch: a policy asks too often to interpolate
+    /// By kind: the time of a call of so many samples, up to the largest batch: a policy asks too often to interpolate
     /// each time.
     calls: Vec<Vec<f64>>,
     efficient: Vec<usize>,
@@ -45,20 +60,56 @@ impl StepTimes {
             assert!(!row.is_empty(), "a subnet without a measured time");
             row.sort_by_key(|&(batch, _)| batch);
         }
-        let calls = measured.iter().map(|points| (0..=max_batch).map(|rows| interpolated(points, rows)).collect());
-        let calls = calls.collect();
         let mut times = Self {
             subnets,
             measured,
-            calls,
+            calls: Vec::new(),
             efficient: Vec::new(),
             encode: 0.0,
             finish: 0.0,
             scale: 1.0,
             updated: Duration::ZERO,
         };
-        times.efficient = (0..times.subnets.len()).map(|subnet| times.most_efficient(subnet, max_batch)).collect();
+        let kinds = 0..times.subnets.len() * (1 + 2 * times.subnets.len());
+        times.calls =
+            kinds.clone().map(|kind| (0..=max_batch).map(|rows| times.computed(kind, rows)).collect()).collect();
+        times.efficient = kinds.map(|kind| times.most_efficient(kind, max_batch)).collect();
         times
+    }
+
+    /// The calls of a step of a plan, where something leads the image, or nothing; None for a subnet that is not known.
+    pub fn kind(&self, plan: &Plan, step: usize, is_guided: bool) -> Option<Kind> {
+        let own = self.subnet(plan.subnet_at(step))?;
+        let Some((guide, _)) = plan.guide_at(step, is_guided.then_some(1.0)) else { return Some(own) };
+        let guide = self.subnet(guide)?;
+        let both = usize::from(!is_guided);
+        let count = self.subnets.len();
+        Some(if own == guide { own } else { count + 2 * (own * count + guide) + both })
+    }
+
+    fn calls_of(&self, kind: Kind) -> Calls {
+        let count = self.subnets.len();
+        let Some(pair) = kind.checked_sub(count) else { return Calls::Of(kind) };
+        let (own, guide) = (pair / 2 / count, pair / 2 % count);
+        if pair % 2 == 0 { Calls::Halves(own, guide) } else { Calls::Both(own, guide) }
+    }
+
+    /// The time of the calls of a kind on so many samples, from those that were measured.
+    fn computed(&self, kind: Kind, rows: usize) -> f64 {
+        let call = |subnet: usize, rows: usize| match rows {
+            0 => 0.0,
+            rows => interpolated(&self.measured[subnet], rows),
+        };
+        match self.calls_of(kind) {
+            Calls::Of(subnet) => interpolated(&self.measured[subnet], rows),
+            Calls::Halves(own, guide) => call(own, rows.div_ceil(2)) + call(guide, rows / 2),
+            Calls::Both(own, guide) => call(own, rows) + call(guide, rows),
+        }
+    }
+
+    /// The kind of these two whose samples take longer.
+    pub fn slower(&self, one: Kind, other: Kind) -> Kind {
+        if self.measured_row(other) > self.measured_row(one) { other } else { one }
     }
 
     /// The same for a model of latents, which takes so many seconds to encode and to decode a picture.
@@ -86,25 +137,25 @@ impl StepTimes {
         self.subnets.iter().position(|subnet| subnet == name)
     }
 
-    /// The time of a call of `rows` samples as it was measured.
-    pub fn measured(&self, subnet: usize, rows: usize) -> f64 {
-        let known = self.calls[subnet].get(rows).copied();
-        known.unwrap_or_else(|| interpolated(&self.measured[subnet], rows))
+    /// The time of calls on `rows` samples as it was measured.
+    pub fn measured(&self, kind: Kind, rows: usize) -> f64 {
+        let known = self.calls[kind].get(rows).copied();
+        known.unwrap_or_else(|| self.computed(kind, rows))
     }
 
-    /// The time of a call of `rows` samples now.
-    pub fn call(&self, subnet: usize, rows: usize) -> f64 {
-        self.scale * self.measured(subnet, rows)
+    /// The time of calls on `rows` samples now.
+    pub fn call(&self, kind: Kind, rows: usize) -> f64 {
+        self.scale * self.measured(kind, rows)
     }
 
-    /// The time of a sample in a call of the efficient batch, as it was measured.
-    pub fn measured_row(&self, subnet: usize) -> f64 {
-        self.measured(subnet, self.efficient[subnet]) / self.efficient[subnet] as f64
+    /// The time of a sample in calls of the efficient batch, as it was measured.
+    pub fn measured_row(&self, kind: Kind) -> f64 {
+        self.measured(kind, self.efficient[kind]) / self.efficient[kind] as f64
     }
 
     /// The smallest batch at which a sample is about as cheap as it gets.
-    pub fn efficient_batch(&self, subnet: usize) -> usize {
-        self.efficient[subnet]
+    pub fn efficient_batch(&self, kind: Kind) -> usize {
+        self.efficient[kind]
     }
 
     /// How much slower than measured the machine is now.
@@ -113,19 +164,23 @@ impl StepTimes {
     }
 
     /// Learns from a call. Bounded: one call moves the correction by 5 % at most, and it decays over 30 s.
-    pub fn observe(&mut self, subnet: usize, rows: usize, took: Duration, now: Duration) {
+    pub fn observe(&mut self, kind: Kind, rows: usize, took: Duration, now: Duration) {
         let idle = now.saturating_sub(self.updated).as_secs_f64();
         self.updated = now;
         self.scale = 1.0 + (self.scale - 1.0) * (-idle / DECAY_S).exp();
-        let ratio = took.as_secs_f64() / self.measured(subnet, rows);
+        let ratio = took.as_secs_f64() / self.measured(kind, rows);
         let ratio = ratio.clamp(self.scale / CLIP, self.scale * CLIP);
         self.scale = (self.scale + GAIN * (ratio - self.scale)).clamp(SCALE[0], SCALE[1]);
     }
 
-    fn most_efficient(&self, subnet: usize, max_batch: usize) -> usize {
-        let row = |batch: usize| self.measured(subnet, batch) / batch as f64;
+    fn most_efficient(&self, kind: Kind, max_batch: usize) -> usize {
+        let row = |batch: usize| self.measured(kind, batch) / batch as f64;
+        let (subnet, of_sample) = match self.calls_of(kind) {
+            Calls::Of(subnet) | Calls::Both(subnet, _) => (subnet, 1),
+            Calls::Halves(subnet, _) => (subnet, 2),
+        };
         let candidates = || {
-            let measured = self.measured[subnet].iter().map(|&(batch, _)| batch.min(max_batch));
+            let measured = self.measured[subnet].iter().map(|&(batch, _)| (of_sample * batch).min(max_batch));
             [1].into_iter().chain(measured)
         };
         let best = candidates().map(row).fold(f64::INFINITY, f64::min);
@@ -175,6 +230,25 @@ mod tests {
         assert_eq!(times(&[(1, 1.0), (2, 1.9), (4, 3.76), (8, 7.9)]).efficient_batch(0), 2);
         assert_eq!(times(&[(1, 1.0), (2, 2.1)]).efficient_batch(0), 1);
         assert_eq!(times(&[(1, 1.0), (64, 1.5)]).efficient_batch(0), 16, "no more than may run");
+    }
+
+    #[test]
+    fn a_guide_of_another_width_is_a_call_of_its_own() {
+        let row = |name: &str, ms: f64| (name.to_owned(), vec![(1, ms / 1e3), (4, 2.0 * ms / 1e3)]);
+        let times = StepTimes::new([row("0.250", 1.0), row("full", 4.0)], 8);
+        let ms = |plan: &str, is_guided, rows| {
+            let plan = plan.parse().unwrap();
+            let kind = times.kind(&plan, 0, is_guided).unwrap();
+            (times.measured(kind, rows) * 1e6).round() / 1e3
+        };
+        // Of a batch of 2 a call takes 4/3 of the time, of 4 twice.
+        assert_eq!([ms("euler-2@full", false, 1), ms("euler-2@full", true, 2)], [4.0, 5.333]);
+        assert_eq!([ms("euler-2@full^0.25", false, 1), ms("euler-2@full^0.25", true, 2)], [4.0, 5.0]);
+        assert_eq!([ms("euler-2@full^full", false, 1), ms("euler-2@full^full", true, 2)], [4.0, 5.333]);
+        assert_eq!([ms("euler-2@full^auto:0.25", false, 1), ms("euler-2@full^auto:0.25", true, 2)], [5.0, 5.0]);
+        assert_eq!([ms("euler-2@full^auto:full", false, 1), ms("euler-2@full^auto:0.25", false, 4)], [4.0, 10.0]);
+        assert_eq!(ms("euler-2@full^0.25", true, 8), 10.0);
+        assert_eq!(times.kind(&"euler-2@full^0.5".parse().unwrap(), 0, true), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::digits::seconds;
 use crate::engine::{Engine, Fleet};
 use crate::evaluation::profile::{Device, PROFILE, Profile};
-use crate::evaluation::prompted::examples;
+use crate::evaluation::prompted::Examples;
 use crate::evaluation::survey::Effort;
 use crate::nets;
 use crate::nets::model::{Verify, WEIGHTS};
@@ -57,7 +57,7 @@ fn profile(config: &ServeConfig, model: &Model, texts: Option<&Contexts>, opened
     let (effort, start) = (Effort::Quick { max_batch: config.max_batch }, Instant::now());
     let file = path.display().to_string();
     if !path.exists() {
-        let survey = Profile::measure(opened, &examples(texts)?, &effort, None, &mut |_| {})?;
+        let survey = Profile::measure(opened, &Examples::encoded(texts)?, &effort, None, &mut |_| {})?;
         let plans = survey.profile.frontier.len();
         tracing::warn!(
             file,

@@ -2,7 +2,6 @@
 
 use crate::engine::{EngineError, Fleet};
 use crate::evaluation::profile::Profile;
-use crate::nets::text_to_image;
 use crate::routing::{Budgets, Ladder, StepTimes};
 use crate::server::answering::Answering;
 use crate::server::config::Privacy;
@@ -80,7 +79,9 @@ impl Measured {
         let [encode, decode] = [profile.encode_ms, profile.decode_ms].map(|ms| ms.unwrap_or(0.0) / 1e3);
         let times = StepTimes::new(rows, max_batch).with_codec(encode, decode);
         let plans = profile.frontier.iter().map(|rated| (rated.plan.clone(), rated.quality));
-        Ok(Self { ladder: Ladder::new(plans, &times)?, times, metric: profile.quality.metric.to_string() })
+        let is_guided = profile.quality.guidance.is_some();
+        let ladder = Ladder::of_measured(plans, is_guided, &times)?;
+        Ok(Self { ladder, times, metric: profile.quality.metric.to_string() })
     }
 }
 
@@ -145,7 +146,7 @@ impl AppState {
 
     /// The scale of guidance where a request says none: 1, which is off, but for models that draw texts.
     pub(super) fn usual_guidance(&self) -> f64 {
-        if self.texts.is_some() { text_to_image::GUIDANCE } else { 1.0 }
+        self.fleet.any().about().usual_guidance()
     }
 
     /// From here on readiness fails, so that balancers look elsewhere; requests for images are served.

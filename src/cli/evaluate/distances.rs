@@ -192,7 +192,7 @@ impl Args {
                 }
                 None => text.parse::<Plan>()?,
             };
-            plan.widths.iter().try_for_each(|run| model.subnet(&run.subnet).map(|_| ()))?;
+            plan.subnets().try_for_each(|subnet| model.subnet(subnet).map(drop))?;
             Ok(plan)
         };
         self.images.plan.iter().map(plan).collect()

@@ -6,7 +6,7 @@ mod report;
 use super::device::Device;
 use crate::console::{note, print};
 use crate::evaluation::profile::{PROFILE, Profile};
-use crate::evaluation::prompted::examples;
+use crate::evaluation::prompted::Examples;
 use crate::evaluation::survey::{self, Effort};
 use crate::evaluation::yardstick::Metric;
 use crate::files::{check_writable, write_whole};
@@ -91,7 +91,7 @@ impl Args {
                     profile.measured_here(&mut *opened, &effort, &mut |now| shown.at(&now))?
                 }
                 false => {
-                    let examples = examples(model.contexts()?.as_ref())?;
+                    let examples = Examples::encoded(model.contexts()?.as_ref())?;
                     let measured = Profile::measure(&mut *opened, &examples, &effort, None, &mut |now| shown.at(&now))?;
                     measured.profile
                 }
@@ -110,7 +110,7 @@ impl Args {
             "this takes about {}",
             minutes(survey::expected(&mut *opened, &effort, features.is_some())?)
         ));
-        let examples = examples(model.contexts()?.as_ref())?;
+        let examples = Examples::encoded(model.contexts()?.as_ref())?;
         let survey =
             Profile::measure(&mut *opened, &examples, &effort, features.as_deref(), &mut |now| shown.at(&now))?;
         shown.finish();

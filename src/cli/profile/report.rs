@@ -61,6 +61,7 @@ pub(super) mod tests {
         let quality = Quality {
             metric: Metric::MseToReference,
             definition: Metric::MseToReference.definition().to_owned(),
+            guidance: None,
             images: 40,
             one: 0.0,
             zero: 0.41,

@@ -126,7 +126,7 @@ impl Blueprint {
 
 /// Bytes of the arrays of one image that is being drawn, of any of these sizes, as whole places.
 pub(super) struct Arrays {
-    /// Of its six arrays of values.
+    /// Of its seven arrays of values.
     pub state: usize,
     pub mask: usize,
     pub beside: usize,
@@ -149,7 +149,7 @@ impl Arrays {
 
     /// All of them.
     pub fn bytes(&self) -> usize {
-        6 * self.state + self.mask + self.beside + self.input
+        7 * self.state + self.mask + self.beside + self.input
     }
 }
 

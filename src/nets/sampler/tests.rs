@@ -33,7 +33,7 @@ impl Drawing {
         let update = self.course.advance();
         let next = self.course.next_call().map(|call| call.level);
         let Self { slot, class, guidance, .. } = *self;
-        let guide = guidance.map(|scale| Guide { scale, from: Condition::None });
+        let guide = guidance.map(|scale| Guide { scale, from: Condition::None, subnet: FULL });
         Move { slot, level, condition: class.into(), guide, update, next, watched: true }
     }
 }

@@ -32,6 +32,8 @@ pub struct Row {
     pub mask: u64,
     /// What the network is given beside the image: f32, [`beside_bytes`].
     pub beside: u64,
+    /// The denoised image of another call that this one is led away from; like `x`, or 0.
+    pub led: u64,
     /// Of its noise.
     pub seed: u64,
     /// Of its noise.
@@ -42,7 +44,7 @@ pub struct Row {
     pub conditional: u32,
     /// The row without; the same if there is no guidance.
     pub unconditional: u32,
-    /// The scale of classifier-free guidance.
+    /// The scale of guidance, where there is some.
     pub guidance: f32,
     /// Share of `x` in the denoised image.
     pub c_skip: f32,

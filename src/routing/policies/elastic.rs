@@ -22,6 +22,7 @@ use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Tu
 use crate::routing::demand::Demand;
 use crate::routing::ladder::{Cost, Menu};
 use crate::routing::runs::{Order, Run, Running, Runs};
+use crate::routing::times::Kind;
 use crate::routing::{Ladder, Rung, StepTimes};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,8 +82,8 @@ struct Backlog {
     rows: f64,
     floors: Vec<f64>,
     tops: Vec<f64>,
-    /// Time of images that wait and start from a picture, by cap, as it was measured.
-    started: Vec<f64>,
+    /// Time of images that wait and have a ladder of their own, by cap, as it was measured.
+    own: Vec<f64>,
 }
 
 impl<'a> Rest<'a> {
@@ -107,19 +108,19 @@ impl Backlog {
     /// Nothing yet, on a ladder of so many rungs.
     fn new(rungs: usize) -> Self {
         let none = vec![0.0; rungs];
-        Self { fixed: 0.0, rows: 0.0, floors: none.clone(), tops: none.clone(), started: none }
+        Self { fixed: 0.0, rows: 0.0, floors: none.clone(), tops: none.clone(), own: none }
     }
 
     /// So many more samples wait, or fewer where `rows` is negative.
     fn wait(&mut self, menu: &Menu, rows: f64) {
         match menu {
             Menu::Exact(_, cost) => self.fixed += rows * cost.seconds,
-            Menu::Rungs { floor, top, started: Some(ladder) } => {
-                for (cap, seconds) in self.started.iter_mut().enumerate() {
+            Menu::Rungs { floor, top, own: Some(ladder) } => {
+                for (cap, seconds) in self.own.iter_mut().enumerate() {
                     *seconds += rows * ladder.rungs()[cap.clamp(*floor, *top)].cost.seconds;
                 }
             }
-            Menu::Rungs { floor, top, started: None } => {
+            Menu::Rungs { floor, top, own: None } => {
                 self.rows += rows;
                 self.floors[*floor] += rows;
                 self.tops[*top] += rows;
@@ -136,7 +137,7 @@ impl Backlog {
         let rungs = ladder.rungs();
         let (above, higher) = of(&self.floors[cap + 1..], &rungs[cap + 1..]);
         let (below, lower) = of(&self.tops[..cap], &rungs[..cap]);
-        self.fixed + self.started[cap] + higher + lower + (self.rows - above - below) * rungs[cap].cost.seconds
+        self.fixed + self.own[cap] + higher + lower + (self.rows - above - below) * rungs[cap].cost.seconds
     }
 }
 
@@ -166,7 +167,7 @@ impl Elastic {
         let calls = (share * evaluations).round().max(1.0);
         let seconds = target.seconds * calls / evaluations;
         // In the middle of a step the second half comes first.
-        let half = if running.boundary().is_none() { (self.times.measured_row(running.subnet), 1) } else { (0.0, 0) };
+        let half = if running.boundary().is_none() { (self.times.measured_row(running.kind), 1) } else { (0.0, 0) };
         if seconds + half.0 < as_it_is.0 { (seconds + half.0, calls as usize + half.1) } else { as_it_is }
     }
 
@@ -179,7 +180,7 @@ impl Elastic {
             rest.coding += self.times.finish();
             rest.cost.seconds += seconds * run.ask.rows as f64;
             rest.cost.calls = rest.cost.calls.max(calls);
-            rest.cost.subnet = rest.cost.subnet.max(image.subnet);
+            rest.cost.kind = self.times.slower(rest.cost.kind, image.kind);
         }
         rest
     }
@@ -201,17 +202,17 @@ impl Elastic {
         let begun = self.busy_until.saturating_sub(now).as_secs_f64();
         let (mut seconds, mut rows) = (0.0, 0);
         agenda.iter().map(move |rest| {
-            let Cost { mut calls, mut subnet, .. } = rest.cost;
+            let Cost { mut calls, mut kind, .. } = rest.cost;
             if rest.waiting > 0 {
                 let cost = self.ladder.cost(rest.menu, cap);
                 seconds += cost.seconds * rest.waiting as f64;
-                (calls, subnet) = (calls.max(cost.calls), subnet.max(cost.subnet));
+                (calls, kind) = (calls.max(cost.calls), self.times.slower(kind, cost.kind));
             }
             seconds += rest.cost.seconds + rest.coding;
             rows += rest.waiting + rest.running;
             // Its calls come one after the other, each with what is as urgent; others join only where there is time.
-            let batch = self.times.efficient_batch(subnet).min(rows).max(rest.image.min(self.max_batch));
-            let alone = calls as f64 * self.times.measured(subnet, batch) + rest.coding;
+            let batch = self.times.efficient_batch(kind).min(rows).max(rest.image.min(self.max_batch));
+            let alone = calls as f64 * self.times.measured(kind, batch) + rest.coding;
             begun + scale * f64::max(seconds, alone) - rest.due
         })
     }
@@ -297,7 +298,7 @@ impl Elastic {
         let more = scale * (rungs[urgent + 1].cost.seconds - rungs[urgent].cost.seconds) * ask.rows as f64;
         let late = self.worst(now, &self.agenda(now, None, None), urgent, PLANNING_SAFETY);
         let calls = rungs[urgent + 1].calls.iter();
-        let own: f64 = calls.map(|&(subnet, count)| count as f64 * self.times.measured(subnet, ask.rows)).sum();
+        let own: f64 = calls.map(|&(kind, count)| count as f64 * self.times.measured(kind, ask.rows)).sum();
         let own = own + self.coding(ask);
         let due = ask.deadline.saturating_sub(now).as_secs_f64();
         if late + more <= 0.0 && scale * own <= due { urgent + 1 } else { urgent }
@@ -305,7 +306,7 @@ impl Elastic {
 
     /// Time of a request on an idle machine where each image has this cost, in seconds as they were measured.
     fn idle(&self, ask: &Ask, cost: Cost) -> f64 {
-        let alone = cost.calls as f64 * self.times.measured(cost.subnet, ask.rows);
+        let alone = cost.calls as f64 * self.times.measured(cost.kind, ask.rows);
         let images = f64::from(ask.images);
         alone.max(cost.seconds * ask.rows as f64 * images) + self.coding(ask)
     }
@@ -362,37 +363,36 @@ impl Elastic {
     /// The batch for a leader: the most efficient one, or less where its time is too short for that.
     fn batch(&self, now: Duration, leader: &Run, running: &Running) -> usize {
         let slack = leader.ask.deadline.saturating_sub(now).as_secs_f64();
-        let mut batch = self.times.efficient_batch(running.subnet).max(leader.ask.rows).min(self.max_batch);
+        let mut batch = self.times.efficient_batch(running.kind).max(leader.ask.rows).min(self.max_batch);
         while batch > leader.ask.rows
-            && running.calls as f64 * self.times.call(running.subnet, batch) * PLANNING_SAFETY > slack
+            && running.calls as f64 * self.times.call(running.kind, batch) * PLANNING_SAFETY > slack
         {
             batch /= 2;
         }
         batch
     }
 
-    /// The plan by which an image under `cap` joins calls of `subnet` that have so many rows: its own if that begins
+    /// The plan by which an image under `cap` joins calls of `kind` that have so many rows: its own if that begins
     /// there, or else a better one that does and takes no longer in their company than its own would apart.
-    fn joining(&self, menu: &Menu, cap: usize, subnet: usize, rows: usize) -> Option<Arc<Plan>> {
+    fn joining(&self, Run { ask, menu, .. }: &Run, cap: usize, kind: Kind, rows: usize) -> Option<Arc<Plan>> {
         let own = self.ladder.plan(menu, cap);
-        if self.times.subnet(own.subnet_at(0)) == Some(subnet) {
+        if self.times.kind(own, own.made().start, ask.is_guided) == Some(kind) {
             return Some(own.clone());
         }
         let Menu::Rungs { floor, top, .. } = *menu else { return None };
         let (rungs, low) = (menu.ladder(&self.ladder).rungs(), cap.clamp(floor, top));
-        // What one more sample adds to the calls of a subnet, given how many are there.
-        let more = |subnet: usize, rows: usize| {
-            let without = if rows == 0 { 0.0 } else { self.times.measured(subnet, rows) };
-            self.times.measured(subnet, rows + 1) - without
+        // What one more sample adds to the calls of a kind, given how many are there.
+        let more = |kind: Kind, rows: usize| {
+            let without = if rows == 0 { 0.0 } else { self.times.measured(kind, rows) };
+            self.times.measured(kind, rows + 1) - without
         };
-        let running = |subnet: usize| {
-            let at = |run: &Run| run.ask.rows * run.running.iter().filter(|image| image.subnet == subnet).count();
+        let running = |kind: Kind| {
+            let at = |run: &Run| run.ask.rows * run.running.iter().filter(|image| image.kind == kind).count();
             self.runs.iter().map(at).sum()
         };
-        let apart: f64 =
-            rungs[low].calls.iter().map(|&(subnet, count)| count as f64 * more(subnet, running(subnet))).sum();
+        let apart: f64 = rungs[low].calls.iter().map(|&(kind, count)| count as f64 * more(kind, running(kind))).sum();
         let together = |rung: &&Rung| match rung.calls[..] {
-            [(only, count)] => only == subnet && count as f64 * more(subnet, rows) <= apart,
+            [(only, count)] => only == kind && count as f64 * more(kind, rows) <= apart,
             _ => false,
         };
         let better = rungs.get(low + 1..=top).unwrap_or_default();
@@ -482,9 +482,9 @@ impl Policy for Elastic {
         }
         let leader = &self.runs[first];
         let image = leader.running.first()?;
-        let (subnet, batch, canvas) = (image.subnet, self.batch(now, leader, image), leader.ask.canvas);
+        let (kind, batch, canvas) = (image.kind, self.batch(now, leader, image), leader.ask.canvas);
         // Others begin while there is room beside those that run already.
-        let fill = |runs: &Runs| fill(turns.iter().map(|&place| &runs[place]), subnet, canvas, batch);
+        let fill = |runs: &Runs| fill(turns.iter().map(|&place| &runs[place]), kind, canvas, batch);
         let mut members = fill(&self.runs);
         let could_join = |run: &Run| run.waiting() > 0 && run.ask.canvas == canvas;
         while let Some(&place) = turns.iter().find(|&&place| could_join(&self.runs[place])) {
@@ -494,16 +494,16 @@ impl Policy for Elastic {
             }
             let owed = self.owed;
             let cap = self.next_cap(now, urgent, &backlog, place);
-            let Some(plan) = self.joining(&self.runs[place].menu, cap, subnet, company) else {
+            let Some(plan) = self.joining(&self.runs[place], cap, kind, company) else {
                 self.owed = owed;
                 break;
             };
             plans.push(self.begin(place, plan, &mut backlog));
             members = fill(&self.runs);
         }
-        let takes = self.times.call(subnet, rows(&self.runs, &members));
+        let takes = self.times.call(kind, rows(&self.runs, &members));
         self.busy_until = now + Duration::from_secs_f64(takes);
-        Some(Turn { subnet, members, plans })
+        Some(Turn { kind, members, plans })
     }
 
     fn ran(&mut self, turn: &Turn, took: Duration, now: Duration) {
@@ -537,7 +537,14 @@ mod tests {
             let plans = [("dpmpp2m-4@0.250", 0.8), ("dpmpp2m-8@full", 0.96)];
             let ladder = Ladder::new(plans.map(|(plan, quality)| (plan.parse().unwrap(), quality)), &times).unwrap();
             let policy = Elastic::new(ladder, times, 8);
-            let plan = |top| policy.joining(&Menu::Rungs { floor: 0, top, started: None }, 0, 2, 2);
+            let wish = Wish::Quality { floor: 0.0, target: 1.0 };
+            let run = |top| Run {
+                ask: Ask::new(1, Duration::ZERO, Duration::from_secs(1), wish.clone()),
+                menu: Menu::Rungs { floor: 0, top, own: None },
+                running: Vec::new(),
+                begun: 0,
+            };
+            let plan = |top| policy.joining(&run(top), 0, 2, 2);
             assert_eq!(plan(0), None, "it may have no better one");
             plan(1).map(|plan| plan.to_string())
         };
@@ -568,6 +575,21 @@ mod tests {
             assert!(policy.quote(&ask(takes - 1e-6, strength, encodings)).is_err(), "{plan}");
             let planned = policy.quote(&ask(1.3 * takes, strength, encodings)).unwrap();
             assert_eq!((planned.plan.to_string().as_str(), planned.quality), (plan, Some(0.96)));
+        }
+    }
+
+    #[test]
+    fn a_narrower_guide_takes_its_own_time() {
+        let plans = [("dpmpp2m-4@full^0.250", 0.8), ("dpmpp2m-8@full^auto:0.250", 1.0)];
+        let plans = plans.map(|(plan, quality)| (plan.parse().unwrap(), quality));
+        let policy = Elastic::new(Ladder::new(plans, &times()).unwrap(), times(), 8);
+        // By floor and whether something leads the image: a full call is 4 ms a sample, a narrow one 1 ms.
+        for (floor, is_guided, ms) in [(0.8, false, 16.0), (0.8, true, 20.0), (1.0, false, 40.0), (1.0, true, 40.0)] {
+            let wish = Wish::Quality { floor, target: floor };
+            let rows = if is_guided { 2 } else { 1 };
+            let ask = Ask { is_guided, rows, ..Ask::new(1, Duration::ZERO, Duration::from_micros(10), wish) };
+            let Err(Refusal::Infeasible { takes, .. }) = policy.quote(&ask) else { panic!("in no time") };
+            assert!((takes.as_secs_f64() * 1e3 - ms).abs() < 1e-6, "{floor} {is_guided}: {takes:?}");
         }
     }
 
@@ -604,8 +626,8 @@ mod tests {
                     ladder.rungs()[rung].plan.started(ask.strength)
                 }
             };
-            let calls = ladder::calls(&plan, 0, times).unwrap();
-            let widest = calls.iter().map(|&(subnet, _)| subnet).max().unwrap();
+            let calls = ladder::calls(&plan, 0, ask.is_guided, times).unwrap();
+            let widest = calls.iter().map(|&(kind, _)| kind).max().unwrap();
             (ladder::seconds(&calls, times), plan.evaluations(), widest)
         }
 
@@ -622,7 +644,7 @@ mod tests {
                 before += fresh.map_or(0.0, |(seconds, ..)| seconds * (ask.rows * images as usize) as f64);
                 for image in running {
                     before += image.left * ask.rows as f64;
-                    (calls, subnet) = (calls.max(image.calls), subnet.max(image.subnet));
+                    (calls, subnet) = (calls.max(image.calls), subnet.max(image.kind));
                 }
                 rows += ask.rows * (images as usize + running.len());
                 let batch = policy.times.efficient_batch(subnet).min(rows).max(ask.rows.min(policy.max_batch));
@@ -675,7 +697,7 @@ mod tests {
             }
             for _ in 0..turns {
                 let Some(turn) = policy.next(Duration::from_secs_f64(now)) else { break };
-                let took = times().measured(turn.subnet, super::rows(&policy.runs, &turn.members));
+                let took = times().measured(turn.kind, super::rows(&policy.runs, &turn.members));
                 now += took;
                 policy.ran(&turn, Duration::from_secs_f64(took), Duration::from_secs_f64(now));
             }

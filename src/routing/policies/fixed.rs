@@ -53,7 +53,7 @@ impl Policy for Fixed {
 
     fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
         let planned = self.quote(&ask)?;
-        let menu = Menu::exact(planned.plan.clone(), &self.times);
+        let menu = Menu::exact(planned.plan.clone(), ask.is_guided, &self.times);
         self.runs.insert(ask, menu);
         Ok(planned)
     }
@@ -69,8 +69,8 @@ impl Policy for Fixed {
             plans.push((self.runs.begin(place, plan.clone(), &self.times), plan));
         }
         let first = self.runs.iter().find(|run| !run.running.is_empty())?;
-        let (subnet, canvas) = (first.running.first()?.subnet, first.ask.canvas);
-        Some(Turn { subnet, members: fill(self.runs.iter(), subnet, canvas, self.max_batch), plans })
+        let (kind, canvas) = (first.running.first()?.kind, first.ask.canvas);
+        Some(Turn { kind, members: fill(self.runs.iter(), kind, canvas, self.max_batch), plans })
     }
 
     fn ran(&mut self, turn: &Turn, took: Duration, now: Duration) {

@@ -12,6 +12,7 @@ use crate::diffusion::plan::Plan;
 use crate::engine::policy::{Member, Policy, Turn};
 use crate::routing::ladder::Menu;
 use crate::routing::runs::{Run, Runs};
+use crate::routing::times::Kind;
 use crate::routing::{Ladder, StepTimes};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -87,13 +88,13 @@ impl From<PolicyChoice> for String {
     }
 }
 
-/// The running images of `runs` of the size `canvas` whose next call is of `subnet`, in order, as many as `rows` samples allow and at
+/// The running images of `runs` of the size `canvas` whose next calls are of this kind, in order, as many as `rows` samples allow and at
 /// least one.
-fn fill<'a>(runs: impl Iterator<Item = &'a Run>, subnet: usize, canvas: usize, rows: usize) -> Vec<Member> {
+fn fill<'a>(runs: impl Iterator<Item = &'a Run>, kind: Kind, canvas: usize, rows: usize) -> Vec<Member> {
     let mut used = 0;
     let mut members = Vec::new();
     for run in runs.filter(|run| run.ask.canvas == canvas) {
-        for running in run.running.iter().filter(|running| running.subnet == subnet) {
+        for running in run.running.iter().filter(|running| running.kind == kind) {
             used += run.ask.rows;
             if used > rows && !members.is_empty() {
                 return members;
@@ -115,7 +116,7 @@ fn ran(runs: &mut Runs, times: &mut StepTimes, turn: &Turn, took: Duration, now:
     // Of another size than the measured one a call's samples are counted roughly: it says nothing of the machine.
     let of = |member: &Member| runs.iter().find(|run| run.ask.id == member.request);
     if turn.members.iter().find_map(of).is_none_or(|run| run.ask.canvas == 0) {
-        times.observe(turn.subnet, rows(runs, &turn.members).max(1), took, now);
+        times.observe(turn.kind, rows(runs, &turn.members).max(1), took, now);
     }
     runs.advance(turn, times);
 }

@@ -41,7 +41,7 @@ impl SlackFit {
         let latency = |rung: usize, batch: usize| {
             let calls = &self.ladder.rungs()[rung].calls;
             let called: f64 =
-                calls.iter().map(|&(subnet, count)| count as f64 * self.times.call(subnet, batch * rows)).sum();
+                calls.iter().map(|&(kind, count)| count as f64 * self.times.call(kind, batch * rows)).sum();
             called + self.times.scale() * self.times.finish() * batch as f64
         };
         let width = latency(self.ladder.top(), self.max_batch) / BUCKETS;
@@ -78,7 +78,7 @@ impl SlackFit {
             }
         }
         self.batch = plans.iter().map(|(member, _)| *member).collect();
-        Some(Turn { subnet: 0, members: Vec::new(), plans })
+        Some(Turn { kind: 0, members: Vec::new(), plans })
     }
 }
 
@@ -97,10 +97,9 @@ impl Policy for SlackFit {
     fn admit(&mut self, ask: Ask) -> Result<Planned, Refusal> {
         let planned = self.quote(&ask)?;
         let menu = match &ask.wish {
-            Wish::Exact(plan) => Menu::exact(plan.clone(), &self.times),
+            Wish::Exact(plan) => Menu::exact(plan.clone(), ask.is_guided, &self.times),
             Wish::Quality { .. } => {
-                let started = (ask.strength < 1.0).then(|| Arc::new(self.ladder.started(ask.strength, &self.times)));
-                Menu::Rungs { floor: 0, top: self.ladder.top(), started }
+                Menu::Rungs { floor: 0, top: self.ladder.top(), own: self.ladder.own(&ask, &self.times) }
             }
         };
         self.runs.insert(ask, menu);
@@ -110,11 +109,11 @@ impl Policy for SlackFit {
     fn next(&mut self, now: Duration) -> Option<Turn> {
         let running = |runs: &Runs, member: &Member| {
             let run = runs.iter().find(|run| run.ask.id == member.request)?;
-            Some(run.running.iter().find(|running| running.image == member.image)?.subnet)
+            Some(run.running.iter().find(|running| running.image == member.image)?.kind)
         };
         self.batch.retain(|member| running(&self.runs, member).is_some());
         let mut turn = if self.batch.is_empty() { self.form(now)? } else { Turn::default() };
-        turn.subnet = running(&self.runs, self.batch.first()?)?;
+        turn.kind = running(&self.runs, self.batch.first()?)?;
         turn.members = self.batch.clone();
         Some(turn)
     }

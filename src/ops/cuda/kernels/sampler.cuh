@@ -1,7 +1,7 @@
 // A solver's step, from the network's output to its next input, in one pass over memory.
 //
 // With F the network's output, guided by w (Ho and Salimans 2022): D = c_skip x + c_out (F_u + w (F_c - F_u)) is the denoised image
-// (Karras et al. 2022, eq. 7). Every step of every solver is linear in the image x, D and what it remembers: the array m and what
+// (Karras et al. 2022, eq. 7); or D_u + w (D - D_u), with a D_u that another call has made. Every step of every solver is linear in the image x, D and what it remembers: the array m and what
 // m was one and two changes before, m1 and m2 (`diffusion::solver::Update`):
 //
 //   x' = a_x x + a_d D + a_m m + a_m1 m1 + a_m2 m2 + noise z      m' = b_x x + b_d D + b_m m      input = c_in x'
@@ -25,6 +25,7 @@ struct SamplerRow {
   u64 known;      // f32, like x; or 0
   u64 mask;       // u32 [pixels]: 0 where it is known
   u64 beside;     // f32 [pixels, beside]
+  u64 led;        // f32, like x: the denoised image that it is led away from; or 0
   u64 seed;
   u32 image, draw;
   u32 conditional, unconditional;  // rows of the network's output; the same without guidance
@@ -105,7 +106,8 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
     }
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) now.e[e] = reads_x ? now.e[e] : 0.0f;
-    Pack<float> known;
+    Pack<float> known, from;
+    if (row.led) from = load16(reinterpret_cast<const float*>(row.led) + pixel * CHANNELS + 4 * quad);
     double first[4] = {0.0, 0.0, 0.0, 0.0};
     if (row.known) {
       known = load16(reinterpret_cast<const float*>(row.known) + pixel * CHANNELS + 4 * quad);
@@ -113,7 +115,8 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
     }
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
-      const float d = fmaf(row.c_out, f[4 * quad + e], row.c_skip * now.e[e]);
+      const float own = fmaf(row.c_out, f[4 * quad + e], row.c_skip * now.e[e]);
+      const float d = row.led ? fmaf(row.guidance, own - from.e[e], from.e[e]) : own;
       finite = finite && fabsf(d) <= 3.402823466e38f;
       float sum = fmaf(row.a_d, d, row.a_x * now.e[e]);
 #pragma unroll
