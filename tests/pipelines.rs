@@ -208,6 +208,88 @@ fn an_inpainting_network_has_nine_channels() {
     work.refuses(&["other.safetensors", "--config", "sd"], &["backbone.in_channels: 8 are neither the 4 channels"]);
 }
 
+/// How far two tensors of one shape are apart, as a share of the range.
+fn apart(one: &Tensor, other: &Tensor) -> f64 {
+    assert_eq!(one.dims(), other.dims());
+    relative_error(&floats(one), &floats(other))
+}
+
+#[test]
+fn a_lora_is_added_as_diffusers_fuses_it() {
+    let work = pipeline();
+    work.imports(&["sd", "--out", "plain"]);
+    let expected = tensors(&fixture("sd_tiny.lora.expected.safetensors"));
+    let [kohya, diffusers] = ["kohya", "diffusers"].map(|kind| fixture(&format!("sd_tiny.lora.{kind}.safetensors")));
+    for file in [&kohya, &diffusers] {
+        let lora = format!("{}:0.7", file.display());
+        let says = work.imports(&["sd", "--lora", &lora, "--out", "model"]);
+        assert!(says.contains("a LoRA of 7 layers, added at scale 0.7"), "{says}");
+        // In the layout of diffusers again, every weight can be looked at.
+        work.run(&["extract", "--model", "model", "--subnet", "full", "--format", "diffusers", "--out", "again"]);
+        let (unet, text) = (tensors(&work.path("again").join(UNET)), tensors(&work.path("again").join(TEXT_ENCODER)));
+        for (name, wanted) in &expected {
+            let (part, layer) = name.split_once('.').unwrap();
+            let found = match part {
+                "unet" => &unet[&format!("{layer}.weight")],
+                _ => {
+                    text.iter()
+                        .find(|(name, _)| name.ends_with(&format!("{}.weight", &layer["text_model.".len()..])))
+                        .unwrap()
+                        .1
+                }
+            };
+            assert!(apart(found, wanted) < 1e-6, "{name}");
+        }
+        let card = std::fs::read_to_string(work.path("model/model.toml")).unwrap();
+        assert!(card.contains("[[made.lora]]") && card.contains("scale = 0.7"), "{card}");
+        for dir in ["model", "again"] {
+            std::fs::remove_dir_all(work.path(dir)).unwrap();
+        }
+    }
+    // Taken away again, but for roundings, nothing is left of it.
+    let [add, take] = ["0.5", "-0.5"].map(|scale| format!("{}:{scale}", kohya.display()));
+    work.imports(&["sd", "--lora", &add, "--lora", &take, "--out", "back"]);
+    let [plain, back] = ["plain", "back"].map(|dir| tensors(&work.path(dir).join("supernet.safetensors")));
+    assert!(plain.iter().all(|(name, tensor)| apart(&back[name], tensor) < 1e-6));
+}
+
+#[test]
+fn a_lora_of_another_network_is_refused_by_its_layers() {
+    let work = pipeline();
+    let kohya = tensors(&fixture("sd_tiny.lora.kohya.safetensors"));
+    let changed = |file: &str, change: &dyn Fn(&str, &Tensor) -> Option<(String, Tensor)>| {
+        work.save(&kohya.iter().filter_map(|(name, tensor)| change(name, tensor)).collect(), file);
+    };
+    changed("other.safetensors", &|name, tensor| {
+        Some((name.replace("down_blocks_0", "input_blocks_1"), tensor.clone()))
+    });
+    changed("wide.safetensors", &|name, tensor| {
+        let wider = name.contains("to_q.lora_down").then(|| Tensor::cat(&[tensor, tensor], 1).unwrap());
+        Some((name.to_owned(), wider.unwrap_or(tensor.clone())))
+    });
+    changed("half.safetensors", &|name, tensor| {
+        (!name.contains("to_q.lora_up")).then(|| (name.to_owned(), tensor.clone()))
+    });
+    changed("loha.safetensors", &|name, tensor| Some((name.replace("lora_down.weight", "hada_w1_a"), tensor.clone())));
+    let refuses = |file: &str, words: &[&str]| work.refuses(&["sd", "--lora", file], words);
+    let layers = "lora_unet_input_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q";
+    refuses(
+        "other.safetensors",
+        &["other.safetensors: is of another network: it changes 2 layers that this has not", layers],
+    );
+    refuses("wide.safetensors", &["is of another network, with layers of other sizes: lora_unet_", "for [24, 24]"]);
+    refuses("half.safetensors", &["half.safetensors: lacks a factor of lora_unet_down_blocks_0"]);
+    refuses("loha.safetensors", &["loha.safetensors: is LoHa; LoRAs of two factors a layer are merged"]);
+    refuses("missing.safetensors", &["missing.safetensors"]);
+    let unet = work.path("sd").join(UNET);
+    refuses(unet.to_str().unwrap(), &["is no LoRA: no name in it ends as those of kohya's scripts and diffusers do"]);
+    let other = fixture("song_unet_vp_cond.weights.safetensors");
+    work.refuses(
+        &[other.to_str().unwrap(), "--preconditioning", "vp", "--lora", "half.safetensors"],
+        &["--lora: half.safetensors is added to pipelines"],
+    );
+}
+
 #[test]
 fn other_pipelines_are_refused_with_what_they_seem_to_be() {
     let work = pipeline();

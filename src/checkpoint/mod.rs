@@ -6,6 +6,7 @@
 mod component;
 mod constructors;
 mod legacy;
+pub mod lora;
 pub mod module;
 pub mod pickle;
 mod state_dict;

@@ -240,6 +240,21 @@ impl StateDict {
         self
     }
 
+    /// The same tensors, but for these values of some, row-major.
+    ///
+    /// # Panics
+    /// For a name that it has not, or another number of values.
+    pub fn with_values(mut self, values: BTreeMap<String, Vec<f32>>) -> Self {
+        for (name, values) in values {
+            let (file, stored) = self.tensors.get_mut(&name).expect("one of its names");
+            let shape = stored.shape.clone();
+            *file = Arc::new(values.iter().flat_map(|value| value.to_le_bytes()).collect());
+            *stored = Stored::whole(Dtype::F32, &shape, 0..file.len()).expect("as many values as before");
+            assert_eq!(shape.iter().product::<usize>(), values.len(), "values of {name}");
+        }
+        self
+    }
+
     /// Writes them as f32 to a safetensors file, `prefix` before every name.
     ///
     /// # Errors

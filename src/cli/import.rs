@@ -1,5 +1,6 @@
 //! `accordion import`: a public checkpoint becomes a model directory.
 
+use crate::checkpoint::lora::{self, Lora};
 use crate::files::{check_vacant, write_directory};
 use crate::nets::Model;
 use crate::nets::backbone::Arch;
@@ -39,6 +40,10 @@ pub struct Args {
     /// How the network was trained to see noise, where neither the file nor --config says it.
     #[arg(long, env = "ACCORDION_PRECONDITIONING")]
     preconditioning: Option<Kind>,
+    /// A LoRA to add to a pipeline's weights, as FILE or FILE:SCALE; may be given several times. Names are those of kohya's scripts and
+    /// of diffusers.
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    lora: Vec<lora::Wanted>,
     /// The model directory to make.
     #[arg(long, env = "ACCORDION_OUT")]
     out: PathBuf,
@@ -64,6 +69,10 @@ impl Args {
             prefix: self.prefix.as_deref(),
             preconditioning: self.preconditioning,
         };
+        if let Some(lora) = self.lora.first() {
+            let problem = format!("{} is added to pipelines of Stable Diffusion alone", lora.path.display());
+            return Err(Error::input("--lora", problem));
+        }
         let found = find(&checkpoint::open(&self.checkpoint)?, &hints)?;
         let refuse = |problem: String| Error::input("--classes", problem);
         let classes = classes::checked(&self.classes).map_err(refuse)?;
@@ -98,6 +107,13 @@ impl Args {
             ));
         }
         console::note(format_args!("import: {pipeline}"));
+        let mut pipeline = pipeline;
+        for wanted in &self.lora {
+            let lora = Lora::open(wanted)?;
+            pipeline = pipeline.with(&lora)?;
+            let (path, layers, scale) = (lora.path().display(), lora.layers(), wanted.scale);
+            console::note(format_args!("import: {path}: a LoRA of {layers} layers, added at scale {scale}"));
+        }
         write_directory(&self.out, |dir| pipeline.into_model(self.name(), dir)?.write(dir, DType::F32))
     }
 }

@@ -164,7 +164,7 @@ fn guidance_adds_an_unconditional_row_and_moves_away_from_it() {
 #[test]
 fn a_guide_may_be_of_a_width_of_its_own() {
     let (engine, gate) = engine(8, 16);
-    let mut drawn = |plan: &str, condition: Condition, guidance| {
+    let drawn = |plan: &str, condition: Condition, guidance| {
         let seen = gate.calls().len();
         let job = Job { images: 2, condition, guidance, ..job(plan, 4) };
         let pixels = values(&images(engine.submit(job).unwrap()));

@@ -3,6 +3,7 @@
 mod directory;
 mod single_file;
 
+use crate::checkpoint::lora::{Lora, Merged, Prefixes};
 use crate::checkpoint::{self, StateDict};
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::nets::Network;
@@ -34,6 +35,8 @@ pub struct Pipeline {
     tokenizer: Tokenizer,
     /// Under the names of diffusers and transformers today.
     tensors: Tensors,
+    /// What was added to them.
+    loras: Vec<Merged>,
 }
 
 /// The tensors of each network.
@@ -78,7 +81,19 @@ pub fn open(path: &Path, config: Option<&Path>) -> Result<Option<Pipeline>> {
 impl Pipeline {
     fn new(path: &Path, configs: Configs, tokenizer: Tokenizer, tensors: Tensors) -> Self {
         let Configs { unet, preconditioning, vae, text_encoder } = configs;
-        Self { path: path.to_owned(), unet, preconditioning, vae, text_encoder, tokenizer, tensors }
+        Self { path: path.to_owned(), unet, preconditioning, vae, text_encoder, tokenizer, tensors, loras: Vec::new() }
+    }
+
+    /// The same with a LoRA added to its U-Net and its encoder of texts.
+    ///
+    /// # Errors
+    /// As [`Lora::merge`].
+    pub fn with(self, lora: &Lora) -> Result<Self> {
+        let Tensors { unet, vae, text_encoder } = self.tensors;
+        let parts = [(&Prefixes::UNET, unet), (&Prefixes::TEXT_ENCODER, text_encoder)];
+        let [unet, text_encoder] = lora.merge(parts)?;
+        let loras = self.loras.into_iter().chain([lora.merged()?]).collect();
+        Ok(Self { tensors: Tensors { unet, vae, text_encoder }, loras, ..self })
     }
 
     /// The model, named `name`, whose other parts are written to `dir`, an empty directory, for it to be written to as well.
@@ -86,7 +101,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Input`] with what is missing, of another shape or does not fit; [`Error::Io`] if a file cannot be written.
     pub fn into_model(self, name: String, dir: &Path) -> Result<Model> {
-        let Self { path, unet, preconditioning, vae, text_encoder, tokenizer, tensors } = self;
+        let Self { path, unet, preconditioning, vae, text_encoder, tokenizer, tensors, loras } = self;
         let backbone = Backbone::Unet(unet);
         let network = Network::new(&backbone, preconditioning).map_err(|error| error.in_table(&path, "unet."))?;
         let parts = TextToImage::new(&backbone, text_encoder, vae).map_err(|error| error.in_file(&path))?;
@@ -99,7 +114,11 @@ impl Pipeline {
         tensors.text_encoder.write(&dir.join(TEXT_ENCODER), "")?;
         tensors.vae.write(&dir.join(VAE), "")?;
         tokenizer.write(&dir.join(TOKENIZER))?;
-        let card = Card { text_to_image: Some(parts), ..Card::new(name, backbone, preconditioning, vec![]) };
+        let mut card = Card { text_to_image: Some(parts), ..Card::new(name, backbone, preconditioning, vec![]) };
+        if !loras.is_empty() {
+            let loras = toml::Value::try_from(loras).expect("names and numbers");
+            card.made.insert("lora".to_owned(), loras);
+        }
         let supernet = Supernet::original(network.spec(), params);
         Ok(Model::unallocated(card, supernet)?.with_parts_in(dir))
     }

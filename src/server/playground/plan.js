@@ -14,7 +14,7 @@ export function svg(name, attributes = {}, ...children) {
 
 /** The ratio of each step's subnet, or an empty list for a text that is no plan. */
 export function ratios(plan) {
-  const match = /^[a-z0-9]+-(\d+)@([^~]+)/.exec(plan);
+  const match = /^[a-z0-9]+-(\d+)@([^~^]+)/.exec(plan);
   if (!match) return [];
   const ratio = (name) => (name === "full" ? 1 : Number(name));
   const steps = Number(match[1]);
