@@ -13,7 +13,7 @@ use accordion::philox::Stream;
 use accordion::routing::Fixed;
 use accordion::supernet::{Order, Subnet, Supernet, Widths, widths_of};
 use accordion::training::batch::{Batch, Batches};
-use accordion::training::config::{Config, Rule, Teacher};
+use accordion::training::config::{Config, Rule, Stage, Teacher};
 use accordion::training::flow::{Flow, Outcome};
 use accordion::training::state::{StageName, State};
 use accordion::training::trainer::{Trainer, initial};
@@ -525,6 +525,90 @@ fn a_run_that_is_stopped_at_every_step_ends_like_one_that_is_not_to_the_bit() {
         let table = |dir: &Path| std::fs::read_to_string(dir.join("subnets.toml")).unwrap();
         assert_eq!(table(&whole), table(&pieces));
     }
+}
+
+#[test]
+fn one_subnet_is_trained_further_as_a_network_of_its_own_and_resumes_to_the_bit() {
+    let (trained, dir) = trained();
+    let mut config = trained.config();
+    let steps = 40;
+    let further = Stage { images: (steps * BATCH) as u64, learning_rate: 2e-3, ..config.all.clone() };
+    config.finetune = Some(further);
+    let model = Model::open(dir).unwrap();
+    let smallest = model.extract(0).unwrap();
+    let workspace = Workspace::new([1, 1]);
+    let (whole, pieces) = (workspace.path("whole"), workspace.path("pieces"));
+    assert_eq!(flow(&config, &whole).finetune(&model, dir, 0).unwrap(), Outcome::Finished);
+    let mut sitting = Flow { stop: &STOPS, ..flow(&config, &pieces) };
+    let mut sittings = 1;
+    while sitting.finetune(&model, dir, 0).unwrap() == Outcome::Stopped {
+        sitting.resume = true;
+        sittings += 1;
+    }
+    assert_eq!(sittings, steps);
+    for file in ["state.safetensors", "supernet.safetensors"] {
+        assert!(content(&whole.join(file)) == content(&pieces.join(file)), "{file}");
+    }
+    let further = Model::open(&whole).unwrap();
+    assert_eq!(further.card.backbone, smallest.card.backbone);
+    assert_eq!(further.subnets().len(), 1);
+    assert_eq!(further.card.made["subnet_of"].as_str().unwrap(), format!("halves {}", model.subnets()[0].name));
+    assert_eq!(further.card.made["finetune"]["images"].as_integer(), Some((steps * BATCH) as i64));
+    // It was trained: it draws the data better than it did among the others.
+    let loss = |of: &Model| {
+        let dataset = config.data.load().unwrap();
+        let batch = Batches::new(&dataset, &config.loss, of.network.classes(), 99).draw(0, 128);
+        let got = denoised(&of.network, &of.supernet, &Widths(of.network.spec().full().0), &batch);
+        loss(&of.network, &batch, &got, &batch.x0)
+    };
+    let (before, after) = (loss(&smallest), loss(&further));
+    assert!(after < before, "{before} {after}");
+    // What was not trained is as it was.
+    assert!(
+        Model::open(dir)
+            .unwrap()
+            .supernet
+            .params
+            .iter()
+            .zip(&model.supernet.params)
+            .all(|(a, b)| values(a) == values(b))
+    );
+}
+
+#[test]
+fn a_subnet_that_cannot_be_trained_further_is_refused() {
+    let (trained, dir) = trained();
+    let config = trained.config();
+    let model = Model::open(dir).unwrap();
+    let out = trained.path("refused");
+    let refusal = |config: &Config, out: &Path| flow(config, out).finetune(&model, dir, 0).unwrap_err().to_string();
+    let says = refusal(&config, &out);
+    assert!(
+        says.ends_with("config.toml: finetune: is missing: it says how long and how fast, as [full] does"),
+        "{says}"
+    );
+    let with = |finetune| Config { finetune: Some(finetune), ..config.clone() };
+    let further = with(config.all.clone());
+    assert!(refusal(&further, dir).contains("holds a run; --resume continues it"));
+    let mut other = further.clone();
+    other.preconditioning = serde_json::from_str(r#"{"kind":"vp"}"#).unwrap();
+    assert!(refusal(&other, &out).contains("preconditioning: is not that of the config"));
+    let wide =
+        Flow { resume: true, ..flow(&further, dir) }.finetune(&model, dir, model.subnets().len() - 1).unwrap_err();
+    assert!(wide.to_string().contains("holds a run of another kind"), "{wide}");
+    assert!(!out.exists(), "nothing is made");
+    let mut missing = accordion(&[
+        "finetune",
+        "--model",
+        text(dir),
+        "--subnet",
+        "0.3",
+        "--config",
+        text(&trained.path("config.toml")),
+        "--out",
+        text(&out),
+    ]);
+    assert_refused(&missing.output().unwrap(), &["subnet", "`0.3` is none of"]);
 }
 
 #[test]

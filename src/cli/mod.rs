@@ -6,6 +6,7 @@ mod bench;
 mod device;
 mod evaluate;
 mod extract;
+mod finetune;
 mod forward;
 mod generate;
 mod hash_key;
@@ -40,6 +41,8 @@ enum Command {
     Train(train::Args),
     /// Train the classifier in whose features the quality of images is measured.
     TrainFeatures(train_features::Args),
+    /// Train one subnet further, as a model of its own.
+    Finetune(finetune::Args),
     /// Turn a public checkpoint into a model directory.
     Import(import::Args),
     /// Sort the channels of a model by importance.
@@ -75,6 +78,7 @@ impl Command {
         match self {
             Self::Train(args) => args.run(),
             Self::TrainFeatures(args) => args.run(),
+            Self::Finetune(args) => args.run(),
             Self::Import(args) => args.run(),
             Self::Rank(args) => args.run(),
             Self::Allocate(args) => args.run(),

@@ -57,6 +57,9 @@ pub struct Config {
     /// How the second stage samples subnets.
     #[serde(default)]
     pub sampling: Sampling,
+    /// How one subnet is trained further, by `accordion finetune`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finetune: Option<Stage>,
 }
 
 /// Number format of weights on disk; in memory they are f32.
@@ -369,7 +372,8 @@ impl Config {
             true => Ok(()),
             false => Err((field.to_string(), problem.to_string())),
         };
-        for (name, stage) in [("full", &self.full), ("all", &self.all)] {
+        let finetune = self.finetune.iter().map(|stage| ("finetune", stage));
+        for (name, stage) in [("full", &self.full), ("all", &self.all)].into_iter().chain(finetune) {
             stage.check().map_err(|(field, problem)| (format!("{name}.{field}"), problem.to_owned()))?;
         }
         let loss = &self.loss;

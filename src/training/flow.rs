@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The state of the stage that is running.
-const STATE: &str = "state.safetensors";
+pub(super) const STATE: &str = "state.safetensors";
 /// Where the first stage leaves its network.
 const PRETRAINED: &str = "full";
 /// Where ranking and allocation leave theirs.
@@ -63,14 +63,12 @@ impl Flow<'_> {
         let path = self.out.join(STATE);
         let mut resumed = match (path.exists(), self.resume) {
             (true, true) => Some(State::read(network.spec(), &path)?),
-            (true, false) => {
-                return Err(Error::input(
-                    "--out",
-                    format!("{} holds a run; --resume continues it", self.out.display()),
-                ));
-            }
+            (true, false) => return Err(self.holds_a_run()),
             (false, _) => None,
         };
+        if resumed.as_ref().is_some_and(|state| state.position.stage == StageName::Finetune) {
+            return Err(Error::input("--out", format!("{} holds a run of finetune", self.out.display())));
+        }
         let stage = resumed.as_ref().map(|state| state.position.stage);
         if self.only == Some(StageName::Full) && stage == Some(StageName::All) {
             let problem = format!("the run in {} is past the full width", self.out.display());
@@ -98,7 +96,7 @@ impl Flow<'_> {
                 return Ok(Outcome::Stopped);
             }
             let supernet = trainer.state.supernet(spec, true)?;
-            let made = self.made(toml::Table::new(), &trainer.state.position);
+            let made = self.made(toml::Table::new(), "train", &trainer.state.position);
             // It is there already if an earlier sitting ended between this and the next checkpoint.
             if !pretrained.exists() {
                 let model = self.model(&dataset, supernet, made)?;
@@ -125,14 +123,18 @@ impl Flow<'_> {
         }
         let supernet = trainer.state.supernet(network.spec(), true)?;
         let rows = ranked.table.subnets.clone();
-        let made = self.made(ranked.card.made, &trainer.state.position);
+        let made = self.made(ranked.card.made, "train", &trainer.state.position);
         let model = self.model(&dataset, supernet, made)?.with_subnets(&ranked.table.target, rows)?;
         model.write(self.out, self.config.dtype.dtype())?;
         Ok(Outcome::Finished)
     }
 
+    pub(super) fn holds_a_run(&self) -> Error {
+        Error::input("--out", format!("{} holds a run; --resume continues it", self.out.display()))
+    }
+
     /// What was loaded, and what the config may not mean: once nothing is refused any more.
-    fn say(&self, dataset: &Dataset) {
+    pub(super) fn say(&self, dataset: &Dataset) {
         tracing::info!("{}", dataset.summary());
         self.config.warnings(dataset).iter().for_each(|warning| tracing::warn!("{warning}"));
     }
@@ -156,14 +158,14 @@ impl Flow<'_> {
     }
 
     /// What `model.toml` says of how the model was made, after the stage that stands at `position`.
-    fn made(&self, mut made: toml::Table, position: &Position) -> toml::Table {
+    pub(super) fn made(&self, mut made: toml::Table, command: &str, position: &Position) -> toml::Table {
         let stage = toml::Table::from_iter([
             ("images".to_string(), toml::Value::from(position.seen as i64)),
             ("hours".to_string(), toml::Value::from((position.seconds / 36.0).round() / 100.0)),
             ("threads".to_string(), toml::Value::from(rayon::current_num_threads() as i64)),
         ]);
         let config = self.config.path.file_name().unwrap_or_default().to_string_lossy();
-        made.insert("command".into(), format!("accordion train --config {config} --out DIR").into());
+        made.insert("command".into(), format!("accordion {command} --config {config} --out DIR").into());
         made.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         made.insert("seed".into(), toml::Value::from(self.config.seed as i64));
         made.insert(position.stage.as_str().into(), stage.into());
@@ -234,7 +236,7 @@ impl Flow<'_> {
         Model::unallocated(card, supernet)
     }
 
-    fn train(&self, network: &Network, trainer: &mut Trainer) -> Result<Outcome> {
+    pub(super) fn train(&self, network: &Network, trainer: &mut Trainer) -> Result<Outcome> {
         let path = self.out.join(STATE);
         let name = trainer.state.position.stage.as_str();
         let mut progress = Progress::new(name, "images", trainer.state.position.seen, trainer.images());

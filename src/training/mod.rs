@@ -4,6 +4,7 @@ pub mod batch;
 pub mod classification;
 pub mod config;
 pub mod data;
+mod finetune;
 pub mod flow;
 pub mod importance;
 pub mod optimizer;

@@ -18,6 +18,9 @@ pub enum StageName {
     Full,
     /// All widths on shared weights.
     All,
+    /// One subnet, as a network of its own.
+    #[value(skip)]
+    Finetune,
 }
 
 impl StageName {
@@ -26,6 +29,7 @@ impl StageName {
         match self {
             Self::Full => "full",
             Self::All => "all",
+            Self::Finetune => "finetune",
         }
     }
 }

@@ -85,6 +85,7 @@ impl<'a> Trainer<'a> {
         let stage = match state.position.stage {
             StageName::Full => &config.full,
             StageName::All => &config.all,
+            StageName::Finetune => config.finetune.as_ref().expect("whoever begins this stage has looked"),
         };
         let sampling = &config.sampling;
         let wanted = sampling.distillation > 0.0 && sampling.teacher == Teacher::Frozen;
