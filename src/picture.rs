@@ -331,6 +331,17 @@ mod tests {
     }
 
     #[test]
+    fn a_jpeg_in_the_colours_of_print_shows_them() {
+        // Red on the left, cyan on the right, as Pillow writes them: inverted, as Adobe does.
+        let picture = rgb(include_bytes!("../tests/pictures/cmyk.jpg")).unwrap();
+        assert_eq!((picture.width, picture.height), (16, 8));
+        let pixel = |x: usize| &picture.bytes[(2 * 16 + x) * 3..][..3];
+        let near = |found: &[u8], wanted: [u8; 3]| found.iter().zip(wanted).all(|(a, b)| a.abs_diff(b) < 16);
+        assert!(near(pixel(2), [255, 0, 0]), "{:?}", pixel(2));
+        assert!(near(pixel(13), [0, 255, 255]), "{:?}", pixel(13));
+    }
+
+    #[test]
     fn transparent_pixels_show_the_background_and_not_their_hidden_colour() {
         let noise = include_bytes!("../tests/pictures/rgba-hidden-noise.png");
         let hidden = image::load_from_memory(noise).unwrap().into_rgba8();

@@ -6,9 +6,12 @@ mod inpainting;
 mod workplace;
 
 use accordion::nets::Model;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use candle_core::Tensor;
 use image::{GrayImage, RgbImage};
 use std::collections::HashMap;
+use std::process::Command;
 use workplace::{Workplace, copy, fixture};
 
 const PROMPT: &str = "a photo of a cat";
@@ -164,4 +167,13 @@ fn a_file_says_what_it_was_made_from_and_the_command_makes_it_again() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let [first, again] = ["first.png", "again.png"].map(|file| std::fs::read(work.path(file)).unwrap());
     assert!(first == again);
+    // The request's body, as the shell makes it of the files.
+    let request = shown.lines().find_map(|line| line.strip_prefix("from a server")).unwrap();
+    let request = request.replace("IMAGE", "image.png").replace("MASK", "mask.png");
+    let printed = request.split(" | curl --json @- ").next().unwrap();
+    let body = Command::new("sh").args(["-c", printed]).current_dir(work.0.path()).output().unwrap().stdout;
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((&body["class"], &body["strength"]), (&"bag".into(), &0.7.into()), "{body}");
+    let file = STANDARD.decode(body["mask"].as_str().unwrap()).unwrap();
+    assert_eq!(file, std::fs::read(work.path("mask.png")).unwrap());
 }

@@ -253,11 +253,14 @@ fn a_lora_is_added_as_diffusers_fuses_it() {
     assert!(plain.iter().all(|(name, tensor)| apart(&back[name], tensor) < 1e-6));
 }
 
+/// What becomes of a tensor, or that it is left out.
+type Change<'a> = &'a dyn Fn(&str, &Tensor) -> Option<(String, Tensor)>;
+
 #[test]
 fn a_lora_of_another_network_is_refused_by_its_layers() {
     let work = pipeline();
     let kohya = tensors(&fixture("sd_tiny.lora.kohya.safetensors"));
-    let changed = |file: &str, change: &dyn Fn(&str, &Tensor) -> Option<(String, Tensor)>| {
+    let changed = |file: &str, change: Change| {
         work.save(&kohya.iter().filter_map(|(name, tensor)| change(name, tensor)).collect(), file);
     };
     changed("other.safetensors", &|name, tensor| {

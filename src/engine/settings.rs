@@ -136,13 +136,9 @@ impl Settings {
         Some(words.join(" "))
     }
 
-    /// The request that draws them again; None where it takes several, or they had different plans.
+    /// The request that draws them again, from files `IMAGE` and `MASK` where it needs them; None where it takes several, or they had different plans.
     pub fn request(&self) -> Option<String> {
         if self.classes.len() > 1 || self.prompts.len() > 1 {
-            return None;
-        }
-        // A picture is no text that a shell's command would hold.
-        if self.image.is_some() {
             return None;
         }
         let Size { width, height } = self.size;
@@ -158,9 +154,19 @@ impl Settings {
         if !(self.classes.is_empty() && self.prompts.is_empty()) {
             field("guidance", self.guidance.into());
         }
-        let query = format!("/generate?budget=exact:{}", self.one_plan()?);
-        let request = format!("curl --json {} --output again.png", quoted(&body.to_string()));
-        Some(format!("{request} {}", quoted(&format!("http://127.0.0.1:8080{query}"))))
+        let query = format!("http://127.0.0.1:8080/generate?budget=exact:{}", self.one_plan()?);
+        let (body, query) = (body.to_string(), quoted(&query));
+        let files = [("image", &self.image), ("mask", &self.mask)].map(|(name, file)| file.as_ref().map(|_| name));
+        let files: Vec<&str> = files.into_iter().flatten().collect();
+        if files.is_empty() {
+            return Some(format!("curl --json {} --output again.png {query}", quoted(&body)));
+        }
+        // Pictures are too long for an argument of a program, but not for one of the shell's own.
+        let fields: String = files.iter().map(|name| format!(",\"{name}\":\"%s\"")).collect();
+        let body = body.replace('\\', r"\\").replace('%', "%%");
+        let format = format!("{}{fields},\"strength\":{}}}", body.trim_end_matches('}'), self.strength);
+        let read: String = files.iter().map(|name| format!(" \"$(base64 -w0 {})\"", name.to_uppercase())).collect();
+        Some(format!("printf {}{read} | curl --json @- --output again.png {query}", quoted(&format)))
     }
 
     /// The plan of all images, if there is only one.
@@ -276,7 +282,13 @@ mod tests {
             Settings { image: Some("cd34".to_owned()), mask: Some("ef".to_owned()), strength: 0.5, ..settings.clone() };
         let command = edited.command().unwrap();
         assert!(command.contains("--image IMAGE --mask MASK --strength 0.5 --size 64x32"), "{command}");
-        assert_eq!(edited.request(), None);
+        let request = edited.request().unwrap();
+        assert!(
+            request.starts_with("printf '{") && request.contains(r#","image":"%s","mask":"%s","strength":0.5}'"#),
+            "{request}"
+        );
+        assert!(request.contains(r"blurry\\nimages"), "printf reads what JSON shall: {request}");
+        assert!(request.contains(r#" "$(base64 -w0 IMAGE)" "$(base64 -w0 MASK)" | curl --json @- "#), "{request}");
         assert!(edited.to_string().contains("image            of SHA-256 cd34"), "{edited}");
         let several = Settings { plan: "euler-2@full; euler-3@full".to_owned(), ..settings };
         assert_eq!((several.command(), several.request()), (None, None));

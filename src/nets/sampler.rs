@@ -100,7 +100,7 @@ impl Move {
     }
 
     /// What its rows in a call of this subnet are of, which is the step's own or that of its guide.
-    fn rows_in<'a>(&'a self, subnet: usize, own: usize) -> impl Iterator<Item = &'a Condition> {
+    fn rows_in(&self, subnet: usize, own: usize) -> impl Iterator<Item = &Condition> {
         let first = (subnet == own).then_some(&self.condition);
         let second = self.guide.as_ref().filter(|guide| guide.subnet == subnet).map(|guide| &guide.from);
         [first, second].into_iter().flatten()

@@ -223,7 +223,14 @@ fn query(request: &Request) -> Result<GenerateQuery, ApiError> {
 pub(super) async fn read_body(state: &AppState, request: Request) -> Result<Bytes, ApiError> {
     let limit = state.limits.body_timeout_s;
     let most = most_body_bytes(state);
-    let body = tokio::time::timeout(Duration::from_secs(limit), Bytes::from_request(request, &()));
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let is_small = length.is_some_and(|length: usize| length <= MAX_BODY_BYTES);
+    let read = async {
+        // Never closed: there is a place in the end.
+        let _place = if is_small { None } else { state.large_bodies.acquire().await.ok() };
+        Bytes::from_request(request, &()).await
+    };
+    let body = tokio::time::timeout(Duration::from_secs(limit), read);
     body.await.map_err(|_| ApiError::BodyTimeout(limit))?.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLarge(most),
         _ => ApiError::BrokenBody(rejection.body_text()),

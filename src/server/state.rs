@@ -17,6 +17,10 @@ use prometheus::Registry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
+
+/// Bodies with pictures that are read at a time: each is held in memory, and connections are many.
+pub(super) const LARGE_BODIES: usize = 32;
 
 /// The time, as the OpenAI API tells it.
 pub(super) fn seconds_since_1970() -> u64 {
@@ -42,6 +46,8 @@ pub struct AppState {
     pub(super) metrics: Arc<Metrics>,
     pub(super) answering: Answering,
     pub(super) kept: Arc<Kept>,
+    /// Places for bodies that may be large while they are read.
+    pub(super) large_bodies: Semaphore,
     pub(super) guards: Guards,
     pub(super) meter: LoadMeter,
     pub(super) usage: UsageMeter,
@@ -120,6 +126,7 @@ impl AppState {
             metrics: Arc::new(metrics),
             answering: Answering::default(),
             kept: Arc::default(),
+            large_bodies: Semaphore::new(LARGE_BODIES),
             guards: Guards::new(config),
             meter: LoadMeter::new(),
             usage: UsageMeter::new(),

@@ -13,6 +13,7 @@ use crate::supernet::Supernet;
 use crate::{ImageShape, Result};
 use bytemuck::{NoUninit, Zeroable};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::mem::offset_of;
 use std::sync::Arc;
 
@@ -245,9 +246,8 @@ impl<P: Send> DeviceCodec<P> {
         picture: &[f32],
     ) -> std::result::Result<Vec<f32>, Fault> {
         let CallLaunches { launches, output, .. } = self.codec.encoding_call(size, &self.of_encoder);
-        if !self.encoding.contains_key(&size) {
-            let program = machine.prepare(launches)?;
-            self.encoding.insert(size, program);
+        if let Entry::Vacant(vacant) = self.encoding.entry(size) {
+            vacant.insert(machine.prepare(launches)?);
         }
         self.codec.give(machine, &self.places, size.channels, picture)?;
         machine.run(&self.encoding[&size])?;

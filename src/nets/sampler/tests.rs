@@ -177,7 +177,7 @@ fn what_is_known_is_put_back_after_every_step_at_the_level_of_the_next() {
         );
         while !known.course.is_finished() {
             let step = known.next();
-            sampler.step(FULL, &[step.clone()]).unwrap();
+            sampler.step(FULL, std::slice::from_ref(&step)).unwrap();
             let sigma = step.next.map_or(0.0, |level| level.sigma);
             let x = sampler.held(slot).state.x().to_vec();
             for at in (1..12).step_by(2) {

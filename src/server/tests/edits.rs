@@ -195,6 +195,22 @@ async fn every_picture_that_cannot_be_started_from_has_its_sentence() {
     assert_eq!((huge.status, huge.error().0.as_str()), (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn large_bodies_wait_for_each_other_and_small_ones_for_none() {
+    let server = Server::new(&ServeConfig::default());
+    let places = server.state.large_bodies.try_acquire_many(crate::server::state::LARGE_BODIES as u32).unwrap();
+    let padded = |bytes: usize| {
+        let body = format!("{{}}{}", " ".repeat(bytes - 2));
+        let request = Request::post("/generate").header("content-type", "application/json");
+        request.header("content-length", body.len()).body(Body::from(body)).unwrap()
+    };
+    assert_eq!(server.send(padded(64 << 10)).await.status, StatusCode::OK);
+    let reply = server.send(padded((64 << 10) + 1)).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::REQUEST_TIMEOUT, "body_timeout"));
+    drop(places);
+    assert_eq!(server.send(padded((64 << 10) + 1)).await.status, StatusCode::OK);
+}
+
 #[tokio::test]
 async fn a_form_that_is_none_has_its_sentence() {
     let server = Server::new(&ServeConfig::default());
