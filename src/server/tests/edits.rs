@@ -195,9 +195,10 @@ async fn every_picture_that_cannot_be_started_from_has_its_sentence() {
     assert_eq!((huge.status, huge.error().0.as_str()), (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn large_bodies_wait_for_each_other_and_small_ones_for_none() {
-    let server = Server::new(&ServeConfig::default());
+    let limits = crate::server::Limits { body_timeout_s: 1, ..Default::default() };
+    let server = Server::new(&ServeConfig { limits, ..ServeConfig::default() });
     let places = server.state.large_bodies.try_acquire_many(crate::server::state::LARGE_BODIES as u32).unwrap();
     let padded = |bytes: usize| {
         let body = format!("{{}}{}", " ".repeat(bytes - 2));

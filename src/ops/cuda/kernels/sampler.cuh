@@ -86,10 +86,6 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) z[4 * quad + e] = (float)normals[e];
   }
-  bool is_known[SAMPLER_PIXELS];
-#pragma unroll
-  for (u32 p = 0; p < SAMPLER_PIXELS; ++p)
-    is_known[p] = row.known && pixel + p < args.pixels && reinterpret_cast<const u32*>(row.mask)[pixel + p] == 0;
   // What has no weight must not matter: an image that begins finds what another one left, which may be no number.
   const bool reads_x = row.a_x != 0.0f || row.b_x != 0.0f || row.c_skip != 0.0f;
   const bool reads[3] = {row.a_m[0] != 0.0f || row.b_m != 0.0f, row.a_m[1] != 0.0f, row.a_m[2] != 0.0f};
@@ -106,13 +102,8 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
     }
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) now.e[e] = reads_x ? now.e[e] : 0.0f;
-    Pack<float> known, from;
+    Pack<float> from;
     if (row.led) from = load16(reinterpret_cast<const float*>(row.led) + pixel * CHANNELS + 4 * quad);
-    double first[4] = {0.0, 0.0, 0.0, 0.0};
-    if (row.known) {
-      known = load16(reinterpret_cast<const float*>(row.known) + pixel * CHANNELS + 4 * quad);
-      if (row.level != 0.0f) normal4(row.seed, pixel / SAMPLER_PIXELS * CHANNELS + quad, row.image, 0, 0, first);
-    }
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
       const float own = fmaf(row.c_out, f[4 * quad + e], row.c_skip * now.e[e]);
@@ -122,7 +113,6 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
 #pragma unroll
       for (u32 m = 0; m < 3; ++m) sum = fmaf(row.a_m[m], before[m].e[e], sum);
       then.e[e] = fmaf(row.noise, z[4 * quad + e], sum);
-      if (is_known[(4 * quad + e) / CHANNELS]) then.e[e] = fmaf(row.level, (float)first[e], known.e[e]);
       kept.e[e] = fmaf(row.b_m, before[0].e[e], fmaf(row.b_d, d, row.b_x * now.e[e]));
       seen.e[e] = d;
       next[4 * quad + e] = row.c_in * then.e[e];
@@ -130,6 +120,24 @@ template <typename T, u32 CHANNELS> __device__ __forceinline__ void sampler_step
     store16(x + 4 * quad, then);
     if (newest) store16(newest + 4 * quad, kept);
     if (estimate) store16(estimate + 4 * quad, seen);
+  }
+  // Afterwards, when fewer registers are taken. What this thread has written it reads again.
+  if (row.known) {
+#pragma unroll
+    for (u32 quad = 0; quad < CHANNELS; ++quad) {
+      const Pack<float> known = load16(reinterpret_cast<const float*>(row.known) + pixel * CHANNELS + 4 * quad);
+      Pack<float> then = load16(x + 4 * quad);
+      double first[4] = {0.0, 0.0, 0.0, 0.0};
+      if (row.level != 0.0f) normal4(row.seed, pixel / SAMPLER_PIXELS * CHANNELS + quad, row.image, 0, 0, first);
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) {
+        const u32 p = pixel + (4 * quad + e) / CHANNELS;
+        if (p >= args.pixels || reinterpret_cast<const u32*>(row.mask)[p] != 0) continue;
+        then.e[e] = fmaf(row.level, (float)first[e], known.e[e]);
+        next[4 * quad + e] = row.c_in * then.e[e];
+      }
+      store16(x + 4 * quad, then);
+    }
   }
   if (!finite) atomicOr(reinterpret_cast<u32*>(args.faults) + blockIdx.y, 1u);
   if (!row.input) return;
