@@ -63,7 +63,9 @@ struct Device {
     std::map<uint64_t, Allocation> memory;
     size_t used = 0;
     int fault = SUCCESS;
-} device;
+};
+// Never destroyed: a thread of the process may still give memory back while `exit` runs the destructors.
+Device& device = *new Device;
 
 thread_local void* current = nullptr;
 int context; // its address is the handle of the only context
