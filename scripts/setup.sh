@@ -14,6 +14,7 @@ declare -A packages=([build-essential]=/usr/bin/cc)
     [dataset-fashion-mnist]=/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
     [chromium]=/usr/bin/chromium
     [chromium-driver]=/usr/bin/chromedriver
+    [curl]=/usr/bin/curl
     [python3-venv]=/usr/share/doc/python3-venv
 )
 missing=()

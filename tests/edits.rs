@@ -43,14 +43,9 @@ fn place(golden: &Golden) -> Workplace {
 }
 
 impl Workplace {
-    fn generate(&self, args: &[&str]) -> (bool, String) {
-        let output = self.run(&[&["generate"], args].concat());
-        (output.status.success(), String::from_utf8(output.stderr).unwrap())
-    }
-
     #[track_caller]
     fn draws(&self, args: &[&str], out: &str) -> Vec<u8> {
-        let (success, says) = self.generate(&[args, &["--out", out]].concat());
+        let (success, says) = self.said("generate", &[args, &["--out", out]].concat());
         assert!(success, "{args:?}: {says}");
         image::open(self.path(out)).unwrap().into_bytes()
     }
@@ -108,6 +103,18 @@ fn a_network_for_inpainting_draws_from_noise_alone_too_and_every_width_of_it_pai
 }
 
 #[test]
+fn a_network_for_inpainting_is_not_run_on_samples_alone() {
+    let work = place(&Golden::read());
+    let input = fixture("sd_tiny.expected.safetensors");
+    let args = ["--model", "inpainting", "--input", input.to_str().unwrap(), "--output", "out"];
+    for part in [&["--part", "denoiser"][..], &["--part", "sample", "--plan", "ddim-4@full"]] {
+        let (success, said) = work.said("forward", &[&args, part].concat());
+        assert!(!success && said.contains("9 are more than the 4 that it makes"), "{part:?}: {said}");
+        assert!(!work.path("out").exists());
+    }
+}
+
+#[test]
 fn a_picture_that_cannot_be_started_from_is_refused_in_one_sentence() {
     let work = Workplace::new();
     let grey = |width, height| GrayImage::from_fn(width, height, |x, y| image::Luma([(8 * x + y) as u8]));
@@ -119,7 +126,7 @@ fn a_picture_that_cannot_be_started_from_is_refused_in_one_sentence() {
     std::fs::write(work.path("cut.png"), &whole[..whole.len() / 2]).unwrap();
     let refuses = |args: &[&str], says: &str| {
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/fashion-mnist");
-        let (success, said) = work.generate(&[&["--model", model, "--out", "out.png"], args].concat());
+        let (success, said) = work.said("generate", &[&["--model", model, "--out", "out.png"], args].concat());
         assert!(!success && said.contains(says), "{args:?}: no {says:?} in {said}");
         assert!(!work.path("out.png").exists());
     };

@@ -35,21 +35,16 @@ fn pipeline() -> Workplace {
 }
 
 impl Workplace {
-    fn import(&self, args: &[&str]) -> (bool, String) {
-        let output = self.run(&[&["import"], args].concat());
-        (output.status.success(), String::from_utf8(output.stderr).unwrap())
-    }
-
     #[track_caller]
     fn imports(&self, args: &[&str]) -> String {
-        let (success, says) = self.import(args);
+        let (success, says) = self.said("import", args);
         assert!(success, "{args:?}: {says}");
         says
     }
 
     #[track_caller]
     fn refuses(&self, args: &[&str], words: &[&str]) {
-        let (success, says) = self.import(&[args, &["--out", "new"]].concat());
+        let (success, says) = self.said("import", &[args, &["--out", "new"]].concat());
         let line = says.lines().find(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("{args:?}: {says}"));
         assert!(!success && says.lines().count() <= 2, "{args:?}: {says}");
         for word in words {
@@ -545,6 +540,8 @@ fn forward_refuses_what_does_not_fit_by_name() {
     refuses(&["--part", "sample"], "--plan: is missing, by which to sample");
     refuses(&["--plan", "ddim-4@full"], "--plan: is of a trajectory");
     refuses(&["--part", "sample", "--plan", "ddim-4@0.3"], "subnet: `0.300` is none of full");
+    refuses(&["--part", "sample", "--plan", "ddim-4@full^0.3"], "subnet: `0.300` is none of full");
+    refuses(&["--part", "sample", "--plan", "ddim-4@full~strength=0.5"], "~strength starts from a picture");
     refuses(&["--part", "sample", "--plan", "ddim-1000@full"], "--plan: ddim-1000@full: 1000 steps are too many");
     refuses(&["--part", "sample", "--plan", "ddim-4@full", "--guidance", "nan"], "--guidance: NaN is not a number");
     let with = |name: &str, tensor: Tensor| {

@@ -1,13 +1,11 @@
 //! `accordion finetune`: one subnet trained further.
 
-use super::train::stop_on_signal;
-use crate::console::note;
+use super::train::{checkpoint_every, report, stop_on_signal};
+use crate::Result;
 use crate::nets::Model;
 use crate::training::config::Config;
-use crate::training::flow::{Flow, Outcome};
-use crate::{Error, Result};
+use crate::training::flow::Flow;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Train one subnet further, as a model of its own.
 #[derive(Debug, clap::Args)]
@@ -35,9 +33,7 @@ pub struct Args {
 impl Args {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
-        if !(self.checkpoint_minutes > 0.0 && self.checkpoint_minutes < 1e6) {
-            return Err(Error::input("--checkpoint-minutes", "must be positive"));
-        }
+        let checkpoint_every = checkpoint_every(self.checkpoint_minutes)?;
         let (config, model) = (Config::load(&self.config)?, Model::open(&self.model)?);
         let subnet = model.subnet(&self.subnet)?;
         let flow = Flow {
@@ -46,13 +42,9 @@ impl Args {
             resume: self.resume,
             only: None,
             init: None,
-            checkpoint_every: Duration::from_secs_f64(self.checkpoint_minutes * 60.0),
+            checkpoint_every,
             stop: stop_on_signal()?,
         };
-        match flow.finetune(&model, &self.model, subnet)? {
-            Outcome::Finished => note(format_args!("done: {}", self.out.display())),
-            Outcome::Stopped => note(format_args!("stopped; `--resume` continues from {}", self.out.display())),
-        }
-        Ok(())
+        flow.finetune(&model, &self.model, subnet).map(|outcome| report(outcome, &self.out))
     }
 }

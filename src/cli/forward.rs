@@ -79,6 +79,7 @@ impl Args {
 
     fn denoise(&self, model: &Model, input: &TensorFile) -> Result<(&'static str, Tensor)> {
         let subnet = model.subnet(&self.subnet)?;
+        model.network.check_denoises()?;
         let Noisy { image, x, levels: Levels { levels, are_times }, conditions } = input.noisy(&model.network)?;
         let (batch, elements) = (levels.len(), image.elements());
         let mut runner = HostRunner::new(model, Threads::ALL)?;

@@ -9,7 +9,7 @@ use crate::training::flow::{Flow, Outcome};
 use crate::training::state::{StageName, State};
 use crate::training::trainer::{Trainer, initial};
 use crate::{Error, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -46,9 +46,7 @@ impl Args {
         if let Some(steps) = self.bench_steps {
             return bench(&config, steps);
         }
-        if !(self.checkpoint_minutes > 0.0 && self.checkpoint_minutes < 1e6) {
-            return Err(Error::input("--checkpoint-minutes", "must be positive"));
-        }
+        let checkpoint_every = checkpoint_every(self.checkpoint_minutes)?;
         let out = self.out.expect("clap requires it");
         let flow = Flow {
             config: &config,
@@ -56,14 +54,29 @@ impl Args {
             resume: self.resume,
             only: self.widths,
             init: self.init.as_deref(),
-            checkpoint_every: Duration::from_secs_f64(self.checkpoint_minutes * 60.0),
+            checkpoint_every,
             stop: stop_on_signal()?,
         };
-        match flow.run()? {
-            Outcome::Finished => note(format_args!("done: {}", out.display())),
-            Outcome::Stopped => note(format_args!("stopped; `--resume` continues from {}", out.display())),
-        }
-        Ok(())
+        flow.run().map(|outcome| report(outcome, &out))
+    }
+}
+
+/// The time between two checkpoints, of `--checkpoint-minutes`.
+///
+/// # Errors
+/// If it is not positive, or longer than anything runs.
+pub(super) fn checkpoint_every(minutes: f64) -> Result<Duration> {
+    if !(minutes > 0.0 && minutes < 1e6) {
+        return Err(Error::input("--checkpoint-minutes", "must be positive"));
+    }
+    Ok(Duration::from_secs_f64(minutes * 60.0))
+}
+
+/// Says how a run ended.
+pub(super) fn report(outcome: Outcome, out: &Path) {
+    match outcome {
+        Outcome::Finished => note(format_args!("done: {}", out.display())),
+        Outcome::Stopped => note(format_args!("stopped; `--resume` continues from {}", out.display())),
     }
 }
 

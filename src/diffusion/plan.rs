@@ -287,6 +287,17 @@ impl Plan {
         &run.expect("a step below the plan's number of steps").subnet
     }
 
+    /// The same where there is nothing but noise to start from.
+    ///
+    /// # Errors
+    /// As [`Self::check_for`], and that it starts from a picture.
+    pub fn check_from_noise(&self, process: &Process) -> std::result::Result<(), String> {
+        if self.strength < 1.0 {
+            return Err("~strength starts from a picture, and here images are drawn from noise".to_owned());
+        }
+        self.check_for(process)
+    }
+
     /// The subnet that guides a step, and the scale of the guidance: `given` is that of the request, where it is guided. None where nothing
     /// guides.
     pub fn guide_at(&self, step: usize, given: Option<f64>) -> Option<(&SubnetName, f64)> {

@@ -129,8 +129,10 @@ impl Pool {
     /// Moves the members of `turn` on by a call, and says what the sampler has to do for it.
     pub fn batch(&mut self, turn: &Turn) -> Batch {
         let mut batch = Batch { subnet: 0, members: Vec::new(), moves: Vec::new() };
-        let index = |name: &str| self.about.subnets.iter().position(|subnet| subnet.name == name);
-        let index = |name: &str| index(name).expect("a plan that was checked");
+        let index = |name: &str| {
+            let index = self.about.subnets.iter().position(|subnet| subnet.name == name);
+            index.expect("a plan that was checked")
+        };
         for member in &turn.members {
             let Some(Request { entry, images, .. }) = self.requests.get_mut(&member.request) else { continue };
             let Some(Image { course, slot }) = images.get_mut(&member.image) else { continue };

@@ -54,7 +54,8 @@ pub fn starts_in_turn(seed: u64, images: usize, classes: usize) -> Vec<Start> {
 /// If the model lacks a subnet, or the device fails.
 pub fn draw(denoiser: &mut dyn Denoiser, starts: &[Start], recipe: &Recipe) -> Result<Vec<Vec<f64>>> {
     let process = denoiser.about().process;
-    recipe.plan.check_for(&process).map_err(|problem| Error::input("plan", format!("{}: {problem}", recipe.plan)))?;
+    let unfit = |problem| Error::input("plan", format!("{}: {problem}", recipe.plan));
+    recipe.plan.check_from_noise(&process).map_err(unfit)?;
     let (plan, image) = (Arc::new(recipe.plan.clone()), denoiser.about().state());
     let elements = image.elements();
     let mut images = Vec::with_capacity(starts.len());

@@ -143,18 +143,18 @@ fn of_steps(
     ms
 }
 
-/// The median times of making a latent of a picture, and a picture of a latent, where the model draws latents, in milliseconds.
+/// The median times of making a latent of a picture, and a picture of a latent, in milliseconds; None where the model draws pictures itself.
 ///
 /// # Errors
 /// On a device fault.
-pub fn of_codec(opened: &mut dyn Opened, pace: Pace) -> Result<Option<[f64; 2]>> {
+pub fn of_codec(opened: &mut dyn Opened, pace: Pace) -> Result<[Option<f64>; 2]> {
     let about = opened.denoiser().about();
     if about.picture() == about.state() {
-        return Ok(None);
+        return Ok([None; 2]);
     }
     let [encode, decode]: [fn(&mut dyn Opened) -> Result<()>; 2] = [|opened| opened.encode(), |opened| opened.decode()];
     let mut time = |half: fn(&mut dyn Opened) -> Result<()>| rounds(1, pace, &mut |_| {}, |_| half(opened));
-    Ok(Some([time(encode)?[0], time(decode)?[0]]))
+    Ok([Some(time(encode)?[0]), Some(time(decode)?[0])])
 }
 
 /// Times the calls of each setting at this pace; a setting has at least one call a round, after one that is not timed.

@@ -13,7 +13,7 @@ const BATCH: usize = 32;
 /// wide, over `samples` noisy images. Every subnet sees the same ones, each with its class; they depend on `seed` alone.
 ///
 /// # Errors
-/// As [`Dataset::check`].
+/// As [`Dataset::check`] and [`crate::nets::Network::check_denoises`].
 pub fn denoising_losses(
     runner: &mut HostRunner,
     dataset: &Dataset,
@@ -23,6 +23,7 @@ pub fn denoising_losses(
 ) -> Result<Vec<f64>> {
     let (image, classes, preconditioning) =
         (runner.network().image(), runner.network().classes(), runner.network().preconditioning());
+    runner.network().check_denoises()?;
     dataset.check(image, classes)?;
     let loss = Loss { label_dropout: 0.0, ..loss.clone() };
     let mut batches = Batches::new(dataset, &loss, classes, seed);

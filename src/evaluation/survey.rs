@@ -112,7 +112,7 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Survey> {
         let latency = latencies(opened, effort, progress)?;
-        let [encode_ms, decode_ms] = coding(opened)?;
+        let [encode_ms, decode_ms] = latency::of_codec(opened, ONCE)?;
         let mut prompted = Prompted::new(opened.denoiser(), examples);
         let mut search = Search::new(&mut prompted, &latency, progress);
         let (yardstick, images) = match *effort {
@@ -149,14 +149,9 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self> {
         let latency = latencies(opened, effort, progress)?;
-        let [encode_ms, decode_ms] = coding(opened)?;
+        let [encode_ms, decode_ms] = latency::of_codec(opened, ONCE)?;
         Ok(Self { encode_ms, decode_ms, ..self.with_latency(Device::of(opened), latency) })
     }
-}
-
-/// The times of encoding and decoding a picture, of a model that draws latents.
-fn coding(opened: &mut dyn Opened) -> Result<[Option<f64>; 2]> {
-    Ok(latency::of_codec(opened, ONCE)?.map_or([None; 2], |ms| ms.map(Some)))
 }
 
 /// About how long [`Profile::measure`] will take, from the time of one call; `by_features` as it is given them.

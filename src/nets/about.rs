@@ -51,7 +51,7 @@ impl About {
             process: model.card.process(),
             classes: model.card.classes.clone(),
             reads_texts: model.card.text_to_image.is_some(),
-            inpaints: model.network.check_denoises().is_err(),
+            inpaints: model.network.beside() > 0,
             subnets: model.table.subnets.clone(),
             weights: model.card.sha256.get(WEIGHTS).cloned(),
             weight_bytes,

@@ -31,9 +31,9 @@ impl Codec {
         Ok(Some(Self { encoder, decoder, scale: vae.scaling_factor, preview }))
     }
 
-    /// Memory that its weights take.
-    pub fn weight_bytes(&self) -> usize {
-        self.encoder.weight_bytes() + self.decoder.weight_bytes()
+    /// Memory that the decoder's weights take.
+    pub fn decoder_weight_bytes(&self) -> usize {
+        self.decoder.weight_bytes()
     }
 
     /// Memory in the buffers of activations.

@@ -35,11 +35,11 @@ const PAGE: usize = 16;
 
 /// A network of a model directory on a machine, at all of its widths.
 ///
-/// Its weights, the activations of the largest call, the texts of calls and the decoder of latents are allocated when it is made. Images
+/// Its weights, the activations of the largest call, the texts of calls and the autoencoder of latents are allocated when it is made. Images
 /// that are being drawn take memory in pages of 16, which are kept.
 #[derive(Debug)]
 pub struct DeviceRunner<M: Accelerator> {
-    /// By subnet, canvas and samples. Before the machine, as the decoder is, so that they are dropped while it is there.
+    /// By subnet, canvas and samples. Before the machine, as the autoencoder is, so that they are dropped while it is there.
     programs: HashMap<(usize, usize, usize), M::Program>,
     /// Between pictures and latents.
     codec: Option<DeviceCodec<M::Program>>,
@@ -201,7 +201,7 @@ impl<M: Accelerator> DeviceRunner<M> {
 
     /// Makes slots of a page's memory.
     fn add_page(&mut self, page: u64) {
-        let slot = Arrays::of(self.precision(), &self.states, self.beside());
+        let slot = Arrays::of(self.precision(), &self.states, self.network.beside());
         for index in 0..PAGE {
             let mut end = page + (index * slot.bytes()) as u64;
             let mut place = |bytes: usize| {
@@ -217,15 +217,10 @@ impl<M: Accelerator> DeviceRunner<M> {
         }
     }
 
-    /// Channels that the network is given beside what it denoises.
-    fn beside(&self) -> usize {
-        self.network.image().channels - self.network.state().channels
-    }
-
     /// Brings what a network for inpainting is given beside a slot's image into its memory: nothing is an image that is all drawn anew.
     fn upload_beside(&mut self, slot: usize, beside: Option<&[f32]>) -> std::result::Result<(), Fault> {
         let Place { beside: at, canvas, .. } = self.slots.places[slot];
-        let channels = self.beside();
+        let channels = self.network.beside();
         if channels == 0 {
             return Ok(());
         }
@@ -238,7 +233,7 @@ impl<M: Accelerator> DeviceRunner<M> {
     /// A slot that nobody has. What is in it is of no meaning.
     fn take(&mut self) -> std::result::Result<usize, Fault> {
         if self.slots.free.is_empty() {
-            let bytes = page_bytes(self.precision(), &self.states, self.beside());
+            let bytes = page_bytes(self.precision(), &self.states, self.network.beside());
             let page = self.machine.allocate(bytes)?;
             self.activation_bytes += bytes;
             self.add_page(page);
@@ -310,7 +305,7 @@ impl<M: Accelerator> DeviceRunner<M> {
         }
         if !self.programs.contains_key(&(subnet, canvas, samples)) {
             let to = [to.rows, to.faults];
-            let size = (self.states[canvas], self.beside());
+            let size = (self.states[canvas], self.network.beside());
             let launches = step(&self.compiled, size, subnet, samples, &self.addresses, to);
             let program = self.machine.prepare(launches)?;
             self.programs.insert((subnet, canvas, samples), program);
@@ -327,7 +322,7 @@ impl<M: Accelerator> DeviceRunner<M> {
         for rows in rows.chunks(self.room) {
             let Control { rows: at, faults, .. } = self.control;
             self.machine.upload(at, bytemuck::cast_slice(rows))?;
-            let (size, beside) = (self.states[canvas], self.beside());
+            let (size, beside) = (self.states[canvas], self.network.beside());
             let launch = sampler::sampler(self.precision(), size, beside, at, rows.len(), None, faults);
             self.machine.launch(&launch.of("noise"))?;
         }
@@ -462,7 +457,8 @@ impl<M: Accelerator> DeviceRunner<M> {
     ) -> std::result::Result<(), Fault> {
         let elements = rows.image.elements();
         let (mut inputs, mut parts) = (Vec::new(), Vec::new());
-        let mut beside = rows.beside.chunks_exact((rows.image.height * rows.image.width * self.beside()).max(1));
+        let mut beside =
+            rows.beside.chunks_exact((rows.image.height * rows.image.width * self.network.beside()).max(1));
         for ((x, &level), condition) in rows.x.chunks_exact(elements).zip(rows.levels).zip(rows.conditions) {
             let slot = self.take()?;
             slots.push(slot);

@@ -122,19 +122,20 @@ impl HostRunner {
         let preconditioning = self.network.preconditioning();
         let coefficients: Vec<_> = levels.iter().map(|&level| preconditioning.at(level)).collect();
         let noise: Vec<f32> = coefficients.iter().map(|c| c.c_noise as f32).collect();
-        let given = self.network.image().channels;
+        let more = self.network.beside();
+        let given = channels + more;
         let mut input = self.workspace.arena.map([batch, height, width, given]);
         let (sample, pitch) = (input.sample(), input.pitch());
-        let mut beside = beside.chunks_exact((given - channels).max(1));
+        let mut beside = beside.chunks_exact(more.max(1));
         let samples = input.data_mut().chunks_exact_mut(sample).zip(x.chunks_exact(image.elements()));
         for ((pixels, x), c) in samples.zip(&coefficients) {
             for (pixel, x) in pixels.chunks_exact_mut(pitch).zip(x.chunks_exact(channels)) {
                 pixel.iter_mut().zip(x).for_each(|(value, &x)| *value = c.input(x));
-                if given > channels {
-                    let more = &mut pixel[channels..given];
+                if more > 0 {
+                    let place = &mut pixel[channels..given];
                     match beside.next() {
-                        Some(beside) => more.copy_from_slice(beside),
-                        None => more.iter_mut().enumerate().for_each(|(at, value)| *value = drawn_anew(at)),
+                        Some(beside) => place.copy_from_slice(beside),
+                        None => place.iter_mut().enumerate().for_each(|(at, value)| *value = drawn_anew(at)),
                     }
                 }
             }

@@ -66,6 +66,11 @@ impl Network {
         ImageShape { channels: self.program.output_channels(), ..self.image() }
     }
 
+    /// Channels that it is given beside what it denoises: those of a mask and a picture, of a network for inpainting; 0 of all others.
+    pub fn beside(&self) -> usize {
+        self.image().channels - self.state().channels
+    }
+
     /// The number of its classes; 0 if it is unconditional.
     pub fn classes(&self) -> usize {
         self.program.classes
@@ -81,10 +86,10 @@ impl Network {
     /// # Errors
     /// [`crate::Error::Input`] for one that is given more, as one for inpainting is.
     pub fn check_denoises(&self) -> Result<()> {
-        let (given, made) = (self.image().channels, self.program.output_channels());
-        if given == made {
+        if self.beside() == 0 {
             return Ok(());
         }
+        let (given, made) = (self.image().channels, self.state().channels);
         let problem = format!(
             "{given} are more than the {made} that it makes: it is a network for inpainting, which is given a mask and a picture \
              beside the noise; it can be drawn with and ranked by magnitude, but not be run on samples alone"

@@ -84,8 +84,8 @@ impl Run {
     }
 
     /// Its images that are not drawn.
-    pub fn left(&self) -> usize {
-        self.waiting() as usize + self.running.len()
+    pub fn left(&self) -> u32 {
+        self.waiting() + self.running.len() as u32
     }
 }
 

@@ -127,6 +127,11 @@ impl StepTimes {
         self.finish
     }
 
+    /// The time of so many encodings and of the pictures of so many images, in seconds as it was measured.
+    pub fn coding(&self, encodings: usize, images: u32) -> f64 {
+        self.encode * encodings as f64 + self.finish * f64::from(images)
+    }
+
     /// Names of the subnets, narrow to wide.
     pub fn subnets(&self) -> &[String] {
         &self.subnets

@@ -5,7 +5,6 @@ use crate::diffusion::plan::Plan;
 use crate::engine::image::{Format, Raster, grid_shape};
 use crate::engine::settings::Settings;
 use crate::engine::{Finished, Job, Step, Ticket};
-use crate::files::sha256_of;
 use crate::nets::Canvas;
 use crate::routing::{Budget, MinQuality, Resolved, RoutingError};
 use crate::server::metrics::{Observation, Timings};
@@ -80,8 +79,7 @@ pub(super) async fn take(
     let Order { arrived, budget, min_quality, subject, given, size, seed, n } = order;
     let canvases = &state.fleet.any().about().canvases;
     let given = Given { strength: strength_of(&given, &budget)?, ..given };
-    let [image, mask] = [&given.image, &given.mask].map(|file| file.as_deref().map(sha256_of));
-    let Started { original, strength, canvas } = given.started(state, size).await?;
+    let Started { original, strength, canvas, files: [image, mask] } = given.started(state, size).await?;
     let shape = canvases[canvas].picture;
     let images = image_count(state, shape, n)?;
     let budget = match budget {

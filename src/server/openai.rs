@@ -33,10 +33,26 @@ use std::sync::Arc;
 use std::time::Instant;
 use streaming::{Kind, Streaming};
 use tokio::sync::mpsc;
+use utoipa::ToResponse;
 use wire::{
     BACKGROUNDS, BEST_COMPRESSION, Carrier, FORMATS, ImageEntry, ImagesAnswer, ImagesBody, MAX_N, MAX_PARTIAL,
     MODERATIONS, QUALITIES, RESPONSE_FORMATS, Usage,
 };
+
+/// The images; with `stream` their events.
+#[derive(ToResponse)]
+#[response(headers(
+    ("x-accordion-plan" = String, description = "What ran: replay it with `budget=exact:` of /generate."),
+    ("x-accordion-planned" = String, description = "What was planned when the request came."),
+    ("x-accordion-quality" = f64, description = "The quality of what ran, from 0 to 1, where it is known."),
+    ("x-seed" = u64, description = "The seed of the images."),
+    ("server-timing" = String, description = "Milliseconds that the images waited, were drawn and encoded."),
+))]
+#[allow(dead_code, reason = "only the document is made of it")]
+enum Answered {
+    Whole(#[content("application/json")] ImagesAnswer),
+    Streamed(#[content("text/event-stream")] ServerSentEvent),
+}
 
 /// Draw images in the shape of the OpenAI API.
 #[utoipa::path(
@@ -45,16 +61,7 @@ use wire::{
     tag = "images",
     request_body(content = ImagesBody, example = json!({ "prompt": "a photo of a sneaker", "n": 2, "quality": "low" })),
     responses(
-        (status = 200, description = "The images; with `stream` their events.", content(
-            (ImagesAnswer = "application/json"),
-            (ServerSentEvent = "text/event-stream"),
-        ), headers(
-            ("x-accordion-plan" = String, description = "What ran: replay it with `budget=exact:` of /generate."),
-            ("x-accordion-planned" = String, description = "What was planned when the request came."),
-            ("x-accordion-quality" = f64, description = "The quality of what ran, from 0 to 1, where it is known."),
-            ("x-seed" = u64, description = "The seed of the images."),
-            ("server-timing" = String, description = "Milliseconds that the images waited, were drawn and encoded."),
-        )),
+        (status = 200, response = inline(Answered)),
         (status = 404, description = "`model` is not the loaded one.", body = ErrorBody),
         Refusals,
         Locked,

@@ -34,6 +34,8 @@ use utoipa::OpenApi;
         playground::page,
         playground::file,
     ),
+    // Of a response that paths share, which does not bring it.
+    components(schemas(openai::wire::ImagesAnswer)),
     tags(
         (name = "images", description = "Drawing."),
         (name = "models", description = "What is loaded."),

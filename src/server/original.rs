@@ -2,7 +2,8 @@
 
 use crate::diffusion::plan::STRENGTH;
 use crate::engine::Original;
-use crate::engine::original::Part;
+use crate::engine::original::{Part, Refused};
+use crate::files::sha256_of;
 use crate::nets::Canvas;
 use crate::server::draw::canvas_of;
 use crate::server::{ApiError, AppState};
@@ -27,6 +28,8 @@ pub(super) struct Started {
     pub strength: f64,
     /// The index of the images' size.
     pub canvas: usize,
+    /// The SHA-256 of the picture and of the mask.
+    pub files: [Option<String>; 2],
 }
 
 /// The most bytes of a file that can be a picture of the model.
@@ -50,7 +53,12 @@ impl Given {
                     return Err(ApiError::Unsupported { field, problem: "needs an `image` to start from" });
                 }
             }
-            return Ok(Started { original: None, strength: 1.0, canvas: canvas_of(canvases, size)? });
+            return Ok(Started {
+                original: None,
+                strength: 1.0,
+                canvas: canvas_of(canvases, size)?,
+                files: [None, None],
+            });
         };
         if let Some(strength) = strength.filter(|strength| !(*strength > 0.0 && *strength <= 1.0)) {
             let accepted = "above 0 and at most 1".to_owned();
@@ -58,9 +66,12 @@ impl Given {
         }
         let asked = size.iter().any(Option::is_some).then(|| canvas_of(canvases, size)).transpose()?;
         let known = canvases.clone();
-        let read = move || Original::read(&known, asked, &image, mask.as_deref());
+        let read = move || {
+            let (original, canvas) = Original::read(&known, asked, &image, mask.as_deref())?;
+            Ok((original, canvas, [Some(sha256_of(&image)), mask.as_deref().map(sha256_of)]))
+        };
         let read = tokio::task::spawn_blocking(read).await.map_err(|e| ApiError::Internal(e.to_string()))?;
-        let (original, canvas) = read.map_err(|refused| {
+        let (original, canvas, files) = read.map_err(|refused: Refused| {
             let field = match refused.file {
                 Part::Image => "image",
                 Part::Mask => "mask",
@@ -68,6 +79,6 @@ impl Given {
             ApiError::InvalidImage { field, problem: refused.problem }
         })?;
         let strength = strength.unwrap_or(original.usual_strength()).max(*STRENGTH.start());
-        Ok(Started { original: Some(original), strength, canvas })
+        Ok(Started { original: Some(original), strength, canvas, files })
     }
 }

@@ -1,6 +1,6 @@
 //! One subnet trained further, as a network of its own: the others keep their weights.
 
-use super::flow::{Flow, Outcome, STATE};
+use super::flow::{Flow, Outcome};
 use super::state::{StageName, State};
 use super::trainer::Trainer;
 use crate::nets::Model;
@@ -21,27 +21,16 @@ impl Flow<'_> {
             let problem = "is missing: it says how long and how fast, as [full] does";
             return Err(Error::field(&config.path, "finetune", problem));
         }
-        let card = dir.join(CARD);
         if model.card.text_to_image.is_some() {
             return Err(Error::input(dir.display(), "draws texts, on which models are not trained yet"));
         }
-        if model.card.backbone != config.backbone {
-            return Err(Error::field(&card, "backbone", "is not the backbone of the config"));
-        }
-        if model.card.preconditioning != config.preconditioning {
-            return Err(Error::field(&card, "preconditioning", "is not that of the config"));
-        }
+        self.check_card(&model.card, dir)?;
         let mut extracted = model.extract(subnet)?;
         let network = extracted.network.clone();
-        let path = self.out.join(STATE);
-        let state = match (path.exists(), self.resume) {
-            (true, true) => Some(State::read(network.spec(), &path)?),
-            (true, false) => return Err(self.holds_a_run()),
-            (false, _) if self.out.join(CARD).exists() => {
-                return Err(Error::input("--out", format!("{} holds a model already", self.out.display())));
-            }
-            (false, _) => None,
-        };
+        let state = self.resumed(&network)?;
+        if state.is_none() && self.out.join(CARD).exists() {
+            return Err(Error::input("--out", format!("{} holds a model already", self.out.display())));
+        }
         if state.as_ref().is_some_and(|state| state.position.stage != StageName::Finetune) {
             return Err(Error::input("--out", format!("{} holds a run of another kind", self.out.display())));
         }

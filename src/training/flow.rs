@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The state of the stage that is running.
-pub(super) const STATE: &str = "state.safetensors";
+const STATE: &str = "state.safetensors";
 /// Where the first stage leaves its network.
 const PRETRAINED: &str = "full";
 /// Where ranking and allocation leave theirs.
@@ -60,12 +60,7 @@ impl Flow<'_> {
         if self.only == Some(StageName::Full) && self.init.is_some() {
             return Err(Error::input("--init", "begins the stage of all widths: it does not go with --widths full"));
         }
-        let path = self.out.join(STATE);
-        let mut resumed = match (path.exists(), self.resume) {
-            (true, true) => Some(State::read(network.spec(), &path)?),
-            (true, false) => return Err(self.holds_a_run()),
-            (false, _) => None,
-        };
+        let mut resumed = self.resumed(&network)?;
         if resumed.as_ref().is_some_and(|state| state.position.stage == StageName::Finetune) {
             return Err(Error::input("--out", format!("{} holds a run of finetune", self.out.display())));
         }
@@ -129,8 +124,27 @@ impl Flow<'_> {
         Ok(Outcome::Finished)
     }
 
-    pub(super) fn holds_a_run(&self) -> Error {
-        Error::input("--out", format!("{} holds a run; --resume continues it", self.out.display()))
+    /// The state that lies in the directory, if one does.
+    pub(super) fn resumed(&self, network: &Network) -> Result<Option<State>> {
+        let path = self.out.join(STATE);
+        match (path.exists(), self.resume) {
+            (true, true) => State::read(network.spec(), &path).map(Some),
+            (true, false) => {
+                Err(Error::input("--out", format!("{} holds a run; --resume continues it", self.out.display())))
+            }
+            (false, _) => Ok(None),
+        }
+    }
+
+    /// Whether the model in `dir` is of the network that the config is for.
+    pub(super) fn check_card(&self, card: &Card, dir: &Path) -> Result<()> {
+        if card.backbone != self.config.backbone {
+            return Err(Error::field(&dir.join(CARD), "backbone", "is not the backbone of the config"));
+        }
+        if card.preconditioning != self.config.preconditioning {
+            return Err(Error::field(&dir.join(CARD), "preconditioning", "is not that of the config"));
+        }
+        Ok(())
     }
 
     /// What was loaded, and what the config may not mean: once nothing is refused any more.
@@ -178,12 +192,7 @@ impl Flow<'_> {
         let given = self.init.map(PathBuf::from).or_else(|| kept.exists().then_some(kept.clone()));
         if let Some(dir) = given {
             let model = Model::open(&dir)?;
-            if model.card.backbone != self.config.backbone {
-                return Err(Error::field(&dir.join(CARD), "backbone", "is not the backbone of the config"));
-            }
-            if model.card.preconditioning != self.config.preconditioning {
-                return Err(Error::field(&dir.join(CARD), "preconditioning", "is not that of the config"));
-            }
+            self.check_card(&model.card, &dir)?;
             if model.card.classes != dataset.classes {
                 let (theirs, ours) = (model.card.classes.join(", "), dataset.classes.join(", "));
                 let problem = format!("are {theirs}, but the run was begun with {ours}; accepted is the same order");

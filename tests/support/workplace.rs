@@ -38,4 +38,11 @@ impl Workplace {
     pub fn run(&self, args: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_accordion")).args(args).current_dir(self.0.path()).output().unwrap()
     }
+
+    /// Whether a subcommand succeeds, and what it says.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub fn said(&self, subcommand: &str, args: &[&str]) -> (bool, String) {
+        let output = self.run(&[&[subcommand], args].concat());
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    }
 }

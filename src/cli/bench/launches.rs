@@ -97,7 +97,7 @@ impl Report {
             None => (None, vec![None; settings.len()], [None; 2]),
             Some(opened) => {
                 let ms = latency::of_calls(opened, settings, pace, &mut |_| {})?;
-                let coding_ms = latency::of_codec(opened, pace)?.map_or([None; 2], |ms| ms.map(Some));
+                let coding_ms = latency::of_codec(opened, pace)?;
                 (Some(Device::of(opened).processor), ms.into_iter().map(Some).collect(), coding_ms)
             }
         };

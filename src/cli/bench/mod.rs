@@ -128,7 +128,7 @@ impl Args {
             height: picture.height,
             threads,
             ms: layers.iter().map(|layer| layer.time.as_secs_f64() * 1e3).sum(),
-            weight_bytes: decoder.weight_bytes(),
+            weight_bytes: decoder.decoder_weight_bytes(),
             activation_bytes: decoder.activation_bytes(),
             layers: self.layers.then(|| LayerTable::new("decoder", 1, threads, &layers)),
         }))

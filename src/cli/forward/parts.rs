@@ -61,10 +61,9 @@ fn decode(parts: &TextToImage, args: &Args, input: &TensorFile) -> Result<Named>
 fn sample(args: &Args, model: &Model, input: &TensorFile) -> Result<Named> {
     let (network, process) = (&model.network, model.card.process());
     let plan = args.plan.clone().ok_or_else(|| Error::input("--plan", "is missing, by which to sample"))?;
-    plan.check_for(&process).map_err(|problem| Error::input("--plan", format!("{plan}: {problem}")))?;
-    for run in &plan.widths {
-        model.subnet(&run.subnet)?;
-    }
+    plan.check_from_noise(&process).map_err(|problem| Error::input("--plan", format!("{plan}: {problem}")))?;
+    plan.subnets().try_for_each(|subnet| model.subnet(subnet).map(drop))?;
+    network.check_denoises()?;
     if !args.guidance.is_finite() {
         return Err(Error::input("--guidance", format!("{} is not a number", args.guidance)));
     }
@@ -84,7 +83,9 @@ fn sample(args: &Args, model: &Model, input: &TensorFile) -> Result<Named> {
         let x: Vec<f32> = trajectories.iter().flat_map(Trajectory::input).map(|&value| value as f32).collect();
         let rows = Rows { image, x: &x, beside: &[], levels: &levels, conditions: &prompt };
         let (of_prompt, rows) = (runner.call(subnet, &rows), Rows { conditions: &negative, ..rows });
-        let denoised = guide(&of_prompt, &runner.call(subnet, &rows), args.guidance);
+        let by = plan.guide_at(trajectories[0].step(), Some(args.guidance));
+        let (guiding, scale) = by.expect("it is guided");
+        let denoised = guide(&of_prompt, &runner.call(model.subnet(guiding)?, &rows), scale);
         for (trajectory, denoised) in trajectories.iter_mut().zip(denoised.chunks_exact(elements)) {
             trajectory.advance(denoised);
         }

@@ -96,7 +96,7 @@ impl Blueprint {
             activations: activations.max(codec.map_or(0, |codec| codec.arena_bytes(states))),
             control: Control::bytes(self.most),
             picture: codec.map_or_else(|| pixels::bytes(states[0]), |codec| codec.picture_bytes(states)),
-            images: page_bytes(precision, states, self.beside()),
+            images: page_bytes(precision, states, self.network.beside()),
             texts: self.text.map_or(0, |shape| Texts::bytes(shape, precision, self.most)),
             codec: codec.map_or(0, |codec| codec.bytes(states)),
         }
@@ -104,13 +104,8 @@ impl Blueprint {
 
     /// What a step of a subnet is made of, on so many samples of the usual size.
     pub fn step(&self, subnet: usize, samples: usize) -> Vec<Launch> {
-        let size = (self.states[0], self.beside());
+        let size = (self.states[0], self.network.beside());
         step(&self.compiled, size, subnet, samples, &Addresses::default(), [0; 2])
-    }
-
-    /// Channels that the network is given beside what it denoises.
-    fn beside(&self) -> usize {
-        self.network.image().channels - self.network.state().channels
     }
 
     /// What making a latent of a picture of the usual size is made of, where the model draws latents.

@@ -8,12 +8,11 @@ use crate::nets::preview::Preview;
 use crate::nets::program::Program;
 use crate::nets::vae;
 use crate::ops::cuda::sampler::{self, Row, sampler};
-use crate::ops::cuda::{Accelerator, Fault, Launch, Precision, pixels};
+use crate::ops::cuda::{Accelerator, Fault, Launch, Map, Precision, pixels};
 use crate::supernet::Supernet;
 use crate::{ImageShape, Result};
 use bytemuck::{NoUninit, Zeroable};
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::mem::offset_of;
 use std::sync::Arc;
 
@@ -158,8 +157,8 @@ pub(super) struct Places {
 pub(super) struct DeviceCodec<P> {
     /// Of the decoder, by the size of the latent.
     decoding: HashMap<ImageShape, P>,
-    /// Of the encoder, by the size of the picture.
-    encoding: HashMap<ImageShape, P>,
+    /// Of the encoder, by the size of the picture, with the place of its output.
+    encoding: HashMap<ImageShape, (P, Map)>,
     codec: CompiledCodec,
     of_decoder: Addresses,
     of_encoder: Addresses,
@@ -245,12 +244,13 @@ impl<P: Send> DeviceCodec<P> {
         size: ImageShape,
         picture: &[f32],
     ) -> std::result::Result<Vec<f32>, Fault> {
-        let CallLaunches { launches, output, .. } = self.codec.encoding_call(size, &self.of_encoder);
-        if let Entry::Vacant(vacant) = self.encoding.entry(size) {
-            vacant.insert(machine.prepare(launches)?);
+        if !self.encoding.contains_key(&size) {
+            let CallLaunches { launches, output, .. } = self.codec.encoding_call(size, &self.of_encoder);
+            self.encoding.insert(size, (machine.prepare(launches)?, output));
         }
         self.codec.give(machine, &self.places, size.channels, picture)?;
-        machine.run(&self.encoding[&size])?;
+        let (program, output) = &self.encoding[&size];
+        machine.run(program)?;
         let precision = self.codec.encoder.compiled.precision();
         let (pixels, pitch) = (output.height * output.width, output.channels.next_multiple_of(sampler::PITCH));
         let mut bytes = vec![0; pixels * pitch * precision.bytes()];

@@ -91,7 +91,7 @@ impl<'a> Rest<'a> {
     fn waiting(now: Duration, ask: &Ask, menu: &'a Menu, images: u32, times: &StepTimes) -> Self {
         let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
         let encodings = if images == ask.images { ask.encodings } else { 0 };
-        let coding = times.encode() * encodings as f64 + times.finish() * f64::from(images);
+        let coding = times.coding(encodings, images);
         Self {
             menu,
             image: ask.rows,
@@ -299,7 +299,7 @@ impl Elastic {
         let late = self.worst(now, &self.agenda(now, None, None), urgent, PLANNING_SAFETY);
         let calls = rungs[urgent + 1].calls.iter();
         let own: f64 = calls.map(|&(kind, count)| count as f64 * self.times.measured(kind, ask.rows)).sum();
-        let own = own + self.coding(ask);
+        let own = own + self.times.coding(ask.encodings, ask.images);
         let due = ask.deadline.saturating_sub(now).as_secs_f64();
         if late + more <= 0.0 && scale * own <= due { urgent + 1 } else { urgent }
     }
@@ -308,12 +308,7 @@ impl Elastic {
     fn idle(&self, ask: &Ask, cost: Cost) -> f64 {
         let alone = cost.calls as f64 * self.times.measured(cost.kind, ask.rows);
         let images = f64::from(ask.images);
-        alone.max(cost.seconds * ask.rows as f64 * images) + self.coding(ask)
-    }
-
-    /// Time of encoding what the images of a request start from, and of decoding them, in seconds as it was measured.
-    fn coding(&self, ask: &Ask) -> f64 {
-        self.times.encode() * ask.encodings as f64 + self.times.finish() * f64::from(ask.images)
+        alone.max(cost.seconds * ask.rows as f64 * images) + self.times.coding(ask.encodings, ask.images)
     }
 
     /// How long a request is here, as a multiple of the time that the best it accepts takes on an idle machine, or that it
@@ -452,7 +447,7 @@ impl Policy for Elastic {
         let menu = self.ladder.menu(&ask, &self.times);
         let planned = self.offer(&ask, &menu);
         let (within, rows) = (ask.within(), ask.rows as f64 * f64::from(ask.images));
-        let coding = self.coding(&ask);
+        let coding = self.times.coding(ask.encodings, ask.images);
         match menu {
             Menu::Rungs { top, .. } => {
                 // Of an image that starts from a picture: about the share of its steps that are made.

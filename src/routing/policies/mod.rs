@@ -125,7 +125,7 @@ fn ran(runs: &mut Runs, times: &mut StepTimes, turn: &Turn, took: Duration, now:
 /// was measured.
 fn coding(times: &StepTimes, run: &Run) -> f64 {
     let encodings = if run.begun == 0 { run.ask.encodings } else { 0 };
-    times.encode() * encodings as f64 + times.finish() * run.left() as f64
+    times.coding(encodings, run.left())
 }
 
 /// Time of the taken work in efficient batches, in seconds as it was measured, where an image that waits takes `image`.

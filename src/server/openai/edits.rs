@@ -1,10 +1,9 @@
 //! `POST /v1/images/edits`: images that are made from a picture, in the OpenAI API's shape.
 
 use super::streaming::Kind;
-use super::wire::{ImagesAnswer, ImagesBody};
-use super::{Accepted, accept_body, chosen, respond};
+use super::wire::ImagesBody;
+use super::{Accepted, Answered, accept_body, chosen, respond};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
-use crate::server::events::ServerSentEvent;
 use crate::server::generate::read_body;
 use crate::server::metrics::Observation;
 use crate::server::negotiate::{FORM, require_type};
@@ -59,16 +58,7 @@ pub(super) struct EditsForm {
     tag = "images",
     request_body(content = EditsForm, content_type = "multipart/form-data"),
     responses(
-        (status = 200, description = "The images; with `stream` their events.", content(
-            (ImagesAnswer = "application/json"),
-            (ServerSentEvent = "text/event-stream"),
-        ), headers(
-            ("x-accordion-plan" = String, description = "What ran: replay it with `budget=exact:` of /generate."),
-            ("x-accordion-planned" = String, description = "What was planned when the request came."),
-            ("x-accordion-quality" = f64, description = "The quality of what ran, from 0 to 1, where it is known."),
-            ("x-seed" = u64, description = "The seed of the images."),
-            ("server-timing" = String, description = "Milliseconds that the images waited, were drawn and encoded."),
-        )),
+        (status = 200, response = inline(Answered)),
         (status = 404, description = "`model` is not the loaded one.", body = ErrorBody),
         Refusals,
         Locked,
