@@ -1,5 +1,6 @@
 //! Pictures from outside, as a viewer shows them: whole or refused, turned upright, transparency laid over a background.
 
+use image::imageops::FilterType;
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
@@ -136,6 +137,14 @@ impl Opened {
     /// Columns and rows.
     pub fn size(&self) -> [usize; 2] {
         [self.0.width() as usize, self.0.height() as usize]
+    }
+
+    /// Scaled, every pixel a mean of what it covers, until it covers this size, and cut to it about the middle.
+    pub fn covering(self, width: usize, height: usize) -> Self {
+        if self.size() == [width, height] {
+            return self;
+        }
+        Self(self.0.resize_to_fill(width as u32, height as u32, FilterType::Triangle))
     }
 
     /// Its pixels in this colour.

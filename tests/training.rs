@@ -15,6 +15,7 @@ use accordion::supernet::{Order, Subnet, Supernet, Widths, widths_of};
 use accordion::training::batch::{Batch, Batches};
 use accordion::training::config::{Config, Rule, Stage, Teacher};
 use accordion::training::flow::{Flow, Outcome};
+use accordion::training::learner::Learner;
 use accordion::training::state::{StageName, State};
 use accordion::training::trainer::{Trainer, initial};
 use candle_core::{Device, Tensor};
@@ -71,6 +72,11 @@ null_class = true
 [preconditioning]
 kind = "vp"
 "#;
+
+/// A stage that the config has.
+fn of(stage: &mut Option<Stage>) -> &mut Stage {
+    stage.as_mut().unwrap()
+}
 
 /// A folder with the data and a config for both stages.
 struct Workspace {
@@ -150,7 +156,16 @@ rule = "one"
 }
 
 fn flow<'a>(config: &'a Config, out: &'a Path) -> Flow<'a> {
-    Flow { config, out, resume: false, only: None, init: None, checkpoint_every: Duration::MAX, stop: &RUNS }
+    Flow {
+        config,
+        out,
+        resume: false,
+        only: None,
+        model: None,
+        init: None,
+        checkpoint_every: Duration::MAX,
+        stop: &RUNS,
+    }
 }
 
 /// The whole flow, run once for all tests that look at what it leaves: its folder and the directory of its model.
@@ -165,7 +180,7 @@ fn trained() -> &'static (Workspace, PathBuf) {
 }
 
 fn network(config: &Config) -> Network {
-    Network::new(&config.backbone, config.preconditioning).unwrap()
+    config.network(None).unwrap()
 }
 
 /// Mean loss over the first and the last `window` steps of a stage, over every subnet that the steps trained.
@@ -195,7 +210,7 @@ fn training_lowers_the_loss_of_the_full_width_and_of_all_widths_under_every_rule
     ] {
         let mut config = workspace.config();
         (config.sampling.rule, config.sampling.distillation, config.sampling.teacher) = (rule, distillation, whom);
-        (config.full.images, config.all.images) = (100 * BATCH as u64, 100 * BATCH as u64);
+        (of(&mut config.full).images, of(&mut config.all).images) = (100 * BATCH as u64, 100 * BATCH as u64);
         let network = network(&config);
         let mut subnets = subnets(network.spec());
         if stage == StageName::Full {
@@ -223,7 +238,7 @@ fn every_family_goes_through_the_flow_and_its_losses_fall() {
         let widths: Vec<Widths> = (0..4).map(|subnet| model.widths(subnet)).collect();
         assert!(widths.windows(2).all(|pair| pair[0].nests_in(&pair[1])), "{family}");
 
-        config.full.images = 150 * BATCH as u64;
+        of(&mut config.full).images = 150 * BATCH as u64;
         let (network, dataset) = (network(&config), config.data.load().unwrap());
         let state = State::begin(StageName::Full, &initial(network.spec(), 1).unwrap(), &dataset.classes).unwrap();
         let full = &subnets(network.spec())[3..];
@@ -370,7 +385,7 @@ fn is_inside(mut element: usize, whole: &[usize], kept: &[usize]) -> bool {
 /// What a subnet makes of a batch.
 fn denoised(network: &Network, supernet: &Supernet, widths: &Widths, batch: &Batch) -> Vec<f32> {
     let sliced = Sliced::new(network.spec(), supernet, widths).unwrap();
-    network.call(&Tape::off(), &sliced, &batch.x, &batch.sigma, &batch.classes, &[]).unwrap().denoised
+    network.call(&Tape::off(), &sliced, &batch.x, &batch.sigma, &batch.labels, &[]).unwrap().denoised
 }
 
 /// The mean of weight(sigma) (got - want)^2.
@@ -425,10 +440,10 @@ fn the_gradient_of_a_step_equals_central_differences_of_the_loss_in_every_tensor
         let workspace = Workspace::new([1, 1]);
         workspace.edit(NETWORK, network_table);
         let mut config = workspace.config();
-        (config.full.batch, config.full.gradient_clip) = (4, 1e9);
+        (of(&mut config.full).batch, of(&mut config.full).gradient_clip) = (4, 1e9);
         let (network, dataset) = (network(&config), config.data.load().unwrap());
         let (spec, supernet) = (network.spec(), generic(&network));
-        let batch = Batches::new(&dataset, &config.loss, network.classes(), 0).draw(0, 4);
+        let batch = Batches::new(&dataset, &config.loss, &network, 0).draw(0, 4);
         for subnet in [&subnets(spec)[3], &subnets(spec)[1]] {
             let widths = widths_of(spec, subnet).unwrap();
             let objective =
@@ -447,14 +462,15 @@ fn the_gradient_of_a_step_equals_central_differences_of_the_loss_in_every_tensor
 fn the_gradient_of_a_distilled_step_is_that_of_all_its_subnets_and_their_teacher() {
     let workspace = Workspace::new([1, 1]);
     let mut config = workspace.config();
-    (config.all.batch, config.all.gradient_clip, config.sampling.distillation) = (4, 1e9, 0.7);
+    (of(&mut config.all).batch, of(&mut config.all).gradient_clip) = (4, 1e9);
+    config.sampling.distillation = 0.7;
     // The rule `one` draws the smallest.
     config.sampling.reweighting = 1e12;
     let (network, dataset) = (network(&config), config.data.load().unwrap());
     let (spec, supernet) = (network.spec(), generic(&network));
     let (subnets, frozen) = (subnets(spec), initial(spec, 8).unwrap());
     // The second stage has draws of its own.
-    let batch = Batches::new(&dataset, &config.loss, network.classes(), 1).draw(0, 4);
+    let batch = Batches::new(&dataset, &config.loss, &network, 1).draw(0, 4);
     for (rule, whom, weights) in [
         (Rule::One, Teacher::Frozen, &frozen),
         (Rule::Sandwich, Teacher::Frozen, &frozen),
@@ -532,7 +548,7 @@ fn one_subnet_is_trained_further_as_a_network_of_its_own_and_resumes_to_the_bit(
     let (trained, dir) = trained();
     let mut config = trained.config();
     let steps = 40;
-    let further = Stage { images: (steps * BATCH) as u64, learning_rate: 2e-3, ..config.all.clone() };
+    let further = Stage { images: (steps * BATCH) as u64, learning_rate: 2e-3, ..config.all.clone().unwrap() };
     config.finetune = Some(further);
     let model = Model::open(dir).unwrap();
     let smallest = model.extract(0).unwrap();
@@ -558,7 +574,7 @@ fn one_subnet_is_trained_further_as_a_network_of_its_own_and_resumes_to_the_bit(
     // It was trained: it draws the data better than it did among the others.
     let loss = |of: &Model| {
         let dataset = config.data.load().unwrap();
-        let batch = Batches::new(&dataset, &config.loss, of.network.classes(), 99).draw(0, 128);
+        let batch = Batches::new(&dataset, &config.loss, &of.network, 99).draw(0, 128);
         let got = denoised(&of.network, &of.supernet, &Widths(of.network.spec().full().0), &batch);
         loss(&of.network, &batch, &got, &batch.x0)
     };
@@ -585,14 +601,16 @@ fn a_subnet_that_cannot_be_trained_further_is_refused() {
     let refusal = |config: &Config, out: &Path| flow(config, out).finetune(&model, dir, 0).unwrap_err().to_string();
     let says = refusal(&config, &out);
     assert!(
-        says.ends_with("config.toml: finetune: is missing: it says how long and how fast, as [full] does"),
+        says.ends_with(
+            "config.toml: finetune: is missing: it says how many images are seen, and how fast they are learnt from"
+        ),
         "{says}"
     );
     let with = |finetune| Config { finetune: Some(finetune), ..config.clone() };
-    let further = with(config.all.clone());
+    let further = with(config.all.clone().unwrap());
     assert!(refusal(&further, dir).contains("holds a run; --resume continues it"));
     let mut other = further.clone();
-    other.preconditioning = serde_json::from_str(r#"{"kind":"vp"}"#).unwrap();
+    other.preconditioning = Some(serde_json::from_str(r#"{"kind":"vp"}"#).unwrap());
     assert!(refusal(&other, &out).contains("preconditioning: is not that of the config"));
     let wide =
         Flow { resume: true, ..flow(&further, dir) }.finetune(&model, dir, model.subnets().len() - 1).unwrap_err();

@@ -41,6 +41,7 @@ impl Args {
             out: &self.out,
             resume: self.resume,
             only: None,
+            model: None,
             init: None,
             checkpoint_every,
             stop: stop_on_signal()?,

@@ -10,6 +10,7 @@ use crate::training::progress::Progress;
 use crate::{Error, Result};
 use candle_core::DType;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 /// Sort the channels of a model by importance.
 #[derive(Debug, clap::Args)]
@@ -107,7 +108,8 @@ impl Args {
             return Err(Error::input("--method", problem));
         };
         let config = DataConfig::open(path)?;
-        let (dataset, loss) = (config.load_for(model)?, &config.loss);
-        Samples::draw(&dataset, network, loss, self.seed, self.samples as usize)
+        // As it always was: a signal ends the program.
+        let examples = config.examples_for(model, &AtomicBool::new(false))?.expect("nobody stops it");
+        Samples::draw(&*examples, network, &config.loss, self.seed, self.samples as usize)
     }
 }

@@ -1,11 +1,12 @@
 //! `accordion train`: from a config to a supernet.
 
 use crate::console::{note, print};
-use crate::nets::Network;
+use crate::nets::Model;
 use crate::server::signalled;
 use crate::supernet::Subnet;
 use crate::training::config::Config;
 use crate::training::flow::{Flow, Outcome};
+use crate::training::learner::Learner;
 use crate::training::state::{StageName, State};
 use crate::training::trainer::{Trainer, initial};
 use crate::{Error, Result};
@@ -25,9 +26,16 @@ pub struct Args {
     /// Continue the run that lies in the directory.
     #[arg(long)]
     resume: bool,
+    /// What is trained: the denoiser, or the autoencoder of a model that draws texts, by the config's `[vae]`.
+    #[arg(long, value_enum, default_value_t = Part::Denoiser)]
+    part: Part,
     /// Run one stage only.
     #[arg(long)]
     widths: Option<StageName>,
+    /// Begin with this model in place of a network from scratch: its full width is trained further where the config has `[full]`, and it
+    /// is ranked as it is where not.
+    #[arg(long)]
+    model: Option<PathBuf>,
     /// Begin the stage of all widths with this ranked and allocated model.
     #[arg(long)]
     init: Option<PathBuf>,
@@ -39,12 +47,19 @@ pub struct Args {
     bench_steps: Option<usize>,
 }
 
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+enum Part {
+    Denoiser,
+    Vae,
+}
+
 impl Args {
     /// Runs the subcommand.
     pub fn run(self) -> Result<()> {
         let config = Config::load(&self.config)?;
         if let Some(steps) = self.bench_steps {
-            return bench(&config, steps);
+            return bench(&config, self.model.as_deref(), steps);
         }
         let checkpoint_every = checkpoint_every(self.checkpoint_minutes)?;
         let out = self.out.expect("clap requires it");
@@ -53,11 +68,23 @@ impl Args {
             out: &out,
             resume: self.resume,
             only: self.widths,
+            model: self.model.as_deref(),
             init: self.init.as_deref(),
             checkpoint_every,
             stop: stop_on_signal()?,
         };
-        flow.run().map(|outcome| report(outcome, &out))
+        if self.part == Part::Vae && (self.widths.is_some() || self.init.is_some()) {
+            return Err(Error::input(
+                "--part vae",
+                "has one stage, of one width: --widths and --init do not go with it",
+            ));
+        }
+        let outcome = match (self.part, &self.model) {
+            (Part::Denoiser, _) => flow.run(),
+            (Part::Vae, Some(dir)) => flow.autoencoder(&Model::open(dir)?, dir),
+            (Part::Vae, None) => Err(Error::input("--part vae", "needs --model, the model whose autoencoder it is")),
+        };
+        outcome.map(|outcome| report(outcome, &out))
     }
 }
 
@@ -101,13 +128,18 @@ pub(super) fn stop_on_signal() -> Result<&'static AtomicBool> {
 }
 
 /// Median speed of a step of the full width on the config's data.
-fn bench(config: &Config, steps: usize) -> Result<()> {
-    let network = Network::new(&config.backbone, config.preconditioning)?;
-    let dataset = config.data.load()?;
+fn bench(config: &Config, model: Option<&Path>, steps: usize) -> Result<()> {
+    let model = model.map(Model::open).transpose()?;
+    let network = config.network(model.as_ref())?;
+    let classes = model.as_ref().map(|model| model.card.classes.as_slice());
+    let (flip, never) = (config.loss.flip, AtomicBool::new(false));
+    let examples = config.data.examples(&config.path, model.as_ref(), classes, flip, &never)?;
+    let examples = examples.expect("nobody stops it");
     let spec = network.spec();
     let full = [Subnet::new(spec, 1.0, &spec.full())];
-    let state = State::begin(StageName::Full, &initial(spec, config.seed)?, &dataset.classes)?;
-    let mut trainer = Trainer::new(&network, config, &dataset, &full, state, None)?;
+    let weights = model.map_or_else(|| initial(spec, config.seed), |model| Ok(model.supernet))?;
+    let state = State::begin(StageName::Full, &weights, examples.classes())?;
+    let mut trainer = Trainer::new(&network, config, &*examples, &full, state, None)?;
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..steps + 2 {
         let start = Instant::now();
@@ -120,9 +152,9 @@ fn bench(config: &Config, steps: usize) -> Result<()> {
     seconds.sort_by(f64::total_cmp);
     let median = seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN);
     let report = serde_json::json!({
-        "images_per_s": trainer.batch() as f64 / median,
+        "images_per_s": trainer.stage().batch as f64 / median,
         "params": spec.parameters(&spec.full()),
-        "batch": trainer.batch(),
+        "batch": trainer.stage().batch,
         "threads": rayon::current_num_threads(),
     });
     print(report)

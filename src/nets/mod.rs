@@ -38,7 +38,7 @@ mod warm;
 
 pub use about::{About, Canvas};
 pub use backbone::Backbone;
-pub use codec::Codec;
+pub use codec::{Codec, Encoder};
 pub use device_runner::DeviceRunner;
 pub use host_runner::{HostRunner, Threads};
 pub use model::Model;

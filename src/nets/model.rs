@@ -3,7 +3,8 @@
 use super::about::Canvas;
 use super::backbone::Backbone;
 use super::network::Network;
-use super::text_to_image::{self, TextToImage};
+use super::text_to_image::{self, Autoencoder, TextToImage, TrainableTexts};
+use crate::checkpoint::StateDict;
 use crate::classes;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::{Process, SigmaRange};
@@ -111,6 +112,8 @@ pub struct Model {
     pub table: SubnetTable,
     /// The directory with the files of its other parts ([`text_to_image::FILES`]).
     parts: Option<PathBuf>,
+    /// Weights of parts that are not those of that directory, by file.
+    trained: BTreeMap<&'static str, StateDict>,
 }
 
 impl Card {
@@ -217,7 +220,11 @@ impl Model {
         rows.sort_by_key(|row| row.macs);
         rows.push(Subnet::new(spec, 1.0, &spec.full()));
         let table = SubnetTable { format: FORMAT, target: target.into(), weights: None, subnets: rows };
-        Ok(Self { parts: self.parts, ..Self::assemble(self.card, self.network, self.supernet, table)? })
+        Ok(Self {
+            parts: self.parts,
+            trained: self.trained,
+            ..Self::assemble(self.card, self.network, self.supernet, table)?
+        })
     }
 
     /// The same model with the channels of every pipe sorted by `scores`, which are in its current order; its only subnet
@@ -229,7 +236,7 @@ impl Model {
         let spec = self.network.spec();
         let orders = ranking::order(spec, &self.supernet, scores, order);
         let supernet = self.supernet.permuted(spec, &orders, order)?;
-        Ok(Self { parts: self.parts, ..Self::unallocated(self.card, supernet)? })
+        Ok(Self { parts: self.parts, trained: self.trained, ..Self::unallocated(self.card, supernet)? })
     }
 
     /// The same model, the files of whose other parts are in `dir`.
@@ -238,8 +245,22 @@ impl Model {
     }
 
     /// The same model, whose other parts are those of `other`.
-    pub(super) fn with_parts_of(self, other: &Self) -> Self {
-        Self { parts: other.parts.clone(), ..self }
+    pub fn with_parts_of(self, other: &Self) -> Self {
+        Self { parts: other.parts.clone(), trained: other.trained.clone(), ..self }
+    }
+
+    /// The same model with other values of weights of the part in this file, by their names there: it is for being written.
+    ///
+    /// # Errors
+    /// [`Error::Input`] or [`Error::Io`] if the file cannot be read.
+    ///
+    /// # Panics
+    /// For a name that the file has not, or another number of values.
+    pub fn with_trained(mut self, file: &'static str, values: BTreeMap<String, Vec<f32>>) -> Result<Self> {
+        if let Some(dir) = &self.parts {
+            self.trained.insert(file, text_to_image::tensors(&dir.join(file))?.with_values(values));
+        }
+        Ok(self)
     }
 
     fn assemble(card: Card, network: Network, supernet: Supernet, table: SubnetTable) -> Result<Self> {
@@ -249,7 +270,7 @@ impl Model {
         if let Some(parts) = &card.text_to_image {
             parts.check(&card.backbone)?;
         }
-        Ok(Self { card, network, supernet, table, parts: None })
+        Ok(Self { card, network, supernet, table, parts: None, trained: BTreeMap::new() })
     }
 
     /// Reads a model directory, whose files must be those that `model.toml` was written with, to the bit.
@@ -290,7 +311,7 @@ impl Model {
         if verify == Verify::Yes {
             card.verify(dir)?;
         }
-        Ok(Self { card, network, supernet, table, parts: Some(dir.to_owned()) })
+        Ok(Self { card, network, supernet, table, parts: Some(dir.to_owned()), trained: BTreeMap::new() })
     }
 
     /// Writes the directory, file by file, each whole or not at all; weights in `dtype`, other parts as they are. `model.toml` comes
@@ -310,7 +331,10 @@ impl Model {
         let Some(from) = from else { return Ok(()) };
         text_to_image::FILES.iter().try_for_each(|name| {
             let path = from.join(name);
-            std::fs::copy(&path, dir.join(name)).map(drop).map_err(Error::io(&path))
+            match self.trained.get(name) {
+                Some(tensors) => tensors.write(&dir.join(name), ""),
+                None => std::fs::copy(&path, dir.join(name)).map(drop).map_err(Error::io(&path)),
+            }
         })
     }
 
@@ -389,6 +413,24 @@ impl Model {
         let (Some(parts), Some(dir)) = (&self.card.text_to_image, self.parts()) else { return Ok(None) };
         let (encoder, tokenizer) = parts.texts(dir)?;
         Ok(Some(Contexts::new(encoder, tokenizer)))
+    }
+
+    /// Its autoencoder; None for a model that draws no texts.
+    ///
+    /// # Errors
+    /// As [`TextToImage::decoder`].
+    pub fn autoencoder(&self) -> Result<Option<Autoencoder>> {
+        let (Some(parts), Some(dir)) = (&self.card.text_to_image, self.parts()) else { return Ok(None) };
+        Ok(Some(Autoencoder { encoder: parts.encoder_network(dir)?, decoder: parts.decoder_network(dir)? }))
+    }
+
+    /// Its encoder of texts on weights that gradients are wanted of; None for a model that draws no texts.
+    ///
+    /// # Errors
+    /// As [`TextToImage::texts`].
+    pub fn trainable_texts(&self) -> Result<Option<TrainableTexts>> {
+        let (Some(parts), Some(dir)) = (&self.card.text_to_image, self.parts()) else { return Ok(None) };
+        parts.trainable_texts(dir).map(Some)
     }
 
     /// Its weights, for a device that gives their memory back while it packs them. The model has none afterwards.

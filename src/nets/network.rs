@@ -76,6 +76,11 @@ impl Network {
         self.program.classes
     }
 
+    /// Whether it is told what an image is of: a class or a text.
+    pub fn is_told(&self) -> bool {
+        self.classes() > 0 || self.program.context_elements() > 0
+    }
+
     /// How it is wrapped.
     pub fn preconditioning(&self) -> Preconditioning {
         self.preconditioning
@@ -110,6 +115,27 @@ impl Network {
         class: &[Option<usize>],
         context: &[f32],
     ) -> Result<Call> {
+        self.call_on(tape, w, x, sigma, class, &self.context(sigma.len(), context)?)
+    }
+
+    /// The context of so many samples, `[B, tokens, channels]`, as [`Self::call_on`] takes it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] if it has another number of elements.
+    pub fn context(&self, batch: usize, context: &[f32]) -> Result<Tensor> {
+        on_tape::context(&self.program, batch, context)
+    }
+
+    /// As [`Self::call`] with a context that gradients may be wanted of.
+    pub fn call_on(
+        &self,
+        tape: &Tape,
+        w: &Sliced,
+        x: &[f32],
+        sigma: &[f64],
+        class: &[Option<usize>],
+        context: &Tensor,
+    ) -> Result<Call> {
         let ImageShape { height, width, channels } = self.image();
         let elements = self.image().elements();
         let batch = sigma.len();
@@ -120,7 +146,14 @@ impl Network {
         }
         let input = Tensor::from_vec(input, (batch, height, width, channels), &Device::Cpu)?;
         let noise: Vec<f32> = coefficients.iter().map(|c| c.c_noise as f32).collect();
-        let raw = on_tape::forward(&self.program, tape, w, &input, Inputs { noise: &noise, class, context })?;
+        let raw = on_tape::forward_on(
+            &self.program,
+            tape,
+            w,
+            &input,
+            context,
+            Inputs { noise: &noise, class, context: &[] },
+        )?;
         let mut denoised = raw.flatten_all()?.to_vec1::<f32>()?;
         for ((raw, x), c) in denoised.chunks_exact_mut(elements).zip(x.chunks_exact(elements)).zip(&coefficients) {
             raw.iter_mut().zip(x).for_each(|(raw, &x)| *raw = c.denoised(x, *raw));

@@ -1,8 +1,8 @@
 //! A [`Program`] on plain tensors, recorded for gradients: what training runs, and what inference is held against.
 
 use super::program::{
-    Branch, Channels, Embedding, Extent, Inputs, Norm, Op, Over, ParamId, Pool, Product, Program, Resample, Value,
-    ValueId, View,
+    Branch, Channels, Embedding, Extent, Inputs, Norm, Op, Over, ParamId, Pool, Product, Program, Resample, ValueId,
+    View,
 };
 use super::sliced::Sliced;
 use crate::Result;
@@ -15,12 +15,32 @@ use candle_core::{DType, Device, Tensor};
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when an operation fails.
-pub fn forward(
+pub fn forward(program: &Program, tape: &Tape, w: &Sliced, x: &Tensor, inputs: Inputs) -> Result<Tensor> {
+    let context = context(program, inputs.noise.len(), inputs.context)?;
+    forward_on(program, tape, w, x, &context, inputs)
+}
+
+/// The context of [`Inputs`] of so many samples as [`forward_on`] takes it, `[B, tokens, 1, C]`; without elements where the network
+/// reads none.
+///
+/// # Errors
+/// As [`forward`].
+pub fn context(program: &Program, batch: usize, context: &[f32]) -> Result<Tensor> {
+    let [tokens, channels] = program.context().unwrap_or_default();
+    Ok(Tensor::from_slice(context, (batch, tokens, 1, channels), &Device::Cpu)?)
+}
+
+/// As [`forward`] with a `context` that gradients may be wanted of, in place of that of the inputs.
+///
+/// # Errors
+/// As that.
+pub fn forward_on(
     program: &Program,
     tape: &Tape,
     w: &Sliced,
     x: &Tensor,
-    Inputs { noise, class, context }: Inputs,
+    context: &Tensor,
+    Inputs { noise, class, .. }: Inputs,
 ) -> Result<Tensor> {
     let mut run = Run { program, tape, w, values: vec![x.clone()], branches: Vec::new() };
     for (index, layer) in program.layers.iter().enumerate() {
@@ -46,11 +66,7 @@ pub fn forward(
                     (q, kv) => attention::across(tape, q, kv, heads)?,
                 }
             }
-            Op::Context => {
-                let Value { extent, channels } = program.values[index + 1];
-                let shape = (noise.len(), extent.pixels(), 1, channels.kept(&program.spec.full()));
-                Tensor::from_slice(context, shape, &Device::Cpu)?
-            }
+            Op::Context => context.clone(),
             Op::Gate { x } => match &run.values[*x] {
                 nothing if nothing.dim(3)? == 0 => nothing.clone(),
                 x => elementwise::gate(tape, x)?,

@@ -6,7 +6,7 @@ use crate::files::{listed, write_tensors};
 use crate::supernet::{Param, Spec};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 /// How the names of the constant buffers end that hold the filter of a resampling.
@@ -137,6 +137,20 @@ fn check_shapes(spec: &Spec, tensors: &StateDict, is_passed_over: impl Fn(&str) 
     };
     let problems: Vec<String> = kinds.into_iter().filter_map(says).collect();
     if problems.is_empty() { Ok(()) } else { Err(Error::input(tensors.path().display(), problems.join("; "))) }
+}
+
+/// The values of these parameters of `spec` by public name, each in the public layout.
+///
+/// # Errors
+/// [`Error::Tensor`] on a device fault.
+pub fn values(spec: &Spec, params: &[Tensor]) -> Result<BTreeMap<String, Vec<f32>>> {
+    let mut values = BTreeMap::new();
+    for (param, tensor) in spec.params.iter().zip(params) {
+        for (name, tensor) in to_public(param, tensor)? {
+            values.insert(name.to_owned(), tensor.flatten_all()?.to_vec1::<f32>()?);
+        }
+    }
+    Ok(values)
 }
 
 /// Writes a model's weights under the public names, in f32, with the channels of every pipe in their original order. Public code

@@ -9,6 +9,7 @@ use crate::checkpoint::{self, StateDict};
 use crate::supernet::Supernet;
 use crate::text::{TextConfig, TextEncoder, Tokenizer};
 use crate::{Error, Result, Size};
+use candle_core::Var;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
@@ -154,7 +155,29 @@ impl TextToImage {
         encoder.check_reads(&tokenizer)?;
         Ok((encoder, tokenizer))
     }
+
+    /// The same on weights that gradients are wanted of.
+    ///
+    /// # Errors
+    /// As [`Self::texts`].
+    pub fn trainable_texts(&self, dir: &Path) -> Result<TrainableTexts> {
+        let (encoder, weights) = TextEncoder::trainable(&tensors(&dir.join(TEXT_ENCODER))?, self.text_encoder)?;
+        let tokenizer = Tokenizer::open(dir)?;
+        encoder.check_reads(&tokenizer)?;
+        Ok((encoder, weights, tokenizer))
+    }
 }
+
+/// Both halves of an autoencoder, for pictures of the usual size, with their weights.
+pub struct Autoencoder {
+    /// From pictures to means and logarithms of variances.
+    pub encoder: (Program, Supernet),
+    /// From latents to pictures.
+    pub decoder: (Program, Supernet),
+}
+
+/// An encoder of texts whose weights gradients are wanted of, those by name, and its tokenizer.
+pub type TrainableTexts = (TextEncoder, Vec<(String, Var)>, Tokenizer);
 
 /// One half of an autoencoder with its weights, which passes over those of the other.
 fn half(program: Program, dir: &Path) -> Result<(Program, Supernet)> {

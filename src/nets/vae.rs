@@ -15,6 +15,11 @@ use std::collections::{BTreeMap, HashSet};
 /// Added to the variance in every norm.
 const EPS: f32 = 1e-6;
 
+/// The logarithm of the variance of a value of a latent, as it is taken (diffusers' `DiagonalGaussianDistribution`).
+pub fn bounded(logarithm: f32) -> f32 {
+    logarithm.clamp(-30.0, 20.0)
+}
+
 /// The options of an autoencoder, under the names of diffusers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {

@@ -6,7 +6,7 @@ use super::transformer::Transformer;
 use super::weights::{Norm, Weights};
 use crate::checkpoint::StateDict;
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 
 /// What stood before every name until transformers 5.
 const PREFIX: &str = "text_model.";
@@ -40,6 +40,17 @@ impl TextEncoder {
     pub fn new(tensors: &StateDict, config: TextConfig) -> Result<Self> {
         config.layers().check().map_err(|problem| Error::input("text_encoder", problem))?;
         Self::read(&Weights::new(named_as_today(tensors)), config)
+    }
+
+    /// The same on weights that gradients are wanted of; and those, by name.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn trainable(tensors: &StateDict, config: TextConfig) -> Result<(Self, Vec<(String, Var)>)> {
+        config.layers().check().map_err(|problem| Error::input("text_encoder", problem))?;
+        let weights = Weights::trainable(named_as_today(tensors));
+        let encoder = Self::read(&weights, config)?;
+        Ok((encoder, weights.variables()))
     }
 
     /// Checks that the ids of this tokenizer are those of the encoder.
@@ -103,16 +114,22 @@ impl TextEncoder {
     /// # Errors
     /// As [`Tokenizer::encode`] and [`Self::hidden`].
     pub fn contexts(&self, tokenizer: &Tokenizer, prompts: &[&str]) -> Result<(Tensor, Vec<bool>)> {
-        let mut ids = Vec::with_capacity(prompts.len());
-        let mut cut = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            // One more than it takes shows whether there are more.
-            let mut more = tokenizer.encode(prompt, self.length() + 1)?;
-            more.truncate(self.length());
-            let last = more.last_mut().expect("a text has an end");
-            cut.push(std::mem::replace(last, tokenizer.end()) != tokenizer.end());
-            ids.push(more);
-        }
+        let ids: Vec<(Vec<u32>, bool)> =
+            prompts.iter().map(|prompt| self.ids_of(tokenizer, prompt)).collect::<Result<_>>()?;
+        let (ids, cut): (Vec<_>, Vec<_>) = ids.into_iter().unzip();
         Ok((self.hidden(&ids)?, cut))
+    }
+
+    /// The ids of a prompt, of the full length; and whether it had to be cut.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn ids_of(&self, tokenizer: &Tokenizer, prompt: &str) -> Result<(Vec<u32>, bool)> {
+        // One more than it takes shows whether there are more.
+        let mut ids = tokenizer.encode(prompt, self.length() + 1)?;
+        ids.truncate(self.length());
+        let last = ids.last_mut().expect("a text has an end");
+        let is_cut = std::mem::replace(last, tokenizer.end()) != tokenizer.end();
+        Ok((ids, is_cut))
     }
 }

@@ -5,7 +5,7 @@ use super::weights::{Norm, Weights};
 use crate::Result as Checked;
 use candle_core::{D, Module, Result, Tensor};
 use candle_nn::Linear;
-use candle_nn::ops::{sigmoid, softmax_last_dim};
+use candle_nn::ops::{sigmoid, softmax};
 
 /// Blocks of attention and an MLP, with the norms before each.
 #[derive(Debug)]
@@ -80,7 +80,8 @@ impl Block {
             Some(mask) => scores.broadcast_add(mask)?,
             None => scores,
         };
-        let mixed = softmax_last_dim(&scores)?.matmul(&value)?;
+        // Not `softmax_last_dim`, which has no gradient.
+        let mixed = softmax(&scores, D::Minus1)?.matmul(&value)?;
         self.output.forward(&mixed.transpose(1, 2)?.reshape((batch, tokens, width))?)
     }
 

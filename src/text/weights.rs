@@ -2,20 +2,39 @@
 
 use crate::checkpoint::StateDict;
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use candle_nn::Linear;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Variables by name.
+type Variables = Rc<RefCell<Vec<(String, Var)>>>;
 
 /// The tensors under a name.
-pub struct Weights(StateDict);
+pub struct Weights {
+    tensors: StateDict,
+    /// Those that were read so far, where gradients are wanted of them.
+    variables: Option<Variables>,
+}
 
 impl Weights {
     pub fn new(tensors: StateDict) -> Self {
-        Self(tensors)
+        Self { tensors, variables: None }
+    }
+
+    /// What is read becomes variables.
+    pub fn trainable(tensors: StateDict) -> Self {
+        Self { tensors, variables: Some(Variables::default()) }
+    }
+
+    /// The variables that were read, by name.
+    pub fn variables(&self) -> Vec<(String, Var)> {
+        self.variables.as_ref().map_or_else(Vec::new, |variables| variables.borrow().clone())
     }
 
     /// Those of the part `name`.
     pub fn part(&self, name: &str) -> Self {
-        Self(self.0.under(&format!("{name}.")))
+        Self { tensors: self.tensors.under(&format!("{name}.")), variables: self.variables.clone() }
     }
 
     /// A tensor.
@@ -23,16 +42,19 @@ impl Weights {
     /// # Errors
     /// [`Error::Input`] with the file and the full name if it is not there, not of this shape, or not of finite floats.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        match self.0.shape(name) {
+        let full = || format!("{}{name}", self.tensors.prefix());
+        match self.tensors.shape(name) {
             Some(stored) if stored != shape => {
-                let full = format!("{}{name}", self.0.prefix());
-                Err(Error::field(self.0.path(), &full, format!("is {stored:?}, but of this config it is {shape:?}")))
+                let problem = format!("is {stored:?}, but of this config it is {shape:?}");
+                return Err(Error::field(self.tensors.path(), &full(), problem));
             }
-            _ => {
-                let values = self.0.values([name])?.concat();
-                Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-            }
+            _ => {}
         }
+        let tensor = Tensor::from_vec(self.tensors.values([name])?.concat(), shape, &Device::Cpu)?;
+        let Some(variables) = &self.variables else { return Ok(tensor) };
+        let variable = Var::from_tensor(&tensor)?;
+        variables.borrow_mut().push((full(), variable.clone()));
+        Ok(variable.as_tensor().clone())
     }
 
     /// A linear layer without bias.

@@ -1,8 +1,8 @@
 //! What a step sees: images, noise levels, noise and labels, all drawn by counter from the seed.
 
 use super::config::Loss;
-use super::data::{Dataset, flip_horizontal};
-use crate::ops::pixels::to_unit;
+use super::data::Examples;
+use crate::nets::Network;
 use crate::philox::Stream;
 
 /// Streams of the seed's generator; 0 is the noise of generated images.
@@ -24,6 +24,8 @@ pub enum Draw {
     Flip = 7,
     /// How far images are moved.
     Shift = 8,
+    /// Latents from what their encoder gives.
+    Latent = 9,
 }
 
 impl Draw {
@@ -35,14 +37,14 @@ impl Draw {
 
 /// Noisy images of one step.
 pub struct Batch {
-    /// Clean images in [-1, 1]: `[B, H, W, C]`.
+    /// Clean images in [-1, 1], or latents: `[B, H, W, C]`.
     pub x0: Vec<f32>,
     /// `x0 + sigma * noise`.
     pub x: Vec<f32>,
     /// Noise level of each sample.
     pub sigma: Vec<f64>,
-    /// Class of each sample; `None` where it was dropped.
-    pub classes: Vec<Option<usize>>,
+    /// Class of each sample, or caption; `None` where it was dropped.
+    pub labels: Vec<Option<usize>>,
 }
 
 /// Images without replacement, epoch by epoch.
@@ -77,38 +79,34 @@ impl Shuffle {
 
 /// Draws batches: images without replacement epoch by epoch, everything a function of (seed, position).
 pub struct Batches<'a> {
-    dataset: &'a Dataset,
+    examples: &'a dyn Examples,
     loss: &'a Loss,
-    classes: usize,
+    network: &'a Network,
     seed: u64,
     shuffle: Shuffle,
 }
 
 impl<'a> Batches<'a> {
-    /// Batches for a network of `classes` classes (0: labels are left out).
-    pub fn new(dataset: &'a Dataset, loss: &'a Loss, classes: usize, seed: u64) -> Self {
-        Self { dataset, loss, classes, seed, shuffle: Shuffle::new(dataset.len(), seed) }
+    /// Batches for a network; one that is told neither classes nor texts gets no labels.
+    pub fn new(examples: &'a dyn Examples, loss: &'a Loss, network: &'a Network, seed: u64) -> Self {
+        Self { examples, loss, network, seed, shuffle: Shuffle::new(examples.count(), seed) }
     }
 
     /// The batch of images `position..position + size` of the run. Runs that continue another begin at another `position`.
     pub fn draw(&mut self, position: u64, size: usize) -> Batch {
-        let (seed, loss, shape) = (self.seed, self.loss, self.dataset.shape);
-        let elements = shape.elements();
-        let mut x0 = Vec::with_capacity(size * elements);
-        let mut classes = Vec::with_capacity(size);
+        let (seed, loss, network) = (self.seed, self.loss, self.network);
+        let elements = self.examples.shape().elements();
+        let mut x0 = vec![0.0; size * elements];
+        let mut labels = Vec::with_capacity(size);
         let mut sigma = Vec::with_capacity(size);
         // One sub-stream a sample, keyed by its position: the batch size does not change what a sample is.
-        for sample in 0..size {
-            let key = position + sample as u64;
+        for (key, x0) in (position..).zip(x0.chunks_exact_mut(elements)) {
             let index = self.shuffle.at(key);
-            let bytes = self.dataset.image(index);
-            match loss.flip && Draw::Flip.at(seed, key).uniform(0) < 0.5 {
-                true => x0.extend(flip_horizontal(bytes, shape).into_iter().map(to_unit)),
-                false => x0.extend(bytes.iter().copied().map(to_unit)),
-            }
-            sigma.push(loss.level(&Draw::Sigma.at(seed, key)));
-            let is_told = self.classes > 0 && Draw::Label.at(seed, key).uniform(0) >= loss.label_dropout;
-            classes.push(is_told.then(|| self.dataset.label(index)));
+            let is_mirrored = loss.flip && Draw::Flip.at(seed, key).uniform(0) < 0.5;
+            self.examples.write(index, is_mirrored, &Draw::Latent.at(seed, key), x0);
+            sigma.push(loss.level(network.preconditioning(), &Draw::Sigma.at(seed, key)));
+            let is_told = network.is_told() && Draw::Label.at(seed, key).uniform(0) >= loss.label_dropout;
+            labels.push(is_told.then(|| self.examples.label(index)));
         }
         let mut x = vec![0.0; size * elements];
         for (sample, (x, x0)) in x.chunks_exact_mut(elements).zip(x0.chunks_exact(elements)).enumerate() {
@@ -116,6 +114,6 @@ impl<'a> Batches<'a> {
             let sigma = sigma[sample] as f32;
             x.iter_mut().zip(x0).for_each(|(x, x0)| *x = x0 + sigma * *x);
         }
-        Batch { x0, x, sigma, classes }
+        Batch { x0, x, sigma, labels }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::batch::{Draw, Shuffle};
 use super::config::{Stage, folder};
-use super::data::{Dataset, Source, flip_horizontal, shift};
+use super::data::{Dataset, Examples, Source, flip_horizontal, shift};
 use super::optimizer::{Adam, Region};
 use super::state::{StageName, State};
 use super::trainer::{Gradients, initial};

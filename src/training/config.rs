@@ -1,6 +1,7 @@
 //! The one file that a training run is described by.
 
-use super::data::Source;
+use super::data::{Examples, Source};
+use super::state::StageName;
 use crate::ImageShape;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::read_toml;
@@ -13,6 +14,7 @@ use crate::{Error, Result};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 /// How far `sigma_data` may be from the deviation of the images without a warning.
 const SIGMA_DATA_FACTOR: f64 = 1.25;
@@ -35,17 +37,21 @@ pub struct Config {
     /// Everything random is drawn from this.
     #[serde(default)]
     pub seed: u64,
-    /// The network and its options.
-    pub backbone: Backbone,
-    /// How the network is wrapped.
-    pub preconditioning: Preconditioning,
+    /// The network and its options; without them that of the model which the run begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backbone: Option<Backbone>,
+    /// How the network is wrapped; given where the backbone is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preconditioning: Option<Preconditioning>,
     /// The images.
     pub data: Source,
     /// What is minimised.
     #[serde(default)]
     pub loss: Loss,
-    /// First stage: the full width from scratch.
-    pub full: Stage,
+    /// First stage: the full width, from scratch or, where the run begins with a model, trained further; without it that model is ranked
+    /// as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<Stage>,
     /// How channels are ranked after the first stage.
     #[serde(default)]
     pub ranking: Ranking,
@@ -53,13 +59,17 @@ pub struct Config {
     #[serde(default)]
     pub allocation: Wanted,
     /// Second stage: all widths on shared weights.
-    pub all: Stage,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all: Option<Stage>,
     /// How the second stage samples subnets.
     #[serde(default)]
     pub sampling: Sampling,
     /// How one subnet is trained further, by `accordion finetune`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finetune: Option<Stage>,
+    /// How the autoencoder of a model that draws texts is trained, by `accordion train --part vae`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<Stage>,
 }
 
 /// Number format of weights on disk; in memory they are f32.
@@ -109,6 +119,19 @@ impl DataConfig {
         Ok(Self { path: path.to_path_buf(), data: data.within(folder(path)), loss })
     }
 
+    /// What a denoiser such as `model` learns from, with its classes or captions.
+    ///
+    /// # Errors
+    /// As [`Source::examples`], and [`Error::Input`] if the images are not of the model's size.
+    pub fn examples_for(&self, model: &Model, stop: &AtomicBool) -> Result<Option<Box<dyn Examples>>> {
+        let classes = Some(model.card.classes.as_slice());
+        let examples = self.data.examples(&self.path, Some(model), classes, self.loss.flip, stop)?;
+        let Some(examples) = examples else { return Ok(None) };
+        let checked = examples.check(model.network.state(), model.network.classes());
+        checked.map_err(|error| error.in_file(&self.path))?;
+        Ok(Some(examples))
+    }
+
     /// The images, labelled with the classes of `model`.
     ///
     /// # Errors
@@ -129,36 +152,94 @@ pub(super) fn folder(config: &Path) -> &Path {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Loss {
-    /// How noise levels are drawn.
-    pub levels: Levels,
+    /// How noise levels are drawn; without it as suits the network ([`Loss::levels`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub levels: Option<Levels>,
     /// Mean of ln(sigma), where that is normal.
     pub p_mean: f64,
     /// Standard deviation of ln(sigma), where that is normal.
     pub p_std: f64,
-    /// Share of samples that are trained without their class (Ho and Salimans 2022).
+    /// Share of samples that are trained without their class or caption (Ho and Salimans 2022).
     pub label_dropout: f64,
+    /// The most that the squared error of a sample weighs in training, in units of that of its image: gamma of min-SNR weighting (Hang et
+    /// al. 2023), which is 5 there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_snr: Option<f64>,
     /// Whether half of the images are mirrored.
     pub flip: bool,
+    /// In the training of an autoencoder: the weight of the divergence of latents from the normal distribution, over that of the squared
+    /// error of the picture, both as means over their values.
+    pub kl: f64,
 }
 
 /// How noise levels are drawn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Levels {
     /// ln(sigma) is normal (Karras et al. 2022, table 1).
-    #[default]
     LogNormal,
     /// The time of the variance preserving process is uniform (Song et al. 2021).
     UniformTime,
+    /// The steps of a process in steps are drawn alike (Ho et al. 2020).
+    UniformSteps,
 }
 
 impl Loss {
     /// The earliest time that is trained on (Song et al. 2021, appendix C).
     const FIRST_TIME: f64 = 1e-5;
 
-    /// A noise level, drawn from `stream`.
-    pub fn level(&self, stream: &Stream) -> f64 {
-        match self.levels {
+    /// How noise levels are drawn for a network that is wrapped so.
+    pub fn levels(&self, preconditioning: Preconditioning) -> Levels {
+        self.levels.unwrap_or(match preconditioning {
+            Preconditioning::Ddpm { .. } => Levels::UniformSteps,
+            Preconditioning::Vp | Preconditioning::Ve | Preconditioning::Edm { .. } => Levels::LogNormal,
+        })
+    }
+
+    /// Checks that a network that is wrapped so has the levels that are drawn, and the weights.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the field.
+    pub fn check(&self, preconditioning: Preconditioning) -> Result<()> {
+        let (is_vp, is_ddpm) =
+            (preconditioning == Preconditioning::Vp, matches!(preconditioning, Preconditioning::Ddpm { .. }));
+        for (holds, field, problem) in [
+            (self.p_mean.is_finite(), "p_mean", "must be finite"),
+            (positive(self.p_std), "p_std", "must be positive"),
+            (share(self.label_dropout), "label_dropout", "must lie between 0 and 1"),
+            (
+                self.levels(preconditioning) != Levels::UniformTime || is_vp,
+                "levels",
+                "`uniform-time` needs preconditioning.kind = \"vp\"",
+            ),
+            (
+                self.levels(preconditioning) != Levels::UniformSteps || is_ddpm,
+                "levels",
+                "`uniform-steps` needs preconditioning.kind = \"ddpm\"",
+            ),
+            (self.kl >= 0.0 && self.kl.is_finite(), "kl", "must not be negative"),
+            (self.min_snr.is_none_or(positive), "min_snr", "must be positive"),
+            (
+                self.min_snr.is_none() || is_vp || is_ddpm,
+                "min_snr",
+                "needs a variance preserving network: preconditioning.kind = \"vp\" or \"ddpm\"",
+            ),
+        ] {
+            if !holds {
+                return Err(Error::input(format!("loss.{field}"), problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// A noise level of a network that is wrapped so, drawn from `stream`.
+    pub fn level(&self, preconditioning: Preconditioning, stream: &Stream) -> f64 {
+        match self.levels(preconditioning) {
+            Levels::UniformSteps => {
+                let steps = preconditioning.steps().count() as u32;
+                let step = stream.below(0, steps) as usize;
+                preconditioning.steps().nth(step).expect("whoever draws has checked that there are steps")
+            }
             Levels::LogNormal => (self.p_mean + self.p_std * stream.normal(0)).exp(),
             Levels::UniformTime => {
                 Preconditioning::vp_sigma(Self::FIRST_TIME + (1.0 - Self::FIRST_TIME) * stream.uniform(0))
@@ -167,9 +248,21 @@ impl Loss {
     }
 }
 
+impl Loss {
+    /// The weight in training of the squared error `|D - x0|^2` at noise level `sigma`. The signal to noise ratio is `1 / sigma^2`,
+    /// which weighs the error of the noise alike everywhere; `min_snr` bounds it (Hang et al. 2023, section 3.4), as it does for what
+    /// predicts v.
+    pub fn weight(&self, preconditioning: Preconditioning, sigma: f64) -> f64 {
+        match self.min_snr {
+            Some(most) => (1.0 / (sigma * sigma)).min(most),
+            None => preconditioning.loss_weight(sigma),
+        }
+    }
+}
+
 impl Default for Loss {
     fn default() -> Self {
-        Self { levels: Levels::default(), p_mean: -1.2, p_std: 1.2, label_dropout: 0.1, flip: false }
+        Self { levels: None, p_mean: -1.2, p_std: 1.2, label_dropout: 0.1, min_snr: None, flip: false, kl: 1e-6 }
     }
 }
 
@@ -198,6 +291,9 @@ pub struct Stage {
     /// Decoupled weight decay (Loshchilov and Hutter 2019).
     #[serde(default)]
     pub weight_decay: f64,
+    /// Whether the encoder of texts is trained along, of a model that draws texts.
+    #[serde(default)]
+    pub text_encoder: bool,
 }
 
 /// Whether it is a share of a whole.
@@ -325,37 +421,71 @@ impl Config {
         Ok(config)
     }
 
-    /// Checks that the images and classes of the data are those of the config's network.
+    /// The network of the run: that of the model which it begins with, or else the config's own.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where there is none, or a network that training does not know how to teach.
+    pub fn network(&self, model: Option<&Model>) -> Result<Network> {
+        let network = match (model, &self.backbone, self.preconditioning) {
+            (Some(model), ..) => model.network.clone(),
+            (None, Some(backbone), Some(preconditioning)) => Network::new(backbone, preconditioning)?,
+            (None, ..) => {
+                let problem = "is missing: only where --model or --init names a model may it be left out";
+                return Err(Error::field(&self.path, "backbone", problem));
+            }
+        };
+        network.check_denoises()?;
+        Ok(network)
+    }
+
+    /// How long and how fast a stage runs.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the config does not say it.
+    pub fn stage(&self, name: StageName) -> Result<&Stage> {
+        let stage = match name {
+            StageName::Full => &self.full,
+            StageName::All => &self.all,
+            StageName::Finetune => &self.finetune,
+            StageName::Vae => &self.vae,
+        };
+        let problem = "is missing: it says how many images are seen, and how fast they are learnt from";
+        stage.as_ref().ok_or_else(|| Error::field(&self.path, name.as_str(), problem))
+    }
+
+    /// Checks that examples are of the size that a network takes, and of as many classes as it has.
     ///
     /// # Errors
     /// [`Error::Input`] with the config's file and the field.
-    pub fn check_data(&self, dataset: &Dataset) -> Result<()> {
-        let (image, classes) = (self.backbone.image(), self.backbone.classes());
-        if dataset.shape != image {
+    pub fn check_data(&self, examples: &dyn Examples, network: &Network) -> Result<()> {
+        let (image, classes) = (network.state(), network.classes());
+        if examples.shape() != image {
             let size = |image: ImageShape| format!("{}x{}x{}", image.height, image.width, image.channels);
-            let problem = format!("images are {}, but backbone takes {}", size(dataset.shape), size(image));
+            let problem = format!("images are {}, but backbone takes {}", size(examples.shape()), size(image));
             return Err(Error::field(&self.path, "data", problem));
         }
-        if classes > 0 && dataset.classes.len() != classes {
-            let problem = format!("{classes} is not the number of classes in data, {}", dataset.classes.len());
+        if classes > 0 && examples.classes().len() != classes {
+            let problem = format!("{classes} is not the number of classes in data, {}", examples.classes().len());
             return Err(Error::field(&self.path, "backbone.label_dim", problem));
         }
         Ok(())
     }
 
-    /// What is allowed but rarely meant, a sentence each.
-    pub fn warnings(&self, dataset: &Dataset) -> Vec<String> {
+    /// What is allowed but rarely meant of training this network, a sentence each.
+    pub fn warnings(&self, examples: &dyn Examples, network: &Network) -> Vec<String> {
         let in_file = |warning| format!("{}: backbone.{warning}", self.path.display());
-        let mut warnings: Vec<String> = self.backbone.warning().map(in_file).into_iter().collect();
-        if self.preconditioning == Preconditioning::Vp && self.loss.levels == Levels::LogNormal {
+        let mut warnings: Vec<String> =
+            self.backbone.as_ref().and_then(Backbone::warning).map(in_file).into_iter().collect();
+        let preconditioning = network.preconditioning();
+        if preconditioning == Preconditioning::Vp && self.loss.levels(preconditioning) == Levels::LogNormal {
             warnings.push(format!(
                 "{}: loss.levels: `log-normal` hardly trains on the levels where sampling of a vp network begins; \
                  `uniform-time` does",
                 self.path.display()
             ));
         }
-        let (_, std) = dataset.statistics();
-        if let Preconditioning::Edm { sigma_data } = self.preconditioning
+        let (_, std) = examples.statistics();
+        if let Preconditioning::Edm { sigma_data } = preconditioning
             && !(std / SIGMA_DATA_FACTOR..=std * SIGMA_DATA_FACTOR).contains(&sigma_data)
         {
             warnings.push(format!(
@@ -372,16 +502,12 @@ impl Config {
             true => Ok(()),
             false => Err((field.to_string(), problem.to_string())),
         };
-        let finetune = self.finetune.iter().map(|stage| ("finetune", stage));
-        for (name, stage) in [("full", &self.full), ("all", &self.all)].into_iter().chain(finetune) {
-            stage.check().map_err(|(field, problem)| (format!("{name}.{field}"), problem.to_owned()))?;
+        for (name, stage) in
+            [("full", &self.full), ("all", &self.all), ("finetune", &self.finetune), ("vae", &self.vae)]
+        {
+            let refused = |(field, problem)| (format!("{name}.{field}"), String::from(problem));
+            stage.iter().try_for_each(|stage| stage.check().map_err(refused))?;
         }
-        let loss = &self.loss;
-        require(loss.p_mean.is_finite(), "loss.p_mean", "must be finite")?;
-        require(positive(loss.p_std), "loss.p_std", "must be positive")?;
-        let has_times = loss.levels == Levels::LogNormal || self.preconditioning == Preconditioning::Vp;
-        require(has_times, "loss.levels", "`uniform-time` needs preconditioning.kind = \"vp\"")?;
-        require(share(loss.label_dropout), "loss.label_dropout", "must lie between 0 and 1")?;
         require(self.ranking.samples > 0, "ranking.samples", "must be positive")?;
         require(self.ranking.order != Order::Original, "ranking.order", "must be global or within-group")?;
         require(self.allocation.align > 0, "allocation.align", "must be positive")?;
@@ -401,14 +527,22 @@ impl Config {
             "sampling.teacher",
             "`full` needs rule = \"sandwich\"; `frozen` goes with both rules",
         )?;
-        if let Preconditioning::Edm { sigma_data } = self.preconditioning {
+        let (backbone, preconditioning) = match (&self.backbone, self.preconditioning) {
+            (Some(backbone), Some(preconditioning)) => (backbone, preconditioning),
+            (None, None) => return Ok(()),
+            (Some(_), None) => return Err(("preconditioning".into(), "is missing, but backbone is given".into())),
+            (None, Some(_)) => return Err(("backbone".into(), "is missing, but preconditioning is given".into())),
+        };
+        let input = |prefix: &str, error: Error| match error {
+            Error::Input { place, problem } => (format!("{prefix}{place}"), problem),
+            other => (prefix.to_owned(), other.to_string()),
+        };
+        self.loss.check(preconditioning).map_err(|error| input("", error))?;
+        if let Preconditioning::Edm { sigma_data } = preconditioning {
             require(positive(sigma_data), "preconditioning.sigma_data", "must be positive")?;
         }
         let in_backbone = |(field, problem): (&str, &str)| (format!("backbone.{field}"), problem.to_owned());
-        self.backbone.check_trainable().map_err(in_backbone)?;
-        match Network::new(&self.backbone, self.preconditioning) {
-            Err(Error::Input { place, problem }) => Err((format!("backbone.{place}"), problem)),
-            _ => Ok(()),
-        }
+        backbone.check_trainable().map_err(in_backbone)?;
+        Network::new(backbone, preconditioning).map(drop).map_err(|error| input("backbone.", error))
     }
 }

@@ -1,7 +1,7 @@
 //! One subnet trained further, as a network of its own: the others keep their weights.
 
-use super::flow::{Flow, Outcome};
-use super::state::{StageName, State};
+use super::flow::{Begun, Flow, Outcome, trained};
+use super::state::StageName;
 use super::trainer::Trainer;
 use crate::nets::Model;
 use crate::nets::model::CARD;
@@ -17,43 +17,38 @@ impl Flow<'_> {
     /// [`Error::Input`] if the config, the data or the directory do not fit.
     pub fn finetune(&self, model: &Model, dir: &Path, subnet: usize) -> Result<Outcome> {
         let config = self.config;
-        if config.finetune.is_none() {
-            let problem = "is missing: it says how long and how fast, as [full] does";
-            return Err(Error::field(&config.path, "finetune", problem));
-        }
-        if model.card.text_to_image.is_some() {
-            return Err(Error::input(dir.display(), "draws texts, on which models are not trained yet"));
-        }
+        let stage = config.stage(StageName::Finetune)?;
         self.check_card(&model.card, dir)?;
-        let mut extracted = model.extract(subnet)?;
-        let network = extracted.network.clone();
-        let state = self.resumed(&network)?;
+        let extracted = model.extract(subnet)?;
+        let network = config.network(Some(&extracted))?;
+        let state = self.resumed(network.spec())?;
         if state.is_none() && self.out.join(CARD).exists() {
             return Err(Error::input("--out", format!("{} holds a model already", self.out.display())));
         }
         if state.as_ref().is_some_and(|state| state.position.stage != StageName::Finetune) {
             return Err(Error::input("--out", format!("{} holds a run of another kind", self.out.display())));
         }
-        let dataset = config.data.load()?;
-        config.check_data(&dataset)?;
-        // A network without classes ignores those of the data.
-        let dataset = dataset.for_classes(&model.card.classes).map_err(|error| error.in_file(&config.path))?;
-        self.say(&dataset);
+        let examples = self.examples(&network, None, Some(&extracted))?;
+        let Some(examples) = examples else { return Ok(Outcome::Stopped) };
+        let begun = Begun { network: &network, examples: &*examples, model: Some(&extracted) };
+        let texts = self.texts(stage, &begun)?;
+        self.say(&begun);
         std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
         let state = match state {
             Some(state) => state,
-            None => State::begin(StageName::Finetune, &extracted.supernet, &dataset.classes)?,
+            None => self.begin(StageName::Finetune, &extracted.supernet, &begun, texts.as_ref())?,
         };
         let full = [Subnet::new(network.spec(), 1.0, &network.spec().full())];
-        let mut trainer = Trainer::new(&network, config, &dataset, &full, state, None)?;
-        if self.train(&network, &mut trainer)? == Outcome::Stopped {
+        let trainer = Trainer::new(&network, config, &*examples, &full, state, None)?;
+        let mut trainer = trainer.with_texts(texts)?;
+        if self.train(&mut trainer)? == Outcome::Stopped {
             return Ok(Outcome::Stopped);
         }
         let name = &model.table.subnets[subnet].name;
-        extracted.card.made.insert("subnet_of".into(), format!("{} {name}", model.card.name).into());
-        extracted.card.made = self.made(extracted.card.made, "finetune", &trainer.state.position);
-        let supernet = trainer.state.supernet(network.spec(), true)?;
-        Model::unallocated(extracted.card, supernet)?.write(self.out, config.dtype.dtype())?;
+        let mut card = extracted.card.clone();
+        card.made.insert("subnet_of".into(), format!("{} {name}", model.card.name).into());
+        card.made = self.made(card.made, "finetune", &trainer.state.position);
+        trained(card, Some(&extracted), &trainer)?.write(self.out, config.dtype.dtype())?;
         Ok(Outcome::Finished)
     }
 }

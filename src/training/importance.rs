@@ -1,13 +1,12 @@
 //! Taylor importance: how much the loss would change, to first order, without a channel.
 
 use crate::nets::{Network, sliced::Sliced};
-use crate::ops::pixels::to_unit;
 use crate::ops::{Gradients, Tape};
 use crate::philox::Stream;
 use crate::supernet::spec::{Param, Role, Slice};
 use crate::supernet::{Spec, Supernet};
 use crate::training::config::Loss;
-use crate::training::data::Dataset;
+use crate::training::data::Examples;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -16,6 +15,7 @@ use rayon::prelude::*;
 const IMAGE_STREAM: u32 = 40;
 const SIGMA_STREAM: u32 = 41;
 const NOISE_STREAM: u32 = 42;
+const LATENT_STREAM: u32 = 43;
 
 /// N noisy images to rank on.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,27 +33,30 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Draws `count` images with replacement, noise levels as `loss` says and noise.
+    /// Draws `count` examples with replacement, noise levels as `loss` says and noise.
     ///
     /// Sample i depends on `seed` and i alone, so a longer draw begins with the shorter one.
     ///
     /// # Errors
-    /// [`Error::Input`] if the images or the classes of `dataset` are not those of `network`.
-    pub fn draw(dataset: &Dataset, network: &Network, loss: &Loss, seed: u64, count: usize) -> Result<Self> {
-        let image = network.image();
-        dataset.check(image, network.classes())?;
-        let mut x0 = Vec::with_capacity(count * image.elements());
-        let mut noise = vec![0.0; count * image.elements()];
+    /// [`Error::Input`] if the images or the classes of `examples`, or the levels of `loss`, are not those of `network`.
+    pub fn draw(examples: &dyn Examples, network: &Network, loss: &Loss, seed: u64, count: usize) -> Result<Self> {
+        let (elements, preconditioning) = (network.state().elements(), network.preconditioning());
+        network.check_denoises()?;
+        examples.check(network.state(), network.classes())?;
+        loss.check(preconditioning)?;
+        let [mut x0, mut noise] = [(); 2].map(|()| vec![0.0; count * elements]);
         let mut sigma = Vec::with_capacity(count);
         let mut classes = Vec::with_capacity(count);
-        for (sample, noise) in (0..count as u64).zip(noise.chunks_exact_mut(image.elements())) {
-            let index = Stream::new(seed, IMAGE_STREAM, sample).below(0, dataset.len() as u32) as usize;
-            x0.extend(dataset.image(index).iter().map(|&byte| to_unit(byte)));
-            classes.push(Some(dataset.label(index)));
-            sigma.push(loss.level(&Stream::new(seed, SIGMA_STREAM, sample)));
+        let of_samples = x0.chunks_exact_mut(elements).zip(noise.chunks_exact_mut(elements));
+        for (sample, (x0, noise)) in (0..).zip(of_samples) {
+            let index = Stream::new(seed, IMAGE_STREAM, sample).below(0, examples.count() as u32) as usize;
+            examples.write(index, false, &Stream::new(seed, LATENT_STREAM, sample), x0);
+            classes.push(Some(examples.label(index)));
+            sigma.push(loss.level(preconditioning, &Stream::new(seed, SIGMA_STREAM, sample)));
             Stream::new(seed, NOISE_STREAM, sample).fill_normals(noise);
         }
-        Ok(Self { x0, noise, sigma, classes, context: Vec::new() })
+        let context = examples.contexts(&classes)?;
+        Ok(Self { x0, noise, sigma, classes, context })
     }
 
     /// N.

@@ -150,6 +150,7 @@ mod tests {
             ema_half_life: 1.0,
             gradient_clip: 1e9,
             weight_decay: 0.01,
+            text_encoder: false,
         }
     }
 

@@ -2,33 +2,36 @@
 
 use super::batch::{Batch, Batches, Draw};
 use super::config::{Config, Sampling, Stage, Teacher};
-use super::data::Dataset;
+use super::data::Examples;
+use super::learner::Learner;
 use super::optimizer::{Adam, Region};
 use super::sampling;
-use super::state::{Position, StageName, State};
+use super::state::State;
+use super::texts::TrainedTexts;
 use crate::nets::Network;
 use crate::nets::sliced::Sliced;
 use crate::ops::Tape;
+use crate::subnet_name::SubnetName;
 use crate::supernet::spec::Init;
 use crate::supernet::{Spec, Subnet, Supernet, Widths, widths_of};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::time::Instant;
 
-/// Share of the old value in the smoothed losses of the progress line.
-const LOSS_SMOOTHING: f64 = 0.99;
-
 /// A stage under way.
 pub struct Trainer<'a> {
     network: &'a Network,
     config: &'a Config,
     stage: &'a Stage,
+    examples: &'a dyn Examples,
     batches: Batches<'a>,
     /// The subnets that are trained, ascending; the last is the full network.
     ratios: Vec<f64>,
     widths: Vec<Widths>,
     /// The frozen teacher, where the config asks for one.
     teacher: Option<Sliced>,
+    /// The encoder of texts, where it is trained along.
+    texts: Option<TrainedTexts>,
     adam: Adam,
     /// What is written to disk.
     pub state: State,
@@ -65,16 +68,17 @@ impl<'a> Trainer<'a> {
     /// teacher: used where the config asks for one.
     ///
     /// # Errors
-    /// [`Error::Input`] if the data does not fit the network.
+    /// [`Error::Input`] if the examples, the levels of the loss or the stage do not fit the network.
     pub fn new(
         network: &'a Network,
         config: &'a Config,
-        dataset: &'a Dataset,
+        examples: &'a dyn Examples,
         subnets: &[Subnet],
         state: State,
         teacher: Option<&Supernet>,
     ) -> Result<Self> {
-        config.check_data(dataset)?;
+        config.check_data(examples, network)?;
+        config.loss.check(network.preconditioning()).map_err(|error| error.in_file(&config.path))?;
         let spec = network.spec();
         let mut ratios = Vec::with_capacity(subnets.len());
         let mut widths = Vec::with_capacity(subnets.len());
@@ -82,31 +86,43 @@ impl<'a> Trainer<'a> {
             ratios.push(subnet.ratio);
             widths.push(widths_of(spec, subnet).map_err(|problem| Error::input(&subnet.name, problem))?);
         }
-        let stage = match state.position.stage {
-            StageName::Full => &config.full,
-            StageName::All => &config.all,
-            StageName::Finetune => config.finetune.as_ref().expect("whoever begins this stage has looked"),
-        };
+        let stage = config.stage(state.position.stage)?;
         let sampling = &config.sampling;
         let wanted = sampling.distillation > 0.0 && sampling.teacher == Teacher::Frozen;
         let teacher = teacher.filter(|_| wanted).map(|teacher| Sliced::new(spec, teacher, &spec.full())).transpose()?;
         // Each stage has its own draws: the second must not repeat the noise of the first.
         let seed = config.seed.wrapping_mul(2).wrapping_add(state.position.stage as u64);
-        let batches = Batches::new(dataset, &config.loss, network.classes(), seed);
+        let batches = Batches::new(examples, &config.loss, network, seed);
+        let (adam, texts) = (Adam::default(), None);
         let mut trainer =
-            Self { network, config, stage, batches, ratios, widths, teacher, adam: Adam::default(), state };
+            Self { network, config, stage, examples, batches, ratios, widths, teacher, texts, adam, state };
         trainer.state.position.losses.resize(trainer.widths.len(), None);
         Ok(trainer)
     }
 
-    /// Whether the stage has seen all its images.
-    pub fn is_finished(&self) -> bool {
-        self.state.position.seen >= self.stage.images
+    /// The same, which trains this encoder of texts along.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where the state is of a run that trains something else.
+    pub fn with_texts(self, texts: Option<TrainedTexts>) -> Result<Self> {
+        let wanted = texts.as_ref().map_or_else(|| Ok(Vec::new()), TrainedTexts::initial)?;
+        let wanted = wanted.iter().map(|weight| (&weight.name, &weight.shape));
+        if !wanted.eq(self.state.beside.iter().map(|(name, shape)| (name, shape))) {
+            let problem = "is not what the run was begun with: the encoder of texts is trained along from the start, or not at all";
+            let field = format!("{}.text_encoder", self.state.position.stage.as_str());
+            return Err(Error::field(&self.config.path, &field, problem));
+        }
+        Ok(Self { texts, ..self })
     }
 
-    /// Images that the stage is to see.
-    pub fn images(&self) -> u64 {
-        self.stage.images
+    /// What is trained.
+    pub fn network(&self) -> &Network {
+        self.network
+    }
+
+    /// The encoder of texts, where it is trained along.
+    pub fn texts(&self) -> Option<&TrainedTexts> {
+        self.texts.as_ref()
     }
 
     /// The ratios of the subnets, ascending.
@@ -114,26 +130,8 @@ impl<'a> Trainer<'a> {
         &self.ratios
     }
 
-    /// Images a step.
-    pub fn batch(&self) -> usize {
-        self.stage.batch
-    }
-
     fn sampling(&self) -> &Sampling {
         &self.config.sampling
-    }
-
-    /// An error about the step that comes next or, for a state that cannot be written, the one before it.
-    pub fn not_finite(&self, what: impl std::fmt::Display) -> Error {
-        let Position { stage, seen, .. } = &self.state.position;
-        let (stage, step) = (stage.as_str(), seen / self.stage.batch as u64);
-        Error::NotFinite {
-            place: format!("{stage}, after step {step} ({seen} images)"),
-            problem: format!(
-                "{what}; the last checkpoint is left as it was; a lower {stage}.learning_rate than {} may help",
-                self.stage.learning_rate
-            ),
-        }
     }
 
     /// One step of the optimiser.
@@ -148,11 +146,13 @@ impl<'a> Trainer<'a> {
         let chosen = sampling::choose(self.sampling(), &self.ratios, stream);
         let supernet = self.state.supernet(self.network.spec(), false)?;
         let mut target = self.teach(&batch)?;
+        let told = self.told(&batch)?;
         let mut losses = Vec::with_capacity(chosen.len());
         let mut sum: Option<Gradients> = None;
         for &index in &chosen {
             let narrower = index + 1 < self.widths.len();
-            let pass = self.pass(&supernet, &self.widths[index], &batch, target.as_deref().filter(|_| narrower))?;
+            let teacher = target.as_deref().filter(|_| narrower);
+            let pass = self.pass(&supernet, &self.widths[index], &batch, &told.context, teacher)?;
             if !pass.loss.is_finite() {
                 return Err(self.not_finite(format!("the loss at ratio {:.3} is {}", self.ratios[index], pass.loss)));
             }
@@ -166,52 +166,66 @@ impl<'a> Trainer<'a> {
                 target = Some(pass.denoised);
             }
         }
-        let gradients = sum.expect("a step trains at least one subnet");
+        let mut gradients = sum.expect("a step trains at least one subnet");
         let spec = self.network.spec();
+        if let (Some(texts), Some(hidden)) = (&self.texts, &told.hidden) {
+            gradients.values.extend(texts.gradients(hidden, gradients.context.as_deref())?);
+        }
+        let beside = self.state.beside.iter().map(|(_, shape)| Region::whole(shape));
         let regions: Vec<Region> = spec
             .params
             .iter()
             .zip(&gradients.shapes)
             .map(|(param, kept)| Region { full: &param.shape, kept })
+            .chain(beside)
             .collect();
         let norm = self.adam.step(&mut self.state.slots, &regions, &gradients.values, self.stage, seen);
         if !norm.is_finite() {
             return Err(self.not_finite(format!("the norm of the gradient is {norm}")));
         }
-        let position = &mut self.state.position;
-        position.seen += self.stage.batch as u64;
-        position.seconds += start.elapsed().as_secs_f64();
-        for &(index, loss) in &losses {
-            let smoothed = &mut position.losses[index];
-            *smoothed = Some(smoothed.map_or(loss, |old| LOSS_SMOOTHING * old + (1.0 - LOSS_SMOOTHING) * loss));
-        }
+        self.state.position.advance(self.stage.batch, start.elapsed(), losses.iter().copied());
         Ok(Report { losses, gradient_norm: norm })
     }
 
-    /// What a frozen teacher makes of the batch.
+    /// What a frozen teacher makes of the batch. It is told what the encoder of texts made of captions before that was trained.
     fn teach(&self, batch: &Batch) -> Result<Option<Vec<f32>>> {
-        match &self.teacher {
-            None => Ok(None),
-            Some(teacher) => {
-                let call = self.network.call(&Tape::off(), teacher, &batch.x, &batch.sigma, &batch.classes, &[])?;
-                Ok(Some(call.denoised))
-            }
-        }
+        let Some(teacher) = &self.teacher else { return Ok(None) };
+        let context = self.examples.contexts(&batch.labels)?;
+        let call = self.network.call(&Tape::off(), teacher, &batch.x, &batch.sigma, &batch.labels, &context)?;
+        Ok(Some(call.denoised))
+    }
+
+    /// What the network is told of the captions of a batch.
+    pub(super) fn told(&self, batch: &Batch) -> Result<Told> {
+        let hidden = self.texts.as_ref().map(|texts| texts.hidden(&batch.labels, self.state.beside())).transpose()?;
+        let values = match &hidden {
+            Some(hidden) => hidden.flatten_all()?.to_vec1::<f32>()?,
+            None => self.examples.contexts(&batch.labels)?,
+        };
+        Ok(Told { context: self.network.context(batch.labels.len(), &values)?, hidden })
     }
 
     /// Forward and backward of one subnet. The loss is the mean over elements of `weight(sigma) |D - x0|^2` (Karras et al.
     /// 2022, eq. 8), mixed with the distance to the teacher's image where there is one.
-    fn pass(&self, supernet: &Supernet, widths: &Widths, batch: &Batch, teacher: Option<&[f32]>) -> Result<Pass> {
+    pub(super) fn pass(
+        &self,
+        supernet: &Supernet,
+        widths: &Widths,
+        batch: &Batch,
+        context: &Tensor,
+        teacher: Option<&[f32]>,
+    ) -> Result<Pass> {
         let sliced = Sliced::new(self.network.spec(), supernet, widths)?;
         let trainable = self.network.spec().params.iter().zip(sliced.leaves());
-        let tape = Tape::recording(trainable.filter(|(param, _)| param.trainable).map(|(_, leaf)| leaf));
-        let call = self.network.call(&tape, &sliced, &batch.x, &batch.sigma, &batch.classes, &[])?;
+        let trainable = trainable.filter(|(param, _)| param.trainable).map(|(_, leaf)| leaf);
+        let tape = Tape::recording(trainable.chain(self.texts.as_ref().map(|_| context)));
+        let call = self.network.call_on(&tape, &sliced, &batch.x, &batch.sigma, &batch.labels, context)?;
         let elements = self.network.image().elements();
         let distillation = if teacher.is_some() { self.sampling().distillation } else { 0.0 };
         let mut loss = 0.0;
         let mut gradient = vec![0.0; batch.x.len()];
         for (sample, c) in call.coefficients.iter().enumerate() {
-            let weight = self.network.preconditioning().loss_weight(batch.sigma[sample]);
+            let weight = self.config.loss.weight(self.network.preconditioning(), batch.sigma[sample]);
             let slope = 2.0 * weight * c.c_out / batch.x.len() as f64;
             let range = sample * elements..(sample + 1) * elements;
             let teacher = teacher.map(|teacher| &teacher[range.clone()]);
@@ -229,16 +243,46 @@ impl<'a> Trainer<'a> {
         }
         let gradient = Tensor::from_vec(gradient, call.raw.shape(), &Device::Cpu)?;
         let grads = tape.backward(&call.raw, gradient)?;
-        let gradients = Gradients::of(&grads, &sliced)?;
+        let gradients = Gradients { context: flat(grads.of(context))?, ..Gradients::of(&grads, &sliced)? };
         Ok(Pass { loss: loss / batch.x.len() as f64, denoised: call.denoised, gradients })
     }
 }
 
+impl Learner for Trainer<'_> {
+    fn learn(&mut self) -> Result<()> {
+        self.step().map(drop)
+    }
+
+    fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn spec(&self) -> &Spec {
+        self.network.spec()
+    }
+
+    fn stage(&self) -> &Stage {
+        self.stage
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.ratios.iter().map(|&ratio| SubnetName::of(ratio).to_string()).collect()
+    }
+}
+
+/// What the network is told of the captions of a batch.
+pub(super) struct Told {
+    /// As [`Network::call_on`] takes it.
+    pub context: Tensor,
+    /// Where it comes from, if the encoder of texts is trained along.
+    pub hidden: Option<Tensor>,
+}
+
 /// A forward and backward pass of one subnet.
-struct Pass {
-    loss: f64,
+pub(super) struct Pass {
+    pub loss: f64,
     denoised: Vec<f32>,
-    gradients: Gradients,
+    pub gradients: Gradients,
 }
 
 /// Gradients of a subnet's parameters, each contiguous in its sliced shape.
@@ -246,6 +290,13 @@ pub(super) struct Gradients {
     /// By parameter; `None` where nothing flows.
     pub values: Vec<Option<Vec<f32>>>,
     shapes: Vec<Vec<usize>>,
+    /// That of the context, where it is wanted.
+    pub context: Option<Vec<f32>>,
+}
+
+/// The values of a gradient.
+fn flat(gradient: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
+    Ok(gradient.map(|gradient| gradient.flatten_all()?.to_vec1::<f32>()).transpose()?)
 }
 
 impl Gradients {
@@ -254,10 +305,10 @@ impl Gradients {
         let mut values = Vec::with_capacity(sliced.leaves().len());
         let mut shapes = Vec::with_capacity(sliced.leaves().len());
         for leaf in sliced.leaves() {
-            values.push(found.of(leaf).map(|gradient| gradient.flatten_all()?.to_vec1::<f32>()).transpose()?);
+            values.push(flat(found.of(leaf))?);
             shapes.push(leaf.dims().to_vec());
         }
-        Ok(Self { values, shapes })
+        Ok(Self { values, shapes, context: None })
     }
 
     /// Adds those of a narrower subnet.
@@ -265,6 +316,9 @@ impl Gradients {
         for (index, value) in narrower.values.iter().enumerate() {
             let (Some(sum), Some(value)) = (&mut self.values[index], value) else { continue };
             Region { full: &self.shapes[index], kept: &narrower.shapes[index] }.add(sum, value);
+        }
+        if let (Some(sum), Some(value)) = (&mut self.context, &narrower.context) {
+            sum.iter_mut().zip(value).for_each(|(sum, value)| *sum += value);
         }
     }
 }

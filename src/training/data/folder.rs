@@ -100,7 +100,7 @@ impl Listing {
 }
 
 /// What to say of files that are no images; `None` where there are none.
-fn skipped(root: &Path, foreign: &[PathBuf]) -> Option<String> {
+pub(super) fn skipped(root: &Path, foreign: &[PathBuf]) -> Option<String> {
     let names: Vec<_> = foreign.iter().take(NAMED).map(|file| file.strip_prefix(root).unwrap_or(file)).collect();
     let names: Vec<_> = names.iter().map(|name| name.display().to_string()).collect();
     let more = if foreign.len() > NAMED { ", ..." } else { "" };
@@ -134,7 +134,7 @@ impl Wanted {
 }
 
 /// The entries of a folder whose names do not begin with a dot, sorted: the order of `read_dir` is not reproducible.
-fn visible_entries(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn visible_entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
@@ -154,7 +154,7 @@ fn class_name(folder: &Path) -> Result<String> {
 }
 
 /// Whether an entry is to be read as an image: a file by its ending, so that a damaged one is not passed over.
-fn is_image(entry: &Path) -> bool {
+pub(super) fn is_image(entry: &Path) -> bool {
     let extension = entry.extension().and_then(|extension| extension.to_str());
     let known = extension.is_some_and(|found| EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(found)));
     known && !entry.is_dir()

@@ -1,20 +1,30 @@
-//! Labelled images from disk: IDX files, class folders, CIFAR-10's binary format.
+//! Images from disk: of classes in IDX files, class folders and CIFAR-10's binary format; with captions in folders.
 
+mod captioned;
 mod cifar;
+mod examples;
 mod folder;
 mod idx;
+mod latents;
 mod pixels;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use indicatif::HumanCount;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::ImageShape;
 use crate::classes;
+use crate::nets::Model;
+use crate::ops::pixels::to_unit;
+use crate::philox::Stream;
 use crate::{Error, Result};
 
 pub use crate::picture::{Background, Colour};
+pub use examples::Examples;
+pub use latents::Latents;
 pub use pixels::{flip_horizontal, shift};
 
 /// Classes that a summary names.
@@ -34,22 +44,6 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Checks that the images are of the size that a network takes, and their classes as many as it has (0: it ignores them).
-    ///
-    /// # Errors
-    /// [`Error::Input`] about `data`.
-    pub fn check(&self, image: ImageShape, classes: usize) -> Result<()> {
-        if self.shape != image {
-            let problem = format!("images are {:?}, but the network takes {image:?}", self.shape);
-            return Err(Error::input("data", problem));
-        }
-        if classes > 0 && self.classes.len() != classes {
-            let problem = format!("has {} classes, but the network has {classes}", self.classes.len());
-            return Err(Error::input("data", problem));
-        }
-        Ok(())
-    }
-
     /// The same images for a model of these classes: labels are the model's, whatever order the data has them in. For a model
     /// without classes they have none.
     ///
@@ -73,7 +67,7 @@ impl Dataset {
         counts
     }
 
-    /// One line for people: how many images of which size, their statistics, and how many there are of each class.
+    /// As [`Examples::summary`], with the statistics and how many there are of each class.
     pub fn summary(&self) -> String {
         let ImageShape { height, width, channels } = self.shape;
         let (mean, std) = self.statistics();
@@ -130,6 +124,47 @@ impl Dataset {
     }
 }
 
+impl Examples for Dataset {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn shape(&self) -> ImageShape {
+        self.shape
+    }
+
+    fn write(&self, index: usize, is_mirrored: bool, _: &Stream, x0: &mut [f32]) {
+        let image = self.image(index);
+        let mirrored = is_mirrored.then(|| flip_horizontal(image, self.shape));
+        let bytes = mirrored.as_deref().unwrap_or(image);
+        x0.iter_mut().zip(bytes).for_each(|(value, &byte)| *value = to_unit(byte));
+    }
+
+    fn label(&self, index: usize) -> usize {
+        usize::from(self.labels[index])
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn captions(&self) -> &[String] {
+        &[]
+    }
+
+    fn contexts(&self, _: &[Option<usize>]) -> Result<Vec<f32>> {
+        Ok(Vec::new())
+    }
+
+    fn statistics(&self) -> (f64, f64) {
+        Self::statistics(self)
+    }
+
+    fn summary(&self) -> String {
+        Self::summary(self)
+    }
+}
+
 /// Where the training images come from: the `[data]` table of a training configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "format", rename_all = "kebab-case", deny_unknown_fields)]
@@ -160,14 +195,86 @@ pub enum Source {
         /// The folder that holds `data_batch_1.bin` to `data_batch_5.bin`.
         path: PathBuf,
     },
+    /// A folder of PNG, JPEG or WebP images with captions, for a model that draws texts: `metadata.jsonl` with `file_name` and `text`, or a
+    /// `.txt` beside each image. Images are scaled and cut to the usual size of the model.
+    Captioned {
+        /// The folder.
+        path: PathBuf,
+        /// What shows behind transparent pixels; without it white for RGB and black for grey.
+        background: Option<Background>,
+        /// The file that the latents of the images are kept in; without it they are encoded at each start.
+        cache: Option<PathBuf>,
+    },
 }
 
 impl Source {
-    /// Reads all images into memory.
+    /// Whether its images have captions in place of classes.
+    pub fn has_captions(&self) -> bool {
+        matches!(self, Self::Captioned { .. })
+    }
+
+    /// What a denoiser learns from: images, with the classes of a model of these where they are given, or the latents of images with
+    /// captions as `model` encodes them, mirrored ones too where it is so. None where `stop` was raised before all were encoded.
+    ///
+    /// # Errors
+    /// As [`Self::load`], [`Dataset::for_classes`] and [`Latents::of`], with `config` where a field of that file is wrong; [`Error::Input`]
+    /// for classes that a model of texts shall learn from.
+    pub fn examples(
+        &self,
+        config: &Path,
+        model: Option<&Model>,
+        classes: Option<&[String]>,
+        is_mirrored: bool,
+        stop: &AtomicBool,
+    ) -> Result<Option<Box<dyn Examples>>> {
+        let draws_texts = model.is_some_and(|model| model.card.text_to_image.is_some());
+        match self {
+            Self::Captioned { path, background, cache } => {
+                let Some(model) = model.filter(|_| draws_texts) else {
+                    let problem =
+                        "`captioned` teaches a model that draws texts, whose directory --model or --init names";
+                    return Err(Error::field(config, "data.format", problem));
+                };
+                let wanted = latents::Wanted { path, background: *background, cache: cache.as_deref(), is_mirrored };
+                Ok(Latents::of(&wanted, model, stop)?.map(|latents| Box::new(latents) as Box<dyn Examples>))
+            }
+            _ if draws_texts => {
+                let problem = "a model that draws texts learns from images with captions: accepted is `captioned`";
+                Err(Error::field(config, "data.format", problem))
+            }
+            _ => {
+                let dataset = self.load()?;
+                Ok(Some(Box::new(match classes {
+                    Some(classes) => dataset.for_classes(classes).map_err(|error| error.in_file(config))?,
+                    None => dataset,
+                })))
+            }
+        }
+    }
+
+    /// The images alone, of this size: what teaches an autoencoder. Those with captions are scaled and cut to it.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and [`Error::Input`] about `data` for images of another size.
+    pub fn pictures(&self, shape: ImageShape) -> Result<Dataset> {
+        let Self::Captioned { path, background, .. } = self else {
+            let dataset = self.load()?;
+            dataset.check(shape, 0)?;
+            return dataset.for_classes(&[]);
+        };
+        let files = captioned::Captioned::list(path)?.files;
+        let read = |file: &PathBuf| {
+            captioned::fitted(file, &std::fs::read(file).map_err(Error::io(file))?, shape, *background)
+        };
+        let images = files.par_iter().map(read).collect::<Result<Vec<_>>>()?.concat();
+        Ok(Dataset { shape, classes: Vec::new(), images, labels: vec![0; files.len()] })
+    }
+
+    /// Reads all images, of classes, into memory.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) if a file cannot be read; [`Error::Input`](crate::Error::Input), naming the
-    /// file, if it is damaged, truncated, or disagrees with the configuration or with the other files.
+    /// file, if it is damaged, truncated, or disagrees with the configuration or with the other files, and for images with captions.
     pub fn load(&self) -> Result<Dataset> {
         let (mut dataset, named_by) = match self {
             Self::Idx { images, labels, classes } => (idx::load(images, labels, classes)?, "data.classes".to_owned()),
@@ -176,6 +283,10 @@ impl Source {
                 (folder::load(path, *image_size, *channels, background)?, path.display().to_string())
             }
             Self::Cifar10 { path } => (cifar::load(path)?, path.join(cifar::NAMES).display().to_string()),
+            Self::Captioned { .. } => {
+                let problem = "`captioned` images have no classes, but here they are wanted: accepted are idx, folder and cifar10";
+                return Err(Error::input("data.format", problem));
+            }
         };
         dataset.classes = classes::checked(&dataset.classes).map_err(|problem| Error::input(named_by, problem))?;
         Ok(dataset)
@@ -191,6 +302,9 @@ impl Source {
                 Self::Folder { path: folder.join(path), image_size, channels, background }
             }
             Self::Cifar10 { path } => Self::Cifar10 { path: folder.join(path) },
+            Self::Captioned { path, background, cache } => {
+                Self::Captioned { path: folder.join(path), background, cache: cache.map(|cache| folder.join(cache)) }
+            }
         }
     }
 }
@@ -198,7 +312,6 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::pixels::to_unit;
 
     #[test]
     fn a_data_table_names_its_format() {
@@ -224,7 +337,7 @@ mod tests {
     fn a_data_table_with_a_mistake_is_refused() {
         for (table, message) in [
             ("format = 'cifar10'\npath = 'p'\nsize = 32", "unknown field `size`"),
-            ("format = 'hdf5'\npath = 'p'", "expected one of `idx`, `folder`, `cifar10`"),
+            ("format = 'hdf5'\npath = 'p'", "expected one of `idx`, `folder`, `cifar10`, `captioned`"),
             ("path = 'p'", "missing field `format`"),
             ("format = 'folder'\npath = 'p'", "missing field `channels`"),
             (
