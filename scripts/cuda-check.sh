@@ -10,9 +10,11 @@ trap 'rm -rf "$work"' EXIT
 eval "$(scripts/cuda-toolkit.sh)"
 export CUDA_HOME
 
-cargo build --release --features cuda
-accordion="$(cargo build --release --features cuda --bin accordion --message-format json 2>/dev/null |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')"
+# The tests bring the binary along; built alone, it would have dependencies of its own.
+tests=(cargo test --release --features cuda --test kernels --test device --test gpu)
+"${tests[@]}" --no-run
+accordion="$("${tests[@]}" --no-run --message-format json 2>/dev/null |
+    sed -n 's/.*"executable":"\([^"]*\/accordion\)".*/\1/p')"
 
 # Nothing of CUDA is linked: what it is linked with is on every machine.
 if ldd "$accordion" | grep -i cuda; then
@@ -39,7 +41,7 @@ if [ ! -e /proc/driver/nvidia ]; then
         emulation/cpp/emulator.cpp emulation/cpp/driver.cpp -o "$work/libcuda.so.1"
     export LD_LIBRARY_PATH="$work${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi
-cargo test --release --features cuda --test kernels --test device --test gpu -- --ignored gpu
+"${tests[@]}" -- --ignored gpu
 
 # Registers, shared memory and spills of each kernel, on the newest architecture.
 "$CUDA_HOME/bin/nvcc" -std=c++17 -O3 --fmad=false -arch=sm_90 -cubin -Xptxas -v src/ops/cuda/kernels/kernels.cu \

@@ -10,7 +10,7 @@ pub const TOLERANCE: f64 = 0.02;
 
 /// Widths whose cost is each of `ratios` of the full network's, within [`TOLERANCE`]; answered in the order asked.
 ///
-/// From a quarter of every pipe, rounded up to the pipe's [`Constraint::quantum`], the step (one quantum of one pipe)
+/// From the floor of every pipe, rounded up to the pipe's [`Constraint::quantum`], the step (one quantum of one pipe)
 /// with the most importance for its cost is added again and again; equal steps go to the pipe that keeps the smaller
 /// share. Importances are compared across pipes as they are, not normalised: a pipe that matters more is to grow sooner.
 /// All ratios stop along this one climb, each at the stop nearest to it, so subnets nest and a larger ratio never
@@ -43,8 +43,9 @@ pub fn greedy(
         let asked = ratio * full;
         if climb.cost > asked && !near(climb.cost, asked) {
             return Err(refuse(format!(
-                "reached, since pipes keep a quarter, and resampling blocks and skips stay whole; \
+                "reached, since pipes keep {} of themselves (--floor), and resampling blocks and skips stay whole; \
                  the smallest reachable ratio is {:.3}",
+                constraint.floor,
                 climb.cost / full
             )));
         }
@@ -62,7 +63,7 @@ pub fn greedy(
     Ok(answers)
 }
 
-/// The ratio of the narrowest network that [`greedy`] gives: a quarter of every pipe, rounded up to its quantum.
+/// The ratio of the narrowest network that [`greedy`] gives: the floor of every pipe, rounded up to its quantum.
 pub fn smallest_ratio(spec: &Spec, target: Cost, constraint: Constraint) -> f64 {
     let model = CostModel::new(spec, target);
     model.total(&narrowest(spec, constraint)) as f64 / model.total(&spec.full().0) as f64
@@ -70,7 +71,8 @@ pub fn smallest_ratio(spec: &Spec, target: Cost, constraint: Constraint) -> f64 
 
 fn narrowest(spec: &Spec, constraint: Constraint) -> Vec<usize> {
     let kept = |pipe: &crate::supernet::Pipe| {
-        pipe.width.div_ceil(4).next_multiple_of(constraint.quantum(pipe).max(1)).min(pipe.width)
+        let floor = (constraint.floor * pipe.width as f64).ceil() as usize;
+        floor.next_multiple_of(constraint.quantum(pipe).max(1)).min(pipe.width)
     };
     spec.pipes.iter().map(kept).collect()
 }

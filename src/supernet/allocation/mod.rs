@@ -19,9 +19,14 @@ pub use wanted::{Target, Wanted};
 use crate::supernet::{Pipe, Spec};
 use crate::{Error, Result};
 
+/// The share of a pipe that every subnet of the paper keeps.
+pub const QUARTER: f64 = 0.25;
+
 /// Which widths a pipe may take. Its full width is always one of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Constraint {
+    /// The share of a pipe that every subnet keeps, rounded to channels; at 0 a pipe may keep none, and its block is then left out.
+    pub floor: f64,
     /// Kept widths are multiples of this many channels, for kernels that like them so; 1 allows every width.
     pub align: usize,
     /// Whether the channels are ordered within the groups of their GroupNorm: such a pipe keeps the same number of every
@@ -31,7 +36,7 @@ pub struct Constraint {
 
 impl Default for Constraint {
     fn default() -> Self {
-        Self { align: 1, within_group: false }
+        Self { floor: QUARTER, align: 1, within_group: false }
     }
 }
 
@@ -42,6 +47,11 @@ impl Constraint {
     }
 
     fn check(&self) -> Result<()> {
+        // Written so that NaN is refused too.
+        if !(0.0..=1.0).contains(&self.floor) {
+            let problem = format!("{} is not a share of a pipe; give a number from 0 to 1", self.floor);
+            return Err(Error::input("--floor", problem));
+        }
         match self.align {
             0 => Err(Error::input("--align", "0 is not a number of channels; give 1 or more")),
             _ => Ok(()),

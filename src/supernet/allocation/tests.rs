@@ -78,7 +78,7 @@ fn assert_allocates_as_pytorch(name: &str, table: &str, align: usize) {
     let table = json[table].as_object().unwrap();
     assert_eq!(table.len(), 7);
     for (ratio, blocks) in table {
-        let constraint = Constraint { align, within_group: false };
+        let constraint = Constraint { align, ..Constraint::default() };
         let widths = channels(&spec, &importance, ratio.parse().unwrap(), constraint).unwrap();
         let mut expected = 0;
         for (pipe, kept) in spec.pipes.iter().zip(&widths.0) {
@@ -130,7 +130,7 @@ fn a_ratio_below_the_smallest_reachable_one_is_refused_with_that_one() {
     let refusal = greedy(&spec, &importance, Cost::Macs, &[0.25, 1.0], Constraint::default()).unwrap_err();
     assert_eq!(
         refusal.to_string(),
-        "--ratios: 0.250 of the MACs cannot be reached, since pipes keep a quarter, and resampling blocks and skips \
+        "--ratios: 0.250 of the MACs cannot be reached, since pipes keep 0.25 of themselves (--floor), and resampling blocks and skips \
          stay whole; the smallest reachable ratio is 0.500"
     );
     assert!(greedy(&spec, &importance, Cost::Macs, &[0.5], Constraint::default()).is_ok());
@@ -139,7 +139,7 @@ fn a_ratio_below_the_smallest_reachable_one_is_refused_with_that_one() {
 #[test]
 fn a_ratio_between_two_coarse_stops_is_refused_with_both() {
     let spec = spec_of(&[conv("a", 64, 16)], 0);
-    let within = Constraint { align: 1, within_group: true };
+    let within = Constraint { within_group: true, ..Constraint::default() };
     let refusal = greedy(&spec, &[vec![1.0; 64]], Cost::Params, &[0.25, 0.6], within).unwrap_err();
     assert_eq!(
         refusal.to_string(),
@@ -157,7 +157,7 @@ fn a_step_that_is_too_coarse_makes_room_for_finer_ones() {
     let cheap = ("cheap".into(), PipeKind::Attn, "all".into(), 64, None, 16, 1);
     let spec = spec_of(&[dear, cheap], 0);
     let importance = [vec![9.0; 64], vec![1.0; 64]];
-    let within = Constraint { align: 1, within_group: true };
+    let within = Constraint { within_group: true, ..Constraint::default() };
     let widths = greedy(&spec, &importance, Cost::Params, &[0.32, 1.0], within).unwrap();
     assert_eq!(widths[0].0[0], 16);
     let realised = spec.parameters(&widths[0]) as f64 / spec.parameters(&spec.full()) as f64;
@@ -186,7 +186,7 @@ fn a_wrong_ratio_align_or_importance_is_refused_by_name() {
         assert_eq!(refusal, greedy(&spec, &[vec![1.0; 4]], Cost::Macs, &[ratio], free).unwrap_err().to_string());
     }
     let refused = |importance: &[Vec<f64>], align| {
-        channels(&spec, importance, 0.5, Constraint { align, within_group: false }).unwrap_err().to_string()
+        channels(&spec, importance, 0.5, Constraint { align, ..Constraint::default() }).unwrap_err().to_string()
     };
     assert_eq!(refused(&[vec![1.0; 4]], 0), "--align: 0 is not a number of channels; give 1 or more");
     assert_eq!(refused(&[], 1), "importance: ranks 0 pipes where the network has 1");
@@ -236,7 +236,12 @@ fn networks(smallest: usize) -> impl Strategy<Value = (Spec, Vec<Vec<f64>>)> {
 }
 
 fn constraints() -> impl Strategy<Value = Constraint> {
-    (1..20_usize, any::<bool>()).prop_map(|(align, within_group)| Constraint { align, within_group })
+    let floor = prop_oneof![Just(0.0), Just(QUARTER), 0.0..1.0_f64];
+    (floor, 1..20_usize, any::<bool>()).prop_map(|(floor, align, within_group)| Constraint {
+        floor,
+        align,
+        within_group,
+    })
 }
 
 fn costs() -> impl Strategy<Value = Cost> {
@@ -251,7 +256,7 @@ fn cost_of(spec: &Spec, cost: Cost, widths: &Widths) -> f64 {
 }
 
 proptest! {
-    /// Formula 5 gives every pipe at least a quarter and at most itself, grows with P, and at 1 is the whole network.
+    /// Formula 5 gives every pipe at least its floor and at most itself, grows with P, and at 1 is the whole network.
     #[test]
     fn allocated_channels_nest((spec, importance) in networks(1), constraint in constraints()) {
         let ladder = ratios(0.025).unwrap();
@@ -263,7 +268,8 @@ proptest! {
         }
         for (pipe, &kept) in spec.pipes.iter().zip(&widths[0].0) {
             // Half a channel of rounding for the block, and half for the pipe.
-            prop_assert!(kept >= 1 && kept as f64 >= pipe.width as f64 / 4.0 - 1.0);
+            let least = constraint.floor * pipe.width as f64;
+            prop_assert!((kept >= 1 || least == 0.0) && kept as f64 >= least - 1.0);
         }
         for (pipe, &kept) in widths.iter().flat_map(|widths| spec.pipes.iter().zip(&widths.0)) {
             let groups = pipe.norm_groups.filter(|_| constraint.within_group).unwrap_or(1);
@@ -273,8 +279,12 @@ proptest! {
 
     /// Where every width is allowed, every reachable ratio is met, and a larger one contains a smaller one.
     #[test]
-    fn greedy_meets_every_reachable_ratio((spec, importance) in networks(100), cost in costs()) {
-        let free = Constraint::default();
+    fn greedy_meets_every_reachable_ratio(
+        (spec, importance) in networks(100),
+        cost in costs(),
+        floor in prop_oneof![Just(QUARTER), Just(0.0)],
+    ) {
+        let free = Constraint { floor, ..Constraint::default() };
         let smallest = smallest_ratio(&spec, cost, free);
         let ladder: Vec<f64> = ratios(0.025).unwrap().into_iter().filter(|&ratio| ratio >= smallest).collect();
         let widths = greedy(&spec, &importance, cost, &ladder, free).unwrap();
@@ -285,7 +295,7 @@ proptest! {
         for (ratio, widths) in ladder.iter().zip(&widths) {
             let realised = cost_of(&spec, cost, widths) / full;
             prop_assert!((realised - ratio).abs() <= TOLERANCE * ratio + 1e-12, "{realised} for {ratio}");
-            prop_assert!(spec.pipes.iter().zip(&widths.0).all(|(pipe, &kept)| 4 * kept >= pipe.width));
+            prop_assert!(spec.pipes.iter().zip(&widths.0).all(|(pipe, &kept)| kept as f64 >= floor * pipe.width as f64));
         }
         prop_assert_eq!(widths.last().unwrap(), &spec.full());
         // A ratio asked alone is the same network as in a ladder.

@@ -1,6 +1,6 @@
 //! What a user asks of an allocation, and the table of subnets that it gives.
 
-use super::{Constraint, Cost, channels, greedy, ratios, smallest_ratio};
+use super::{Constraint, Cost, QUARTER, channels, greedy, ratios, smallest_ratio};
 use crate::supernet::{Order, Spec, Subnet, Widths};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,9 @@ pub struct Wanted {
     /// Distance between the ratios from 0.25 to 1.
     #[arg(long, env = "ACCORDION_STEP", default_value_t = 0.125)]
     pub step: f64,
+    /// The share of a pipe that every subnet keeps; at 0 blocks may be left out.
+    #[arg(long, env = "ACCORDION_FLOOR", default_value_t = QUARTER)]
+    pub floor: f64,
     /// Kept widths are multiples of this.
     #[arg(long, env = "ACCORDION_ALIGN", default_value_t = 1)]
     pub align: usize,
@@ -56,7 +59,7 @@ pub struct Wanted {
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { target: Target::Macs, ratios: Vec::new(), step: 0.125, align: 1 }
+        Self { target: Target::Macs, ratios: Vec::new(), step: 0.125, floor: QUARTER, align: 1 }
     }
 }
 
@@ -67,7 +70,8 @@ impl Wanted {
     /// [`Error::Input`] if a ratio was asked for that cannot be met; of the usual ratios, those below the smallest that can
     /// be reached are left out, and the log says so.
     pub fn subnets(&self, spec: &Spec, importance: &[Vec<f64>], order: Order) -> Result<Vec<Subnet>> {
-        let constraint = Constraint { align: self.align, within_group: order == Order::WithinGroup };
+        let within_group = order == Order::WithinGroup;
+        let constraint = Constraint { floor: self.floor, align: self.align, within_group };
         constraint.check()?;
         let ratios = self.ladder(spec, constraint)?;
         let widths: Vec<Widths> = match self.target.cost() {
