@@ -308,13 +308,13 @@ fn more_images_than_a_page_holds_take_another_and_none_is_mixed_up() {
         let slot = runner.begin(&Begin::new(key(image), &course)).unwrap();
         let step = Move { slot, level, condition: Condition::None, guide: None, update, next: None, watched: false };
         runner.step(3, &[step]).unwrap();
-        runner.pixels(slot).unwrap()
+        runner.pixels(slot, 0).unwrap()
     };
     for image in [0, 2, 4, 19] {
         let slot = slots[image as usize];
-        assert_eq!(runner.pixels(slot).unwrap(), alone(image), "image {image}");
+        assert_eq!(runner.pixels(slot, 0).unwrap(), alone(image), "image {image}");
         // Euler's only step ends at the denoised image.
-        assert_eq!(runner.estimate(slot).unwrap(), runner.pixels(slot).unwrap());
+        assert_eq!(runner.estimate(slot).unwrap(), runner.pixels(slot, 0).unwrap());
     }
     slots.iter().filter(|slot| **slot != slots[3]).for_each(|&slot| runner.end(slot));
     let free = limits.lock().unwrap().free;

@@ -6,7 +6,6 @@ use accordion::evaluation::profile::{Device, Profile, Quality, Rated};
 use accordion::evaluation::prompted::Examples;
 use accordion::evaluation::survey::{Effort, Progress};
 use accordion::evaluation::yardstick::Metric;
-use accordion::nets::model::WEIGHTS;
 use accordion::nets::{Model, Placement, Threads};
 use accordion::ops::cuda::Precision;
 use serde_json::Value;
@@ -152,7 +151,7 @@ fn a_profile_has_every_subnet_at_every_batch_and_fits_the_model() {
     let path = workspace.path("model/profile.toml");
     let profile = Profile::open(&path).unwrap();
     let model = workspace.model();
-    profile.check_against(model.subnets(), model.card.sha256.get(WEIGHTS), &path).unwrap();
+    profile.check_against(model.subnets(), &[], &model.card.sha256, &path).unwrap();
     let rows: Vec<(&str, usize)> = profile.latency.iter().map(|row| (row.subnet.as_str(), row.batch)).collect();
     let of = |subnet: &'static str| [(subnet, 1), (subnet, 2), (subnet, 4)];
     assert_eq!(rows, ["0.250", "0.500", "0.750", "full"].map(of).concat());
@@ -222,7 +221,7 @@ fn a_quick_measurement_gives_a_profile_that_another_machine_can_take_over() {
     let mut parts = Vec::new();
     let mut progress = |progress: Progress<'_>| parts.push(progress.part);
     let profile = Profile::measure(&mut *subject, &Examples::default(), &effort, None, &mut progress).unwrap().profile;
-    profile.check_against(model.subnets(), None, &workspace.path("profile.toml")).unwrap();
+    profile.check_against(model.subnets(), &[], &Default::default(), &workspace.path("profile.toml")).unwrap();
     assert!(as_good_as_the_reference(profile.frontier.last().unwrap()));
     assert_eq!(profile.device, Device::here(1));
 

@@ -39,8 +39,9 @@ fn emulated() -> Emulated {
 /// The tiny pipeline in small sizes; the directory is to outlive it.
 fn tiny() -> (TempDir, Model) {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("model");
-    support::write_text_model(&path, &["128x128", "32x32", "64x32"]);
+    let [plain, path] = ["plain", "model"].map(|name| dir.path().join(name));
+    support::write_text_model(&plain, &["128x128", "32x32", "64x32"]);
+    support::rank_decoder(&plain, &path);
     let model = Model::open(&path).unwrap();
     (dir, model)
 }
@@ -112,6 +113,7 @@ fn jobs(model: &Model) -> Vec<Job> {
         guided(7.5, "", job("pndm-5@0.500*3,full*2", 5, "a red bicycle")),
         guided(3.0, "blurry", Job { canvas: 2, ..job("dpmpp2m-2@0.250~karras", 6, "a cat") }),
         Job { images: 2, ..job("euler-1@0.250", 7, "a red bicycle") },
+        job("euler-1@0.250~decode=0.250", 7, "a red bicycle"),
         // From a picture at its noise level, a part of which is known.
         Job { original: Some(original().into()), strength: 0.5, ..job("ddim-4@0.250~strength=0.5", 8, "a cat") },
     ]

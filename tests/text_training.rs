@@ -181,7 +181,7 @@ fn an_autoencoder_learns_to_give_pictures_back_and_resumes_to_the_bit() {
         let canvas = model.canvases()[0];
         let values: Vec<f32> = picture.iter().map(|&byte| f32::from(byte) / 127.5 - 1.0).collect();
         let latent: Vec<f64> = codec.latent(canvas.picture, &values).unwrap().into_iter().map(f64::from).collect();
-        let again = codec.pixels(canvas.state, &latent).unwrap();
+        let again = codec.pixels(0, canvas.state, &latent).unwrap();
         let deviation = (latent.iter().map(|value| value * value).sum::<f64>() / latent.len() as f64).sqrt();
         let squares = picture.iter().zip(again).map(|(&a, b)| (f64::from(a) - f64::from(b)).powi(2));
         (squares.sum::<f64>() / picture.len() as f64, deviation)
@@ -253,8 +253,8 @@ fn what_does_not_go_together_is_refused_with_its_sentence() {
     train(&[], "config.toml: backbone: is missing: only where --model or --init names a model may it be left out");
     train(&["--model", "sd", "--widths", "full"], "config.toml: full: is missing: it says how many images are seen");
     train(&["--part", "vae", "--model", "sd"], "config.toml: vae: is missing: it says how many images are seen");
-    train(&["--part", "vae"], "--part vae: needs --model");
-    train(&["--part", "vae", "--model", "sd", "--widths", "all"], "--widths and --init do not go with it");
+    train(&["--part", "vae"], "--part: needs --model");
+    train(&["--part", "vae", "--model", "sd", "--widths", "all"], "does not go with --widths and --init");
     train(
         &["--model", "sd", "--init", "sd"],
         "--init: is the model that the run begins with: it does not go with --model",

@@ -143,7 +143,7 @@ impl Args {
                 Plan::constant(Solver::Heun, self.steps.unwrap_or(18), &model.subnets()[subnet].name)?
             }
         };
-        plan.subnets().try_for_each(|subnet| model.subnet(subnet).map(drop))?;
+        model.check_plan(&plan)?;
         let Told { conditions, negative } = self.told(&model)?;
         let Started { original, strength, canvas, files } = self.started(&model, &plan)?;
         let plan = plan.started(strength);

@@ -14,6 +14,7 @@ mod healthcheck;
 mod import;
 mod loadtest;
 mod logs;
+mod part;
 mod profile;
 mod rank;
 mod serve;

@@ -26,7 +26,8 @@ pub struct Args {
     /// Continue the run that lies in the directory.
     #[arg(long)]
     resume: bool,
-    /// What is trained: the denoiser, or the autoencoder of a model that draws texts, by the config's `[vae]`.
+    /// What is trained: the denoiser; of a model that draws texts the autoencoder, by the config's `[vae]`; or all widths of its decoder,
+    /// by `[decoder]`.
     #[arg(long, value_enum, default_value_t = Part::Denoiser)]
     part: Part,
     /// Run one stage only.
@@ -52,6 +53,7 @@ pub struct Args {
 enum Part {
     Denoiser,
     Vae,
+    Decoder,
 }
 
 impl Args {
@@ -73,16 +75,14 @@ impl Args {
             checkpoint_every,
             stop: stop_on_signal()?,
         };
-        if self.part == Part::Vae && (self.widths.is_some() || self.init.is_some()) {
-            return Err(Error::input(
-                "--part vae",
-                "has one stage, of one width: --widths and --init do not go with it",
-            ));
+        if self.part != Part::Denoiser && (self.widths.is_some() || self.init.is_some()) {
+            return Err(Error::input("--part", "of another than the denoiser does not go with --widths and --init"));
         }
         let outcome = match (self.part, &self.model) {
             (Part::Denoiser, _) => flow.run(),
             (Part::Vae, Some(dir)) => flow.autoencoder(&Model::open(dir)?, dir),
-            (Part::Vae, None) => Err(Error::input("--part vae", "needs --model, the model whose autoencoder it is")),
+            (Part::Decoder, Some(dir)) => flow.decoder(Model::open(dir)?, dir),
+            (_, None) => Err(Error::input("--part", "needs --model, the model whose part it is")),
         };
         outcome.map(|outcome| report(outcome, &out))
     }

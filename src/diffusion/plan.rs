@@ -25,13 +25,17 @@ pub const AUTO_SCALE: RangeInclusive<f64> = 1.0..=20.0;
 /// The scale where a plan's text says none.
 const USUAL_AUTO_SCALE: f64 = 1.5;
 
+/// Why a plan's decoder is refused where pictures are drawn themselves.
+pub const NO_DECODER: &str = "~decode is of models that draw latents, but this one draws pictures itself";
+
 /// The accepted strengths.
 pub const STRENGTH: RangeInclusive<f64> = 0.001..=1.0;
 
 /// A solver, its steps, and a subnet for each step.
 ///
 /// The text form is
-/// `<solver>-<steps>@<widths>[^<guide>][~<spacing>][~last=<level>][~eta=<number>][~churn=<number>][~strength=<share>][~respace=<done>/<of>,...]`, where widths is one
+/// `<solver>-<steps>@<widths>[^<guide>][~<spacing>][~last=<level>][~eta=<number>][~churn=<number>][~strength=<share>][~decode=<subnet>][~respace=<done>/<of>,...]`,
+/// where widths is one
 /// subnet for all steps (`heun-18@full`) or counted runs in order (`0.250*8,full*4`). [`fmt::Display`] writes the
 /// canonical form, which parses to the same plan: subnet names with three decimals, equal neighbours merged, defaults
 /// left out.
@@ -59,6 +63,8 @@ pub struct Plan {
     pub widths: Vec<WidthRun>,
     /// The subnet of the second call of a guided step, where it is another than that of the first.
     pub guide: Option<PlannedGuide>,
+    /// The subnet of the decoder that makes the picture, of a model that draws latents.
+    pub decode: SubnetName,
     /// Where the noise levels that were left have been spread anew, in order. Empty for a plan that was never changed
     /// while it ran.
     pub respacings: Vec<Respacing>,
@@ -201,6 +207,7 @@ impl Plan {
             strength: 1.0,
             widths,
             guide: None,
+            decode: SubnetName::full(),
             respacings: Vec::new(),
         };
         plan.check()?;
@@ -310,7 +317,7 @@ impl Plan {
         }
     }
 
-    /// All subnets that it names.
+    /// All subnets of the denoiser that it names.
     pub fn subnets(&self) -> impl Iterator<Item = &SubnetName> {
         self.widths.iter().map(|run| &run.subnet).chain(self.guide.iter().map(|guide| &guide.subnet))
     }
@@ -377,7 +384,7 @@ impl Plan {
     }
 
     fn check(&self) -> Result<()> {
-        let Self { solver, spacing, steps, churn, eta, last, strength, widths, guide, respacings } = self;
+        let Self { solver, spacing, steps, churn, eta, last, strength, widths, guide, decode: _, respacings } = self;
         if !STEPS.contains(steps) {
             return Err(wrong(format!("steps are {steps}, but must be {} to {}", STEPS.start(), STEPS.end())));
         }
@@ -473,6 +480,9 @@ impl fmt::Display for Plan {
         if self.strength < 1.0 {
             write!(f, "~strength={}", self.strength)?;
         }
+        if !self.decode.is_full() {
+            write!(f, "~decode={}", self.decode)?;
+        }
         for (index, Respacing { done, of }) in self.respacings.iter().enumerate() {
             let start = if index == 0 { "~respace=" } else { "," };
             write!(f, "{start}{done}/{of}")?;
@@ -496,7 +506,7 @@ impl FromStr for Plan {
 
         let mut spacing = None;
         let (mut churn, mut eta, mut last, mut strength) = (None, None, None, None);
-        let mut respacings = None;
+        let (mut decode, mut respacings) = (None, None);
         for option in parts {
             let repeated = match option.split_once('=') {
                 None if spacing_named(option).is_some() => {
@@ -506,11 +516,12 @@ impl FromStr for Plan {
                 Some(("eta", amount)) => eta.replace(number("eta", amount, ETA)?).is_some(),
                 Some(("last", level)) => last.replace(number("last", level, LAST)?).is_some(),
                 Some(("strength", share)) => strength.replace(number("strength", share, STRENGTH)?).is_some(),
+                Some(("decode", subnet)) => decode.replace(subnet.parse()?).is_some(),
                 Some(("respace", list)) => respacings.replace(parse_respacings(list)?).is_some(),
                 _ => {
                     return Err(wrong(format!(
                         "option {option:?} is not one of {}, last=<level>, eta=<number>, churn=<number>, strength=<share>, \
-                         respace=<done>/<of>",
+                         decode=<subnet>, respace=<done>/<of>",
                         Spacing::ALL.map(Spacing::as_str).join(", ")
                     )));
                 }
@@ -520,9 +531,9 @@ impl FromStr for Plan {
             }
         }
         let spacing = spacing.unwrap_or(solver.spacing());
-        let respacings = respacings.unwrap_or_default();
+        let (decode, respacings) = (decode.unwrap_or(SubnetName::full()), respacings.unwrap_or_default());
         let (churn, eta, strength) = (churn.unwrap_or(0.0), eta.unwrap_or(0.0), strength.unwrap_or(1.0));
-        let plan = Self { solver, spacing, steps, churn, eta, last, strength, widths, guide, respacings };
+        let plan = Self { solver, spacing, steps, churn, eta, last, strength, widths, guide, decode, respacings };
         plan.check()?;
         Ok(plan)
     }
@@ -633,6 +644,7 @@ mod tests {
                     WidthRun { subnet: SubnetName::full(), steps: 4 }
                 ],
                 guide: None,
+                decode: SubnetName::full(),
                 respacings: vec![],
             }
         );
@@ -706,7 +718,7 @@ mod tests {
             ("heun-8@full~churn=-1", r#"plan: churn "-1" is not a number from 0 to 1000"#),
             (
                 "heun-8@full~linear",
-                r#"plan: option "linear" is not one of karras, logsnr, linspace, leading, trailing, last=<level>, eta=<number>, churn=<number>, strength=<share>, respace=<done>/<of>"#,
+                r#"plan: option "linear" is not one of karras, logsnr, linspace, leading, trailing, last=<level>, eta=<number>, churn=<number>, strength=<share>, decode=<subnet>, respace=<done>/<of>"#,
             ),
             ("heun-8@full~eta=1", "plan: eta needs the solver dpmpp2m, not heun"),
             ("dpmpp2m-8@full~eta=2", r#"plan: eta "2" is not a number from 0 to 1"#),
@@ -774,13 +786,14 @@ mod tests {
         let name = prop_oneof![Just(SubnetName::full()), (1..=999u32).prop_map(|p| SubnetName::of(f64::from(p) / 1e3))];
         let scale = prop::option::of((1000..=20_000u32).prop_map(|scale| f64::from(scale) / 1e3));
         let guide = prop::option::of((name.clone(), scale).prop_map(|(subnet, auto)| PlannedGuide { subnet, auto }));
+        let decode = name.clone();
         let run = (name, 1..=100usize).prop_map(|(subnet, steps)| WidthRun { subnet, steps });
         let solver = prop::sample::select(Solver::ALL.to_vec());
         let spacing = prop::sample::select(Spacing::ALL.to_vec());
         let last = prop::option::of((1..=1000u32).prop_map(|last| f64::from(last) / 1e3));
         let strength = prop_oneof![Just(1.0), (1..=1000u32).prop_map(|share| f64::from(share) / 1e3)];
-        (solver, spacing, (0..=1_000_000u32, last, strength, guide), prop::collection::vec(run, 1..=10)).prop_map(
-            |(solver, spacing, (amount, last, strength, guide), runs)| {
+        (solver, spacing, (0..=1_000_000u32, last, strength, guide, decode), prop::collection::vec(run, 1..=10))
+            .prop_map(|(solver, spacing, (amount, last, strength, guide, decode), runs)| {
                 let mut widths = runs;
                 widths.dedup_by(|a, b| a.subnet == b.subnet);
                 let steps = widths.iter().map(|run| run.steps).sum();
@@ -788,9 +801,8 @@ mod tests {
                 let eta = if solver == Solver::DpmPp2m { f64::from(amount / 1000) / 1e3 } else { 0.0 };
                 let spacing = if solver == Solver::Pndm && !spacing.is_in_time() { Spacing::Trailing } else { spacing };
                 let last = last.filter(|_| !spacing.is_in_time());
-                Plan { solver, spacing, steps, churn, eta, last, strength, widths, guide, respacings: vec![] }
-            },
-        )
+                Plan { solver, spacing, steps, churn, eta, last, strength, widths, guide, decode, respacings: vec![] }
+            })
     }
 
     #[test]
@@ -876,6 +888,25 @@ mod tests {
     }
 
     #[test]
+    fn a_narrower_decoder_is_a_part_of_the_plan_and_stays_where_steps_change() {
+        assert_eq!(parse("ddim-4@full").decode, SubnetName::full());
+        for (loose, canonical) in [
+            ("ddim-4@full~decode=0.5", "ddim-4@full~decode=0.500"),
+            ("ddim-4@full~decode=full", "ddim-4@full"),
+            ("ddim-4@full~decode=1", "ddim-4@full"),
+            ("ddim-4@full~decode=0.25~strength=0.5~trailing", "ddim-4@full~trailing~strength=0.5~decode=0.250"),
+        ] {
+            assert_eq!(parse(loose).to_string(), canonical);
+        }
+        assert!(refusal("ddim-4@full~decode=half").contains("subnet \"half\" is not full or a ratio"));
+        assert!(refusal("ddim-4@full~decode=0.5~decode=0.5").contains("repeats an earlier one"));
+        let run = |subnet: &str, steps| WidthRun { subnet: subnet.parse().unwrap(), steps };
+        let shorter = parse("dpmpp2m-12@full~decode=0.5").continued(5, &[run("0.500", 3)]).unwrap();
+        assert_eq!(shorter.to_string(), "dpmpp2m-8@full*5,0.500*3~decode=0.500~respace=5/12");
+        assert_eq!(parse(&shorter.to_string()), shorter);
+    }
+
+    #[test]
     fn an_image_that_starts_from_a_picture_makes_the_last_steps_alone() {
         let made = |text: &str| (parse(text).made(), parse(text).evaluations());
         assert_eq!(made("heun-10@full~strength=0.5"), (5..10, 9));
@@ -942,7 +973,7 @@ mod tests {
 
         #[test]
         fn text_that_resembles_a_plan_is_a_canonical_plan_or_one_sentence(
-            text in "(heun|euler|dpmpp2m|ddim|pndm|h)?-?[0-9]{0,4}@?((full|[01]?\\.?[0-9]{0,4})\\*?[0-9]{0,2},?){0,3}(\\^(auto:)?[0-9.]{0,4}(\\*[0-9]{0,2})?)?(~(logsnr|leading|churn=?[0-9.e-]{0,5}|respace=?([0-9]{0,2}/?[0-9]{0,2},?){0,2})){0,2}"
+            text in "(heun|euler|dpmpp2m|ddim|pndm|h)?-?[0-9]{0,4}@?((full|[01]?\\.?[0-9]{0,4})\\*?[0-9]{0,2},?){0,3}(\\^(auto:)?[0-9.]{0,4}(\\*[0-9]{0,2})?)?(~(logsnr|leading|churn=?[0-9.e-]{0,5}|decode=?[0-9.]{0,4}|respace=?([0-9]{0,2}/?[0-9]{0,2},?){0,2})){0,2}"
         ) {
             check_any(&text)?;
         }

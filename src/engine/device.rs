@@ -35,8 +35,8 @@ impl Device {
         outcome
     }
 
-    pub fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>, String> {
-        guarded(|| self.sampler.pixels(slot))
+    pub fn pixels(&mut self, slot: Slot, decoder: usize) -> Result<Vec<u8>, String> {
+        guarded(|| self.sampler.pixels(slot, decoder))
     }
 
     pub fn estimate(&mut self, slot: Slot) -> Result<Vec<u8>, String> {

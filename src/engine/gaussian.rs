@@ -142,6 +142,7 @@ impl Gaussian {
             inpaints: false,
             classes,
             subnets,
+            decoders: vec![],
             weights: None,
             weight_bytes: Self::WEIGHT_BYTES,
         };

@@ -206,6 +206,9 @@ impl Engine {
             if let Some(subnet) = plan.subnets().find(|subnet| !known(subnet)) {
                 return Err(EngineError::Unfit(format!("the model has no subnet {subnet}")));
             }
+            if self.about.decoder(plan).is_none() {
+                return Err(EngineError::Unfit(format!("the model's decoder has no subnet {}", plan.decode)));
+            }
             plan.check_for(&self.about.process).map_err(|problem| EngineError::Unfit(format!("{plan}: {problem}")))?;
         }
         if let Some(class) = job.condition.class().filter(|&class| class >= self.about.classes.len()) {

@@ -175,7 +175,8 @@ impl Pool {
             if !course.is_finished() {
                 continue;
             }
-            match device.pixels(*slot) {
+            let decoder = self.about.decoder(course.plan()).expect("a plan that was checked");
+            match device.pixels(*slot, decoder) {
                 Ok(mut pixels) => {
                     entry.job.original.iter().for_each(|original| restore(original, &mut pixels));
                     drawn[member.image as usize] = Some((pixels, course.plan().clone()));

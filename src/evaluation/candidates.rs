@@ -4,7 +4,7 @@ use super::frontier::ROWS;
 use super::yardstick::Metric;
 use crate::diffusion::plan::PlannedGuide;
 use crate::diffusion::{Plan, Solver, WidthRun};
-use crate::subnet_name::FULL;
+use crate::subnet_name::{FULL, SubnetName};
 use std::collections::BTreeSet;
 
 /// Steps of DPM-Solver++(2M), which has most of the frontier.
@@ -15,6 +15,8 @@ const HEUN: [usize; 6] = [5, 6, 8, 10, 12, 18];
 const EULER: [usize; 5] = [3, 4, 8, 12, 18];
 /// Steps of DPM-Solver++(2M) in the order in which they are worth measuring when time is short.
 const DPM_QUICK: [usize; 7] = [8, 4, 2, 12, 6, 3, 18];
+/// Steps up to which a quick survey tries a narrower decoder.
+const FEW: usize = 8;
 /// Steps of DPM-Solver++(2M) between those, where the question is how real images look.
 const DPM_BETWEEN: [usize; 2] = [7, 9];
 /// Calls above which the question is not asked. Measured on the shipped model: of 15 plans none of more is better than 8.
@@ -74,9 +76,16 @@ pub fn constants(shapes: &[Shape], subnets: &[&str]) -> Vec<Plan> {
     shapes.iter().flat_map(on).collect()
 }
 
-/// A few plans that span the frontier, the most telling first.
-pub fn quick(subnets: &[&str]) -> Vec<Plan> {
-    constants(&DPM_QUICK.map(|steps| uniform(Solver::DpmPp2m, steps)), &spread(subnets))
+/// A few plans that span the frontier, the most telling first; those of few steps by narrower decoders too, whose time is most of theirs.
+pub fn quick(subnets: &[&str], decoders: &[SubnetName]) -> Vec<Plan> {
+    let plans = constants(&DPM_QUICK.map(|steps| uniform(Solver::DpmPp2m, steps)), &spread(subnets));
+    let narrowest = decoders.first().filter(|decoder| !decoder.is_full());
+    let with_narrower = |plan: Plan| {
+        let decode = narrowest.filter(|_| plan.steps <= FEW).cloned();
+        let narrower = decode.map(|decode| Plan { decode, ..plan.clone() });
+        [plan].into_iter().chain(narrower)
+    };
+    plans.into_iter().flat_map(with_narrower).collect()
 }
 
 /// The shapes of these plans, each once.
@@ -130,10 +139,19 @@ pub fn guides(plans: &[Plan], subnets: &[&str], scales: &[Option<f64>]) -> Vec<P
     plans.iter().flat_map(of).collect()
 }
 
+/// These plans with each narrower decoder than the full one, which is the last of them. There are few: a decode is a large part of a fast
+/// plan's time, so that each may be worth it to another.
+pub fn decoders(plans: &[Plan], decoders: &[SubnetName]) -> Vec<Plan> {
+    let narrower = decoders.iter().filter(|decoder| !decoder.is_full());
+    let by =
+        |plan: &Plan| narrower.clone().map(|name| Plan { decode: name.clone(), ..plan.clone() }).collect::<Vec<_>>();
+    plans.iter().flat_map(by).collect()
+}
+
 /// The narrowest, the middle and the widest of them, narrow to wide; fewer where there are not so many.
-fn spread<'a>(subnets: &[&'a str]) -> Vec<&'a str> {
+fn spread<T: Clone>(subnets: &[T]) -> Vec<T> {
     let last = subnets.len() - 1;
-    BTreeSet::from([0, last / 2, last]).into_iter().map(|index| subnets[index]).collect()
+    BTreeSet::from([0, last / 2, last]).into_iter().map(|index| subnets[index].clone()).collect()
 }
 
 fn uniform(solver: Solver, steps: usize) -> Shape {
@@ -200,10 +218,23 @@ mod tests {
     }
 
     #[test]
+    fn every_narrower_decoder_is_tried() {
+        let plans = ["euler-4@full", "euler-4@0.500"].map(|text| text.parse().unwrap());
+        let found = texts(decoders(&plans, &[0.5, 0.75, 1.0].map(SubnetName::of)));
+        let of = |plan: &str| ["0.500", "0.750"].map(|decoder| format!("{plan}~decode={decoder}"));
+        assert_eq!(found, [of("euler-4@full"), of("euler-4@0.500")].concat());
+        assert!(decoders(&plans, &[SubnetName::full()]).is_empty() && decoders(&plans, &[]).is_empty());
+    }
+
+    #[test]
     fn the_quick_plans_are_the_most_telling_first() {
-        let plans = texts(quick(&SUBNETS));
+        let plans = texts(quick(&SUBNETS, &[]));
         assert_eq!(plans[..4], ["dpmpp2m-8@0.250", "dpmpp2m-8@0.500", "dpmpp2m-8@full", "dpmpp2m-4@0.250"]);
-        assert_eq!(texts(quick(&["full"])).len(), DPM_QUICK.len());
+        assert_eq!(texts(quick(&["full"], &[SubnetName::full()])).len(), DPM_QUICK.len());
+        let decoders = [0.5, 0.75, 1.0].map(SubnetName::of);
+        let plans = texts(quick(&["full"], &decoders));
+        assert_eq!(plans[..2], ["dpmpp2m-8@full", "dpmpp2m-8@full~decode=0.500"]);
+        assert_eq!(plans[plans.len() - 1], "dpmpp2m-18@full");
     }
 
     #[test]

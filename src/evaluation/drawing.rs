@@ -47,7 +47,7 @@ pub fn starts_in_turn(seed: u64, images: usize, classes: usize) -> Vec<Start> {
     (0..images).map(start).collect()
 }
 
-/// The images of a recipe, in the order of `starts`, in [-1, 1]. Those of one call are at the same step, so on the same
+/// The pictures of a recipe, in the order of `starts`, in [-1, 1]; latents are decoded by the plan's decoder. Those of one call are at the same step, so on the same
 /// subnet.
 ///
 /// # Errors
@@ -57,6 +57,8 @@ pub fn draw(denoiser: &mut dyn Denoiser, starts: &[Start], recipe: &Recipe) -> R
     let unfit = |problem| Error::input("plan", format!("{}: {problem}", recipe.plan));
     recipe.plan.check_from_noise(&process).map_err(unfit)?;
     let (plan, image) = (Arc::new(recipe.plan.clone()), denoiser.about().state());
+    let decoder = denoiser.about().decoder(&plan);
+    let decoder = decoder.ok_or_else(|| unfit(format!("the model has no decoder `{}`", plan.decode)))?;
     let elements = image.elements();
     let mut images = Vec::with_capacity(starts.len());
     for starts in starts.chunks(BATCH) {
@@ -86,7 +88,9 @@ pub fn draw(denoiser: &mut dyn Denoiser, starts: &[Start], recipe: &Recipe) -> R
                 trajectory.advance(denoised);
             }
         }
-        images.extend(trajectories.iter().map(|trajectory| trajectory.image().to_vec()));
+        for trajectory in &trajectories {
+            images.push(denoiser.picture(decoder, trajectory.image())?);
+        }
     }
     Ok(images)
 }

@@ -143,18 +143,26 @@ fn of_steps(
     ms
 }
 
-/// The median times of making a latent of a picture, and a picture of a latent, in milliseconds; None where the model draws pictures itself.
+/// The median time of making a latent of a picture, in milliseconds; None where the model draws pictures itself.
 ///
 /// # Errors
 /// On a device fault.
-pub fn of_codec(opened: &mut dyn Opened, pace: Pace) -> Result<[Option<f64>; 2]> {
-    let about = opened.denoiser().about();
-    if about.picture() == about.state() {
-        return Ok([None; 2]);
+pub fn of_encoder(opened: &mut dyn Opened, pace: Pace) -> Result<Option<f64>> {
+    if opened.denoiser().about().decoders.is_empty() {
+        return Ok(None);
     }
-    let [encode, decode]: [fn(&mut dyn Opened) -> Result<()>; 2] = [|opened| opened.encode(), |opened| opened.decode()];
-    let mut time = |half: fn(&mut dyn Opened) -> Result<()>| rounds(1, pace, &mut |_| {}, |_| half(opened));
-    Ok([Some(time(encode)?[0]), Some(time(decode)?[0])])
+    Ok(Some(rounds(1, pace, &mut |_| {}, |_| opened.encode())?[0]))
+}
+
+/// The median time of making a picture of a latent by each subnet of the decoder, in milliseconds; none where the model draws pictures
+/// itself.
+///
+/// # Errors
+/// On a device fault.
+pub fn of_decoders(opened: &mut dyn Opened, pace: Pace) -> Result<Vec<f64>> {
+    let about = opened.denoiser().about();
+    let (decoders, latent) = (about.decoders.len(), vec![0.0; about.state().elements()]);
+    rounds(decoders, pace, &mut |_| {}, |decoder| opened.denoiser().picture(decoder, &latent).map(drop))
 }
 
 /// Times the calls of each setting at this pace; a setting has at least one call a round, after one that is not timed.
@@ -244,10 +252,10 @@ pub fn layers(runner: &mut HostRunner, subnet: usize, batch: usize, time: Durati
     repeated(time, || input.timed_call(runner, subnet))
 }
 
-/// The same of a decoder, for a latent of this size.
-pub fn layers_of_decoder(codec: &mut Codec, size: ImageShape, time: Duration) -> Vec<Layer> {
-    codec.layers(size);
-    repeated(time, || codec.layers(size))
+/// The same of a subnet of a decoder, for a latent of this size.
+pub fn layers_of_decoder(codec: &mut Codec, decoder: usize, size: ImageShape, time: Duration) -> Vec<Layer> {
+    codec.layers(decoder, size);
+    repeated(time, || codec.layers(decoder, size))
 }
 
 /// The layers of calls that are repeated for about `time`.

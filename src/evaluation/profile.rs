@@ -6,15 +6,18 @@ use super::yardstick::{Metric, Rating, Yardstick};
 use crate::diffusion::Plan;
 use crate::files::{read_toml, write_toml};
 use crate::nets::Opened;
+use crate::nets::model::WEIGHTS;
 use crate::nets::opened::Processor;
+use crate::nets::text_to_image::DECODER;
 use crate::ops::cpu::peak;
 use crate::supernet::Subnet;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Version of the file.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 /// Its name in a model directory.
 pub const PROFILE: &str = "profile.toml";
 
@@ -29,18 +32,21 @@ pub struct Profile {
     /// The time from a picture to a latent, in milliseconds, of a model that draws latents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encode_ms: Option<f64>,
-    /// The time from a latent to a picture, in milliseconds, of a model that draws latents.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decode_ms: Option<f64>,
     /// The SHA-256 of the weights that the qualities are of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+    /// That of those of the decoder, where it has a file of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<String>,
     /// What was measured on.
     pub device: Device,
     /// What the quality of a plan is.
     pub quality: Quality,
     /// Every subnet at every batch.
     pub latency: Vec<Latency>,
+    /// Every subnet of the decoder, of a model that draws latents.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub decode: Vec<Decoding>,
     /// The plans that no other beats on both time and quality, ascending in both.
     pub frontier: Vec<Rated>,
 }
@@ -128,6 +134,16 @@ pub struct Latency {
     pub ms: f64,
 }
 
+/// The time from a latent to a picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decoding {
+    /// Name of the decoder's subnet.
+    pub subnet: String,
+    /// The median time, in milliseconds.
+    pub ms: f64,
+}
+
 impl Device {
     /// This machine, with so many threads.
     pub fn here(threads: usize) -> Self {
@@ -175,18 +191,33 @@ pub fn call_ms(latency: &[Latency], subnet: &str) -> Option<f64> {
     rows.min_by_key(|row| row.batch).map(|row| row.ms / row.batch as f64)
 }
 
+/// The time of a picture of a plan after its last call, in milliseconds; `None` for a decoder that has no row.
+fn decode_ms(decode: &[Decoding], plan: &Plan) -> Option<f64> {
+    match decode {
+        [] => plan.decode.is_full().then_some(0.0),
+        rows => rows.iter().find(|row| plan.decode == row.subnet).map(|row| row.ms),
+    }
+}
+
+/// The time of an image that is drawn with `plan`, under guidance or not, alone on the idle machine, in milliseconds: the calls of its
+/// subnets at the smallest batch that was measured, and its decoding. `None` for a subnet that has no row.
+pub fn image_ms(latency: &[Latency], decode: &[Decoding], plan: &Plan, guided: bool) -> Option<f64> {
+    Some(time_of(plan, guided, |subnet| call_ms(latency, subnet))? + decode_ms(decode, plan)?)
+}
+
 impl Profile {
     /// A profile of the current format, with those of `points` that are on the frontier; their times are taken from
-    /// `latency`.
+    /// `latency` and `decode`.
     pub fn new(
         device: Device,
         weight_bytes: usize,
         quality: Quality,
         latency: Vec<Latency>,
+        decode: Vec<Decoding>,
         points: impl IntoIterator<Item = Rated>,
     ) -> Self {
         let timed = |rated: Rated| {
-            let ms = time_of(&rated.plan, quality.guidance.is_some(), |subnet| call_ms(&latency, subnet))?;
+            let ms = image_ms(&latency, &decode, &rated.plan, quality.guidance.is_some())?;
             Some(Point { rating: rated.rating(), plan: rated.plan, ms })
         };
         let frontier = pareto(points.into_iter().filter_map(timed).collect(), quality.metric.floor());
@@ -196,26 +227,26 @@ impl Profile {
             format: FORMAT,
             weight_bytes,
             encode_ms: None,
-            decode_ms: None,
             weights: None,
+            decoder: None,
             device,
             quality,
             latency,
+            decode,
             frontier,
         }
     }
 
     /// The same qualities with the times of another machine: plans that others beat there are left out.
-    pub fn with_latency(self, device: Device, latency: Vec<Latency>) -> Self {
-        let weights = self.weights;
-        Self { weights, ..Self::new(device, self.weight_bytes as usize, self.quality, latency, self.frontier) }
+    pub fn with_times(self, device: Device, latency: Vec<Latency>, decode: Vec<Decoding>) -> Self {
+        let (weights, decoder) = (self.weights, self.decoder);
+        let anew = Self::new(device, self.weight_bytes as usize, self.quality, latency, decode, self.frontier);
+        Self { weights, decoder, ..anew }
     }
 
-    /// The time of an image that is drawn with `plan` alone on the idle machine, in milliseconds: the calls of its
-    /// subnets at the smallest batch that was measured, and its decoding. `None` for a subnet that has no row.
+    /// [`image_ms`] by this profile.
     pub fn image_ms(&self, plan: &Plan) -> Option<f64> {
-        let calls = time_of(plan, self.quality.guidance.is_some(), |subnet| call_ms(&self.latency, subnet))?;
-        Some(calls + self.decode_ms.unwrap_or(0.0))
+        image_ms(&self.latency, &self.decode, plan, self.quality.guidance.is_some())
     }
 
     /// The cheapest plan of the frontier with this share of the best one's quality.
@@ -249,19 +280,43 @@ impl Profile {
         write_toml(path, self)
     }
 
-    /// Whether it is about a model of these subnets, whose weights have this hash. `path` is where it lies.
+    /// Whether it is about a model of these subnets and those of its decoder, whose files have these hashes. `path` is where it lies.
     ///
     /// # Errors
     /// One sentence with the file, the field and what only one of the two has.
-    pub fn check_against(&self, subnets: &[Subnet], weights: Option<&String>, path: &Path) -> Result<()> {
+    pub fn check_against(
+        &self,
+        subnets: &[Subnet],
+        decoders: &[Subnet],
+        hashes: &BTreeMap<String, String>,
+        path: &Path,
+    ) -> Result<()> {
         let refuse = |field: &str, problem| Err(Error::field(path, field, problem));
-        if let (Some(ours), Some(theirs)) = (&self.weights, weights)
+        if let (Some(ours), Some(theirs)) = (&self.weights, hashes.get(WEIGHTS))
             && ours != theirs
         {
             return refuse(
                 "weights",
                 "its qualities are of other weights than the model's; run `accordion profile`".to_owned(),
             );
+        }
+        if let (Some(ours), Some(theirs)) = (&self.decoder, hashes.get(DECODER))
+            && ours != theirs
+        {
+            return refuse(
+                "decoder",
+                "its qualities are of another decoder than the model's; run `accordion profile`".to_owned(),
+            );
+        }
+        let missing = decoders.iter().find(|decoder| self.decode.iter().all(|row| decoder.name != row.subnet));
+        if let Some(Subnet { name, .. }) = missing {
+            let problem = format!("the decoder's subnet {name} is missing; run `accordion profile`");
+            return refuse("decode", problem);
+        }
+        let surplus = |row: &Decoding| decoders.iter().all(|decoder| decoder.name != row.subnet);
+        if let Some(index) = self.decode.iter().position(surplus) {
+            let problem = format!("the model has no decoder `{}`", self.decode[index].subnet);
+            return refuse(&format!("decode[{index}].subnet"), problem);
         }
         let names: Vec<&str> = subnets.iter().map(|subnet| &*subnet.name).collect();
         for (index, row) in self.latency.iter().enumerate() {
@@ -298,6 +353,15 @@ impl Profile {
                 return refuse(&field(""), format!("subnet {} at batch {} stands twice", row.subnet, row.batch));
             }
         }
+        for (index, row) in self.decode.iter().enumerate() {
+            if !(row.ms.is_finite() && row.ms > 0.0) {
+                let problem = format!("{} is not a time: it must be positive", row.ms);
+                return refuse(&format!("decode[{index}].ms"), problem);
+            }
+            if self.decode[..index].iter().any(|earlier| earlier.subnet == row.subnet) {
+                return refuse(&format!("decode[{index}]"), format!("subnet {} stands twice", row.subnet));
+            }
+        }
         self.check_quality()
     }
 
@@ -322,7 +386,7 @@ impl Profile {
         for (index, Rated { plan, quality, error, distance }) in self.frontier.iter().enumerate() {
             let refuse = |field: &str, problem: String| Err((format!("frontier[{index}].{field}"), problem));
             let Some(ms) = self.image_ms(plan) else {
-                return refuse("plan", format!("{plan} has a subnet without a row of latency"));
+                return refuse("plan", format!("{plan} has a subnet without a row of latency or decode"));
             };
             if !(quality.is_finite() && *quality <= 1.0) {
                 return refuse("quality", format!("{quality} is not a quality: it must be finite and at most 1"));
@@ -352,7 +416,7 @@ impl Profile {
 mod tests {
     use super::*;
 
-    const TEXT: &str = r#"format = 4
+    const TEXT: &str = r#"format = 5
 weight_bytes = 5000000
 
 [device]
@@ -410,7 +474,7 @@ error = 0.0
         // The first is slower than the one of width 0.500 and no better.
         let points =
             [rated("dpmpp2m-3@full", 0.7), rated("heun-18@full", 1.0), rated("dpmpp2m-3@0.500*2,full*1", 0.71)];
-        Profile::new(device(2), 5_000_000, quality, rows, points)
+        Profile::new(device(2), 5_000_000, quality, rows, vec![], points)
     }
 
     #[test]
@@ -436,8 +500,8 @@ error = 0.0
     fn a_damaged_or_foreign_file_is_refused_with_the_field() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for (from, to, says) in [
-            ("format = 4", "format = 3", ": format: version 3 is not 4; run `accordion profile` again"),
-            ("format = 4\n", "", ": missing field `format`"),
+            ("format = 5", "format = 4", ": format: version 4 is not 5; run `accordion profile` again"),
+            ("format = 5\n", "", ": missing field `format`"),
             ("weight_bytes = 5000000", "weight_bytes = -1", ": weight_bytes: invalid value"),
             ("processor = ", "gpu = ", ": device.gpu: unknown field `gpu`"),
             ("threads = 2", "threads = 0", ": device.threads: 0 is not accepted"),
@@ -491,13 +555,55 @@ error = 0.0
                 widths: Default::default(),
             };
             let subnets: Vec<Subnet> = names.iter().map(subnet).collect();
-            profile().check_against(&subnets, None, Path::new("p.toml")).map_err(|error| error.to_string())
+            profile()
+                .check_against(&subnets, &[], &BTreeMap::new(), Path::new("p.toml"))
+                .map_err(|error| error.to_string())
         };
         assert_eq!(check(&["0.500", "full"]), Ok(()));
         let says = "p.toml: latency[0].subnet: the model has no `0.500`; it has 0.250, full";
         assert_eq!(check(&["0.250", "full"]), Err(says.to_owned()));
         let says = "p.toml: latency: the model's subnet 0.750 is missing; run `accordion profile`";
         assert_eq!(check(&["0.500", "0.750", "full"]), Err(says.to_owned()));
+    }
+
+    #[test]
+    fn a_picture_takes_the_time_of_its_plan_s_decoder_and_the_decoders_are_the_model_s() {
+        let row = |subnet: &str, ms| Decoding { subnet: subnet.to_owned(), ms };
+        let decode = vec![row("0.500", 2.0), row("full", 3.0)];
+        let Profile { latency, quality, .. } = profile();
+        let points =
+            ["heun-18@full", "heun-18@full~decode=0.5", "dpmpp2m-1@full~decode=0.5"].iter().zip([1.0, 0.9, 0.7]);
+        let points =
+            points.map(|(plan, quality)| Rated { plan: plan.parse().unwrap(), distance: 0.0, quality, error: 0.0 });
+        let profile = Profile::new(device(2), 1, quality, latency, decode, points.collect::<Vec<_>>());
+        let profile = Profile { decoder: Some("def".to_owned()), ..profile };
+        let ms = |plan: &str| profile.image_ms(&plan.parse().unwrap());
+        assert_eq!(ms("heun-2@0.500*1,full*1~decode=0.5"), Some(3.0));
+        assert_eq!([ms("heun-2@0.500*1,full*1"), ms("heun-2@full~decode=0.25")], [Some(4.0), None]);
+        let frontier: Vec<String> = profile.frontier.iter().map(|row| row.plan.to_string()).collect();
+        assert_eq!(frontier, ["dpmpp2m-1@full~decode=0.500", "heun-18@full~decode=0.500", "heun-18@full"]);
+        let subnet = |name: &&str| Subnet {
+            name: name.parse().unwrap(),
+            ratio: 1.0,
+            parameters: 1,
+            macs: 1,
+            widths: Default::default(),
+        };
+        let of = |names: &[&str]| names.iter().map(subnet).collect::<Vec<Subnet>>();
+        let check = |decoders: &[&str], hash: Option<&str>| {
+            let hashes = hash.map(|hash| (DECODER.to_owned(), hash.to_owned())).into_iter().collect();
+            let checked = profile.check_against(&of(&["0.500", "full"]), &of(decoders), &hashes, Path::new("p.toml"));
+            checked.map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&["0.500", "full"], None), Ok(()));
+        let says = "p.toml: decode: the decoder's subnet 0.250 is missing; run `accordion profile`";
+        assert_eq!(check(&["0.250", "0.500", "full"], None), Err(says.to_owned()));
+        assert_eq!(
+            check(&["full"], None),
+            Err("p.toml: decode[0].subnet: the model has no decoder `0.500`".to_owned())
+        );
+        let says = "p.toml: decoder: its qualities are of another decoder than the model's; run `accordion profile`";
+        assert_eq!(check(&["0.500", "full"], Some("abc")), Err(says.to_owned()));
     }
 
     #[test]
@@ -514,7 +620,7 @@ error = 0.0
     fn another_machine_s_times_leave_out_what_is_beaten_there() {
         let here = |half, full| {
             let rows = vec![latency("0.500", 1, half), latency("full", 1, full)];
-            let profile = profile().with_latency(device(4), rows.clone());
+            let profile = profile().with_times(device(4), rows.clone(), vec![]);
             assert_eq!((profile.device.threads, profile.latency), (4, rows));
             profile.frontier.into_iter().map(|row| row.plan.to_string()).collect::<Vec<_>>()
         };

@@ -60,6 +60,10 @@ impl Denoiser for Prompted<'_> {
         self.denoiser.activation_bytes()
     }
 
+    fn picture(&mut self, decoder: usize, image: &[f64]) -> Result<Vec<f64>> {
+        self.denoiser.picture(decoder, image)
+    }
+
     fn denoise(&mut self, subnet: usize, rows: &Rows) -> Result<Vec<f32>> {
         let Examples { prompts, nothing } = self.examples;
         let told = |condition: &Condition| match condition {

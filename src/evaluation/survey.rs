@@ -1,10 +1,10 @@
 //! Measures what a profile holds: the time of every subnet, and the quality of the plans that may be worth serving.
 
-use super::candidates::{self, AUTO_SCALES, GOOD, constants, guides, schedules, shapes, shapes_of};
+use super::candidates::{self, AUTO_SCALES, GOOD, constants, decoders, guides, schedules, shapes, shapes_of};
 use super::drawing::BATCH;
-use super::frontier::{Point, ROWS, pareto, time_of};
+use super::frontier::{Point, ROWS, pareto};
 use super::latency::{self, Pace};
-use super::profile::{Device, Latency, Profile, Quality, Rated, call_ms};
+use super::profile::{Decoding, Device, Latency, Profile, Quality, Rated, image_ms};
 use super::prompted::{Examples, Prompted};
 use super::realism::Realism;
 use super::to_reference::{ToReference, reference};
@@ -12,6 +12,7 @@ use super::yardstick::{Metric, Rating, Yardstick};
 use crate::Result;
 use crate::diffusion::Plan;
 use crate::nets::{Denoiser, Opened, Threads};
+use crate::subnet_name::SubnetName;
 use std::path::Path;
 use std::time::Duration;
 
@@ -112,9 +113,9 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Survey> {
         let latency = latencies(opened, effort, progress)?;
-        let [encode_ms, decode_ms] = latency::of_codec(opened, ONCE)?;
+        let (encode_ms, decode) = (latency::of_encoder(opened, ONCE)?, decodings(opened)?);
         let mut prompted = Prompted::new(opened.denoiser(), examples);
-        let mut search = Search::new(&mut prompted, &latency, progress);
+        let mut search = Search::new(&mut prompted, &latency, &decode, progress);
         let (yardstick, images) = match *effort {
             Effort::Quick { .. } => search.quick()?,
             Effort::Thorough { images, .. } => {
@@ -133,8 +134,8 @@ impl Profile {
         let points = search.tried.into_iter().map(|tried| tried.point).collect();
         let bytes = opened.denoiser().about().weight_bytes;
         let quality = Quality::new(&yardstick, images, opened.denoiser().about().usual_guidance());
-        let profile = Profile::new(Device::of(opened), bytes, quality, latency.clone(), rated);
-        let profile = Profile { encode_ms, decode_ms, ..profile };
+        let profile = Profile::new(Device::of(opened), bytes, quality, latency.clone(), decode.clone(), rated);
+        let profile = Profile { encode_ms, ..profile };
         Ok(Survey { profile, points, foretold })
     }
 
@@ -149,8 +150,8 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self> {
         let latency = latencies(opened, effort, progress)?;
-        let [encode_ms, decode_ms] = latency::of_codec(opened, ONCE)?;
-        Ok(Self { encode_ms, decode_ms, ..self.with_latency(Device::of(opened), latency) })
+        let (encode_ms, decode) = (latency::of_encoder(opened, ONCE)?, decodings(opened)?);
+        Ok(Self { encode_ms, ..self.with_times(Device::of(opened), latency, decode) })
     }
 }
 
@@ -195,13 +196,21 @@ fn latencies(opened: &mut dyn Opened, effort: &Effort, progress: &mut dyn FnMut(
     let total = pace.rounds as usize;
     let mut round = |done| progress(Progress { part: "latency", done: done as usize, total, plan: None });
     let ms = latency::of_calls(opened, &settings, pace, &mut round)?;
-    let row = |(&(subnet, batch), ms): (&(usize, usize), f64)| Latency {
-        subnet: names[subnet].clone(),
-        batch,
-        // Nothing smaller is real.
-        ms: (ms * 1e4).round().max(1.0) / 1e4,
-    };
+    let row =
+        |(&(subnet, batch), ms): (&(usize, usize), f64)| Latency { subnet: names[subnet].clone(), batch, ms: real(ms) };
     Ok(settings.iter().zip(ms).map(row).collect())
+}
+
+/// The time of every subnet of the decoder.
+fn decodings(opened: &mut dyn Opened) -> Result<Vec<Decoding>> {
+    let ms = latency::of_decoders(opened, ONCE)?;
+    let names = opened.denoiser().about().decoders.iter().map(|decoder| decoder.name.to_string());
+    Ok(names.zip(ms).map(|(subnet, ms)| Decoding { subnet, ms: real(ms) }).collect())
+}
+
+/// A time as a profile has it: nothing smaller is real.
+fn real(ms: f64) -> f64 {
+    (ms * 1e4).round().max(1.0) / 1e4
 }
 
 /// Batches up to `max_batch` whose calls are affordable, where `call` is the time of a call on one image; 1 always.
@@ -220,6 +229,7 @@ fn quick_batches(max_batch: usize, subnets: usize, call: Duration) -> Vec<usize>
 struct Search<'a> {
     denoiser: &'a mut dyn Denoiser,
     latency: &'a [Latency],
+    decode: &'a [Decoding],
     tried: Vec<Tried>,
     progress: &'a mut dyn FnMut(Progress<'_>),
 }
@@ -234,12 +244,17 @@ struct Tried {
 }
 
 impl<'a> Search<'a> {
-    fn new(denoiser: &'a mut dyn Denoiser, latency: &'a [Latency], progress: &'a mut dyn FnMut(Progress<'_>)) -> Self {
-        Self { denoiser, latency, tried: Vec::new(), progress }
+    fn new(
+        denoiser: &'a mut dyn Denoiser,
+        latency: &'a [Latency],
+        decode: &'a [Decoding],
+        progress: &'a mut dyn FnMut(Progress<'_>),
+    ) -> Self {
+        Self { denoiser, latency, decode, tried: Vec::new(), progress }
     }
 
     /// Few images of every shape at full width, of those that are good there at all widths, of width schedules of those on
-    /// the frontier so far, and of its plans with guides of narrower subnets; then more and more of fewer and fewer plans.
+    /// the frontier so far, of its plans with guides of narrower subnets, and of its plans with narrower decoders; then more and more of fewer and fewer plans.
     fn thorough(&mut self, yardstick: &mut Yardstick, images: usize) -> Result<()> {
         let names: Vec<String> = self.denoiser.about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -253,7 +268,7 @@ impl<'a> Search<'a> {
         let frontier = pareto(self.points(), floor);
         let on_it = shapes_of(frontier.iter().map(|point| &point.plan));
         self.try_all("width schedules", yardstick, schedules(&on_it, &names), rounds[0])?;
-        let frontier: Vec<Plan> = pareto(self.points(), floor).into_iter().map(|point| point.plan).collect();
+        let frontier = self.frontier(floor);
         let scales = match (self.is_guided(), yardstick.metric()) {
             (true, _) => &[None][..],
             // What is led away from itself is nearer to real images, if anything, but not to a reference's.
@@ -261,6 +276,8 @@ impl<'a> Search<'a> {
             (false, Metric::MseToReference) => &[],
         };
         self.try_all("guides", yardstick, guides(&frontier, &names, scales), rounds[0])?;
+        let narrower = decoders(&self.frontier(floor), &self.decoders());
+        self.try_all("decoders", yardstick, narrower, rounds[0])?;
         for pair in rounds.windows(2) {
             let [before, images] = [pair[0], pair[1]];
             let field = self.tried.iter().filter(|tried| tried.images == before);
@@ -278,12 +295,22 @@ impl<'a> Search<'a> {
     /// As many images, and then as many plans, as are affordable.
     fn quick(&mut self) -> Result<(Yardstick, usize)> {
         let names: Vec<String> = self.denoiser.about().subnets.iter().map(|subnet| subnet.name.to_string()).collect();
-        let plans = candidates::quick(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let plans = candidates::quick(&names.iter().map(String::as_str).collect::<Vec<_>>(), &self.decoders());
         let costs: Vec<f64> = plans.iter().map(|plan| self.ms(plan)).collect();
         let (images, count) = affordable(self.ms(&reference()), &costs, QUICK[1]);
         let mut yardstick = Yardstick::MseToReference(self.reference(images)?);
         self.try_all("quality", &mut yardstick, plans.into_iter().take(count).collect(), images)?;
         Ok((yardstick, images))
+    }
+
+    /// The plans of the frontier so far.
+    fn frontier(&self, floor: f64) -> Vec<Plan> {
+        pareto(self.points(), floor).into_iter().map(|point| point.plan).collect()
+    }
+
+    /// The decoder's subnets.
+    fn decoders(&self) -> Vec<SubnetName> {
+        self.denoiser.about().decoders.iter().map(|decoder| decoder.name.clone()).collect()
     }
 
     fn points(&self) -> Vec<Point> {
@@ -353,7 +380,7 @@ impl<'a> Search<'a> {
     }
 
     fn ms(&self, plan: &Plan) -> f64 {
-        time_of(plan, self.is_guided(), |subnet| call_ms(self.latency, subnet)).expect("every subnet was timed")
+        image_ms(self.latency, self.decode, plan, self.is_guided()).expect("every subnet was timed")
     }
 }
 
@@ -441,7 +468,7 @@ mod tests {
                 parts.push(progress.part);
             }
         };
-        let mut search = Search::new(&mut *denoiser, &latency, &mut progress);
+        let mut search = Search::new(&mut *denoiser, &latency, &[], &mut progress);
         run(&mut search);
         let points = search.points();
         (points, parts)

@@ -3,7 +3,7 @@
 use super::model::{Model, WEIGHTS};
 use super::text_to_image;
 use crate::ImageShape;
-use crate::diffusion::Process;
+use crate::diffusion::{Plan, Process};
 use crate::supernet::Subnet;
 
 /// A size of pictures, and of what is denoised for them: the pictures themselves, or latents.
@@ -37,6 +37,8 @@ pub struct About {
     pub inpaints: bool,
     /// Its subnets, from the narrowest to the widest; the last is `full`.
     pub subnets: Vec<Subnet>,
+    /// Those of its decoder in the same order, where it draws latents; else none.
+    pub decoders: Vec<Subnet>,
     /// The SHA-256 of the file of its weights, where it is known.
     pub weights: Option<String>,
     /// Memory that the weights of all subnets take together, tables of groups included.
@@ -53,6 +55,7 @@ impl About {
             reads_texts: model.card.text_to_image.is_some(),
             inpaints: model.network.beside() > 0,
             subnets: model.table.subnets.clone(),
+            decoders: model.decoders(),
             weights: model.card.sha256.get(WEIGHTS).cloned(),
             weight_bytes,
         }
@@ -61,6 +64,14 @@ impl About {
     /// The scale of guidance where nothing else is said: 1, which is off, but for models that draw texts.
     pub fn usual_guidance(&self) -> f64 {
         if self.reads_texts { text_to_image::GUIDANCE } else { 1.0 }
+    }
+
+    /// The index of a plan's decoder, which is 0 where pictures are drawn themselves; None for one that there is not.
+    pub fn decoder(&self, plan: &Plan) -> Option<usize> {
+        match &*self.decoders {
+            [] => plan.decode.is_full().then_some(0),
+            decoders => decoders.iter().position(|decoder| decoder.name == plan.decode),
+        }
     }
 
     /// The usual size of a picture.

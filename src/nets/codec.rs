@@ -3,7 +3,7 @@
 use super::host_runner::Threads;
 use super::preview::Preview;
 use super::vae::bounded;
-use super::{Model, Runner};
+use super::{Decoder, Model, Runner};
 use crate::ImageShape;
 use crate::ops::cpu::fused::Layer;
 use crate::ops::pixels::byte;
@@ -64,6 +64,7 @@ impl Encoder {
 #[derive(Debug)]
 pub struct Codec {
     encoder: Encoder,
+    /// At all of its widths.
     decoder: Runner,
     /// What latents are multiplied with, and divided by before they are decoded.
     scale: f64,
@@ -76,9 +77,11 @@ impl Codec {
     /// # Errors
     /// [`Error::Input`] if its weights are missing or do not fit; [`Error::Io`] if they cannot be read.
     pub fn of(model: &Model, threads: Threads) -> Result<Option<Self>> {
-        let (Some(parts), Some(dir)) = (&model.card.text_to_image, model.parts()) else { return Ok(None) };
-        let Some(encoder) = Encoder::of(model, threads)? else { return Ok(None) };
-        let mut decoder = parts.decoder(dir, threads)?;
+        let Some(parts) = &model.card.text_to_image else { return Ok(None) };
+        let (Some(encoder), Some(decoder)) = (Encoder::of(model, threads)?, Decoder::of(model)?) else {
+            return Ok(None);
+        };
+        let mut decoder = decoder.runner(threads)?;
         let vae = &parts.vae;
         let preview = Preview::fit(vae, |latent| Ok(decoder.run_sized(Preview::fitted_on(vae), latent)))?;
         Ok(Some(Self { encoder, decoder, scale: vae.scaling_factor, preview }))
@@ -102,23 +105,24 @@ impl Codec {
         self.encoder.latent(size, picture)
     }
 
-    /// The picture of a latent of this size, `[height, width, channels]` in the units of the denoiser, as bytes.
+    /// The picture of a latent of this size, `[height, width, channels]` in the units of the denoiser, as bytes, by the subnet of the
+    /// decoder of this index.
     ///
     /// # Errors
     /// [`Error::Denoiser`] where it is not finite.
-    pub fn pixels(&mut self, size: ImageShape, latent: &[f64]) -> Result<Vec<u8>> {
+    pub fn pixels(&mut self, decoder: usize, size: ImageShape, latent: &[f64]) -> Result<Vec<u8>> {
         let values: Vec<f32> = latent.iter().map(|value| (value / self.scale) as f32).collect();
-        let picture = self.decoder.run_sized(size, &values);
+        let picture = self.decoder.run_subnet(decoder, size, &values);
         match picture.iter().all(|value| value.is_finite()) {
             true => Ok(picture.iter().map(|&value| byte(f64::from(value))).collect()),
             false => Err(not_finite()),
         }
     }
 
-    /// What the layers of decoding a latent of this size take, in the order in which they run.
-    pub fn layers(&mut self, size: ImageShape) -> Vec<Layer> {
+    /// What the layers of decoding a latent of this size by a subnet take, in the order in which they run.
+    pub fn layers(&mut self, decoder: usize, size: ImageShape) -> Vec<Layer> {
         let latent = vec![0.5; size.elements()];
-        self.decoder.with_layers(|runner| runner.run_sized(size, &latent)).1
+        self.decoder.with_layers(|runner| runner.run_subnet(decoder, size, &latent)).1
     }
 
     /// About what the picture of a latent looks like.

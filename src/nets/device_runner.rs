@@ -11,6 +11,7 @@ pub use blueprint::{Blueprint, Memory};
 use super::codec::not_finite;
 use super::network::Network;
 use super::on_gpu::{Addresses, Compiled};
+use super::opened::of_bytes;
 use super::rows::drawn_anew;
 use super::{About, Begin, Condition, Denoiser, Guide, Known, Model, Move, Rows, Sampler, Slot, Source};
 use crate::ImageShape;
@@ -348,13 +349,13 @@ impl<M: Accelerator> DeviceRunner<M> {
         Ok(())
     }
 
-    /// The picture of this state of a slot, as bytes; None where it is decoded and not finite.
-    fn bytes_of(&mut self, slot: Slot) -> std::result::Result<Option<Vec<u8>>, Fault> {
+    /// The picture of this state of a slot by the decoder's subnet of this index, as bytes; None where it is decoded and not finite.
+    fn bytes_of(&mut self, slot: Slot, decoder: usize) -> std::result::Result<Option<Vec<u8>>, Fault> {
         self.make_begun()?;
         let Place { x, canvas, .. } = self.slots.places[slot.0];
         let size = self.states[canvas];
         match &mut self.codec {
-            Some(codec) => codec.pixels(&mut self.machine, size, x),
+            Some(codec) => codec.pixels(&mut self.machine, decoder, size, x),
             None => self.bytes_at(size, x).map(Some),
         }
     }
@@ -428,6 +429,19 @@ impl<M: Accelerator> Denoiser for DeviceRunner<M> {
         self.slots.free.append(&mut slots);
         self.noted(outcome)?;
         Ok(denoised)
+    }
+
+    fn picture(&mut self, decoder: usize, image: &[f64]) -> Result<Vec<f64>> {
+        if self.codec.is_none() {
+            return Ok(image.to_vec());
+        }
+        // It starts from the latent, without noise.
+        let start = Some(image.iter().map(|&value| value as f32).collect());
+        let (key, source) = (NoiseKey { seed: 0, image: 0 }, Source { start, ..Source::default() });
+        let slot = self.begin(&Begin { key, noise: Default::default(), sigma: 1.0, canvas: 0, source: &source })?;
+        let picture = self.pixels(slot, decoder);
+        self.end(slot);
+        Ok(of_bytes(picture?))
     }
 }
 
@@ -576,8 +590,8 @@ impl<M: Accelerator> Sampler for DeviceRunner<M> {
         check_finite(&self.noted(outcome)?)
     }
 
-    fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>> {
-        let outcome = self.bytes_of(slot);
+    fn pixels(&mut self, slot: Slot, decoder: usize) -> Result<Vec<u8>> {
+        let outcome = self.bytes_of(slot, decoder);
         let bytes = self.noted(outcome)?;
         bytes.ok_or_else(not_finite)
     }

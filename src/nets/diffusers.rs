@@ -2,7 +2,7 @@
 
 use super::backbone::Backbone;
 use super::text_to_image::{TEXT_ENCODER, TextToImage, VAE, tensors};
-use super::{Model, public};
+use super::{Decoder, Model, public};
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::files::write_whole;
 use crate::text::{TextConfig, Tokenizer};
@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Writes the directory: the U-Net's channels in their original order, all weights in f32.
+/// Writes the directory: the channels of the U-Net and of the decoder at full width, in their original order, all weights in f32.
 ///
 /// # Errors
 /// [`Error::Input`] for a model that is no such pipeline, or has narrower pipes, for which diffusers has no config; [`Error::Io`] if a
@@ -41,7 +41,12 @@ pub fn write(model: &Model, dir: &Path) -> Result<()> {
 
     let path = part("vae")?;
     json_file(&path.join("config.json"), &vae_config(parts))?;
-    tensors(&from.join(VAE))?.write(&path.join("diffusion_pytorch_model.safetensors"), "")?;
+    let vae = tensors(&from.join(VAE))?;
+    let vae = match model.decoder_table() {
+        Some(_) => vae.with_values(Decoder::wanted(model)?.in_original_order()?),
+        None => vae,
+    };
+    vae.write(&path.join("diffusion_pytorch_model.safetensors"), "")?;
 
     let path = part("text_encoder")?;
     json_file(&path.join("config.json"), &text_config(&parts.text_encoder))?;

@@ -5,6 +5,7 @@ pub mod adm;
 pub mod backbone;
 pub mod builder;
 mod codec;
+mod decoder;
 pub mod device_runner;
 pub mod diffusers;
 mod edm_unet;
@@ -30,6 +31,7 @@ mod runner;
 mod sampler;
 pub mod sliced;
 pub mod song_unet;
+pub mod subnet_table;
 pub mod text_to_image;
 pub mod u_vit;
 pub mod unet;
@@ -39,6 +41,7 @@ mod warm;
 pub use about::{About, Canvas};
 pub use backbone::Backbone;
 pub use codec::{Codec, Encoder};
+pub use decoder::Decoder;
 pub use device_runner::DeviceRunner;
 pub use host_runner::{HostRunner, Threads};
 pub use model::Model;
@@ -68,6 +71,16 @@ pub trait Denoiser: Send {
     /// # Errors
     /// Only on a device fault: shapes and indices are the caller's contract.
     fn denoise(&mut self, subnet: usize, rows: &Rows) -> Result<Vec<f32>>;
+
+    /// The picture of an image of the usual size that was denoised, in [-1, 1], by the subnet of the decoder of this index: the image
+    /// itself where nothing decodes it.
+    ///
+    /// # Errors
+    /// On a device fault, and where the picture of a latent is not finite.
+    fn picture(&mut self, decoder: usize, image: &[f64]) -> Result<Vec<f64>> {
+        let _ = decoder;
+        Ok(image.to_vec())
+    }
 
     /// As [`Self::denoise`], on images of the network's own size, each of a class or of nothing.
     ///

@@ -2,16 +2,21 @@
 
 use super::about::Canvas;
 use super::backbone::Backbone;
+use super::host_runner::Threads;
 use super::network::Network;
-use super::text_to_image::{self, Autoencoder, TextToImage, TrainableTexts};
+use super::program::Program;
+use super::runner::Runner;
+use super::subnet_table::{FORMAT, SubnetTable, check_format, find};
+use super::text_to_image::{self, DECODER, DECODER_SUBNETS, TextToImage, TrainableTexts, VAE};
 use crate::checkpoint::StateDict;
 use crate::classes;
+use crate::diffusion::Plan;
+use crate::diffusion::plan::NO_DECODER;
 use crate::diffusion::preconditioning::Preconditioning;
 use crate::diffusion::schedule::{Process, SigmaRange};
 use crate::files::{read_toml, sha256, write_toml};
 use crate::labels;
-use crate::subnet_name::SubnetName;
-use crate::supernet::{Order, Spec, Subnet, Supernet, Widths, ranking, widths_of};
+use crate::supernet::{Order, Subnet, Supernet, Widths, ranking};
 use crate::text::Contexts;
 use crate::{Error, Result};
 use crate::{ImageShape, Size};
@@ -20,8 +25,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Version of the directory's TOML files.
-const FORMAT: u32 = 1;
 /// What the model is; the last file of a directory to be written.
 pub const CARD: &str = "model.toml";
 /// The weights.
@@ -83,22 +86,6 @@ pub struct DataStatistics {
     pub std: f64,
 }
 
-/// `subnets.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SubnetTable {
-    /// Version of the format.
-    pub format: u32,
-    /// What the ratios are of: `channels`, `macs` or `params`; `none` before allocation.
-    pub target: String,
-    /// The SHA-256 of the weights that they are subnets of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weights: Option<String>,
-    /// The subnets, from the narrowest to the widest; the last is `full`.
-    #[serde(default, rename = "subnet")]
-    pub subnets: Vec<Subnet>,
-}
-
 /// A loaded model directory.
 #[derive(Debug)]
 pub struct Model {
@@ -110,9 +97,18 @@ pub struct Model {
     pub supernet: Supernet,
     /// `subnets.toml`.
     pub table: SubnetTable,
-    /// The directory with the files of its other parts ([`text_to_image::FILES`]).
-    parts: Option<PathBuf>,
-    /// Weights of parts that are not those of that directory, by file.
+    /// Its other parts.
+    parts: Option<Parts>,
+}
+
+/// What a model has beside its denoiser, where it draws texts.
+#[derive(Clone, Debug)]
+struct Parts {
+    /// The directory with their files, [`text_to_image::FILES`] and [`text_to_image::DECODER_FILES`].
+    dir: PathBuf,
+    /// The subnets of its decoder, where that has files of its own.
+    decoder: Option<SubnetTable>,
+    /// Weights that are not those of that directory, by file.
     trained: BTreeMap<&'static str, StateDict>,
 }
 
@@ -140,6 +136,13 @@ impl Card {
     /// What the network was trained to undo, at the levels that it is sampled over.
     pub fn process(&self) -> Process {
         Process { preconditioning: self.preconditioning, range: self.noise }
+    }
+
+    /// The network of its decoder, from latents of the denoiser's own size; None where it draws pictures itself.
+    pub(super) fn decoder(&self) -> Option<Program> {
+        // Not of the size of pictures that comes first: what subnets cost would change with the order of the sizes.
+        let ImageShape { height, width, .. } = self.backbone.image();
+        Some(self.text_to_image.as_ref()?.vae.decoder(height, width))
     }
 
     /// Holds the files of `dir` against their hashes. One that is not there is missed by whoever wants it.
@@ -173,30 +176,6 @@ impl Card {
     }
 }
 
-impl SubnetTable {
-    /// Checks what the types cannot say. The error is a place and what is wrong with it.
-    fn check(&self, spec: &Spec) -> std::result::Result<(), (String, String)> {
-        if self.subnets.last().is_none_or(|last| !last.name.is_full()) {
-            return Err(("subnet".to_owned(), "the last subnet must be `full`".to_owned()));
-        }
-        for (index, subnet) in self.subnets.iter().enumerate() {
-            let refuse = |problem: String| (format!("subnet {}", subnet.name), problem);
-            let widths = widths_of(spec, subnet).map_err(refuse)?;
-            let counts = (spec.parameters(&widths), spec.macs(&widths));
-            if counts != (subnet.parameters, subnet.macs) {
-                let (parameters, macs) = counts;
-                return Err(refuse(format!(
-                    "widths give {parameters} parameters and {macs} MACs, which the row denies"
-                )));
-            }
-            if self.subnets[..index].iter().any(|earlier| earlier.name == subnet.name) {
-                return Err(refuse("stands twice".to_owned()));
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Model {
     /// A model in memory whose only subnet is `full`.
     ///
@@ -204,9 +183,7 @@ impl Model {
     /// As [`Network::new`].
     pub fn unallocated(card: Card, supernet: Supernet) -> Result<Self> {
         let network = Network::new(&card.backbone, card.preconditioning)?;
-        let spec = network.spec();
-        let full = Subnet::new(spec, 1.0, &spec.full());
-        let table = SubnetTable { format: FORMAT, target: "none".into(), weights: None, subnets: vec![full] };
+        let table = SubnetTable::unallocated(network.spec());
         Self::assemble(card, network, supernet, table)
     }
 
@@ -214,17 +191,9 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::open`], without a file.
-    pub fn with_subnets(self, target: &str, mut rows: Vec<Subnet>) -> Result<Self> {
-        let spec = self.network.spec();
-        rows.retain(|row| !row.name.is_full());
-        rows.sort_by_key(|row| row.macs);
-        rows.push(Subnet::new(spec, 1.0, &spec.full()));
-        let table = SubnetTable { format: FORMAT, target: target.into(), weights: None, subnets: rows };
-        Ok(Self {
-            parts: self.parts,
-            trained: self.trained,
-            ..Self::assemble(self.card, self.network, self.supernet, table)?
-        })
+    pub fn with_subnets(self, target: &str, rows: Vec<Subnet>) -> Result<Self> {
+        let table = SubnetTable::new(self.network.spec(), target, rows);
+        Ok(Self { parts: self.parts, ..Self::assemble(self.card, self.network, self.supernet, table)? })
     }
 
     /// The same model with the channels of every pipe sorted by `scores`, which are in its current order; its only subnet
@@ -236,17 +205,18 @@ impl Model {
         let spec = self.network.spec();
         let orders = ranking::order(spec, &self.supernet, scores, order);
         let supernet = self.supernet.permuted(spec, &orders, order)?;
-        Ok(Self { parts: self.parts, trained: self.trained, ..Self::unallocated(self.card, supernet)? })
+        Ok(Self { parts: self.parts, ..Self::unallocated(self.card, supernet)? })
     }
 
-    /// The same model, the files of whose other parts are in `dir`.
+    /// The same model, the files of whose other parts are in `dir`, its decoder's in that of its autoencoder.
     pub fn with_parts_in(self, dir: &Path) -> Self {
-        Self { parts: Some(dir.to_owned()), ..self }
+        let parts = Parts { dir: dir.to_owned(), decoder: None, trained: BTreeMap::new() };
+        Self { parts: Some(parts), ..self }
     }
 
     /// The same model, whose other parts are those of `other`.
     pub fn with_parts_of(self, other: &Self) -> Self {
-        Self { parts: other.parts.clone(), trained: other.trained.clone(), ..self }
+        Self { parts: other.parts.clone(), ..self }
     }
 
     /// The same model with other values of weights of the part in this file, by their names there: it is for being written.
@@ -257,8 +227,10 @@ impl Model {
     /// # Panics
     /// For a name that the file has not, or another number of values.
     pub fn with_trained(mut self, file: &'static str, values: BTreeMap<String, Vec<f32>>) -> Result<Self> {
-        if let Some(dir) = &self.parts {
-            self.trained.insert(file, text_to_image::tensors(&dir.join(file))?.with_values(values));
+        if let Some(parts) = &mut self.parts {
+            parts.trained.insert(file, text_to_image::tensors(&parts.dir.join(file))?.with_values(values));
+            // A decoder with files of its own is that of another autoencoder.
+            parts.decoder = parts.decoder.take().filter(|_| file != VAE);
         }
         Ok(self)
     }
@@ -270,7 +242,7 @@ impl Model {
         if let Some(parts) = &card.text_to_image {
             parts.check(&card.backbone)?;
         }
-        Ok(Self { card, network, supernet, table, parts: None, trained: BTreeMap::new() })
+        Ok(Self { card, network, supernet, table, parts: None })
     }
 
     /// Reads a model directory, whose files must be those that `model.toml` was written with, to the bit.
@@ -297,21 +269,20 @@ impl Model {
         }
         let spec = network.spec();
         let supernet = Supernet::read(spec, &dir.join(WEIGHTS))?;
-        let path = dir.join(SUBNETS);
-        let table: SubnetTable = read_toml(&path)?;
-        check_format(&path, table.format)?;
-        table.check(spec).map_err(|(place, problem)| Error::field(&path, &place, problem))?;
-        if let (Some(ours), Some(theirs)) = (card.sha256.get(WEIGHTS), &table.weights)
-            && ours != theirs
-        {
-            let problem = format!("its subnets are of other weights than the {WEIGHTS} of this directory");
-            return Err(Error::field(&path, "weights", problem));
-        }
+        let table = SubnetTable::read(spec, &dir.join(SUBNETS), card.sha256.get(WEIGHTS), WEIGHTS)?;
+        let decoder = match card.decoder() {
+            Some(program) if text_to_image::DECODER_FILES.iter().any(|name| dir.join(name).exists()) => {
+                let path = dir.join(DECODER_SUBNETS);
+                Some(SubnetTable::read(&program.spec, &path, card.sha256.get(DECODER), DECODER)?)
+            }
+            _ => None,
+        };
         // Last: of a file that is of another kind, or cut off, there is more to say than that its hash is another.
         if verify == Verify::Yes {
             card.verify(dir)?;
         }
-        Ok(Self { card, network, supernet, table, parts: Some(dir.to_owned()), trained: BTreeMap::new() })
+        let parts = Some(Parts { dir: dir.to_owned(), decoder, trained: BTreeMap::new() });
+        Ok(Self { card, network, supernet, table, parts })
     }
 
     /// Writes the directory, file by file, each whole or not at all; weights in `dtype`, other parts as they are. `model.toml` comes
@@ -327,15 +298,27 @@ impl Model {
 
     /// Copies the files of its other parts, if they are not there.
     fn copy_parts(&self, dir: &Path) -> Result<()> {
-        let from = self.parts.as_deref().filter(|from| self.card.text_to_image.is_some() && *from != dir);
+        let from = self.parts().filter(|from| self.card.text_to_image.is_some() && *from != dir);
         let Some(from) = from else { return Ok(()) };
-        text_to_image::FILES.iter().try_for_each(|name| {
-            let path = from.join(name);
-            match self.trained.get(name) {
-                Some(tensors) => tensors.write(&dir.join(name), ""),
-                None => std::fs::copy(&path, dir.join(name)).map(drop).map_err(Error::io(&path)),
-            }
+        let parts = self.parts.iter();
+        let trained = |name: &str| parts.clone().find_map(|parts| parts.trained.get(name));
+        // Of another autoencoder, the decoder is another too.
+        let of_decoder = text_to_image::DECODER_FILES.into_iter().filter(|name| from.join(name).exists());
+        let of_decoder = of_decoder.filter(|_| self.decoder_table().is_some());
+        text_to_image::FILES.into_iter().chain(of_decoder).try_for_each(|name| match trained(name) {
+            Some(tensors) => tensors.write(&dir.join(name), ""),
+            None => copy_file(name, from, dir),
         })
+    }
+
+    /// Copies the directory `from` that it was read from, but its profile and the files of its decoder, which is to be another;
+    /// `model.toml` has to be written after that.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be read or written.
+    pub fn copy_but_decoder(&self, from: &Path, dir: &Path) -> Result<()> {
+        let own = [WEIGHTS, SUBNETS, ranking::FILE, FEATURES].into_iter().chain(text_to_image::FILES);
+        own.filter(|name| from.join(name).exists()).try_for_each(|name| copy_file(name, from, dir))
     }
 
     /// Writes `model.toml` alone, into the directory that the model was read from, with the hashes of the files that are
@@ -347,6 +330,7 @@ impl Model {
     /// The card with the hashes of the files of `dir`.
     fn hashed(&self, dir: &Path) -> Result<Card> {
         let names = [WEIGHTS, ranking::FILE, FEATURES].into_iter().chain(text_to_image::FILES);
+        let names = names.chain([DECODER, text_to_image::DECODER_IMPORTANCE]);
         let names = names.filter(|name| dir.join(name).exists());
         let hashed = names.map(|name| Ok((name.to_owned(), sha256(&dir.join(name))?)));
         Ok(Card { sha256: hashed.collect::<Result<_>>()?, ..self.card.clone() })
@@ -358,8 +342,7 @@ impl Model {
     }
 
     fn write_table(&self, card: &Card, dir: &Path) -> Result<()> {
-        let weights = card.sha256.get(WEIGHTS).cloned();
-        write_toml(&dir.join(SUBNETS), &SubnetTable { weights, ..self.table.clone() })
+        self.table.write(&dir.join(SUBNETS), card.sha256.get(WEIGHTS))
     }
 
     /// The index of the subnet of this name; `0.5` is accepted for `0.500`.
@@ -367,12 +350,7 @@ impl Model {
     /// # Errors
     /// One sentence that lists the names.
     pub fn subnet(&self, name: &str) -> Result<usize> {
-        let ratio = name.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
-        let known = ratio.map_or_else(|| name.parse().ok(), |ratio| Some(SubnetName::of(ratio)));
-        self.table.subnets.iter().position(|subnet| known.as_ref() == Some(&subnet.name)).ok_or_else(|| {
-            let names: Vec<&str> = self.table.subnets.iter().map(|subnet| &*subnet.name).collect();
-            Error::input("subnet", format!("`{name}` is none of {}", names.join(", ")))
-        })
+        find(&self.table.subnets, name, "subnet")
     }
 
     /// The index of the class of this name, in any spelling that reads the same, or of this number.
@@ -402,7 +380,31 @@ impl Model {
 
     /// The directory with the files of its other parts.
     pub(super) fn parts(&self) -> Option<&Path> {
-        self.parts.as_deref()
+        self.parts.as_ref().map(|parts| &*parts.dir)
+    }
+
+    /// The subnets of its decoder as they stand in its directory, where its decoder has files of its own.
+    pub(super) fn decoder_table(&self) -> Option<&SubnetTable> {
+        self.parts.as_ref()?.decoder.as_ref()
+    }
+
+    /// The subnets of its decoder, from the narrowest to the widest, the last `full`; none where it draws pictures itself.
+    pub fn decoders(&self) -> Vec<Subnet> {
+        let table = || Some(SubnetTable::unallocated(&self.card.decoder()?.spec));
+        self.decoder_table().cloned().or_else(table).map_or_else(Vec::new, |table| table.subnets)
+    }
+
+    /// Checks that a plan's subnets, and its decoder's, are of this model.
+    ///
+    /// # Errors
+    /// One sentence with the one that is not, and those that are.
+    pub fn check_plan(&self, plan: &Plan) -> Result<()> {
+        plan.subnets().try_for_each(|subnet| self.subnet(subnet).map(drop))?;
+        match (plan.decode.is_full(), self.decoders()) {
+            (true, _) => Ok(()),
+            (false, decoders) if decoders.is_empty() => Err(Error::input("plan", NO_DECODER)),
+            (false, decoders) => find(&decoders, &plan.decode, "decoder").map(drop),
+        }
     }
 
     /// What encodes its prompts; None for a model that draws no texts.
@@ -415,15 +417,6 @@ impl Model {
         Ok(Some(Contexts::new(encoder, tokenizer)))
     }
 
-    /// Its autoencoder; None for a model that draws no texts.
-    ///
-    /// # Errors
-    /// As [`TextToImage::decoder`].
-    pub fn autoencoder(&self) -> Result<Option<Autoencoder>> {
-        let (Some(parts), Some(dir)) = (&self.card.text_to_image, self.parts()) else { return Ok(None) };
-        Ok(Some(Autoencoder { encoder: parts.encoder_network(dir)?, decoder: parts.decoder_network(dir)? }))
-    }
-
     /// Its encoder of texts on weights that gradients are wanted of; None for a model that draws no texts.
     ///
     /// # Errors
@@ -431,6 +424,24 @@ impl Model {
     pub fn trainable_texts(&self) -> Result<Option<TrainableTexts>> {
         let (Some(parts), Some(dir)) = (&self.card.text_to_image, self.parts()) else { return Ok(None) };
         parts.trainable_texts(dir).map(Some)
+    }
+
+    /// The network that does this, and its weights; None where it draws pictures itself.
+    ///
+    /// # Errors
+    /// As [`TextToImage::encoder`].
+    pub fn encoder_network(&self) -> Result<Option<(Program, Supernet)>> {
+        let (Some(parts), Some(dir)) = (&self.card.text_to_image, self.parts()) else { return Ok(None) };
+        parts.encoder_network(dir).map(Some)
+    }
+
+    /// What makes the means and logarithms of variances of latents of its pictures; None where it draws pictures itself.
+    ///
+    /// # Errors
+    /// As [`TextToImage::encoder`].
+    pub fn encoder(&self, threads: Threads) -> Result<Option<Runner>> {
+        let (Some(parts), Some(dir)) = (&self.card.text_to_image, self.parts()) else { return Ok(None) };
+        parts.encoder(dir, threads).map(Some)
     }
 
     /// Its weights, for a device that gives their memory back while it packs them. The model has none afterwards.
@@ -451,14 +462,11 @@ impl Model {
 
     /// The widths of the subnet of this index.
     pub fn widths(&self, subnet: usize) -> Widths {
-        widths_of(self.network.spec(), &self.table.subnets[subnet]).expect("checked when the table was taken")
+        self.table.widths(self.network.spec()).swap_remove(subnet)
     }
 }
 
-fn check_format(path: &Path, format: u32) -> Result<()> {
-    if format == FORMAT {
-        Ok(())
-    } else {
-        Err(Error::field(path, "format", format!("version {format} is not {FORMAT}")))
-    }
+fn copy_file(name: &str, from: &Path, to: &Path) -> Result<()> {
+    let path = from.join(name);
+    std::fs::copy(&path, to.join(name)).map(drop).map_err(Error::io(&path))
 }

@@ -136,6 +136,11 @@ impl Compiled {
         self.precision
     }
 
+    /// How many subnets it has.
+    pub fn subnets(&self) -> usize {
+        self.subnets.len()
+    }
+
     /// Memory of the weights, which all subnets share.
     pub fn weight_bytes(&self) -> usize {
         self.weight_bytes

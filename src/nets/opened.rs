@@ -1,10 +1,8 @@
 //! From the name of a device to a model that runs on it.
 
-use super::{
-    Begin, Codec, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Placement, Sampler, Source, Threads,
-};
+use super::{About, Codec, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Placement, Rows, Sampler, Threads};
 use crate::ops::cuda::{Accelerator, Precision};
-use crate::philox::NoiseKey;
+use crate::ops::pixels::to_unit;
 use crate::supernet::Supernet;
 use crate::{Error, Result};
 
@@ -18,12 +16,6 @@ pub trait Opened: Send {
 
     /// How an engine calls it.
     fn calls(&mut self) -> Calls<'_>;
-
-    /// Makes the picture of a latent of zeros, of the usual size, where the model draws latents.
-    ///
-    /// # Errors
-    /// On a device fault, and where the picture is not finite.
-    fn decode(&mut self) -> Result<()>;
 
     /// Makes the latent of a grey picture of the usual size, where the model draws latents.
     ///
@@ -104,23 +96,44 @@ struct Host {
     pin: bool,
 }
 
+impl Denoiser for Host {
+    fn about(&self) -> &About {
+        self.runner.about()
+    }
+
+    fn activation_bytes(&self) -> usize {
+        self.runner.activation_bytes() + self.codec.as_ref().map_or(0, Codec::activation_bytes)
+    }
+
+    fn denoise(&mut self, subnet: usize, rows: &Rows) -> Result<Vec<f32>> {
+        self.runner.denoise(subnet, rows)
+    }
+
+    fn picture(&mut self, decoder: usize, image: &[f64]) -> Result<Vec<f64>> {
+        let size = self.runner.about().state();
+        match &mut self.codec {
+            Some(codec) => Ok(of_bytes(codec.pixels(decoder, size, image)?)),
+            None => Ok(image.to_vec()),
+        }
+    }
+}
+
+/// A picture in [-1, 1].
+pub(super) fn of_bytes(bytes: Vec<u8>) -> Vec<f64> {
+    bytes.into_iter().map(|byte| f64::from(to_unit(byte))).collect()
+}
+
 impl Opened for Host {
     fn processor(&self) -> Processor {
         Processor::Host(self.runner.threads())
     }
 
     fn denoiser(&mut self) -> &mut dyn Denoiser {
-        &mut self.runner
+        self
     }
 
     fn calls(&mut self) -> Calls<'_> {
         Calls::Host(&mut self.runner, self.pin)
-    }
-
-    fn decode(&mut self) -> Result<()> {
-        let size = self.runner.about().state();
-        let picture = self.codec.as_mut().map(|codec| codec.pixels(size, &vec![0.0; size.elements()]));
-        picture.transpose().map(drop)
     }
 
     fn encode(&mut self) -> Result<()> {
@@ -145,16 +158,6 @@ impl<M: Accelerator + 'static> Opened for DeviceRunner<M> {
 
     fn calls(&mut self) -> Calls<'_> {
         Calls::Device(self)
-    }
-
-    fn decode(&mut self) -> Result<()> {
-        // Without noise.
-        let key = NoiseKey { seed: 0, image: 0 };
-        let begin = Begin { key, noise: Default::default(), sigma: 1.0, canvas: 0, source: &Source::default() };
-        let slot = self.begin(&begin)?;
-        let picture = self.pixels(slot);
-        self.end(slot);
-        picture.map(drop)
     }
 
     fn encode(&mut self) -> Result<()> {

@@ -139,18 +139,13 @@ fn check_shapes(spec: &Spec, tensors: &StateDict, is_passed_over: impl Fn(&str) 
     if problems.is_empty() { Ok(()) } else { Err(Error::input(tensors.path().display(), problems.join("; "))) }
 }
 
-/// The values of these parameters of `spec` by public name, each in the public layout.
+/// The values of [`named`] by name.
 ///
 /// # Errors
-/// [`Error::Tensor`] on a device fault.
+/// As that.
 pub fn values(spec: &Spec, params: &[Tensor]) -> Result<BTreeMap<String, Vec<f32>>> {
-    let mut values = BTreeMap::new();
-    for (param, tensor) in spec.params.iter().zip(params) {
-        for (name, tensor) in to_public(param, tensor)? {
-            values.insert(name.to_owned(), tensor.flatten_all()?.to_vec1::<f32>()?);
-        }
-    }
-    Ok(values)
+    let value = |(name, tensor): (String, Tensor)| Ok((name, tensor.flatten_all()?.to_vec1()?));
+    named(spec, params)?.into_iter().map(value).collect()
 }
 
 /// Writes a model's weights under the public names, in f32, with the channels of every pipe in their original order. Public code
@@ -160,10 +155,19 @@ pub fn values(spec: &Spec, params: &[Tensor]) -> Result<BTreeMap<String, Vec<f32
 /// [`Error::Io`] if the file cannot be written, [`Error::NotFinite`] for weights that are not.
 pub fn write(model: &Model, path: &Path) -> Result<()> {
     let prefix = model.card.backbone.arch().prefix();
+    let tensors = named(model.network.spec(), &model.in_original_order()?)?.into_iter();
+    let prefixed: Vec<_> = tensors.map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
+    write_tensors(path, prefixed, None)
+}
+
+/// These parameters of `spec`, with the channels of every pipe in their original order, under their public names.
+///
+/// # Errors
+/// [`Error::Tensor`] on a device fault.
+pub fn named(spec: &Spec, params: &[Tensor]) -> Result<Vec<(String, Tensor)>> {
     let mut tensors = Vec::new();
-    for (param, tensor) in model.network.spec().params.iter().zip(model.in_original_order()?) {
-        let named = to_public(param, &tensor)?.into_iter();
-        tensors.extend(named.map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
+    for (param, tensor) in spec.params.iter().zip(params) {
+        tensors.extend(to_public(param, tensor)?.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)));
     }
-    write_tensors(path, tensors, None)
+    Ok(tensors)
 }

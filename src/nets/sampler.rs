@@ -139,12 +139,12 @@ pub trait Sampler: Send {
     /// On a device fault, and where a denoised image is not finite.
     fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<()>;
 
-    /// The image so far, x, decoded where it is a latent: bytes `[height, width, channels]` row-major, `127.5 x + 127.5` rounded and
-    /// clamped.
+    /// The image so far, x, decoded where it is a latent, by the subnet of the decoder of this index: bytes `[height, width, channels]`
+    /// row-major, `127.5 x + 127.5` rounded and clamped.
     ///
     /// # Errors
     /// On a device fault.
-    fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>>;
+    fn pixels(&mut self, slot: Slot, decoder: usize) -> Result<Vec<u8>>;
 
     /// The denoised image, guided where the move was, that the slot's last step used, in the form of [`Self::pixels`]; of a latent only
     /// about what it looks like. That step was [`Move::watched`].
@@ -288,10 +288,10 @@ impl Sampler for HostSampler {
         Ok(())
     }
 
-    fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>> {
+    fn pixels(&mut self, slot: Slot, decoder: usize) -> Result<Vec<u8>> {
         let image = self.images[slot.0].as_ref().expect("a slot that has begun and has not ended");
         match &mut self.codec {
-            Some(codec) => codec.pixels(image.size, image.state.x()),
+            Some(codec) => codec.pixels(decoder, image.size, image.state.x()),
             None => Ok(image.state.x().iter().map(|&value| byte(value)).collect()),
         }
     }

@@ -24,6 +24,14 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub const VAE: &str = "vae.safetensors";
 /// The files of a model directory that these parts are in.
 pub const FILES: [&str; 3] = [TEXT_ENCODER, TOKENIZER, VAE];
+/// The weights of the decoder in order of importance, once it is ranked: in place of those in [`VAE`].
+pub const DECODER: &str = "decoder.safetensors";
+/// Its subnets.
+pub const DECODER_SUBNETS: &str = "decoder_subnets.toml";
+/// The importance of its channels, by original channel.
+pub const DECODER_IMPORTANCE: &str = "decoder_importance.safetensors";
+/// The files of a decoder that is ranked.
+pub const DECODER_FILES: [&str; 3] = [DECODER, DECODER_SUBNETS, DECODER_IMPORTANCE];
 
 /// `[text_to_image]` of `model.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,28 +112,10 @@ impl TextToImage {
         }
     }
 
-    /// From latents, divided by [`vae::Config::scaling_factor`], to pictures, with the weights in `dir`.
-    ///
-    /// # Errors
-    /// [`Error::Input`] with the tensor that is missing or does not fit; [`Error::Io`] if the file cannot be read.
-    pub fn decoder(&self, dir: &Path, threads: Threads) -> Result<Runner> {
-        let (program, weights) = self.decoder_network(dir)?;
-        Runner::new(Arc::new(program), &weights, threads)
-    }
-
-    /// The network of that and its weights.
-    ///
-    /// # Errors
-    /// As [`Self::decoder`].
-    pub fn decoder_network(&self, dir: &Path) -> Result<(Program, Supernet)> {
-        let [height, width] = self.latent_size(self.sizes[0]);
-        half(self.vae.decoder(height, width), dir)
-    }
-
     /// From pictures to the means and logarithms of variances of their latents, with the weights in `dir`.
     ///
     /// # Errors
-    /// As [`Self::decoder`].
+    /// [`Error::Input`] with the tensor that is missing or does not fit; [`Error::Io`] if the file cannot be read.
     pub fn encoder(&self, dir: &Path, threads: Threads) -> Result<Runner> {
         let (program, weights) = self.encoder_network(dir)?;
         Runner::new(Arc::new(program), &weights, threads)
@@ -134,10 +124,14 @@ impl TextToImage {
     /// The network of that and its weights.
     ///
     /// # Errors
-    /// As [`Self::decoder`].
+    /// As [`Self::encoder`].
     pub fn encoder_network(&self, dir: &Path) -> Result<(Program, Supernet)> {
         let Size { height, width } = self.sizes[0];
-        half(self.vae.encoder(height, width), dir)
+        let program = self.vae.encoder(height, width);
+        // Passing over those of the decoder.
+        let params = public::read_among(&program.spec, &tensors(&dir.join(VAE))?)?;
+        let weights = Supernet::original(&program.spec, params);
+        Ok((program, weights))
     }
 
     /// Rows and columns of the latent of a picture of this size.
@@ -168,23 +162,8 @@ impl TextToImage {
     }
 }
 
-/// Both halves of an autoencoder, for pictures of the usual size, with their weights.
-pub struct Autoencoder {
-    /// From pictures to means and logarithms of variances.
-    pub encoder: (Program, Supernet),
-    /// From latents to pictures.
-    pub decoder: (Program, Supernet),
-}
-
 /// An encoder of texts whose weights gradients are wanted of, those by name, and its tokenizer.
 pub type TrainableTexts = (TextEncoder, Vec<(String, Var)>, Tokenizer);
-
-/// One half of an autoencoder with its weights, which passes over those of the other.
-fn half(program: Program, dir: &Path) -> Result<(Program, Supernet)> {
-    let params = public::read_among(&program.spec, &tensors(&dir.join(VAE))?)?;
-    let weights = Supernet::original(&program.spec, params);
-    Ok((program, weights))
-}
 
 /// The tensors of a file of a model directory.
 pub(super) fn tensors(path: &Path) -> Result<StateDict> {

@@ -71,6 +71,23 @@ impl Config {
         1 << (self.block_out_channels.len() - 1)
     }
 
+    /// The size of the latents of pictures of this size.
+    ///
+    /// # Errors
+    /// [`Error::Input`] about `data` for pictures that the autoencoder does not take.
+    pub fn latent_of(&self, picture: ImageShape) -> Result<ImageShape> {
+        let ImageShape { height, width, channels } = picture;
+        let factor = self.factor();
+        if channels != self.in_channels || !height.is_multiple_of(factor) || !width.is_multiple_of(factor) {
+            let problem = format!(
+                "pictures are {height}x{width}x{channels}, but the autoencoder takes multiples of {factor} with {} channels",
+                self.in_channels
+            );
+            return Err(Error::input("data", problem));
+        }
+        Ok(ImageShape { height: height / factor, width: width / factor, channels: self.latent_channels })
+    }
+
     /// Checks what the types do not.
     ///
     /// # Errors
@@ -108,7 +125,7 @@ impl Config {
         x = net.conv("encoder.conv_in", x, levels[0], Places::same([3, 3]));
         for (level, &channels) in levels.iter().enumerate() {
             for index in 0..self.layers_per_block {
-                x = net.resnet(&format!("encoder.down_blocks.{level}.resnets.{index}"), x, channels);
+                x = net.resnet(&format!("encoder.down_blocks.{level}"), index, x, channels);
             }
             if level + 1 < levels.len() {
                 // With zeros below and right of the map alone.
@@ -133,7 +150,7 @@ impl Config {
         x = net.middle("decoder.mid_block", x);
         for (level, &channels) in levels.iter().rev().enumerate() {
             for index in 0..=self.layers_per_block {
-                x = net.resnet(&format!("decoder.up_blocks.{level}.resnets.{index}"), x, channels);
+                x = net.resnet(&format!("decoder.up_blocks.{level}"), index, x, channels);
             }
             if level + 1 < levels.len() {
                 let up = View::from(x).resampled(Some(Resample::nearest_up()));
@@ -197,30 +214,43 @@ impl Net {
         View::from(x).norm(self.0.group_norm(name, channels, self.1, EPS))
     }
 
-    /// A residual block of two convolutions.
-    fn resnet(&mut self, name: &str, x: ValueId, channels: usize) -> ValueId {
+    /// A residual block of a level or the middle, which that is called `group`: two convolutions, with a pipe between them.
+    fn resnet(&mut self, group: &str, index: usize, x: ValueId, channels: usize) -> ValueId {
+        let name = format!("{group}.resnets.{index}");
         let n = |part: &str| format!("{name}.{part}");
         let (from, same) = (self.0.stream(&[x]), Places::same([3, 3]));
+        let pipe = self.0.pipe(Pipe {
+            name: n("conv"),
+            block: name.clone(),
+            kind: PipeKind::Conv,
+            width: channels,
+            block_width: channels,
+            allocation_group: group.into(),
+            norm_groups: Some(self.1),
+            macs_per_channel: 0,
+        });
+        let (inner, to) = (Channels::of(pipe), Channels::Fixed(channels));
         let view = self.norm(&n("norm1"), x).silu();
-        let hidden = self.conv(&n("conv1"), view, channels, same);
-        let view = self.norm(&n("norm2"), hidden).silu();
         let weight = self.weight(&view, same);
-        let conv2 = self.0.conv(&n("conv2"), [3, 3], Channels::Fixed(channels), Channels::Fixed(channels), weight);
+        let conv1 = self.0.conv(&n("conv1"), [3, 3], Channels::Fixed(from), inner, weight);
+        let hidden = self.0.product(Product::new(view, conv1, [3, 3]));
+        let norm2 = self.0.pipe_norm(&n("norm2"), pipe, EPS);
+        let conv2 = self.0.conv(&n("conv2"), [3, 3], inner, to, weight);
         let (mut bias, mut residual) = (Vec::from_iter(conv2.bias), x);
         if from != channels {
-            let to = Channels::Fixed(channels);
             let skip = self.0.conv(&n("conv_shortcut"), [1, 1], Channels::Fixed(from), to, weight);
             // Its bias is only ever seen with that of the second convolution.
             bias.extend(skip.bias);
             residual = self.0.product(Product { bias: vec![], ..Product::new(x, skip, [1, 1]) });
         }
+        let view = View::from(hidden).norm(norm2).silu();
         self.0.product(Product { bias, residual: Some(residual), ..Product::new(view, conv2, [3, 3]) })
     }
 
     /// Two residual blocks with attention of one head between the pixels.
     fn middle(&mut self, name: &str, x: ValueId) -> ValueId {
         let channels = self.0.stream(&[x]);
-        let x = self.resnet(&format!("{name}.resnets.0"), x, channels);
+        let x = self.resnet(name, 0, x, channels);
         let attention = format!("{name}.attentions.0");
         let view = self.norm(&format!("{attention}.group_norm"), x);
         let weight = self.weight(&view, Places::same([1, 1]));
@@ -242,7 +272,7 @@ impl Net {
         let mixed = self.0.attention(&attention, qkv, qkv);
         let out = self.0.linear(&format!("{attention}.to_out.0"), of_heads(1), stream, weight);
         let x = self.0.product(Product { residual: Some(x), ..Product::new(mixed, out, [1, 1]) });
-        self.resnet(&format!("{name}.resnets.1"), x, channels)
+        self.resnet(name, 1, x, channels)
     }
 
     /// The last norm and convolution of a side.

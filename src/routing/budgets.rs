@@ -2,7 +2,7 @@
 
 use crate::diffusion::plan::Plan;
 use crate::engine::policy::Wish;
-use crate::routing::{Budget, Ladder, MinQuality, RoutingError};
+use crate::routing::{Budget, Ladder, MinQuality, RoutingError, StepTimes};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,13 +94,13 @@ impl Budgets {
     ///
     /// # Errors
     /// [`RoutingError::Contradiction`] for an exact plan with a `min_quality`, [`RoutingError::InvalidMinQuality`] for a
-    /// plan that is not of the frontier, [`RoutingError::UnknownSubnet`] for a plan whose subnet the model lacks.
+    /// plan that is not of the frontier; as [`require_known`].
     pub fn resolve(
         &self,
         budget: &Budget,
         min_quality: Option<&MinQuality>,
         ladder: &Ladder,
-        subnets: &[String],
+        times: &StepTimes,
         longest: Duration,
     ) -> Result<Resolved, RoutingError> {
         let best = ladder.best().quality;
@@ -108,7 +108,7 @@ impl Budgets {
             None => None,
             Some(MinQuality::Share(share)) => Some(share * best),
             Some(MinQuality::Plan(plan)) => {
-                require_subnets(plan, subnets)?;
+                require_known(plan, times)?;
                 let unknown = || RoutingError::InvalidMinQuality(format!("`{plan}` is not of the frontier"));
                 Some(ladder.quality(plan).ok_or_else(unknown)?)
             }
@@ -119,7 +119,7 @@ impl Budgets {
                     let problem = "an exact plan has the quality that it has: leave out `min_quality`";
                     return Err(RoutingError::Contradiction(problem.to_owned()));
                 }
-                require_subnets(plan, subnets)?;
+                require_known(plan, times)?;
                 let asked = ladder.quality(plan);
                 return Ok(Resolved { wish: Wish::Exact(Arc::new(plan.clone())), within: longest, asked });
             }
@@ -144,28 +144,38 @@ impl Budgets {
     }
 }
 
-/// Checks that every subnet of `plan` is one of `subnets`.
+/// Checks that every subnet of `plan`, and that of its decoder, is one whose `times` are known.
 ///
 /// # Errors
-/// [`RoutingError::UnknownSubnet`], listing `subnets`.
-pub fn require_subnets(plan: &Plan, subnets: &[String]) -> Result<(), RoutingError> {
-    match plan.subnets().find(|subnet| !subnets.iter().any(|name| **subnet == *name)) {
-        Some(subnet) => Err(RoutingError::UnknownSubnet { name: subnet.to_string(), accepted: subnets.to_vec() }),
-        None => Ok(()),
+/// [`RoutingError::UnknownSubnet`] and [`RoutingError::UnknownDecoder`], with those that are; [`RoutingError::NoDecoder`].
+pub fn require_known(plan: &Plan, times: &StepTimes) -> Result<(), RoutingError> {
+    if let Some(subnet) = plan.subnets().find(|subnet| times.subnet(subnet).is_none()) {
+        return Err(RoutingError::UnknownSubnet { name: subnet.to_string(), accepted: times.subnets().to_vec() });
+    }
+    if times.finish(plan).is_some() {
+        return Ok(());
+    }
+    let accepted: Vec<String> = times.decoders().map(str::to_owned).collect();
+    match accepted.is_empty() {
+        true => Err(RoutingError::NoDecoder),
+        false => Err(RoutingError::UnknownDecoder { name: plan.decode.to_string(), accepted }),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::ladder::tests::ladder;
+    use crate::routing::ladder::tests::{ladder, times};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn resolve(budget: &str, min_quality: Option<&str>) -> Result<Resolved, RoutingError> {
-        let subnets = ["0.250", "0.500", "full"].map(str::to_owned);
+        resolve_with(&times(), budget, min_quality)
+    }
+
+    fn resolve_with(times: &StepTimes, budget: &str, min_quality: Option<&str>) -> Result<Resolved, RoutingError> {
         let min_quality = min_quality.map(str::parse).transpose()?;
-        Budgets::default().resolve(&budget.parse()?, min_quality.as_ref(), &ladder(), &subnets, HOUR)
+        Budgets::default().resolve(&budget.parse()?, min_quality.as_ref(), &ladder(), times, HOUR)
     }
 
     fn quality(budget: &str, min_quality: Option<&str>) -> (f64, f64) {
@@ -208,6 +218,18 @@ mod tests {
         assert!(matches!(resolve("exact:heun-4@full", Some("0.5")), Err(RoutingError::Contradiction(_))));
         let message = resolve("exact:heun-4@0.750", None).unwrap_err().to_string();
         assert!(message.contains("accepted are 0.250, 0.500, full"), "{message}");
+    }
+
+    #[test]
+    fn a_plan_s_decoder_is_one_that_the_model_has() {
+        let decoders = [("0.500", 0.01), ("full", 0.02)].map(|(name, seconds)| (name.to_owned(), seconds));
+        let latents = times().with_codec(0.0, decoders.to_vec());
+        let refusal = |times: &StepTimes, plan: &str| resolve_with(times, plan, None).unwrap_err().to_string();
+        assert!(resolve_with(&latents, "exact:euler-3@full~decode=0.5", None).is_ok());
+        let message = refusal(&latents, "exact:euler-3@full~decode=0.25");
+        assert_eq!(message, "decoder `0.250` is unknown: accepted are 0.500, full");
+        let message = refusal(&times(), "exact:euler-3@full~decode=0.5");
+        assert_eq!(message, "~decode is of models that draw latents, but this one draws pictures itself");
     }
 
     #[test]

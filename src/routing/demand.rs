@@ -1,5 +1,6 @@
 //! How much is asked of the server at present, from the requests that came lately.
 
+use crate::routing::ladder::Load;
 use std::time::Duration;
 
 /// The memory of the estimate, in typical deadlines; the count of requests in it says how well the rate is known.
@@ -12,9 +13,9 @@ const NEWEST: f64 = 0.05;
 /// Rates with exponentially fading memory.
 #[derive(Clone, Debug)]
 pub struct Demand {
-    /// Samples a second, by the best rung that they are asked for.
-    rows: Vec<f64>,
-    /// Seconds of the device a second that no rung changes: of requests for exact plans, and of what follows the last call.
+    /// Images a second, by the best rung that they are asked for.
+    images: Vec<Load>,
+    /// Seconds of the device a second that no rung changes: of requests for exact plans, and of what comes before the first call.
     exact: f64,
     /// The typical time from arrival to deadline, in seconds; `None` before the first request.
     within: Option<f64>,
@@ -24,13 +25,13 @@ pub struct Demand {
 impl Demand {
     /// Nothing yet, for a ladder of so many rungs.
     pub fn new(rungs: usize) -> Self {
-        Self { rows: vec![0.0; rungs], exact: 0.0, within: None, updated: Duration::ZERO }
+        Self { images: vec![Load::default(); rungs], exact: 0.0, within: None, updated: Duration::ZERO }
     }
 
-    /// A request for images that need so many `rows`, at best on rung `top`, and so many `seconds` on any.
-    pub fn ask(&mut self, now: Duration, within: Duration, top: usize, rows: f64, seconds: f64) {
+    /// A request for these `images`, at best on rung `top`, which takes so many `seconds` on any beside them.
+    pub fn ask(&mut self, now: Duration, within: Duration, top: usize, images: Load, seconds: f64) {
         let memory = self.fade(now, within);
-        self.rows[top] += rows / memory;
+        self.images[top] += images.times(1.0 / memory);
         self.exact += seconds / memory;
     }
 
@@ -45,10 +46,10 @@ impl Demand {
         self.within
     }
 
-    /// Seconds of the device that arrive a second if nothing runs above rung `cap`, whose rungs take `seconds`.
-    pub fn at(&self, cap: usize, seconds: impl Fn(usize) -> f64) -> f64 {
-        let rows = self.rows.iter().enumerate().filter(|&(_, &rate)| rate > 0.0);
-        self.exact + rows.map(|(top, rate)| rate * seconds(top.min(cap))).sum::<f64>()
+    /// Seconds of the device that arrive a second if nothing runs above rung `cap`, where images take `seconds` on a rung.
+    pub fn at(&self, cap: usize, seconds: impl Fn(usize, Load) -> f64) -> f64 {
+        let asked = self.images.iter().enumerate().filter(|(_, load)| load.images > 0.0);
+        self.exact + asked.map(|(top, &load)| seconds(top.min(cap), load)).sum::<f64>()
     }
 
     fn fade(&mut self, now: Duration, within: Duration) -> f64 {
@@ -59,7 +60,7 @@ impl Demand {
         let memory = (MEMORY_DEADLINES * typical).clamp(MEMORY_S[0], MEMORY_S[1]);
         let kept = (-now.saturating_sub(self.updated).as_secs_f64() / memory).exp();
         self.updated = now;
-        self.rows.iter_mut().for_each(|rate| *rate *= kept);
+        self.images.iter_mut().for_each(|load| *load = load.times(kept));
         self.exact *= kept;
         memory
     }
@@ -73,9 +74,9 @@ mod tests {
     fn a_steady_stream_is_known_by_its_rate() {
         let mut demand = Demand::new(3);
         for arrival in 0..4000 {
-            demand.ask(Duration::from_millis(10 * arrival), Duration::from_millis(250), 2, 1.0, 0.0);
+            demand.ask(Duration::from_millis(10 * arrival), Duration::from_millis(250), 2, Load::new(1.0, 1), 0.0);
         }
-        let seconds = |rung| [0.001, 0.002, 0.005][rung];
+        let seconds = |rung: usize, load: Load| load.rows * [0.001, 0.002, 0.005][rung];
         for (cap, share) in [(2, 0.5), (1, 0.2), (0, 0.1)] {
             assert!((demand.at(cap, seconds) - share).abs() < 0.01, "{cap}");
         }
@@ -85,8 +86,9 @@ mod tests {
     #[test]
     fn a_stream_that_ends_is_forgotten() {
         let mut demand = Demand::new(1);
-        (0..100).for_each(|i| demand.ask(Duration::from_millis(10 * i), Duration::from_secs(1), 0, 1.0, 0.0));
+        (0..100)
+            .for_each(|i| demand.ask(Duration::from_millis(10 * i), Duration::from_secs(1), 0, Load::new(1.0, 1), 0.0));
         demand.ask_exact(Duration::from_secs(600), Duration::from_secs(1), 0.0);
-        assert!(demand.at(0, |_| 1.0) < 1e-6);
+        assert!(demand.at(0, |_, load| load.images) < 1e-6);
     }
 }

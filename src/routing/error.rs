@@ -1,5 +1,7 @@
 //! Why a request has no plan.
 
+use crate::diffusion::plan::NO_DECODER;
+
 /// A request that cannot be planned. Every variant is the client's to mend; each message is one sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoutingError {
@@ -26,6 +28,17 @@ pub enum RoutingError {
         /// The subnets of the model, from the narrowest to the widest.
         accepted: Vec<String>,
     },
+    /// The model's decoder has no such subnet. -> 400
+    #[error("decoder `{name}` is unknown: accepted are {}", accepted.join(", "))]
+    UnknownDecoder {
+        /// What was asked.
+        name: String,
+        /// The subnets of the decoder, from the narrowest to the widest.
+        accepted: Vec<String>,
+    },
+    /// A plan names a decoder, and the model draws pictures itself. -> 400
+    #[error("{NO_DECODER}")]
+    NoDecoder,
     /// `min_quality` contradicts the budget. -> 400
     #[error("{0}")]
     Contradiction(String),

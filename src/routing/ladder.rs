@@ -19,13 +19,48 @@ pub struct Cost {
     pub calls: usize,
     /// The kind of its calls, of those the slowest.
     pub kind: Kind,
+    /// Time that its picture takes after them, in seconds as it was measured; the rest is of each of its samples.
+    pub finish: f64,
+}
+
+/// Images, as work.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Load {
+    /// Samples that they add to calls.
+    pub rows: f64,
+    /// How many there are.
+    pub images: f64,
+}
+
+impl Load {
+    /// So many images, which add so many samples each.
+    pub fn new(images: f64, rows: usize) -> Self {
+        Self { rows: images * rows as f64, images }
+    }
+
+    /// As much of it.
+    pub fn times(self, share: f64) -> Self {
+        Self { rows: share * self.rows, images: share * self.images }
+    }
+}
+
+impl std::ops::AddAssign for Load {
+    fn add_assign(&mut self, more: Self) {
+        self.rows += more.rows;
+        self.images += more.images;
+    }
 }
 
 impl Cost {
-    fn new(calls: &[(Kind, usize)], times: &StepTimes) -> Self {
+    fn new(calls: &[(Kind, usize)], finish: f64, times: &StepTimes) -> Self {
         let slowest = calls.iter().map(|&(kind, _)| kind).reduce(|one, other| times.slower(one, other));
         let count = calls.iter().map(|&(_, count)| count).sum();
-        Self { seconds: seconds(calls, times), calls: count, kind: slowest.unwrap_or(0) }
+        Self { seconds: seconds(calls, times), calls: count, kind: slowest.unwrap_or(0), finish }
+    }
+
+    /// The time of images that each have this cost, in seconds as it was measured.
+    pub fn of(&self, load: Load) -> f64 {
+        load.rows * self.seconds + load.images * self.finish
     }
 }
 
@@ -50,7 +85,8 @@ pub enum Menu {
 impl Menu {
     /// This plan alone.
     pub fn exact(plan: Arc<Plan>, is_guided: bool, times: &StepTimes) -> Self {
-        let cost = calls(&plan, 0, is_guided, times).map_or(Cost::default(), |calls| Cost::new(&calls, times));
+        let finish = times.finish(&plan).unwrap_or(0.0);
+        let cost = calls(&plan, 0, is_guided, times).map_or(Cost::default(), |calls| Cost::new(&calls, finish, times));
         Self::Exact(plan, cost)
     }
 
@@ -74,12 +110,13 @@ impl Menu {
 impl Rung {
     fn new(plan: Plan, quality: f64, is_guided: bool, times: &StepTimes) -> Result<Self> {
         let calls = calls(&plan, 0, is_guided, times)?;
-        let cost = Cost::new(&calls, times);
+        let unknown = || Error::input("frontier", format!("{plan} decodes by {}, which the model lacks", plan.decode));
+        let cost = Cost::new(&calls, times.finish(&plan).ok_or_else(unknown)?, times);
         let rows = if is_guided { 2 } else { 1 };
         let calls_alone: f64 = calls.iter().map(|&(kind, count)| count as f64 * times.measured(kind, rows)).sum();
         // Where it starts from a picture, that is encoded before.
-        let encode = if plan.strength < 1.0 { times.encode() } else { 0.0 };
-        let alone = encode + calls_alone + times.finish();
+        let encode = times.encoding(usize::from(plan.strength < 1.0));
+        let alone = encode + calls_alone + cost.finish;
         Ok(Self { plan: Arc::new(plan), quality, calls, cost, alone })
     }
 }
@@ -127,7 +164,8 @@ impl Ladder {
     ) -> Result<Self> {
         let rung = |(plan, quality)| Rung::new(plan, quality, is_guided, times);
         let mut all = plans.into_iter().map(rung).collect::<Result<Vec<_>>>()?;
-        all.sort_by(|a, b| a.cost.seconds.total_cmp(&b.cost.seconds).then(b.quality.total_cmp(&a.quality)));
+        let takes = |rung: &Rung| rung.cost.of(one(is_guided));
+        all.sort_by(|a, b| takes(a).total_cmp(&takes(b)).then(b.quality.total_cmp(&a.quality)));
         let mut rungs: Vec<Rung> = Vec::new();
         for rung in all {
             if rungs.last().is_none_or(|last| rung.quality > last.quality + EPSILON) {
@@ -218,8 +256,10 @@ impl Ladder {
     pub fn estimate(&self, plan: &Plan, times: &StepTimes) -> Option<f64> {
         self.quality(plan).or_else(|| {
             let whole = plan.started(1.0);
-            let seconds = seconds(&calls(&whole, 0, self.is_guided, times).ok()?, times);
-            let below = self.rungs.partition_point(|rung| rung.cost.seconds <= seconds * (1.0 + EPSILON));
+            let load = one(self.is_guided);
+            let takes =
+                Cost::new(&calls(&whole, 0, self.is_guided, times).ok()?, times.finish(&whole)?, times).of(load);
+            let below = self.rungs.partition_point(|rung| rung.cost.of(load) <= takes * (1.0 + EPSILON));
             Some(self.rungs[below.saturating_sub(1)].quality)
         })
     }
@@ -242,6 +282,11 @@ impl Ladder {
         }
         runs
     }
+}
+
+/// An image that something leads, or nothing.
+fn one(is_guided: bool) -> Load {
+    Load::new(1.0, if is_guided { 2 } else { 1 })
 }
 
 /// Evaluations of `plan` after `done` steps, by the kind of their calls.
@@ -328,6 +373,22 @@ pub(crate) mod tests {
         assert_eq!(ladder.estimate(&plan("dpmpp2m-6@0.500"), &times), Some(0.9));
         assert_eq!(ladder.estimate(&plan("dpmpp2m-6@full*4,0.250*2~respace=4/8"), &times), Some(0.9), "18 ms");
         assert_eq!(ladder.estimate(&plan("euler-1@0.250"), &times), Some(0.6), "less than the fastest");
+    }
+
+    #[test]
+    fn a_narrower_decoder_is_a_rung_of_its_own() {
+        let times = times().with_codec(0.0, vec![("0.500".to_owned(), 0.003), ("full".to_owned(), 0.006)]);
+        let plans =
+            [("dpmpp2m-4@0.250", 0.8), ("dpmpp2m-4@0.250~decode=0.5", 0.7), ("dpmpp2m-6@0.250~decode=0.5", 0.79)];
+        let ladder = Ladder::new(plans.map(|(plan, quality)| (plan.parse().unwrap(), quality)), &times).unwrap();
+        let rungs: Vec<(String, f64)> =
+            ladder.rungs().iter().map(|rung| (rung.plan.to_string(), (rung.alone * 1e6).round() / 1e3)).collect();
+        let want =
+            [("dpmpp2m-4@0.250~decode=0.500", 7.0), ("dpmpp2m-6@0.250~decode=0.500", 9.0), ("dpmpp2m-4@0.250", 10.0)];
+        assert_eq!(rungs, want.map(|(plan, ms)| (plan.to_owned(), ms)));
+        assert_eq!(ladder.estimate(&"euler-5@0.250~decode=0.5".parse().unwrap(), &times), Some(0.7), "8 ms");
+        let error = Ladder::new([("euler-2@full~decode=0.3".parse().unwrap(), 1.0)], &times).unwrap_err().to_string();
+        assert_eq!(error, "frontier: euler-2@full~decode=0.300 decodes by 0.300, which the model lacks");
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod simulation;
 mod times;
 
 pub use budget::{Budget, MinQuality};
-pub use budgets::{Budgets, NamedBudget, Resolved, require_subnets};
+pub use budgets::{Budgets, NamedBudget, Resolved, require_known};
 pub use error::RoutingError;
 pub use ladder::{Ladder, Rung};
 pub use policies::{Elastic, Fixed, PolicyChoice, SlackFit};

@@ -31,6 +31,8 @@ pub struct Running {
     pub left: f64,
     /// Denoiser calls that are left.
     pub calls: usize,
+    /// Time that its picture takes after them, in seconds as it was measured.
+    pub finish: f64,
     /// Whether something leads it.
     is_guided: bool,
 }
@@ -44,7 +46,8 @@ impl Running {
             *count -= 1;
         }
         let calls = rest.iter().map(|&(_, count)| count).sum();
-        Self { image, done, kind, left: ladder::seconds(&rest, times), calls, plan, is_guided }
+        let finish = times.finish(&plan).unwrap_or(0.0);
+        Self { image, done, kind, left: ladder::seconds(&rest, times), calls, finish, plan, is_guided }
     }
 
     fn advance(&mut self, times: &StepTimes) {
@@ -83,9 +86,9 @@ impl Run {
         self.ask.images - self.begun
     }
 
-    /// Its images that are not drawn.
-    pub fn left(&self) -> u32 {
-        self.waiting() + self.running.len() as u32
+    /// Pictures that are encoded before its first image begins, where none has.
+    pub fn encodings(&self) -> usize {
+        if self.begun == 0 { self.ask.encodings } else { 0 }
     }
 }
 

@@ -42,8 +42,9 @@ pub struct StepTimes {
     efficient: Vec<usize>,
     /// The time of encoding a picture that images start from, in seconds as it was measured.
     encode: f64,
-    /// The time that a picture takes after its last call, which is the decoder's, in seconds as it was measured.
-    finish: f64,
+    /// By subnet of the decoder: the time that a picture takes after its last call, in seconds as it was measured. None where pictures are
+    /// drawn themselves.
+    decoders: Vec<(String, f64)>,
     /// The machine's slowness now, over that of the measurement.
     scale: f64,
     updated: Duration,
@@ -66,7 +67,7 @@ impl StepTimes {
             calls: Vec::new(),
             efficient: Vec::new(),
             encode: 0.0,
-            finish: 0.0,
+            decoders: Vec::new(),
             scale: 1.0,
             updated: Duration::ZERO,
         };
@@ -112,24 +113,27 @@ impl StepTimes {
         if self.measured_row(other) > self.measured_row(one) { other } else { one }
     }
 
-    /// The same for a model of latents, which takes so many seconds to encode and to decode a picture.
-    pub fn with_codec(self, encode: f64, decode: f64) -> Self {
-        Self { encode, finish: decode, ..self }
+    /// The same for a model of latents, which takes so many seconds to encode a picture, and to decode one by each subnet of its decoder.
+    pub fn with_codec(self, encode: f64, decoders: Vec<(String, f64)>) -> Self {
+        Self { encode, decoders, ..self }
     }
 
-    /// The time of encoding a picture, in seconds as it was measured.
-    pub fn encode(&self) -> f64 {
-        self.encode
+    /// The time of so many encodings of pictures, in seconds as it was measured.
+    pub fn encoding(&self, encodings: usize) -> f64 {
+        self.encode * encodings as f64
     }
 
-    /// The time that a picture takes after its last call, in seconds as it was measured.
-    pub fn finish(&self) -> f64 {
-        self.finish
+    /// The time that a plan's picture takes after its last call, in seconds as it was measured; None for a decoder that is not known.
+    pub fn finish(&self, plan: &Plan) -> Option<f64> {
+        match &*self.decoders {
+            [] => plan.decode.is_full().then_some(0.0),
+            decoders => decoders.iter().find(|(name, _)| plan.decode == *name).map(|&(_, seconds)| seconds),
+        }
     }
 
-    /// The time of so many encodings and of the pictures of so many images, in seconds as it was measured.
-    pub fn coding(&self, encodings: usize, images: u32) -> f64 {
-        self.encode * encodings as f64 + self.finish * f64::from(images)
+    /// Names of the decoder's subnets, narrow to wide; none where pictures are drawn themselves.
+    pub fn decoders(&self) -> impl Iterator<Item = &str> {
+        self.decoders.iter().map(|(name, _)| name.as_str())
     }
 
     /// Names of the subnets, narrow to wide.
@@ -254,6 +258,18 @@ mod tests {
         assert_eq!([ms("euler-2@full^auto:full", false, 1), ms("euler-2@full^auto:0.25", false, 4)], [4.0, 10.0]);
         assert_eq!(ms("euler-2@full^0.25", true, 8), 10.0);
         assert_eq!(times.kind(&"euler-2@full^0.5".parse().unwrap(), 0, true), None);
+    }
+
+    #[test]
+    fn a_picture_takes_what_its_plan_s_decoder_does() {
+        let plan = |text: &str| text.parse::<Plan>().unwrap();
+        let drawn = times(&[(1, 0.01)]);
+        let finish = |times: &StepTimes, text: &str| times.finish(&plan(text));
+        assert_eq!([finish(&drawn, "euler-2@full"), finish(&drawn, "euler-2@full~decode=0.5")], [Some(0.0), None]);
+        let decoded = drawn.with_codec(0.05, vec![("0.500".to_owned(), 0.03), ("full".to_owned(), 0.05)]);
+        let found =
+            ["", "~decode=0.5", "~decode=0.25"].map(|decode| finish(&decoded, &format!("euler-2@full{decode}")));
+        assert_eq!(found, [Some(0.05), Some(0.03), None]);
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub(super) async fn take(
     let longest = Duration::from_secs(state.limits.request_timeout_s);
     let started = (strength < 1.0).then(|| state.ladder.started(strength, &state.times));
     let ladder = started.as_ref().unwrap_or(&state.ladder);
-    let resolved = state.budgets.resolve(&budget, min_quality.as_ref(), ladder, &state.subnets, longest)?;
+    let resolved = state.budgets.resolve(&budget, min_quality.as_ref(), ladder, &state.times, longest)?;
     let Resolved { wish, within, asked } = resolved;
     let (prompts, negative_prompt) = (Vec::from_iter(subject.prompt.clone()), subject.negative_prompt.clone());
     let Told { condition, negative, guidance, truncated } = subject.told(state).await?;

@@ -264,6 +264,7 @@ impl ApiError {
             Self::Routing(RoutingError::InvalidPlan(_)) => bad("invalid_plan"),
             Self::Routing(RoutingError::InvalidMinQuality(_)) => bad("invalid_min_quality"),
             Self::Routing(RoutingError::UnknownSubnet { .. }) => bad("unknown_subnet"),
+            Self::Routing(RoutingError::UnknownDecoder { .. } | RoutingError::NoDecoder) => bad("unknown_decoder"),
             Self::Routing(RoutingError::Contradiction(_)) => bad("contradiction"),
             Self::Engine(EngineError::Unfit(_)) => bad("unfit"),
             Self::Engine(EngineError::Infeasible { .. }) => (StatusCode::UNPROCESSABLE_ENTITY, "infeasible"),

@@ -27,6 +27,8 @@ pub(super) struct LoadedModel {
     guidance: f64,
     /// From the narrowest to the widest.
     subnets: Vec<LoadedSubnet>,
+    /// Those of its decoder, which plans name by `~decode`; empty for a model that draws pictures itself.
+    decoders: Vec<LoadedSubnet>,
     /// What `quality` is.
     metric: String,
     /// The plans that no other beats on both time and quality, the fastest first.
@@ -99,6 +101,7 @@ pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedMo
         prompts: state.texts.is_some(),
         guidance: state.usual_guidance(),
         subnets: state.fleet.any().about().subnets.iter().map(subnet).collect(),
+        decoders: state.fleet.any().about().decoders.iter().map(subnet).collect(),
         metric: state.metric.clone(),
         frontier: state.ladder.rungs().iter().map(frontier).collect(),
         budgets: state.budgets.named().map(|(name, budget)| (name, loaded(budget))).into(),

@@ -6,7 +6,7 @@ use crate::evaluation::profile::{Device, PROFILE, Profile};
 use crate::evaluation::prompted::Examples;
 use crate::evaluation::survey::Effort;
 use crate::nets;
-use crate::nets::model::{Verify, WEIGHTS};
+use crate::nets::model::Verify;
 use crate::nets::{Model, Opened, Placement, warm};
 use crate::server::{AppState, Measured, ServeConfig};
 use crate::text::Contexts;
@@ -68,7 +68,7 @@ fn profile(config: &ServeConfig, model: &Model, texts: Option<&Contexts>, opened
         return Ok(survey.profile);
     }
     let profile = Profile::open(&path)?;
-    profile.check_against(model.subnets(), model.card.sha256.get(WEIGHTS), &path)?;
+    profile.check_against(model.subnets(), &model.decoders(), &model.card.sha256, &path)?;
     if profile.device == Device::of(opened) {
         return Ok(profile);
     }

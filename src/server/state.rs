@@ -82,8 +82,9 @@ impl Measured {
                 None => rows.push((row.subnet.clone(), vec![point])),
             }
         }
-        let [encode, decode] = [profile.encode_ms, profile.decode_ms].map(|ms| ms.unwrap_or(0.0) / 1e3);
-        let times = StepTimes::new(rows, max_batch).with_codec(encode, decode);
+        let encode = profile.encode_ms.unwrap_or(0.0) / 1e3;
+        let decoders = profile.decode.iter().map(|row| (row.subnet.clone(), row.ms / 1e3)).collect();
+        let times = StepTimes::new(rows, max_batch).with_codec(encode, decoders);
         let plans = profile.frontier.iter().map(|rated| (rated.plan.clone(), rated.quality));
         let is_guided = profile.quality.guidance.is_some();
         let ladder = Ladder::of_measured(plans, is_guided, &times)?;

@@ -11,9 +11,9 @@ use super::trainer::Gradients;
 use crate::nets::model::CARD;
 use crate::nets::program::{Inputs, Program};
 use crate::nets::sliced::Sliced;
-use crate::nets::text_to_image::{Autoencoder, VAE};
+use crate::nets::text_to_image::VAE;
 use crate::nets::vae::bounded;
-use crate::nets::{Model, Runner, Threads, on_tape, public};
+use crate::nets::{Decoder, Model, Runner, Threads, on_tape, public};
 use crate::ops::Tape;
 use crate::supernet::{Spec, Supernet};
 use crate::{Error, ImageShape, Result};
@@ -36,18 +36,23 @@ impl Flow<'_> {
         let config = self.config;
         let stage = config.stage(StageName::Vae)?;
         self.check_card(&model.card, dir)?;
-        let Some(autoencoder) = model.autoencoder()? else {
+        let (Some((encoder, encoder_weights)), Some(decoder)) = (model.encoder_network()?, Decoder::original(model)?)
+        else {
             return Err(Error::input(dir.display(), "draws no latents, so it has no autoencoder to train"));
         };
-        let Autoencoder { encoder: (encoder, encoder_weights), decoder: (decoder, decoder_weights) } = autoencoder;
-        let state = self.resumed(&decoder.spec)?;
+        let (decoder, decoder_weights) = (decoder.program, decoder.supernet);
+        let state = self.sitting().resumed(&decoder.spec)?;
         if state.is_none() && self.out.join(CARD).exists() {
             return Err(Error::input("--out", format!("{} holds a model already", self.out.display())));
         }
         if state.as_ref().is_some_and(|state| state.position.stage != StageName::Vae) {
             return Err(Error::input("--out", format!("{} holds a run of another kind", self.out.display())));
         }
-        let pictures = config.data.pictures(encoder.image).map_err(|error| error.in_file(&config.path))?;
+        let pictures = config.data.pictures(encoder.image).and_then(|pictures| {
+            pictures.check(encoder.image, 0)?;
+            Ok(pictures)
+        });
+        let pictures = pictures.map_err(|error| error.in_file(&config.path))?;
         tracing::info!("{}", pictures.summary());
         std::fs::create_dir_all(self.out).map_err(Error::io(self.out))?;
         let state = match state {
@@ -63,7 +68,7 @@ impl Flow<'_> {
             }
         };
         let mut trainer = AutoencoderTrainer::new([encoder, decoder], config, stage, &pictures, state);
-        if self.train(&mut trainer)? == Outcome::Stopped {
+        if self.sitting().run(&mut trainer)? == Outcome::Stopped {
             return Ok(Outcome::Stopped);
         }
         let mut values = BTreeMap::new();

@@ -70,6 +70,12 @@ pub struct Config {
     /// How the autoencoder of a model that draws texts is trained, by `accordion train --part vae`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<Stage>,
+    /// How all widths of its decoder are trained, by `accordion train --part decoder`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<Stage>,
+    /// Which widths of the decoder a step of that trains, and what they learn.
+    #[serde(default)]
+    pub decoder_widths: DecoderWidths,
 }
 
 /// Number format of weights on disk; in memory they are f32.
@@ -140,6 +146,14 @@ impl DataConfig {
         let dataset = self.data.load()?.for_classes(&model.card.classes);
         let fits = dataset.and_then(|dataset| dataset.check(model.image(), model.network.classes()).map(|()| dataset));
         fits.map_err(|error| error.in_file(&self.path))
+    }
+
+    /// The images alone, as pictures for the autoencoder of `model`.
+    ///
+    /// # Errors
+    /// As [`Source::pictures`].
+    pub fn pictures_for(&self, model: &Model) -> Result<Dataset> {
+        self.data.pictures(model.canvases()[0].picture).map_err(|error| error.in_file(&self.path))
     }
 }
 
@@ -409,6 +423,33 @@ impl Default for Sampling {
     }
 }
 
+/// Which widths of a decoder a step trains, and what they learn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DecoderWidths {
+    /// Which subnets a step trains.
+    pub rule: Rule,
+    /// As [`Sampling::reweighting`].
+    pub reweighting: f64,
+    /// Share of the distance to what the decoder made before in the loss; the rest is that to the picture itself. 1 keeps what the decoder
+    /// draws where it draws more than the least squares would: one that was trained to look right is blurred by them.
+    pub distillation: f64,
+}
+
+impl Default for DecoderWidths {
+    fn default() -> Self {
+        Self { rule: Rule::One, reweighting: Sampling::default().reweighting, distillation: 1.0 }
+    }
+}
+
+impl DecoderWidths {
+    /// How subnets are sampled.
+    pub fn sampling(&self) -> Sampling {
+        let Self { rule, reweighting, distillation } = *self;
+        Sampling { rule, reweighting, distillation, teacher: Teacher::Frozen }
+    }
+}
+
 impl Config {
     /// Reads and checks a config. Relative paths in it are taken from its own folder.
     ///
@@ -448,6 +489,7 @@ impl Config {
             StageName::All => &self.all,
             StageName::Finetune => &self.finetune,
             StageName::Vae => &self.vae,
+            StageName::Decoder => &self.decoder,
         };
         let problem = "is missing: it says how many images are seen, and how fast they are learnt from";
         stage.as_ref().ok_or_else(|| Error::field(&self.path, name.as_str(), problem))
@@ -502,9 +544,13 @@ impl Config {
             true => Ok(()),
             false => Err((field.to_string(), problem.to_string())),
         };
-        for (name, stage) in
-            [("full", &self.full), ("all", &self.all), ("finetune", &self.finetune), ("vae", &self.vae)]
-        {
+        for (name, stage) in [
+            ("full", &self.full),
+            ("all", &self.all),
+            ("finetune", &self.finetune),
+            ("vae", &self.vae),
+            ("decoder", &self.decoder),
+        ] {
             let refused = |(field, problem)| (format!("{name}.{field}"), String::from(problem));
             stage.iter().try_for_each(|stage| stage.check().map_err(refused))?;
         }
@@ -527,6 +573,13 @@ impl Config {
             "sampling.teacher",
             "`full` needs rule = \"sandwich\"; `frozen` goes with both rules",
         )?;
+        let of_decoder = &self.decoder_widths;
+        require(
+            of_decoder.reweighting >= 1.0 && of_decoder.reweighting.is_finite(),
+            "decoder_widths.reweighting",
+            "must be at least 1",
+        )?;
+        require(share(of_decoder.distillation), "decoder_widths.distillation", "must lie between 0 and 1")?;
         let (backbone, preconditioning) = match (&self.backbone, self.preconditioning) {
             (Some(backbone), Some(preconditioning)) => (backbone, preconditioning),
             (None, None) => return Ok(()),

@@ -21,7 +21,7 @@ impl Flow<'_> {
         self.check_card(&model.card, dir)?;
         let extracted = model.extract(subnet)?;
         let network = config.network(Some(&extracted))?;
-        let state = self.resumed(network.spec())?;
+        let state = self.sitting().resumed(network.spec())?;
         if state.is_none() && self.out.join(CARD).exists() {
             return Err(Error::input("--out", format!("{} holds a model already", self.out.display())));
         }
@@ -41,7 +41,7 @@ impl Flow<'_> {
         let full = [Subnet::new(network.spec(), 1.0, &network.spec().full())];
         let trainer = Trainer::new(&network, config, &*examples, &full, state, None)?;
         let mut trainer = trainer.with_texts(texts)?;
-        if self.train(&mut trainer)? == Outcome::Stopped {
+        if self.sitting().run(&mut trainer)? == Outcome::Stopped {
             return Ok(Outcome::Stopped);
         }
         let name = &model.table.subnets[subnet].name;

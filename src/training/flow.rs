@@ -2,7 +2,8 @@
 
 use super::config::{Config, Stage};
 use super::data::Examples;
-use super::learner::Learner;
+pub use super::sitting::Outcome;
+use super::sitting::Sitting;
 use super::state::{Position, StageName, State};
 use super::texts::TrainedTexts;
 use super::trainer::{Trainer, initial};
@@ -11,15 +12,13 @@ use crate::files::write_directory;
 use crate::nets::model::{CARD, Card, DataStatistics};
 use crate::nets::text_to_image::TEXT_ENCODER;
 use crate::nets::{Model, Network};
-use crate::supernet::{Spec, Subnet, Supernet, ranking};
+use crate::supernet::{Subnet, Supernet, ranking};
 use crate::{Error, Result};
 use candle_core::DType;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-/// The state of the stage that is running.
-const STATE: &str = "state.safetensors";
 /// Where the first stage leaves its network.
 const PRETRAINED: &str = "full";
 /// Where ranking and allocation leave theirs.
@@ -45,15 +44,6 @@ pub struct Flow<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Everything asked for is done.
-    Finished,
-    /// It was stopped; `--resume` continues.
-    Stopped,
-}
-
 impl Flow<'_> {
     /// Runs the flow.
     ///
@@ -71,9 +61,9 @@ impl Flow<'_> {
             self.check_card(&model.card, dir)?;
         }
         let network = self.config.network(given.as_ref().map(|(model, _)| model))?;
-        let mut resumed = self.resumed(network.spec())?;
+        let mut resumed = self.sitting().resumed(network.spec())?;
         let stage = resumed.as_ref().map(|state| state.position.stage);
-        if let Some(other @ (StageName::Finetune | StageName::Vae)) = stage {
+        if let Some(other @ (StageName::Finetune | StageName::Vae | StageName::Decoder)) = stage {
             return Err(Error::input("--out", format!("{} holds a run of {}", self.out.display(), other.as_str())));
         }
         if self.only == Some(StageName::Full) && stage == Some(StageName::All) {
@@ -118,7 +108,7 @@ impl Flow<'_> {
             let full = [Subnet::new(spec, 1.0, &spec.full())];
             let trainer = Trainer::new(&network, self.config, &*examples, &full, state, None)?;
             let mut trainer = trainer.with_texts(texts)?;
-            if self.train(&mut trainer)? == Outcome::Stopped {
+            if self.sitting().run(&mut trainer)? == Outcome::Stopped {
                 return Ok(Outcome::Stopped);
             }
             // It is there already if an earlier sitting ended between this and the next checkpoint.
@@ -153,7 +143,7 @@ impl Flow<'_> {
         let teacher = Some(&ranked.supernet);
         let trainer = Trainer::new(&network, self.config, &*examples, ranked.subnets(), state, teacher)?;
         let mut trainer = trainer.with_texts(texts)?;
-        if self.train(&mut trainer)? == Outcome::Stopped {
+        if self.sitting().run(&mut trainer)? == Outcome::Stopped {
             return Ok(Outcome::Stopped);
         }
         let model = self.model(&begun, &trainer, ranked.card.made.clone())?;
@@ -162,16 +152,10 @@ impl Flow<'_> {
         Ok(Outcome::Finished)
     }
 
-    /// The state that lies in the directory, if one does.
-    pub(super) fn resumed(&self, spec: &Spec) -> Result<Option<State>> {
-        let path = self.out.join(STATE);
-        match (path.exists(), self.resume) {
-            (true, true) => State::read(spec, &path).map(Some),
-            (true, false) => {
-                Err(Error::input("--out", format!("{} holds a run; --resume continues it", self.out.display())))
-            }
-            (false, _) => Ok(None),
-        }
+    /// This sitting of it.
+    pub(super) fn sitting(&self) -> Sitting<'_> {
+        let Self { out, resume, checkpoint_every, stop, .. } = *self;
+        Sitting { out, resume, checkpoint_every, stop }
     }
 
     /// A state at the beginning of a stage.
@@ -334,35 +318,6 @@ impl Flow<'_> {
             ..card
         };
         trained(card, begun.model, trainer)
-    }
-
-    /// Runs a stage to its end, or until the run is stopped.
-    pub(super) fn train(&self, learner: &mut impl Learner) -> Result<Outcome> {
-        let path = self.out.join(STATE);
-        let (name, names) = (learner.state().position.stage.as_str(), learner.names());
-        let mut progress = Progress::new(name, "images", learner.state().position.seen, learner.stage().images);
-        let mut saved = Instant::now();
-        while !learner.is_finished() {
-            learner.learn()?;
-            let position = &learner.state().position;
-            let losses = names.iter().zip(&position.losses);
-            let losses = losses.filter_map(|(name, loss)| loss.map(|loss| format!("{name}: loss {loss:.4}")));
-            progress.at(position.seen, &losses.collect::<Vec<String>>().join(", "));
-            let stop = self.stop.load(Ordering::Relaxed);
-            if stop || learner.is_finished() || saved.elapsed() >= self.checkpoint_every {
-                learner.state().write(learner.spec(), &path).map_err(|error| match error {
-                    Error::NotFinite { place, .. } => learner.not_finite(format!("{place} is not finite")),
-                    other => other,
-                })?;
-                saved = Instant::now();
-            }
-            if stop && !learner.is_finished() {
-                progress.finish();
-                return Ok(Outcome::Stopped);
-            }
-        }
-        progress.finish();
-        Ok(Outcome::Finished)
     }
 }
 

@@ -6,10 +6,10 @@ use super::config::Config;
 use super::data::{Dataset, Examples};
 use super::state::{StageName, State, Weight};
 use super::texts::TrainedTexts;
-use super::trainer::Trainer;
+use super::trainer::{Task, Trainer};
 use crate::nets::recognition::pipeline;
-use crate::nets::text_to_image::Autoencoder;
-use crate::nets::{Encoder, Model, Threads, public};
+use crate::nets::sliced::Sliced;
+use crate::nets::{Decoder, Encoder, Model, Threads, public};
 use crate::ops::pixels::to_unit;
 use crate::philox::{NoiseKey, Stream};
 use crate::supernet::{Spec, Subnet};
@@ -154,8 +154,9 @@ fn the_gradients_of_a_step_on_captions_are_those_of_pytorch() {
     let steps: Vec<i64> = golden.tensors["steps"].to_vec1().unwrap();
     let sigma: Vec<f64> = steps.iter().map(|&step| levels[step as usize]).collect();
     let noisy = |(at, (x0, noise)): (usize, (&f32, &f32))| x0 + sigma[at / elements] as f32 * noise;
-    let x = x0.iter().zip(&noise).enumerate().map(noisy).collect();
-    let batch = Batch { x0, x, sigma, labels: vec![Some(0), None] };
+    let x: Vec<f32> = x0.iter().zip(&noise).enumerate().map(noisy).collect();
+    let labels = vec![Some(0), None];
+    let batch = || Batch { x0: x0.clone(), x: x.clone(), sigma: sigma.clone(), labels: labels.clone() };
     let examples = Captions(vec![CAPTION.to_owned()], model.contexts().unwrap().unwrap(), model.network.state());
     for (name, loss) in [("plain", ""), ("min_snr", "min_snr = 5.0")] {
         let config = config(loss);
@@ -165,13 +166,14 @@ fn the_gradients_of_a_step_on_captions_are_those_of_pytorch() {
         let full = [Subnet::new(spec, 1.0, &spec.full())];
         let trainer = Trainer::new(&model.network, &config, &examples, &full, state, None).unwrap();
         let trainer = trainer.with_texts(Some(texts)).unwrap();
-        let told = trainer.told(&batch).unwrap();
-        let pass = trainer.pass(&model.supernet, &spec.full(), &batch, &told.context, None).unwrap();
+        let told = trainer.task.told(batch(), trainer.state.beside()).unwrap();
+        let subnet = Sliced::new(spec, &model.supernet, &spec.full()).unwrap();
+        let pass = trainer.task.pass(&subnet, &told, None).unwrap();
         let want = f64::from(golden.floats(&format!("{name}.loss"))[0]);
         assert!((pass.loss - want).abs() < 1e-5 * want, "{name}: {} is not {want}", pass.loss);
         golden.assert_gradients(&format!("{name}.unet"), "unet", &by_name(spec, &pass.gradients.values));
         let texts = trainer.texts().unwrap();
-        let gradients = texts.gradients(&told.hidden.unwrap(), pass.gradients.context.as_deref()).unwrap();
+        let gradients = trainer.task.beside(&told, &pass.gradients).unwrap();
         let names = texts.initial().unwrap().into_iter().map(|weight| weight.name["text_encoder.".len()..].to_owned());
         let found = names.zip(gradients).map(|(name, gradient)| (name, gradient.unwrap())).collect();
         golden.assert_gradients(&format!("{name}.text_encoder"), "text_encoder", &found);
@@ -181,8 +183,9 @@ fn the_gradients_of_a_step_on_captions_are_those_of_pytorch() {
 #[test]
 fn the_gradients_of_a_step_of_the_autoencoder_are_those_of_pytorch() {
     let golden = Golden::open();
-    let Autoencoder { encoder: (encoder, encoder_weights), decoder: (decoder, decoder_weights) } =
-        golden.model.autoencoder().unwrap().unwrap();
+    let (encoder, encoder_weights) = golden.model.encoder_network().unwrap().unwrap();
+    let Decoder { program: decoder, supernet: decoder_weights, .. } =
+        Decoder::original(&golden.model).unwrap().unwrap();
     let config = config("kl = 1e-2");
     let beside = encoder.spec.params.iter().zip(&encoder_weights.params).map(|(param, weight)| {
         let values = weight.flatten_all().unwrap().to_vec1().unwrap();

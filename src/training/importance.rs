@@ -84,27 +84,39 @@ pub fn taylor(
     network: &Network,
     supernet: &Supernet,
     samples: &Samples,
-    mut progress: impl FnMut(usize),
+    progress: impl FnMut(usize),
 ) -> Result<Vec<Vec<f64>>> {
-    if samples.is_empty() {
-        return Err(Error::input("samples", "there is none to rank on; give at least 1"));
-    }
     let spec = network.spec();
     let full = Sliced::new(spec, supernet, &spec.full())?;
+    mean_over_samples(spec, samples.len(), |index| of_sample(network, &full, samples, index), progress)
+}
+
+/// The mean over so many samples of the scores `of_sample`, by pipe and channel. `progress` is told how many are done.
+///
+/// # Errors
+/// [`Error::Input`] without a sample or where a score is not finite; those of `of_sample`.
+pub(super) fn mean_over_samples(
+    spec: &Spec,
+    samples: usize,
+    of_sample: impl Fn(usize) -> Result<Vec<Vec<f64>>> + Sync,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Vec<f64>>> {
+    if samples == 0 {
+        return Err(Error::input("samples", "there is none to rank on; give at least 1"));
+    }
     let mut total: Vec<Vec<f64>> = spec.pipes.iter().map(|pipe| vec![0.0; pipe.width]).collect();
     // Samples run side by side, but are added up in their order: the sum does not depend on the number of threads.
     let side_by_side = rayon::current_num_threads();
-    for start in (0..samples.len()).step_by(side_by_side) {
-        let chunk = start..(start + side_by_side).min(samples.len());
+    for start in (0..samples).step_by(side_by_side) {
+        let chunk = start..(start + side_by_side).min(samples);
         let done = chunk.end;
-        let scores: Vec<Vec<Vec<f64>>> =
-            chunk.into_par_iter().map(|index| of_sample(network, &full, samples, index)).collect::<Result<_>>()?;
+        let scores: Vec<Vec<Vec<f64>>> = chunk.into_par_iter().map(&of_sample).collect::<Result<_>>()?;
         for scores in scores {
             total.iter_mut().flatten().zip(scores.iter().flatten()).for_each(|(total, score)| *total += score);
         }
         progress(done);
     }
-    total.iter_mut().flatten().for_each(|total| *total /= samples.len() as f64);
+    total.iter_mut().flatten().for_each(|total| *total /= samples as f64);
     match spec.pipes.iter().zip(&total).find(|(_, scores)| scores.iter().any(|score| !score.is_finite())) {
         Some((pipe, _)) => Err(Error::input("samples", format!("the importance of {} is not finite", pipe.name))),
         None => Ok(total),
@@ -129,7 +141,8 @@ fn of_sample(network: &Network, full: &Sliced, samples: &Samples, index: usize) 
     scores(network.spec(), full, &tape.backward(&call.raw, grad)?)
 }
 
-fn scores(spec: &Spec, full: &Sliced, gradients: &Gradients) -> Result<Vec<Vec<f64>>> {
+/// What a channel is worth by the gradients of one sample, by pipe and channel: see [`taylor`].
+pub(super) fn scores(spec: &Spec, full: &Sliced, gradients: &Gradients) -> Result<Vec<Vec<f64>>> {
     let mut scores: Vec<Vec<f64>> = spec.pipes.iter().map(|pipe| vec![0.0; pipe.width]).collect();
     for (param, weight) in spec.params.iter().zip(full.leaves()) {
         for slice in param.slices.iter().filter(|slice| slice.role != Role::Follows) {

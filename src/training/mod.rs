@@ -5,6 +5,8 @@ pub mod batch;
 pub mod classification;
 pub mod config;
 pub mod data;
+pub mod decoder;
+pub mod denoising;
 mod finetune;
 pub mod flow;
 #[cfg(test)]
@@ -14,6 +16,7 @@ pub mod learner;
 pub mod optimizer;
 pub mod progress;
 pub mod sampling;
+pub mod sitting;
 pub mod state;
 pub mod texts;
 pub mod trainer;

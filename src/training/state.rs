@@ -25,6 +25,9 @@ pub enum StageName {
     /// The autoencoder.
     #[value(skip)]
     Vae,
+    /// All widths of its decoder.
+    #[value(skip)]
+    Decoder,
 }
 
 impl StageName {
@@ -35,6 +38,7 @@ impl StageName {
             Self::All => "all",
             Self::Finetune => "finetune",
             Self::Vae => "vae",
+            Self::Decoder => "decoder",
         }
     }
 }

@@ -1,14 +1,12 @@
 //! One stage of training: steps on a subnet or several, over shared weights.
 
-use super::batch::{Batch, Batches, Draw};
-use super::config::{Config, Sampling, Stage, Teacher};
-use super::data::Examples;
+use super::batch::Draw;
+use super::config::{Sampling, Stage, Teacher};
+use super::denoising::Denoising;
 use super::learner::Learner;
-use super::optimizer::{Adam, Region};
+use super::optimizer::{Adam, Region, Slot};
 use super::sampling;
 use super::state::State;
-use super::texts::TrainedTexts;
-use crate::nets::Network;
 use crate::nets::sliced::Sliced;
 use crate::ops::Tape;
 use crate::subnet_name::SubnetName;
@@ -18,20 +16,64 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::time::Instant;
 
+/// What a stage trains, and what it is shown.
+pub trait Task {
+    /// What a step sees.
+    type Batch;
+
+    /// Whether a frozen teacher teaches the full width too: where that is to stay what it was.
+    const TEACHES_FULL: bool;
+
+    /// The network as a table.
+    fn spec(&self) -> &Spec;
+
+    /// What a step sees: `size` images from the one at `position` of the run; `beside` is trained beside the network.
+    ///
+    /// # Errors
+    /// If an image cannot be had.
+    fn draw(&mut self, position: u64, size: usize, beside: &[Slot]) -> Result<Self::Batch>;
+
+    /// What a teacher makes of a batch.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] on a device fault.
+    fn taught(&self, teacher: &Sliced, batch: &Self::Batch) -> Result<Vec<f32>>;
+
+    /// Forward and backward of a subnet, whose loss has this share of the distance to what a teacher made, where there is one.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] on a device fault.
+    fn pass(&self, subnet: &Sliced, batch: &Self::Batch, teacher: Option<(&[f32], f64)>) -> Result<Pass>;
+
+    /// The gradients of what is trained beside the network, from those of all subnets of a step together.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] on a device fault.
+    fn beside(&self, _batch: &Self::Batch, _gradients: &Gradients) -> Result<Vec<Option<Vec<f32>>>> {
+        Ok(Vec::new())
+    }
+}
+
+/// How a stage goes.
+#[derive(Clone, Copy)]
+pub struct Recipe<'a> {
+    /// How long and how fast.
+    pub stage: &'a Stage,
+    /// Which subnets a step trains.
+    pub sampling: &'a Sampling,
+    /// What the subnets are drawn from.
+    pub seed: u64,
+}
+
 /// A stage under way.
-pub struct Trainer<'a> {
-    network: &'a Network,
-    config: &'a Config,
-    stage: &'a Stage,
-    examples: &'a dyn Examples,
-    batches: Batches<'a>,
+pub struct Trainer<'a, T = Denoising<'a>> {
+    pub(super) task: T,
+    recipe: Recipe<'a>,
     /// The subnets that are trained, ascending; the last is the full network.
     ratios: Vec<f64>,
     widths: Vec<Widths>,
     /// The frozen teacher, where the config asks for one.
     teacher: Option<Sliced>,
-    /// The encoder of texts, where it is trained along.
-    texts: Option<TrainedTexts>,
     adam: Adam,
     /// What is written to disk.
     pub state: State,
@@ -39,7 +81,7 @@ pub struct Trainer<'a> {
 
 /// What a step says of itself.
 pub struct Report {
-    /// Index of each subnet that was trained and its loss: the mean over elements of weight(sigma) (D - x0)^2.
+    /// Index of each subnet that was trained and its loss.
     pub losses: Vec<(usize, f64)>,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f64,
@@ -63,75 +105,37 @@ pub fn initial(spec: &Spec, seed: u64) -> Result<Supernet> {
     Ok(Supernet::original(spec, params))
 }
 
-impl<'a> Trainer<'a> {
-    /// A stage over `subnets` (ascending, the last is the full network), from `state`. `teacher` are the weights of a frozen
-    /// teacher: used where the config asks for one.
+impl<'a, T: Task> Trainer<'a, T> {
+    /// A stage of a task over `subnets` (ascending, the last is the full network), from `state`. `teacher` are the weights of a frozen
+    /// teacher: used where the recipe asks for one.
     ///
     /// # Errors
-    /// [`Error::Input`] if the examples, the levels of the loss or the stage do not fit the network.
-    pub fn new(
-        network: &'a Network,
-        config: &'a Config,
-        examples: &'a dyn Examples,
+    /// [`Error::Input`] with the subnet that is not of the network.
+    pub fn of(
+        task: T,
+        recipe: Recipe<'a>,
         subnets: &[Subnet],
         state: State,
         teacher: Option<&Supernet>,
     ) -> Result<Self> {
-        config.check_data(examples, network)?;
-        config.loss.check(network.preconditioning()).map_err(|error| error.in_file(&config.path))?;
-        let spec = network.spec();
+        let spec = task.spec();
         let mut ratios = Vec::with_capacity(subnets.len());
         let mut widths = Vec::with_capacity(subnets.len());
         for subnet in subnets {
             ratios.push(subnet.ratio);
             widths.push(widths_of(spec, subnet).map_err(|problem| Error::input(&subnet.name, problem))?);
         }
-        let stage = config.stage(state.position.stage)?;
-        let sampling = &config.sampling;
+        let sampling = recipe.sampling;
         let wanted = sampling.distillation > 0.0 && sampling.teacher == Teacher::Frozen;
         let teacher = teacher.filter(|_| wanted).map(|teacher| Sliced::new(spec, teacher, &spec.full())).transpose()?;
-        // Each stage has its own draws: the second must not repeat the noise of the first.
-        let seed = config.seed.wrapping_mul(2).wrapping_add(state.position.stage as u64);
-        let batches = Batches::new(examples, &config.loss, network, seed);
-        let (adam, texts) = (Adam::default(), None);
-        let mut trainer =
-            Self { network, config, stage, examples, batches, ratios, widths, teacher, texts, adam, state };
+        let mut trainer = Self { task, recipe, ratios, widths, teacher, adam: Adam::default(), state };
         trainer.state.position.losses.resize(trainer.widths.len(), None);
         Ok(trainer)
-    }
-
-    /// The same, which trains this encoder of texts along.
-    ///
-    /// # Errors
-    /// [`Error::Input`] where the state is of a run that trains something else.
-    pub fn with_texts(self, texts: Option<TrainedTexts>) -> Result<Self> {
-        let wanted = texts.as_ref().map_or_else(|| Ok(Vec::new()), TrainedTexts::initial)?;
-        let wanted = wanted.iter().map(|weight| (&weight.name, &weight.shape));
-        if !wanted.eq(self.state.beside.iter().map(|(name, shape)| (name, shape))) {
-            let problem = "is not what the run was begun with: the encoder of texts is trained along from the start, or not at all";
-            let field = format!("{}.text_encoder", self.state.position.stage.as_str());
-            return Err(Error::field(&self.config.path, &field, problem));
-        }
-        Ok(Self { texts, ..self })
-    }
-
-    /// What is trained.
-    pub fn network(&self) -> &Network {
-        self.network
-    }
-
-    /// The encoder of texts, where it is trained along.
-    pub fn texts(&self) -> Option<&TrainedTexts> {
-        self.texts.as_ref()
     }
 
     /// The ratios of the subnets, ascending.
     pub fn ratios(&self) -> &[f64] {
         &self.ratios
-    }
-
-    fn sampling(&self) -> &Sampling {
-        &self.config.sampling
     }
 
     /// One step of the optimiser.
@@ -141,18 +145,19 @@ impl<'a> Trainer<'a> {
     pub fn step(&mut self) -> Result<Report> {
         let start = Instant::now();
         let seen = self.state.position.seen;
-        let batch = self.batches.draw(seen, self.stage.batch);
-        let stream = Draw::Subnet.at(self.config.seed, seen);
-        let chosen = sampling::choose(self.sampling(), &self.ratios, stream);
-        let supernet = self.state.supernet(self.network.spec(), false)?;
-        let mut target = self.teach(&batch)?;
-        let told = self.told(&batch)?;
+        let Recipe { stage, sampling, seed } = self.recipe;
+        let batch = self.task.draw(seen, stage.batch, self.state.beside())?;
+        let chosen = sampling::choose(sampling, &self.ratios, Draw::Subnet.at(seed, seen));
+        let supernet = self.state.supernet(self.task.spec(), false)?;
+        let teacher = self.teacher.as_ref();
+        let mut target = teacher.map(|teacher| self.task.taught(teacher, &batch)).transpose()?;
         let mut losses = Vec::with_capacity(chosen.len());
         let mut sum: Option<Gradients> = None;
         for &index in &chosen {
             let narrower = index + 1 < self.widths.len();
-            let teacher = target.as_deref().filter(|_| narrower);
-            let pass = self.pass(&supernet, &self.widths[index], &batch, &told.context, teacher)?;
+            let subnet = Sliced::new(self.task.spec(), &supernet, &self.widths[index])?;
+            let target_of = target.as_deref().filter(|_| narrower || T::TEACHES_FULL);
+            let pass = self.task.pass(&subnet, &batch, target_of.map(|target| (target, sampling.distillation)))?;
             if !pass.loss.is_finite() {
                 return Err(self.not_finite(format!("the loss at ratio {:.3} is {}", self.ratios[index], pass.loss)));
             }
@@ -162,93 +167,26 @@ impl<'a> Trainer<'a> {
                 // The first is the widest: every other is a prefix of it.
                 Some(sum) => sum.add(&pass.gradients),
             }
-            if !narrower && target.is_none() && self.sampling().distillation > 0.0 {
-                target = Some(pass.denoised);
+            if !narrower && target.is_none() && sampling.distillation > 0.0 {
+                target = Some(pass.made);
             }
         }
         let mut gradients = sum.expect("a step trains at least one subnet");
-        let spec = self.network.spec();
-        if let (Some(texts), Some(hidden)) = (&self.texts, &told.hidden) {
-            gradients.values.extend(texts.gradients(hidden, gradients.context.as_deref())?);
-        }
+        gradients.values.extend(self.task.beside(&batch, &gradients)?);
+        let params = self.task.spec().params.iter();
+        let of_subnet = params.zip(&gradients.shapes).map(|(param, kept)| Region { full: &param.shape, kept });
         let beside = self.state.beside.iter().map(|(_, shape)| Region::whole(shape));
-        let regions: Vec<Region> = spec
-            .params
-            .iter()
-            .zip(&gradients.shapes)
-            .map(|(param, kept)| Region { full: &param.shape, kept })
-            .chain(beside)
-            .collect();
-        let norm = self.adam.step(&mut self.state.slots, &regions, &gradients.values, self.stage, seen);
+        let regions: Vec<Region> = of_subnet.chain(beside).collect();
+        let norm = self.adam.step(&mut self.state.slots, &regions, &gradients.values, stage, seen);
         if !norm.is_finite() {
             return Err(self.not_finite(format!("the norm of the gradient is {norm}")));
         }
-        self.state.position.advance(self.stage.batch, start.elapsed(), losses.iter().copied());
+        self.state.position.advance(stage.batch, start.elapsed(), losses.iter().copied());
         Ok(Report { losses, gradient_norm: norm })
-    }
-
-    /// What a frozen teacher makes of the batch. It is told what the encoder of texts made of captions before that was trained.
-    fn teach(&self, batch: &Batch) -> Result<Option<Vec<f32>>> {
-        let Some(teacher) = &self.teacher else { return Ok(None) };
-        let context = self.examples.contexts(&batch.labels)?;
-        let call = self.network.call(&Tape::off(), teacher, &batch.x, &batch.sigma, &batch.labels, &context)?;
-        Ok(Some(call.denoised))
-    }
-
-    /// What the network is told of the captions of a batch.
-    pub(super) fn told(&self, batch: &Batch) -> Result<Told> {
-        let hidden = self.texts.as_ref().map(|texts| texts.hidden(&batch.labels, self.state.beside())).transpose()?;
-        let values = match &hidden {
-            Some(hidden) => hidden.flatten_all()?.to_vec1::<f32>()?,
-            None => self.examples.contexts(&batch.labels)?,
-        };
-        Ok(Told { context: self.network.context(batch.labels.len(), &values)?, hidden })
-    }
-
-    /// Forward and backward of one subnet. The loss is the mean over elements of `weight(sigma) |D - x0|^2` (Karras et al.
-    /// 2022, eq. 8), mixed with the distance to the teacher's image where there is one.
-    pub(super) fn pass(
-        &self,
-        supernet: &Supernet,
-        widths: &Widths,
-        batch: &Batch,
-        context: &Tensor,
-        teacher: Option<&[f32]>,
-    ) -> Result<Pass> {
-        let sliced = Sliced::new(self.network.spec(), supernet, widths)?;
-        let trainable = self.network.spec().params.iter().zip(sliced.leaves());
-        let trainable = trainable.filter(|(param, _)| param.trainable).map(|(_, leaf)| leaf);
-        let tape = Tape::recording(trainable.chain(self.texts.as_ref().map(|_| context)));
-        let call = self.network.call_on(&tape, &sliced, &batch.x, &batch.sigma, &batch.labels, context)?;
-        let elements = self.network.image().elements();
-        let distillation = if teacher.is_some() { self.sampling().distillation } else { 0.0 };
-        let mut loss = 0.0;
-        let mut gradient = vec![0.0; batch.x.len()];
-        for (sample, c) in call.coefficients.iter().enumerate() {
-            let weight = self.config.loss.weight(self.network.preconditioning(), batch.sigma[sample]);
-            let slope = 2.0 * weight * c.c_out / batch.x.len() as f64;
-            let range = sample * elements..(sample + 1) * elements;
-            let teacher = teacher.map(|teacher| &teacher[range.clone()]);
-            let mut squares = 0.0;
-            for (offset, (got, want)) in call.denoised[range.clone()].iter().zip(&batch.x0[range.clone()]).enumerate() {
-                let error = (got - want) as f64;
-                squares += error * error;
-                let pull = match teacher {
-                    None => error,
-                    Some(teacher) => (1.0 - distillation) * error + distillation * (got - teacher[offset]) as f64,
-                };
-                gradient[range.start + offset] = (slope * pull) as f32;
-            }
-            loss += weight * squares;
-        }
-        let gradient = Tensor::from_vec(gradient, call.raw.shape(), &Device::Cpu)?;
-        let grads = tape.backward(&call.raw, gradient)?;
-        let gradients = Gradients { context: flat(grads.of(context))?, ..Gradients::of(&grads, &sliced)? };
-        Ok(Pass { loss: loss / batch.x.len() as f64, denoised: call.denoised, gradients })
     }
 }
 
-impl Learner for Trainer<'_> {
+impl<T: Task> Learner for Trainer<'_, T> {
     fn learn(&mut self) -> Result<()> {
         self.step().map(drop)
     }
@@ -258,11 +196,11 @@ impl Learner for Trainer<'_> {
     }
 
     fn spec(&self) -> &Spec {
-        self.network.spec()
+        self.task.spec()
     }
 
     fn stage(&self) -> &Stage {
-        self.stage
+        self.recipe.stage
     }
 
     fn names(&self) -> Vec<String> {
@@ -270,23 +208,24 @@ impl Learner for Trainer<'_> {
     }
 }
 
-/// What the network is told of the captions of a batch.
-pub(super) struct Told {
-    /// As [`Network::call_on`] takes it.
-    pub context: Tensor,
-    /// Where it comes from, if the encoder of texts is trained along.
-    pub hidden: Option<Tensor>,
+/// A tape that records what depends on the parameters of a subnet that are trained.
+pub(super) fn tape(spec: &Spec, subnet: &Sliced) -> Tape {
+    let trainable = spec.params.iter().zip(subnet.leaves());
+    Tape::recording(trainable.filter(|(param, _)| param.trainable).map(|(_, leaf)| leaf))
 }
 
 /// A forward and backward pass of one subnet.
-pub(super) struct Pass {
+pub struct Pass {
+    /// The loss.
     pub loss: f64,
-    denoised: Vec<f32>,
+    /// What the subnet made.
+    pub made: Vec<f32>,
+    /// The gradients of its parameters.
     pub gradients: Gradients,
 }
 
 /// Gradients of a subnet's parameters, each contiguous in its sliced shape.
-pub(super) struct Gradients {
+pub struct Gradients {
     /// By parameter; `None` where nothing flows.
     pub values: Vec<Option<Vec<f32>>>,
     shapes: Vec<Vec<usize>>,
@@ -295,7 +234,7 @@ pub(super) struct Gradients {
 }
 
 /// The values of a gradient.
-fn flat(gradient: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
+pub(super) fn flat(gradient: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
     Ok(gradient.map(|gradient| gradient.flatten_all()?.to_vec1::<f32>()).transpose()?)
 }
 

@@ -85,6 +85,18 @@ pub fn write_text_model(dir: &Path, sizes: &[&str]) {
     std::fs::write(card, listed).unwrap();
 }
 
+/// Writes a copy of a model of latents whose decoder has the subnets 0.250, 0.500 and full.
+#[allow(dead_code, reason = "not every test decodes")]
+pub fn rank_decoder(model: &Path, dir: &Path) {
+    let run = |args: &[&str]| {
+        let output = accordion(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let order = ["--part", "decoder", "--method", "magnitude", "--order", "within-group"];
+    run(&[&["rank", "--model", text(model), "--out", text(dir)], &order[..]].concat());
+    run(&["allocate", "--part", "decoder", "--model", text(dir), "--target", "channels", "--ratios", "0.25,0.5"]);
+}
+
 /// Weights with nothing special about them: initial ones have layers that begin at almost zero, and zero biases.
 pub fn generic(network: &Network) -> Supernet {
     let mut supernet = initial(network.spec(), 3).unwrap();

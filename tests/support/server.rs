@@ -23,7 +23,7 @@ quality = 0.9
 /// machine is called that. Each plan has about three times the calls of the one before, so that they stay in this order on a
 /// machine that other tests disturb.
 const PROFILE: &str = r#"
-format = 4
+format = 5
 weight_bytes = 1
 [device]
 processor = "made up"
@@ -93,8 +93,15 @@ impl Workspace {
         let workspace = Self::new(settings);
         std::fs::remove_dir_all(workspace.path("model")).unwrap();
         write_text_model(&workspace.path("model"), &["128x128", "160x64"]);
-        std::fs::write(workspace.path("model/profile.toml"), PROFILE).unwrap();
+        workspace.profile(&["full"]);
         workspace
+    }
+
+    /// Writes the made-up profile of a model of latents with these decoders.
+    pub fn profile(&self, decoders: &[&str]) {
+        let rows = decoders.iter().map(|name| format!("[[decode]]\nsubnet = \"{name}\"\nms = 1.0\n"));
+        std::fs::write(self.path("model/profile.toml"), rows.fold(PROFILE.to_owned(), |text, row| text + &row))
+            .unwrap();
     }
 
     /// A path in the folder.

@@ -8,6 +8,7 @@ use crate::evaluation::profile::Device;
 use crate::nets::device_runner::{Blueprint, Memory};
 use crate::nets::{Model, Opened};
 use crate::ops::cuda::{Cost, Launch, Precision};
+use crate::subnet_name::SubnetName;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,7 +31,7 @@ pub struct Report {
 /// A denoising step of one subnet on a batch, or a decoding.
 #[derive(Debug, Serialize)]
 struct Step {
-    /// Its name, or `decoder`.
+    /// Its name; or `encoder`, or `decoder` with the name of one of its subnets.
     subnet: String,
     batch: usize,
     /// The median, where it was timed.
@@ -93,12 +94,15 @@ impl Report {
         opened: Option<&mut dyn Opened>,
         pace: Pace,
     ) -> Result<Self> {
-        let (device, ms, [encoding_ms, decoding_ms]) = match opened {
-            None => (None, vec![None; settings.len()], [None; 2]),
+        let decoders = model.decoders();
+        let (device, ms, encoding_ms, decoding_ms) = match opened {
+            None => (None, vec![None; settings.len()], None, vec![None; decoders.len()]),
             Some(opened) => {
                 let ms = latency::of_calls(opened, settings, pace, &mut |_| {})?;
-                let coding_ms = latency::of_codec(opened, pace)?;
-                (Some(Device::of(opened).processor), ms.into_iter().map(Some).collect(), coding_ms)
+                let (encoding_ms, decoding_ms) =
+                    (latency::of_encoder(opened, pace)?, latency::of_decoders(opened, pace)?);
+                let timed = |ms: Vec<f64>| ms.into_iter().map(Some).collect();
+                (Some(Device::of(opened).processor), timed(ms), encoding_ms, timed(decoding_ms))
             }
         };
         let most = settings.iter().map(|&(_, batch)| batch).max().unwrap_or(1);
@@ -108,15 +112,20 @@ impl Report {
             Step::new(name, batch, ms, &blueprint.step(subnet, batch), precision)
         };
         let mut steps: Vec<Step> = settings.iter().zip(ms).map(step).collect();
-        let halves = [("encoder", encoding_ms, blueprint.encoding()), ("decoder", decoding_ms, blueprint.decoding())];
-        steps.extend(
-            halves
-                .into_iter()
-                .filter_map(|(half, ms, launches)| Some(Step::new(half.to_owned(), 1, ms, &launches?, precision))),
-        );
+        let encoding = blueprint.encoding();
+        steps.extend(encoding.map(|launches| Step::new("encoder".to_owned(), 1, encoding_ms, &launches, precision)));
+        for (index, (decoder, ms)) in decoders.iter().zip(decoding_ms).enumerate() {
+            let launches = blueprint.decoding(index).unwrap_or_default();
+            steps.push(Step::new(decoder_name(&decoder.name), 1, ms, &launches, precision));
+        }
         let memory = blueprint.memory();
         Ok(Self { model: model.card.name.clone(), precision, device, most, memory, steps })
     }
+}
+
+/// What a step of a subnet of the decoder is called.
+fn decoder_name(subnet: &SubnetName) -> String {
+    if subnet.is_full() { "decoder".to_owned() } else { format!("decoder {subnet}") }
 }
 
 impl Step {

@@ -13,7 +13,7 @@ use crate::files::{write_json, write_whole};
 use crate::nets::{Canvas, Codec, Denoiser, HostRunner, Model, Opened, Placement, Threads};
 use crate::{Error, Result};
 use layers::LayerTable;
-use report::{DecoderRow, Report, Row, Switch};
+use report::{DecoderRow, DecoderSubnet, Report, Row, Switch};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -122,15 +122,23 @@ impl Args {
             return Ok(None);
         };
         let Canvas { picture, state } = model.canvases()[0];
-        let layers = latency::layers_of_decoder(&mut decoder, state, self.seconds);
+        let decoders = model.decoders();
+        let subnets = decoders.iter().enumerate().map(|(index, subnet)| {
+            let layers = latency::layers_of_decoder(&mut decoder, index, state, self.seconds);
+            let name = format!("decoder {}", subnet.name);
+            DecoderSubnet {
+                subnet: subnet.name.to_string(),
+                ms: layers.iter().map(|layer| layer.time.as_secs_f64() * 1e3).sum(),
+                layers: self.layers.then(|| LayerTable::new(&name, 1, threads, &layers)),
+            }
+        });
         Ok(Some(DecoderRow {
             width: picture.width,
             height: picture.height,
             threads,
-            ms: layers.iter().map(|layer| layer.time.as_secs_f64() * 1e3).sum(),
+            subnets: subnets.collect(),
             weight_bytes: decoder.decoder_weight_bytes(),
             activation_bytes: decoder.activation_bytes(),
-            layers: self.layers.then(|| LayerTable::new("decoder", 1, threads, &layers)),
         }))
     }
 

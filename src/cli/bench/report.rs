@@ -41,12 +41,21 @@ pub struct DecoderRow {
     pub height: usize,
     /// Threads that computed.
     pub threads: usize,
-    /// Median time of a picture.
-    pub ms: f64,
-    /// Memory that its weights take.
+    /// Memory that its weights take, all subnets together.
     pub weight_bytes: usize,
     /// Memory in its buffers of activations.
     pub activation_bytes: usize,
+    /// Its subnets, from narrow to wide.
+    pub subnets: Vec<DecoderSubnet>,
+}
+
+/// A subnet of a decoder.
+#[derive(Clone, Debug, Serialize)]
+pub struct DecoderSubnet {
+    /// Its name.
+    pub subnet: String,
+    /// Median time of a picture.
+    pub ms: f64,
     /// Its layers, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<LayerTable>,
@@ -163,14 +172,18 @@ impl fmt::Display for Report {
             writeln!(f, "ratio {ratio:.4} ({low:.4} to {high:.4} with 95 % confidence, {calls} calls)")?;
         }
         if let Some(decoder) = &self.decoder {
-            let DecoderRow { width, height, threads, ms, weight_bytes, activation_bytes, .. } = decoder;
+            let DecoderRow { width, height, threads, weight_bytes, activation_bytes, subnets } = decoder;
             let (weights, activations) = (mb(*weight_bytes), mb(*activation_bytes));
             writeln!(
                 f,
-                "\ndecoder, {width}x{height}, threads {threads}: {ms:.1} ms a picture, {weights:.2} MB of weights, {activations:.2} MB of activations"
+                "\ndecoder, {width}x{height}, threads {threads}: {weights:.2} MB of weights, {activations:.2} MB of activations"
             )?;
+            let mut table = Table::new([(Align::Left, "decoder"), (Align::Right, "ms a picture")]);
+            subnets.iter().for_each(|row| table.row([row.subnet.clone(), format!("{:.1}", row.ms)]));
+            write!(f, "{table}")?;
         }
-        let decoder = self.decoder.iter().filter_map(|decoder| decoder.layers.as_ref());
+        let subnets = self.decoder.iter().flat_map(|decoder| &decoder.subnets);
+        let decoder = subnets.filter_map(|subnet| subnet.layers.as_ref());
         for table in self.layers.iter().flatten().chain(decoder) {
             write!(f, "\n{table}")?;
         }
@@ -231,6 +244,22 @@ switching between 0.500 and full at every call, batch 1, threads 2:
 ratio 1.0010 (0.9995 to 1.0025 with 95 % confidence, 640 calls)
 ";
         assert_eq!(report().to_string(), want);
+    }
+
+    #[test]
+    fn a_decoder_has_a_line_for_each_of_its_subnets() {
+        let subnet = |name: &str, ms| DecoderSubnet { subnet: name.to_owned(), ms, layers: None };
+        let subnets = vec![subnet("0.500", 61.04), subnet("full", 98.6)];
+        let sizes =
+            DecoderRow { width: 512, height: 256, threads: 2, weight_bytes: 1_500_000, activation_bytes: 0, subnets };
+        let shown = Report { decoder: Some(sizes), ..report() }.to_string();
+        let want = "\
+decoder, 512x256, threads 2: 1.50 MB of weights, 0.00 MB of activations
+decoder  ms a picture
+0.500            61.0
+full             98.6
+";
+        assert!(shown.ends_with(want), "{shown}");
     }
 
     #[test]

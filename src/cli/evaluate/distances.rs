@@ -192,7 +192,7 @@ impl Args {
                 }
                 None => text.parse::<Plan>()?,
             };
-            plan.subnets().try_for_each(|subnet| model.subnet(subnet).map(drop))?;
+            model.check_plan(&plan)?;
             Ok(plan)
         };
         self.images.plan.iter().map(plan).collect()

@@ -4,7 +4,7 @@ use super::{Args, Part, channels_first};
 use crate::cli::tensors::TensorFile;
 use crate::diffusion::{Trajectory, guide};
 use crate::nets::text_to_image::TextToImage;
-use crate::nets::{Condition, HostRunner, Model, Rows, Threads};
+use crate::nets::{Condition, Decoder, HostRunner, Model, Rows, Threads};
 use crate::philox::NoiseKey;
 use crate::{Error, ImageShape, Result};
 use candle_core::Tensor;
@@ -23,7 +23,7 @@ pub fn run(part: Part, args: &Args, model: &Model, input: &TensorFile) -> Result
     match part {
         Part::Text => text(parts, args, input),
         Part::VaeEncode => encode(parts, args, input),
-        Part::VaeDecode => decode(parts, args, input),
+        Part::VaeDecode => decode(parts, model, input),
         Part::Denoiser | Part::Sample => sample(args, model, input),
     }
 }
@@ -48,11 +48,11 @@ fn encode(parts: &TextToImage, args: &Args, input: &TensorFile) -> Result<Named>
     Ok(vec![("vae_mean", half(0)?), ("vae_logvar", half(latent.channels)?)])
 }
 
-fn decode(parts: &TextToImage, args: &Args, input: &TensorFile) -> Result<Named> {
+fn decode(parts: &TextToImage, model: &Model, input: &TensorFile) -> Result<Named> {
     let (vae, name) = (&parts.vae, "vae_latent");
     let latent = input.size_of(name, vae.latent_channels, 1)?;
     let (batch, latents) = input.images(name, latent)?;
-    let pictures = parts.decoder(&args.model, Threads::ALL)?.run_sized(latent, &latents);
+    let pictures = Decoder::wanted(model)?.runner(Threads::ALL)?.run_sized(latent, &latents);
     let [height, width] = [latent.height, latent.width].map(|side| side * vae.factor());
     let picture = ImageShape { height, width, channels: vae.out_channels };
     Ok(vec![("vae_decoded", channels_first(pictures, batch, picture)?)])
@@ -62,7 +62,7 @@ fn sample(args: &Args, model: &Model, input: &TensorFile) -> Result<Named> {
     let (network, process) = (&model.network, model.card.process());
     let plan = args.plan.clone().ok_or_else(|| Error::input("--plan", "is missing, by which to sample"))?;
     plan.check_from_noise(&process).map_err(|problem| Error::input("--plan", format!("{plan}: {problem}")))?;
-    plan.subnets().try_for_each(|subnet| model.subnet(subnet).map(drop))?;
+    model.check_plan(&plan)?;
     network.check_denoises()?;
     if !args.guidance.is_finite() {
         return Err(Error::input("--guidance", format!("{} is not a number", args.guidance)));

@@ -11,6 +11,7 @@ use crate::evaluation::survey::{self, Effort};
 use crate::evaluation::yardstick::Metric;
 use crate::files::{check_writable, write_whole};
 use crate::nets::model::{FEATURES, WEIGHTS};
+use crate::nets::text_to_image::DECODER;
 use crate::nets::{Model, Threads};
 use crate::training::progress::Progress;
 use crate::{Error, Result};
@@ -81,13 +82,14 @@ impl Args {
         let most = batches.iter().copied().max().unwrap_or(1);
         let mut opened = self.device.open(&model, most, Threads { count: self.threads, pin: self.pin })?;
         let mut shown = Shown::default();
-        let weights = model.card.sha256.get(WEIGHTS).cloned();
+        let hashes = &model.card.sha256;
+        let (weights, decoder) = (hashes.get(WEIGHTS).cloned(), hashes.get(DECODER).cloned());
         if self.quick {
             let effort = Effort::Quick { max_batch: most };
             let profile = match out.exists() {
                 true => {
                     let profile = Profile::open(&out)?;
-                    profile.check_against(model.subnets(), weights.as_ref(), &out)?;
+                    profile.check_against(model.subnets(), &model.decoders(), hashes, &out)?;
                     profile.measured_here(&mut *opened, &effort, &mut |now| shown.at(&now))?
                 }
                 false => {
@@ -97,7 +99,7 @@ impl Args {
                 }
             };
             shown.finish();
-            return finish(Profile { weights, ..profile }, &out);
+            return finish(Profile { weights, decoder, ..profile }, &out);
         }
         let features = self.features()?;
         let images = self.images.unwrap_or(match features {
@@ -122,7 +124,7 @@ impl Args {
                 "rank correlation of the first round with the last, over its {plans} plans: {correlation:.3}"
             ));
         }
-        finish(Profile { weights, ..survey.profile }, &out)
+        finish(Profile { weights, decoder, ..survey.profile }, &out)
     }
 
     /// The file of the features that quality is measured in; `None` where it is measured by a reference.

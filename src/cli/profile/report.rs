@@ -11,7 +11,7 @@ pub struct Summary<'a>(pub &'a Profile);
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Profile { device, quality, latency, frontier, .. } = self.0;
+        let Profile { device, quality, latency, decode, frontier, .. } = self.0;
         writeln!(
             f,
             "ms a call by batch, {}, threads {}, {}:",
@@ -25,6 +25,11 @@ impl fmt::Display for Summary<'_> {
             table.row([rows[0].subnet.clone()].into_iter().chain(cells));
         }
         write!(f, "{table}")?;
+        if !decode.is_empty() {
+            let mut table = Table::new([(Align::Left, "decoder"), (Align::Right, "ms a picture")]);
+            decode.iter().for_each(|row| table.row([row.subnet.clone(), format!("{:.3}", row.ms)]));
+            write!(f, "\n{table}")?;
+        }
 
         writeln!(f, "\nfrontier, quality by {} of {} images a plan:", quality.metric, quality.images)?;
         let name = match quality.metric {
@@ -53,10 +58,14 @@ impl fmt::Display for Summary<'_> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::evaluation::profile::{Device, Latency, Quality, Rated};
+    use crate::evaluation::profile::{Decoding, Device, Latency, Quality, Rated};
 
     /// Two subnets at two batches, a frontier of three plans.
     pub fn profile() -> Profile {
+        decoding(vec![])
+    }
+
+    fn decoding(decode: Vec<Decoding>) -> Profile {
         let device = Device { processor: "AMD EPYC".to_owned(), threads: 2, instruction_set: "avx512".to_owned() };
         let quality = Quality {
             metric: Metric::MseToReference,
@@ -76,7 +85,7 @@ pub(super) mod tests {
         };
         let points =
             [rated("dpmpp2m-4@0.500", 0.71), rated("dpmpp2m-6@0.500*4,full*2", 0.9), rated("heun-18@full", 1.0)];
-        Profile::new(device, 1, quality, rows, points)
+        Profile::new(device, 1, quality, rows, decode, points)
     }
 
     #[test]
@@ -94,5 +103,15 @@ dpmpp2m-6@0.500*4,full*2            6         2.00     0.041   0.9000  0.0010
 heun-18@full                       35        17.50     0.000   1.0000  0.0010
 ";
         assert_eq!(Summary(&profile()).to_string(), want);
+    }
+
+    #[test]
+    fn a_model_of_latents_has_a_line_for_each_decoder() {
+        let row = |subnet: &str, ms| Decoding { subnet: subnet.to_owned(), ms };
+        let shown = Summary(&decoding(vec![row("0.500", 3.0), row("full", 5.5)])).to_string();
+        let want =
+            "full    0.500  12.346\n\ndecoder  ms a picture\n0.500           3.000\nfull            5.500\n\nfrontier";
+        assert!(shown.contains(want), "{shown}");
+        assert!(shown.contains("dpmpp2m-4@0.500                     4         6.50"), "{shown}");
     }
 }

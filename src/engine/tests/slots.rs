@@ -55,9 +55,9 @@ impl Sampler for Watched {
         self.inner.step(subnet, moves)
     }
 
-    fn pixels(&mut self, slot: Slot) -> Result<Vec<u8>> {
+    fn pixels(&mut self, slot: Slot, decoder: usize) -> Result<Vec<u8>> {
         self.check("pixels")?;
-        self.inner.pixels(slot)
+        self.inner.pixels(slot, decoder)
     }
 
     fn estimate(&mut self, slot: Slot) -> Result<Vec<u8>> {

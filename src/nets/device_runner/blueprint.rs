@@ -42,7 +42,7 @@ pub struct Memory {
     pub images: usize,
     /// Texts that calls read.
     pub texts: usize,
-    /// What is between pictures and latents: the weights of both of its halves, an input and an output.
+    /// What is between pictures and latents: the weights of both of its halves, the decoder's once for all of its subnets, an input and an output.
     pub codec: usize,
 }
 
@@ -113,9 +113,9 @@ impl Blueprint {
         Some(self.codec.as_ref()?.encoding(self.about.picture(), &Addresses::default()))
     }
 
-    /// What making a picture of a latent of the usual size is made of, where the model draws latents.
-    pub fn decoding(&self) -> Option<Vec<Launch>> {
-        Some(self.codec.as_ref()?.decoding(self.states[0], &Addresses::default(), &Default::default()))
+    /// What making a picture of a latent of the usual size by a subnet of the decoder is made of, where the model draws latents.
+    pub fn decoding(&self, decoder: usize) -> Option<Vec<Launch>> {
+        Some(self.codec.as_ref()?.decoding(decoder, self.states[0], &Addresses::default(), &Default::default()))
     }
 }
 

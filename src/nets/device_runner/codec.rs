@@ -1,15 +1,15 @@
 //! Between pictures and latents, in a machine's memory.
 
 use super::ALIGN;
-use crate::nets::Model;
 use crate::nets::codec::means;
 use crate::nets::on_gpu::{Addresses, CallLaunches, Compiled};
 use crate::nets::preview::Preview;
 use crate::nets::program::Program;
 use crate::nets::vae;
+use crate::nets::{Decoder, Model};
 use crate::ops::cuda::sampler::{self, Row, sampler};
 use crate::ops::cuda::{Accelerator, Fault, Launch, Map, Precision, pixels};
-use crate::supernet::Supernet;
+use crate::supernet::{Supernet, Widths};
 use crate::{ImageShape, Result};
 use bytemuck::{NoUninit, Zeroable};
 use std::collections::HashMap;
@@ -45,9 +45,9 @@ struct Control {
 }
 
 impl Half {
-    fn new((program, weights): (Program, Supernet), precision: Precision) -> Result<Self> {
-        let full = [program.spec.full()];
-        let (compiled, weights) = Compiled::new(Arc::new(program), weights, precision, &full)?;
+    /// At these widths.
+    fn new(program: Program, weights: Supernet, widths: &[Widths], precision: Precision) -> Result<Self> {
+        let (compiled, weights) = Compiled::new(Arc::new(program), weights, precision, widths)?;
         Ok(Self { compiled, weights })
     }
 
@@ -63,9 +63,18 @@ impl CompiledCodec {
     /// [`crate::Error::Input`] if its weights are missing or do not fit; [`crate::Error::Io`] if they cannot be read.
     pub fn of(model: &Model, precision: Precision) -> Result<Option<Self>> {
         let (Some(parts), Some(dir)) = (&model.card.text_to_image, model.parts()) else { return Ok(None) };
-        let decoder = Half::new(parts.decoder_network(dir)?, precision)?;
-        let encoder = Half::new(parts.encoder_network(dir)?, precision)?;
+        let Some(decoder) = Decoder::of(model)? else { return Ok(None) };
+        let widths = decoder.widths();
+        let decoder = Half::new(decoder.program, decoder.supernet, &widths, precision)?;
+        let (program, weights) = parts.encoder_network(dir)?;
+        let full = [program.spec.full()];
+        let encoder = Half::new(program, weights, &full, precision)?;
         Ok(Some(Self { decoder, encoder, vae: parts.vae.clone() }))
+    }
+
+    /// The subnet of the decoder's full width, its last.
+    fn full(&self) -> usize {
+        self.decoder.compiled.subnets() - 1
     }
 
     /// The size of the picture of a latent.
@@ -117,12 +126,12 @@ impl CompiledCodec {
         self.places(latents)[4]
     }
 
-    /// From a latent of this size, where a row says, to bytes at `staging`.
-    pub fn decoding(&self, latent: ImageShape, addresses: &Addresses, places: &Places) -> Vec<Launch> {
+    /// By a subnet of the decoder, from a latent of this size, where a row says, to bytes at `staging`.
+    pub fn decoding(&self, subnet: usize, latent: ImageShape, addresses: &Addresses, places: &Places) -> Vec<Launch> {
         let (precision, picture) = (self.decoder.compiled.precision(), self.picture(latent));
         let Places { control, picture: state, staging, .. } = *places;
         let [rows, faults] = [offset_of!(Control, rows), offset_of!(Control, faults)].map(|at| control + at as u64);
-        let mut call = self.decoder.compiled.call(0, latent, 1, addresses);
+        let mut call = self.decoder.compiled.call(subnet, latent, 1, addresses);
         call.launches.insert(0, sampler(precision, latent, 0, rows, 1, None, faults).of("latents"));
         let second = (rows + size_of::<Row>() as u64, faults + 4);
         let output = Some(call.output.address);
@@ -155,8 +164,8 @@ pub(super) struct Places {
 /// An autoencoder in a machine's memory.
 #[derive(Debug)]
 pub(super) struct DeviceCodec<P> {
-    /// Of the decoder, by the size of the latent.
-    decoding: HashMap<ImageShape, P>,
+    /// Of the decoder, by its subnet and the size of the latent.
+    decoding: HashMap<(usize, ImageShape), P>,
     /// Of the encoder, by the size of the picture, with the place of its output.
     encoding: HashMap<ImageShape, (P, Map)>,
     codec: CompiledCodec,
@@ -192,7 +201,7 @@ impl<P: Send> DeviceCodec<P> {
             machine.upload(at, &std::mem::take(&mut half.weights))?;
         }
         let latent = Preview::fitted_on(&codec.vae);
-        let (size, launches) = (codec.picture(latent), codec.decoding(latent, &of_decoder, &places));
+        let (size, launches) = (codec.picture(latent), codec.decoding(codec.full(), latent, &of_decoder, &places));
         let preview = Preview::fit(&codec.vae, |values| {
             codec.give(machine, &places, latent.channels, values)?;
             launches.iter().try_for_each(|launch| machine.launch(launch))?;
@@ -203,7 +212,7 @@ impl<P: Send> DeviceCodec<P> {
         Ok(Self { decoding: HashMap::new(), encoding: HashMap::new(), codec, of_decoder, of_encoder, places, preview })
     }
 
-    /// The bytes of the picture of a latent of this size, which is the state of a sampler at `state`; None where the picture is not
+    /// The bytes of the picture that a subnet of the decoder makes of a latent of this size, which is the state of a sampler at `state`; None where the picture is not
     /// finite.
     ///
     /// # Errors
@@ -211,19 +220,20 @@ impl<P: Send> DeviceCodec<P> {
     pub fn pixels<M: Accelerator<Program = P>>(
         &mut self,
         machine: &mut M,
+        subnet: usize,
         latent: ImageShape,
         state: u64,
     ) -> std::result::Result<Option<Vec<u8>>, Fault> {
-        if !self.decoding.contains_key(&latent) {
-            let program = machine.prepare(self.codec.decoding(latent, &self.of_decoder, &self.places))?;
-            self.decoding.insert(latent, program);
+        if !self.decoding.contains_key(&(subnet, latent)) {
+            let program = machine.prepare(self.codec.decoding(subnet, latent, &self.of_decoder, &self.places))?;
+            self.decoding.insert((subnet, latent), program);
         }
         let Places { control, input, staging, .. } = self.places;
         // The latent stays as it is.
         let c_in = (1.0 / self.codec.vae.scaling_factor) as f32;
         let row = Row { x: state, a_x: 1.0, input, c_in, ..Row::default() };
         machine.upload(control, &bytemuck::bytes_of(&told(&self.places, row))[..offset_of!(Control, counters)])?;
-        machine.run(&self.decoding[&latent])?;
+        machine.run(&self.decoding[&(subnet, latent)])?;
         let mut faults = [0; 8];
         machine.download(control + offset_of!(Control, faults) as u64, &mut faults)?;
         if faults != [0; 8] {

@@ -82,7 +82,7 @@ fn images_in_slots_have_the_bits_of_images_alone() {
         let (image, last) = alone(plan, seed, class, guidance);
         assert_eq!(bits(sampler.held(drawing.slot).state.x()), bits(&image), "{plan}");
         let pixels: Vec<u8> = image.iter().map(|&value| byte(value)).collect();
-        assert_eq!(sampler.pixels(drawing.slot).unwrap(), pixels, "{plan}");
+        assert_eq!(sampler.pixels(drawing.slot, 0).unwrap(), pixels, "{plan}");
         assert_eq!(sampler.held(drawing.slot).estimate.as_ref(), Some(&last), "{plan}");
         let estimate: Vec<u8> = last.iter().map(|&value| byte(f64::from(value))).collect();
         assert_eq!(sampler.estimate(drawing.slot).unwrap(), estimate, "{plan}");
@@ -181,7 +181,7 @@ fn what_is_known_is_put_back_after_every_step_at_the_level_of_the_next() {
                 assert_eq!(x[at], f64::from(picture[at]) + sigma * f64::from(noise[at]), "{plan}");
             }
         }
-        let bytes = sampler.pixels(slot).unwrap();
+        let bytes = sampler.pixels(slot, 0).unwrap();
         assert!((1..12).step_by(2).all(|at| bytes[at] == byte(f64::from(picture[at]))), "{plan}");
         sampler.end(slot);
     }

@@ -20,7 +20,7 @@ use super::{fill, ran, rows, work};
 use crate::diffusion::plan::Plan;
 use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn};
 use crate::routing::demand::Demand;
-use crate::routing::ladder::{Cost, Menu};
+use crate::routing::ladder::{Cost, Load, Menu};
 use crate::routing::runs::{Order, Run, Running, Runs};
 use crate::routing::times::Kind;
 use crate::routing::{Ladder, Rung, StepTimes};
@@ -68,7 +68,9 @@ struct Rest<'a> {
     waiting: usize,
     /// Samples of its images that run.
     running: usize,
-    /// Time of encoding what its images start from and of decoding those that are not drawn, as it was measured.
+    /// Images that have not begun.
+    images: u32,
+    /// Time of encoding what its images start from and of decoding those that run, as it was measured.
     coding: f64,
     /// What they ask of the device together.
     cost: Cost,
@@ -78,10 +80,10 @@ struct Rest<'a> {
 struct Backlog {
     /// Time that no cap changes, in efficient batches, as it was measured: of running images and exact plans.
     fixed: f64,
-    /// Samples that wait: all, and those of requests that accept no rung below, or none above each.
-    rows: f64,
-    floors: Vec<f64>,
-    tops: Vec<f64>,
+    /// Images that wait: all, and those of requests that accept no rung below, or none above each.
+    waiting: Load,
+    floors: Vec<Load>,
+    tops: Vec<Load>,
     /// Time of images that wait and have a ladder of their own, by cap, as it was measured.
     own: Vec<f64>,
 }
@@ -91,8 +93,9 @@ impl<'a> Rest<'a> {
     fn waiting(now: Duration, ask: &Ask, menu: &'a Menu, images: u32, times: &StepTimes) -> Self {
         let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
         let encodings = if images == ask.images { ask.encodings } else { 0 };
-        let coding = times.coding(encodings, images);
+        let coding = times.encoding(encodings);
         Self {
+            images,
             menu,
             image: ask.rows,
             due,
@@ -107,37 +110,41 @@ impl<'a> Rest<'a> {
 impl Backlog {
     /// Nothing yet, on a ladder of so many rungs.
     fn new(rungs: usize) -> Self {
-        let none = vec![0.0; rungs];
-        Self { fixed: 0.0, rows: 0.0, floors: none.clone(), tops: none.clone(), own: none }
+        let none = vec![Load::default(); rungs];
+        Self { fixed: 0.0, waiting: Load::default(), floors: none.clone(), tops: none, own: vec![0.0; rungs] }
     }
 
-    /// So many more samples wait, or fewer where `rows` is negative.
-    fn wait(&mut self, menu: &Menu, rows: f64) {
+    /// So many more images wait, or fewer where they are negative.
+    fn wait(&mut self, menu: &Menu, load: Load) {
         match menu {
-            Menu::Exact(_, cost) => self.fixed += rows * cost.seconds,
+            Menu::Exact(_, cost) => self.fixed += cost.of(load),
             Menu::Rungs { floor, top, own: Some(ladder) } => {
                 for (cap, seconds) in self.own.iter_mut().enumerate() {
-                    *seconds += rows * ladder.rungs()[cap.clamp(*floor, *top)].cost.seconds;
+                    *seconds += ladder.rungs()[cap.clamp(*floor, *top)].cost.of(load);
                 }
             }
             Menu::Rungs { floor, top, own: None } => {
-                self.rows += rows;
-                self.floors[*floor] += rows;
-                self.tops[*top] += rows;
+                self.waiting += load;
+                self.floors[*floor] += load;
+                self.tops[*top] += load;
             }
         }
     }
 
     /// The time of all of it if nothing begins above rung `cap`.
     fn seconds(&self, ladder: &Ladder, cap: usize) -> f64 {
-        let of = |counts: &[f64], rungs: &[Rung]| {
-            let bound = counts.iter().zip(rungs).filter(|&(&rows, _)| rows > 0.0);
-            bound.fold((0.0, 0.0), |(all, seconds), (rows, rung)| (all + rows, seconds + rows * rung.cost.seconds))
-        };
         let rungs = ladder.rungs();
-        let (above, higher) = of(&self.floors[cap + 1..], &rungs[cap + 1..]);
-        let (below, lower) = of(&self.tops[..cap], &rungs[..cap]);
-        self.fixed + self.own[cap] + higher + lower + (self.rows - above - below) * rungs[cap].cost.seconds
+        let (mut bound, mut seconds) = (Load::default(), 0.0);
+        let above = self.floors[cap + 1..].iter().zip(&rungs[cap + 1..]);
+        for (&load, rung) in
+            above.chain(self.tops[..cap].iter().zip(&rungs[..cap])).filter(|(load, _)| load.images > 0.0)
+        {
+            bound += load;
+            seconds += rung.cost.of(load);
+        }
+        let mut free = self.waiting;
+        free += bound.times(-1.0);
+        self.fixed + self.own[cap] + seconds + rungs[cap].cost.of(free)
     }
 }
 
@@ -156,9 +163,9 @@ impl Elastic {
         }
     }
 
-    /// Time of what is left of a running image and its calls, where it may be re-planned down to `rung`.
-    fn left(&self, menu: &Menu, running: &Running, rung: Option<usize>) -> (f64, usize) {
-        let as_it_is = (running.left, running.calls);
+    /// Time of what is left of a running image, its calls, and the time of its picture, where it may be re-planned down to `rung`.
+    fn left(&self, menu: &Menu, running: &Running, rung: Option<usize>) -> (f64, usize, f64) {
+        let as_it_is = (running.left, running.calls, running.finish);
         let Some(rung) = rung.and_then(|cap| menu.rung(cap)) else { return as_it_is };
         let (step, _) = running.plan.position(running.done);
         let share = (running.plan.steps - step) as f64 / running.plan.steps as f64;
@@ -168,16 +175,19 @@ impl Elastic {
         let seconds = target.seconds * calls / evaluations;
         // In the middle of a step the second half comes first.
         let half = if running.boundary().is_none() { (self.times.measured_row(running.kind), 1) } else { (0.0, 0) };
-        if seconds + half.0 < as_it_is.0 { (seconds + half.0, calls as usize + half.1) } else { as_it_is }
+        match seconds + half.0 < as_it_is.0 {
+            true => (seconds + half.0, calls as usize + half.1, target.finish.min(running.finish)),
+            false => as_it_is,
+        }
     }
 
     /// What is left of a request whose running images may be re-planned down to rung `running`.
     fn rest<'a>(&self, now: Duration, run: &'a Run, running: Option<usize>) -> Rest<'a> {
         let mut rest = Rest::waiting(now, &run.ask, &run.menu, run.waiting(), &self.times);
         for image in &run.running {
-            let (seconds, calls) = self.left(&run.menu, image, running);
+            let (seconds, calls, finish) = self.left(&run.menu, image, running);
             rest.running += run.ask.rows;
-            rest.coding += self.times.finish();
+            rest.coding += finish;
             rest.cost.seconds += seconds * run.ask.rows as f64;
             rest.cost.calls = rest.cost.calls.max(calls);
             rest.cost.kind = self.times.slower(rest.cost.kind, image.kind);
@@ -202,17 +212,18 @@ impl Elastic {
         let begun = self.busy_until.saturating_sub(now).as_secs_f64();
         let (mut seconds, mut rows) = (0.0, 0);
         agenda.iter().map(move |rest| {
-            let Cost { mut calls, mut kind, .. } = rest.cost;
+            let (Cost { mut calls, mut kind, .. }, mut coding) = (rest.cost, rest.coding);
             if rest.waiting > 0 {
                 let cost = self.ladder.cost(rest.menu, cap);
                 seconds += cost.seconds * rest.waiting as f64;
+                coding += cost.finish * f64::from(rest.images);
                 (calls, kind) = (calls.max(cost.calls), self.times.slower(kind, cost.kind));
             }
-            seconds += rest.cost.seconds + rest.coding;
+            seconds += rest.cost.seconds + coding;
             rows += rest.waiting + rest.running;
             // Its calls come one after the other, each with what is as urgent; others join only where there is time.
             let batch = self.times.efficient_batch(kind).min(rows).max(rest.image.min(self.max_batch));
-            let alone = calls as f64 * self.times.measured(kind, batch) + rest.coding;
+            let alone = calls as f64 * self.times.measured(kind, batch) + coding;
             begun + scale * f64::max(seconds, alone) - rest.due
         })
     }
@@ -264,7 +275,7 @@ impl Elastic {
     fn fair_cap(&self, backlog: &Backlog) -> (usize, f64) {
         let Some(horizon) = self.horizon() else { return (self.ladder.top(), 0.0) };
         let total = |cap: usize| {
-            let arrives = horizon * self.demand.at(cap, |rung| self.ladder.rungs()[rung].cost.seconds);
+            let arrives = horizon * self.demand.at(cap, |rung, load| self.ladder.rungs()[rung].cost.of(load));
             backlog.seconds(&self.ladder, cap) + arrives
         };
         let time = UTILISATION * horizon;
@@ -295,11 +306,12 @@ impl Elastic {
         let Run { ask, menu, .. } = &self.runs[place];
         let rungs = menu.ladder(&self.ladder).rungs();
         let scale = PLANNING_SAFETY * self.times.scale();
-        let more = scale * (rungs[urgent + 1].cost.seconds - rungs[urgent].cost.seconds) * ask.rows as f64;
+        let one = Load::new(1.0, ask.rows);
+        let more = scale * (rungs[urgent + 1].cost.of(one) - rungs[urgent].cost.of(one));
         let late = self.worst(now, &self.agenda(now, None, None), urgent, PLANNING_SAFETY);
         let calls = rungs[urgent + 1].calls.iter();
         let own: f64 = calls.map(|&(kind, count)| count as f64 * self.times.measured(kind, ask.rows)).sum();
-        let own = own + self.times.coding(ask.encodings, ask.images);
+        let own = own + self.coding(ask, rungs[urgent + 1].cost);
         let due = ask.deadline.saturating_sub(now).as_secs_f64();
         if late + more <= 0.0 && scale * own <= due { urgent + 1 } else { urgent }
     }
@@ -308,7 +320,13 @@ impl Elastic {
     fn idle(&self, ask: &Ask, cost: Cost) -> f64 {
         let alone = cost.calls as f64 * self.times.measured(cost.kind, ask.rows);
         let images = f64::from(ask.images);
-        alone.max(cost.seconds * ask.rows as f64 * images) + self.times.coding(ask.encodings, ask.images)
+        alone.max(cost.seconds * ask.rows as f64 * images) + self.coding(ask, cost)
+    }
+
+    /// Time of encoding what the images of a request start from and of decoding them, where each has this cost, in seconds as it was
+    /// measured.
+    fn coding(&self, ask: &Ask, cost: Cost) -> f64 {
+        self.times.encoding(ask.encodings) + cost.finish * f64::from(ask.images)
     }
 
     /// How long a request is here, as a multiple of the time that the best it accepts takes on an idle machine, or that it
@@ -346,7 +364,11 @@ impl Elastic {
                     continue;
                 }
                 let rest = self.ladder.rest(target, &running.plan, step);
-                if let Some(plan) = running.plan.continued(step, &rest) {
+                if let Some(mut plan) = running.plan.continued(step, &rest) {
+                    let Rung { cost, plan: of_rung, .. } = &self.ladder.rungs()[target];
+                    if cost.finish < running.finish {
+                        plan.decode = of_rung.decode.clone();
+                    }
                     changes.push((Member { request: run.ask.id, image: running.image }, Arc::new(plan)));
                 }
             }
@@ -386,8 +408,11 @@ impl Elastic {
             self.runs.iter().map(at).sum()
         };
         let apart: f64 = rungs[low].calls.iter().map(|&(kind, count)| count as f64 * more(kind, running(kind))).sum();
+        // A picture is of all of an image's samples.
+        let finish = |rung: &Rung| rung.cost.finish / ask.rows as f64;
+        let apart = apart + finish(&rungs[low]);
         let together = |rung: &&Rung| match rung.calls[..] {
-            [(only, count)] => only == kind && count as f64 * more(kind, rows) <= apart,
+            [(only, count)] => only == kind && count as f64 * more(kind, rows) + finish(rung) <= apart,
             _ => false,
         };
         let better = rungs.get(low + 1..=top).unwrap_or_default();
@@ -421,7 +446,7 @@ impl Elastic {
             let rows = share * run.ask.rows as f64;
             backlog.fixed += rows * run.running.iter().map(|image| image.left).sum::<f64>();
             backlog.fixed += share * super::coding(&self.times, run);
-            backlog.wait(&run.menu, rows * f64::from(run.waiting()));
+            backlog.wait(&run.menu, Load::new(share * f64::from(run.waiting()), run.ask.rows));
         }
         backlog
     }
@@ -430,9 +455,10 @@ impl Elastic {
     fn begin(&mut self, place: usize, plan: Arc<Plan>, backlog: &mut Backlog) -> (Member, Arc<Plan>) {
         let member = self.runs.begin(place, plan.clone(), &self.times);
         let run = &self.runs[place];
-        let rows = self.share(&run.ask, &run.menu) * run.ask.rows as f64;
-        backlog.wait(&run.menu, -rows);
-        backlog.fixed += rows * run.running.last().map_or(0.0, |image| image.left);
+        let share = self.share(&run.ask, &run.menu);
+        backlog.wait(&run.menu, Load::new(-share, run.ask.rows));
+        let of = |image: &Running| run.ask.rows as f64 * image.left + image.finish;
+        backlog.fixed += share * run.running.last().map_or(0.0, of);
         (member, plan)
     }
 }
@@ -446,16 +472,17 @@ impl Policy for Elastic {
         // Before the demand knows of it: what a request gets depends on the others and on its own budget alone.
         let menu = self.ladder.menu(&ask, &self.times);
         let planned = self.offer(&ask, &menu);
-        let (within, rows) = (ask.within(), ask.rows as f64 * f64::from(ask.images));
-        let coding = self.times.coding(ask.encodings, ask.images);
+        let (within, images) = (ask.within(), Load::new(ask.images.into(), ask.rows));
+        let encoding = self.times.encoding(ask.encodings);
         match menu {
             Menu::Rungs { top, .. } => {
                 // Of an image that starts from a picture: about the share of its steps that are made.
                 let made = self.ladder.cost(&menu, top).seconds / self.ladder.rungs()[top].cost.seconds;
-                self.demand.ask(ask.arrived, within, top, rows * made, coding);
+                let images = Load { rows: images.rows * made, ..images };
+                self.demand.ask(ask.arrived, within, top, images, encoding);
             }
             Menu::Exact(_, cost) => {
-                let seconds = self.share(&ask, &menu) * (rows * cost.seconds + coding);
+                let seconds = self.share(&ask, &menu) * (cost.of(images) + encoding);
                 self.demand.ask_exact(ask.arrived, within, seconds);
             }
         }
@@ -511,7 +538,7 @@ impl Policy for Elastic {
     }
 
     fn work(&self) -> Duration {
-        let seconds = work(&self.runs, &self.times, |menu| self.ladder.cost(menu, 0).seconds);
+        let seconds = work(&self.runs, &self.times, |menu| self.ladder.cost(menu, 0));
         Duration::from_secs_f64(self.times.scale() * seconds)
     }
 }
@@ -550,7 +577,7 @@ mod tests {
 
     #[test]
     fn an_image_that_starts_from_a_picture_takes_its_encoding_and_the_steps_that_are_made() {
-        let policy = Elastic::new(ladder(), times().with_codec(0.05, 0.02), 8);
+        let policy = Elastic::new(on(&decoding(), &[]), decoding(), 8);
         let ask = |within: f64, strength, encodings| {
             let wish = Wish::Quality { floor: 0.96, target: 0.96 };
             Ask { strength, encodings, ..Ask::new(1, Duration::ZERO, Duration::from_secs_f64(within), wish) }
@@ -590,7 +617,7 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_request_counts_its_encoding_until_its_first_image_begins() {
-        let mut policy = Elastic::new(ladder(), times().with_codec(0.05, 0.02), 8);
+        let mut policy = Elastic::new(on(&decoding(), &[]), decoding(), 8);
         let wish = Wish::Exact(Arc::new("dpmpp2m-8@full~strength=0.5".parse().unwrap()));
         let deadline = Duration::from_secs(60);
         policy
@@ -604,14 +631,66 @@ mod tests {
         assert!((left - (0.012 + 0.02) - (0.016 + 0.02)).abs() < 1e-9, "{left}");
     }
 
+    #[test]
+    fn a_picture_takes_as_long_as_the_decoder_of_its_plan_does() {
+        let (ladder, times) = latents();
+        let policy = Elastic::new(ladder, times, 8);
+        // By floor: two steps of 1 ms and a narrow decoder of 12 ms; eight of 4 ms and a full one of 20 ms.
+        for (floor, ms) in [(0.6, 14.0), (0.96, 52.0)] {
+            let wish = Wish::Quality { floor, target: floor };
+            let ask = Ask::new(1, Duration::ZERO, Duration::from_micros(10), wish);
+            let Err(Refusal::Infeasible { takes, .. }) = policy.quote(&ask) else { panic!("in no time") };
+            assert!((takes.as_secs_f64() * 1e3 - ms).abs() < 1e-6, "{floor}: {takes:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_that_is_shortened_is_decoded_by_what_it_is_shortened_to() {
+        let (ladder, times) = latents();
+        let mut policy = Elastic::new(ladder, times, 8);
+        let wish = Wish::Quality { floor: 0.0, target: 1.0 };
+        policy.admit(Ask::new(1, Duration::ZERO, Duration::from_millis(400), wish.clone())).unwrap();
+        let turn = policy.next(Duration::ZERO).unwrap();
+        assert_eq!(turn.plans[0].1.to_string(), "heun-18@full");
+        policy.ran(&turn, Duration::from_millis(4), Duration::from_millis(4));
+        let turn = policy.next(Duration::from_millis(4)).unwrap();
+        // The machine stood still.
+        let late = Duration::from_millis(375);
+        policy.ran(&turn, Duration::from_millis(4), late);
+        let turn = policy.next(late).unwrap();
+        let changed = turn.plans.iter().map(|(_, plan)| plan.to_string()).collect::<Vec<_>>();
+        assert!(changed.len() == 1 && changed[0].contains("~decode=0.500~respace="), "{changed:?}");
+    }
+
+    /// 50 ms to encode a picture, 20 ms to decode one.
+    fn decoding() -> StepTimes {
+        times().with_codec(0.05, vec![("full".to_owned(), 0.02)])
+    }
+
+    /// A frontier whose faster plans decode narrower, and its times.
+    fn latents() -> (Ladder, StepTimes) {
+        let times = times().with_codec(0.0, vec![("0.500".to_owned(), 0.012), ("full".to_owned(), 0.02)]);
+        (on(&times, &["dpmpp2m-2@0.250~decode=0.5", "dpmpp2m-4@0.250~decode=0.5"]), times)
+    }
+
+    /// The usual frontier on a machine of these times, with these plans in place of its fastest.
+    fn on(times: &StepTimes, fastest: &[&str]) -> Ladder {
+        let usual = ladder();
+        let plan = |(index, rung): (usize, &Rung)| {
+            let plan = fastest.get(index).map_or_else(|| Plan::clone(&rung.plan), |text| text.parse().unwrap());
+            (plan, rung.quality)
+        };
+        Ladder::new(usual.rungs().iter().enumerate().map(plan).collect::<Vec<_>>(), times).unwrap()
+    }
+
     /// What the policy computes from what it keeps beside each request, computed from what the requests asked.
     mod plain {
         use super::super::*;
         use crate::engine::policy::Wish;
         use crate::routing::ladder;
 
-        /// The seconds, calls and widest subnet of an image that waits.
-        fn waiting(policy: &Elastic, ask: &Ask, cap: usize) -> (f64, usize, usize) {
+        /// The seconds, calls and widest subnet of an image that waits, and the seconds of its picture.
+        fn waiting(policy: &Elastic, ask: &Ask, cap: usize) -> (f64, usize, usize, f64) {
             let (ladder, times) = (&policy.ladder, &policy.times);
             let plan = match &ask.wish {
                 Wish::Exact(plan) => Plan::clone(plan),
@@ -623,7 +702,7 @@ mod tests {
             };
             let calls = ladder::calls(&plan, 0, ask.is_guided, times).unwrap();
             let widest = calls.iter().map(|&(kind, _)| kind).max().unwrap();
-            (ladder::seconds(&calls, times), plan.evaluations(), widest)
+            (ladder::seconds(&calls, times), plan.evaluations(), widest, times.finish(&plan).unwrap())
         }
 
         pub fn lateness(policy: &Elastic, now: Duration, cap: usize, extra: &Ask, safety: f64) -> f64 {
@@ -635,15 +714,18 @@ mod tests {
             let (mut before, mut rows, mut worst) = (0.0, 0, f64::NEG_INFINITY);
             for (ask, running, images) in all {
                 let fresh = (images > 0).then(|| waiting(policy, ask, cap));
-                let (mut calls, mut subnet) = fresh.map_or((0, 0), |(_, calls, subnet)| (calls, subnet));
+                let (mut calls, mut subnet) = fresh.map_or((0, 0), |(_, calls, subnet, _)| (calls, subnet));
                 before += fresh.map_or(0.0, |(seconds, ..)| seconds * (ask.rows * images as usize) as f64);
+                let mut pictures = fresh.map_or(0.0, |(.., finish)| finish * f64::from(images));
                 for image in running {
+                    pictures += policy.times.finish(&image.plan).unwrap();
                     before += image.left * ask.rows as f64;
                     (calls, subnet) = (calls.max(image.calls), subnet.max(image.kind));
                 }
                 rows += ask.rows * (images as usize + running.len());
                 let batch = policy.times.efficient_batch(subnet).min(rows).max(ask.rows.min(policy.max_batch));
-                let alone = calls as f64 * policy.times.measured(subnet, batch);
+                before += pictures;
+                let alone = calls as f64 * policy.times.measured(subnet, batch) + pictures;
                 let due = ask.deadline.as_secs_f64() - now.as_secs_f64();
                 worst = worst.max(begun + safety * policy.times.scale() * before.max(alone) - due);
             }
@@ -652,12 +734,15 @@ mod tests {
 
         pub fn backlog(policy: &Elastic, cap: usize) -> f64 {
             let of = |run: &Run| {
-                let running: f64 = run.running.iter().map(|image| image.left).sum();
-                let waits = f64::from(run.waiting()) * waiting(policy, &run.ask, cap).0;
-                let (seconds, calls, subnet) = waiting(policy, &run.ask, 0);
-                let all = seconds * (run.ask.rows * run.ask.images as usize) as f64;
-                let idle = all.max(calls as f64 * policy.times.measured(subnet, run.ask.rows));
-                (policy.horizon().unwrap() / (PACE * idle)).min(1.0) * (running + waits) * run.ask.rows as f64
+                let (rows, images) = (run.ask.rows as f64, f64::from(run.ask.images));
+                let finish = |image: &Running| policy.times.finish(&image.plan).unwrap();
+                let running: f64 = run.running.iter().map(|image| rows * image.left + finish(image)).sum();
+                let (seconds, .., finish) = waiting(policy, &run.ask, cap);
+                let waits = f64::from(run.waiting()) * (rows * seconds + finish);
+                let (seconds, calls, subnet, finish) = waiting(policy, &run.ask, 0);
+                let alone = calls as f64 * policy.times.measured(subnet, run.ask.rows);
+                let idle = (seconds * rows * images).max(alone) + images * finish;
+                (policy.horizon().unwrap() / (PACE * idle)).min(1.0) * (running + waits)
             };
             policy.runs.iter().map(of).sum()
         }
@@ -682,8 +767,10 @@ mod tests {
             asked in prop::collection::vec(
                 (0.0f64..0.1, 0.05f64..3.0, 1u32..5, 1usize..3, prop::option::of((0.0f64..1.0, 0.0f64..1.0, prop::sample::select(vec![1.0, 1.0, 0.5, 0.3])))), 2..20),
             turns in 0usize..30,
+            decodes: bool,
         ) {
-            let mut policy = Elastic::new(ladder(), times(), 8);
+            let (ladder, times) = if decodes { latents() } else { (ladder(), times()) };
+            let mut policy = Elastic::new(ladder, times.clone(), 8);
             let mut now = 0.0;
             let (extra, taken) = asked.split_last().unwrap();
             for (id, asked) in taken.iter().enumerate() {
@@ -692,7 +779,7 @@ mod tests {
             }
             for _ in 0..turns {
                 let Some(turn) = policy.next(Duration::from_secs_f64(now)) else { break };
-                let took = times().measured(turn.kind, super::rows(&policy.runs, &turn.members));
+                let took = times.measured(turn.kind, super::rows(&policy.runs, &turn.members));
                 now += took;
                 policy.ran(&turn, Duration::from_secs_f64(took), Duration::from_secs_f64(now));
             }
@@ -715,8 +802,10 @@ mod tests {
             asked in prop::collection::vec(
                 (0.0f64..0.1, 1.0f64..30.0, 1u32..5, 1usize..3, prop::option::of((0.0f64..1.0, 0.0f64..1.0, prop::sample::select(vec![1.0, 1.0, 0.5, 0.3])))), 1..20),
             cap in 0usize..5,
+            decodes: bool,
         ) {
-            let mut policy = Elastic::new(ladder(), times(), 8);
+            let (ladder, times) = if decodes { latents() } else { (ladder(), times()) };
+            let mut policy = Elastic::new(ladder, times, 8);
             (0..).zip(&asked).for_each(|(id, asked)| drop(policy.admit(ask(id, 0.0, asked))));
             let mut backlog = policy.backlog();
             while let Some(place) = policy.runs.iter().position(|run| run.waiting() > 0) {

@@ -83,7 +83,7 @@ impl Policy for Fixed {
 
     fn work(&self) -> Duration {
         let image = |menu: &Menu| match menu {
-            Menu::Exact(_, cost) => cost.seconds,
+            Menu::Exact(_, cost) => *cost,
             Menu::Rungs { .. } => unreachable!("every request has its plan"),
         };
         Duration::from_secs_f64(self.times.scale() * work(&self.runs, &self.times, image))

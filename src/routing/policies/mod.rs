@@ -10,7 +10,7 @@ pub use slackfit::SlackFit;
 
 use crate::diffusion::plan::Plan;
 use crate::engine::policy::{Member, Policy, Turn};
-use crate::routing::ladder::Menu;
+use crate::routing::ladder::{Cost, Load, Menu};
 use crate::routing::runs::{Run, Runs};
 use crate::routing::times::Kind;
 use crate::routing::{Ladder, StepTimes};
@@ -121,19 +121,19 @@ fn ran(runs: &mut Runs, times: &mut StepTimes, turn: &Turn, took: Duration, now:
     runs.advance(turn, times);
 }
 
-/// Time of encoding what the images of a request start from, where none has begun, and of decoding those that are not drawn, in seconds as it
+/// Time of encoding what the images of a request start from, where none has begun, and of decoding those that run, in seconds as it
 /// was measured.
 fn coding(times: &StepTimes, run: &Run) -> f64 {
-    let encodings = if run.begun == 0 { run.ask.encodings } else { 0 };
-    times.coding(encodings, run.left())
+    times.encoding(run.encodings()) + run.running.iter().map(|image| image.finish).sum::<f64>()
 }
 
-/// Time of the taken work in efficient batches, in seconds as it was measured, where an image that waits takes `image`.
-fn work(runs: &Runs, times: &StepTimes, image: impl Fn(&Menu) -> f64) -> f64 {
+/// Time of the taken work in efficient batches, in seconds as it was measured, where an image that waits has the cost `image`.
+fn work(runs: &Runs, times: &StepTimes, image: impl Fn(&Menu) -> Cost) -> f64 {
     let of = |run: &Run| {
         let running: f64 = run.running.iter().map(|running| running.left).sum();
-        let waiting = if run.waiting() == 0 { 0.0 } else { f64::from(run.waiting()) * image(&run.menu) };
-        run.ask.rows as f64 * (running + waiting) + coding(times, run)
+        let waiting = Load::new(run.waiting().into(), run.ask.rows);
+        let waiting = if run.waiting() == 0 { 0.0 } else { image(&run.menu).of(waiting) };
+        run.ask.rows as f64 * running + waiting + coding(times, run)
     };
     runs.iter().map(of).sum()
 }

@@ -6,7 +6,7 @@ use crate::diffusion::plan::Plan;
 use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
 use crate::routing::ladder::Menu;
 use crate::routing::runs::{Order, Runs};
-use crate::routing::{Ladder, StepTimes};
+use crate::routing::{Ladder, Rung, StepTimes};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,10 +39,10 @@ impl SlackFit {
     fn choose(&self, slack: f64, images: usize, rows: usize) -> (usize, usize) {
         let most = (self.max_batch / rows).max(1).min(images.max(1));
         let latency = |rung: usize, batch: usize| {
-            let calls = &self.ladder.rungs()[rung].calls;
+            let Rung { calls, cost, .. } = &self.ladder.rungs()[rung];
             let called: f64 =
                 calls.iter().map(|&(kind, count)| count as f64 * self.times.call(kind, batch * rows)).sum();
-            called + self.times.scale() * self.times.finish() * batch as f64
+            called + self.times.scale() * cost.finish * batch as f64
         };
         let width = latency(self.ladder.top(), self.max_batch) / BUCKETS;
         let pairs = (0..=self.ladder.top()).flat_map(|rung| (1..=most).map(move |batch| (rung, batch)));
@@ -127,8 +127,6 @@ impl Policy for SlackFit {
     }
 
     fn work(&self) -> Duration {
-        Duration::from_secs_f64(
-            self.times.scale() * work(&self.runs, &self.times, |menu| self.ladder.cost(menu, 0).seconds),
-        )
+        Duration::from_secs_f64(self.times.scale() * work(&self.runs, &self.times, |menu| self.ladder.cost(menu, 0)))
     }
 }

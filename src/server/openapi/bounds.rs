@@ -185,7 +185,10 @@ fn budget(state: &AppState) -> Value {
     let subnets = quoted(state.subnets.iter().map(String::as_str));
     let steps = up_to(state.limits.max_steps as u64);
     let deadline = "[1-9][0-9]{0,5}(\\.[0-9]{1,12})?ms|[1-9][0-9]{0,2}(\\.[0-9]{1,12})?s";
-    let exact = format!("exact:({solvers})-({steps})@({subnets})(~logsnr)?");
+    let narrower = state.times.decoders().filter(|name| *name != FULL);
+    let decoders = quoted(narrower);
+    let decode = if decoders.is_empty() { String::new() } else { format!("(~decode=({decoders}))?") };
+    let exact = format!("exact:({solvers})-({steps})@({subnets})(~logsnr)?{decode}");
     let pattern = format!("^(fast|balanced|best|{deadline}|{exact})$");
     json!({ "type": "string", "pattern": pattern, "default": "balanced", "example": "fast" })
 }

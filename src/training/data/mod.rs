@@ -252,16 +252,13 @@ impl Source {
         }
     }
 
-    /// The images alone, of this size: what teaches an autoencoder. Those with captions are scaled and cut to it.
+    /// The images alone: what teaches an autoencoder. Those with captions are scaled and cut to this size, others have the one that they
+    /// have.
     ///
     /// # Errors
-    /// As [`Self::load`], and [`Error::Input`] about `data` for images of another size.
+    /// As [`Self::load`].
     pub fn pictures(&self, shape: ImageShape) -> Result<Dataset> {
-        let Self::Captioned { path, background, .. } = self else {
-            let dataset = self.load()?;
-            dataset.check(shape, 0)?;
-            return dataset.for_classes(&[]);
-        };
+        let Self::Captioned { path, background, .. } = self else { return self.load()?.for_classes(&[]) };
         let files = captioned::Captioned::list(path)?.files;
         let read = |file: &PathBuf| {
             captioned::fitted(file, &std::fs::read(file).map_err(Error::io(file))?, shape, *background)
