@@ -124,6 +124,9 @@ fn the_playground_draws_in_a_browser() {
     let workspace = Workspace::new("");
     clients.run("python", &["playground.py", "http://SERVER"], &workspace.serve());
     clients.run("python", &["playground.py", "http://SERVER"], &Workspace::of_texts("").serve());
+    let texts = Workspace::of_texts("");
+    let both = workspace.serve_with(&["--model", text(&texts.path("model"))]);
+    clients.run("python", &["playground.py", "http://SERVER"], &both);
     let locked = Workspace::new(&format!("[auth]\nkey_hashes = [{:?}]", KeyHash::of(KEY).line()));
     clients.run("python", &["playground.py", "http://SERVER", KEY], &locked.serve());
 }

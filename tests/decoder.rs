@@ -385,7 +385,8 @@ fn a_trained_decoder_is_nearer_to_what_the_full_one_made_at_narrow_widths() {
         assert!(trained < 0.85 * untrained, "{subnet}: {trained} is not much less than {untrained}");
     }
     let full = distance(&after.run_sized(shape, &shown));
-    assert!(full < 0.15 * distance(&before.run_subnet(0, shape, &shown)), "the full width stays near: {full}");
+    let narrow = distance(&after.run_subnet(0, shape, &shown));
+    assert!(full < 0.5 * narrow, "the full width stays nearer than any: {full}, {narrow}");
     let card = Model::open(&out).unwrap().card;
     assert_eq!(card.made["decoder"]["images"].as_integer(), Some(1600));
 }

@@ -13,7 +13,7 @@ mod random;
 mod support;
 
 use accordion::diffusion::{Course, Update};
-use accordion::engine::{Engine, EngineError, EngineLimits, Job};
+use accordion::engine::{Engine, EngineError, Job, Place};
 use accordion::evaluation::latency::{self, Pace};
 use accordion::nets::device_runner::Blueprint;
 use accordion::nets::{
@@ -104,7 +104,7 @@ fn tiny() -> Model {
 
 fn engine(model: &Model, sampler: Box<dyn Sampler>, most: usize) -> Engine {
     let policy = Box::new(Fixed::unmeasured(model.subnets(), most));
-    Engine::start(sampler, EngineLimits { queue_images: 64 }, policy).unwrap()
+    Engine::start(sampler, Place::alone(64).unwrap(), policy).unwrap()
 }
 
 /// The images of some jobs that are drawn together.

@@ -73,7 +73,7 @@ fn gpu_a_server_serves_from_it_and_ends_well() {
     assert!(budget.starts_with("HTTP/1.1 200 "), "{budget}");
     let (_, metrics) = ask(server.address, "GET /metrics", "", "");
     let value = |name: &str| {
-        let line = metrics.lines().find(|line| line.starts_with(&format!("{name}{{device=\"cuda:0\"}} ")));
+        let line = metrics.lines().find(|line| line.starts_with(&format!("{name}{{device=\"cuda:0\",model=")));
         line.unwrap_or_else(|| panic!("no {name} in {metrics}")).rsplit(' ').next().unwrap().parse::<f64>().unwrap()
     };
     assert!(value("accordion_weight_bytes_as_copies") > 2.0 * value("accordion_weight_bytes"));

@@ -7,7 +7,7 @@ mod server;
 mod support;
 
 use accordion::engine::image::Raster;
-use accordion::engine::{Engine, EngineLimits, Job};
+use accordion::engine::{Engine, Job, Place};
 use accordion::nets::{Condition, HostRunner, HostSampler, Model, Threads};
 use accordion::routing::Fixed;
 use http::{Reply, ask, send};
@@ -125,16 +125,19 @@ fn metrics_are_prometheus_text_and_count_by_budget_subnet_and_outcome() {
     assert_eq!(requests("none", "invalid", "none"), 1.0);
     assert_eq!(server.metric("accordion_images_total{budget=\"fast\",format=\"webp\",subnet=\"0.250\"}"), 3.0);
     assert_eq!(server.metric("accordion_denoise_seconds_count{budget=\"fast\"}"), 2.0);
-    assert_eq!(server.metric("accordion_denoiser_samples_total{device=\"cpu\",subnet=\"0.250\"}"), 4.0 * 4.0 + 1.0);
-    assert_eq!(server.metric("accordion_denoiser_samples_total{device=\"cpu\",subnet=\"full\"}"), 1.0);
+    assert_eq!(
+        server.metric("accordion_denoiser_samples_total{device=\"cpu\",model=\"tiny\",subnet=\"0.250\"}"),
+        4.0 * 4.0 + 1.0
+    );
+    assert_eq!(server.metric("accordion_denoiser_samples_total{device=\"cpu\",model=\"tiny\",subnet=\"full\"}"), 1.0);
     assert_eq!(
         (
-            server.metric("accordion_engine_up{device=\"cpu\"}"),
-            server.metric("accordion_active_images{device=\"cpu\"}")
+            server.metric("accordion_engine_up{device=\"cpu\",model=\"tiny\"}"),
+            server.metric("accordion_active_images{device=\"cpu\",model=\"tiny\"}")
         ),
         (1.0, 0.0)
     );
-    assert!(server.metric("accordion_weight_bytes{device=\"cpu\"}") > 0.0);
+    assert!(server.metric("accordion_weight_bytes{device=\"cpu\",model=\"tiny\"}") > 0.0);
 }
 
 #[test]
@@ -167,13 +170,14 @@ fn a_seed_draws_the_same_bytes_alone_and_among_twenty_others() {
     let other = |i: usize| format!(r#"{{"class":{},"seed":{i},"n":{}}}"#, i % 2, 1 + i % 3);
     let long = "?budget=exact:dpmpp2m-150@0.500";
     let others: Vec<TcpStream> = (0..20).map(|i| ask(server.address, long, &other(i))).collect();
-    until("a batch with others", || server.metric("accordion_active_images{device=\"cpu\"}") >= 8.0);
+    until("a batch with others", || server.metric("accordion_active_images{device=\"cpu\",model=\"tiny\"}") >= 8.0);
     assert_eq!(server.generate("", wanted).image(), alone);
     for stream in others {
         Reply::read(stream).unwrap().image();
     }
-    let total =
-        |what: &str| server.metric(&format!("accordion_denoiser_{what}_total{{device=\"cpu\",subnet=\"0.500\"}}"));
+    let total = |what: &str| {
+        server.metric(&format!("accordion_denoiser_{what}_total{{device=\"cpu\",model=\"tiny\",subnet=\"0.500\"}}"))
+    };
     assert!(total("samples") > 4.0 * total("calls"), "{} samples in {} calls", total("samples"), total("calls"));
 }
 
@@ -193,7 +197,7 @@ fn the_cells_of_a_grid_are_the_images_of_the_seed_in_order() {
     let shape = model.image();
     let engine = Engine::start(
         Box::new(HostSampler::new(Box::new(HostRunner::new(&model, Threads::ALL).unwrap()))),
-        EngineLimits { queue_images: 4 },
+        Place::alone(4).unwrap(),
         Box::new(Fixed::unmeasured(model.subnets(), 1)),
     )
     .unwrap();
@@ -301,8 +305,8 @@ fn what_comes_too_slowly_or_breaks_off_is_given_up() {
         assert_eq!((reply.status, reply.code().as_str()), (status, code));
     }
     // Nobody waits for the late images any more: they make room at once.
-    until("the end of the work", || server.metric("accordion_active_images{device=\"cpu\"}") == 0.0);
-    assert_eq!(server.metric("accordion_queue_images{device=\"cpu\"}"), 0.0);
+    until("the end of the work", || server.metric("accordion_active_images{device=\"cpu\",model=\"tiny\"}") == 0.0);
+    assert_eq!(server.metric("accordion_queue_images{device=\"cpu\",model=\"tiny\"}"), 0.0);
 }
 
 #[test]
@@ -310,8 +314,8 @@ fn a_full_queue_refuses_with_the_time_to_come_back() {
     let workspace = Workspace::new("max_batch = 1\nqueue_images = 2\n[limits]\nmax_n = 2");
     let server = workspace.serve();
     let (active, queued) = (
-        || server.metric("accordion_active_images{device=\"cpu\"}"),
-        || server.metric("accordion_queue_images{device=\"cpu\"}"),
+        || server.metric("accordion_active_images{device=\"cpu\",model=\"tiny\"}"),
+        || server.metric("accordion_queue_images{device=\"cpu\",model=\"tiny\"}"),
     );
     let long = || ask(server.address, LONG.0, &LONG.1.replace("\"n\":2", "\"n\":1"));
     let first = long();
@@ -335,8 +339,8 @@ fn sigterm_answers_all_that_was_accepted_and_ends_well() {
     let long = "?budget=exact:heun-250@full";
     let asked: Vec<TcpStream> = (0..6).map(|seed| ask(server.address, long, &body(seed))).collect();
     until("everything is in the engine", || {
-        server.metric("accordion_active_images{device=\"cpu\"}")
-            + server.metric("accordion_queue_images{device=\"cpu\"}")
+        server.metric("accordion_active_images{device=\"cpu\",model=\"tiny\"}")
+            + server.metric("accordion_queue_images{device=\"cpu\",model=\"tiny\"}")
             == 24.0
     });
     server.terminate();

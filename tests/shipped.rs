@@ -4,7 +4,7 @@
 mod company;
 
 use accordion::diffusion::Level;
-use accordion::engine::{Engine, EngineLimits, Job};
+use accordion::engine::{Engine, Job, Place};
 use accordion::nets::{Condition, HostRunner, HostSampler, Model, Rows, Threads};
 use accordion::ops::pixels::to_unit;
 use accordion::philox::Stream;
@@ -38,10 +38,10 @@ fn units(image: &[u8]) -> Vec<f64> {
 fn draw(plan: &str, per_class: usize) -> Vec<Vec<f64>> {
     let model = model();
     let classes = model.card.classes.len();
-    let limits = EngineLimits { queue_images: classes * per_class };
+    let place = Place::alone(classes * per_class).unwrap();
     let policy = Box::new(Fixed::unmeasured(model.subnets(), 16));
     let runner = HostRunner::new(&model, Threads::ALL).unwrap();
-    let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), limits, policy).unwrap();
+    let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), place, policy).unwrap();
     let plan = Arc::new(plan.parse().unwrap());
     let submit = |i: usize| {
         let job = Job { condition: Condition::Class(i / per_class), ..Job::exact(Arc::clone(&plan), i as u64) };

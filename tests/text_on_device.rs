@@ -14,7 +14,7 @@ mod workplace;
 
 use accordion::diffusion::preconditioning::Preconditioning;
 use accordion::diffusion::{Course, Process};
-use accordion::engine::{Engine, EngineLimits, Job, Original};
+use accordion::engine::{Engine, Job, Original, Place};
 use accordion::nets::{
     Begin, Codec, Condition, Denoiser, DeviceRunner, HostRunner, HostSampler, Model, Move, Rows, Sampler, Slot, Threads,
 };
@@ -96,7 +96,7 @@ fn noise_is_predicted_on_a_device_as_on_the_cpu_and_as_diffusers_does() {
 
 fn engine(model: &Model, sampler: Box<dyn Sampler>) -> Engine {
     let policy = Box::new(Fixed::unmeasured(model.subnets(), 4));
-    Engine::start(sampler, EngineLimits { queue_images: 64 }, policy).unwrap()
+    Engine::start(sampler, Place::alone(64).unwrap(), policy).unwrap()
 }
 
 /// Pictures of two small sizes, drawn together: every solver, several widths, guidance away from nothing and from a text.

@@ -4,7 +4,7 @@
 mod halves;
 mod support;
 
-use accordion::engine::{Engine, EngineLimits, Job};
+use accordion::engine::{Engine, Job, Place};
 use accordion::nets::sliced::Sliced;
 use accordion::nets::{Condition, HostRunner, HostSampler, Model, Network, Threads};
 use accordion::ops::Tape;
@@ -278,10 +278,10 @@ fn the_flow_leaves_every_stage_and_a_model_whose_subnets_nest() {
 fn images_of_a_class_are_bright_where_the_class_is_at_the_full_and_the_smallest_width() {
     let (_, out) = trained();
     let model = Model::open(out).unwrap();
-    let limits = EngineLimits { queue_images: 64 };
+    let place = Place::alone(64).unwrap();
     let policy = Box::new(Fixed::unmeasured(model.subnets(), 16));
     let runner = HostRunner::new(&model, Threads::ALL).unwrap();
-    let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), limits, policy).unwrap();
+    let engine = Engine::start(Box::new(HostSampler::new(Box::new(runner))), place, policy).unwrap();
     for subnet in ["full", "0.250"] {
         for (class, sign) in [(0, 1.0), (1, -1.0)] {
             let plan = Arc::new(format!("heun-8@{subnet}").parse().unwrap());

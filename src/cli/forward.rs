@@ -23,7 +23,7 @@ pub struct Args {
     /// Which of the model's networks, or a whole trajectory.
     #[arg(long, env = "ACCORDION_PART", default_value = "denoiser")]
     part: Part,
-    /// The subnet: `full` or a ratio, such as 0.5.
+    /// The subnet of the denoiser, or of the decoder: `full` or a ratio, such as 0.5.
     #[arg(long, env = "ACCORDION_SUBNET", default_value = "full")]
     subnet: String,
     /// The plan of a trajectory; it says its subnets itself.

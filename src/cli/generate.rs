@@ -9,7 +9,7 @@ use crate::diffusion::plan::{Plan, Solver};
 use crate::engine::image::{Format, JPEG_QUALITY, Raster};
 use crate::engine::original::Part;
 use crate::engine::settings::Settings;
-use crate::engine::{Engine, EngineLimits, Job, Original};
+use crate::engine::{Engine, Job, Original, Place};
 use crate::files::{check_writable, listed, sha256_of, write_whole};
 use crate::nets::model::WEIGHTS;
 use crate::nets::{Canvas, Condition, Model, Threads, text_to_image};
@@ -166,9 +166,9 @@ impl Args {
             ..Settings::new(&model.card.name, sampler.about(), plan.to_string(), self.seed, shape.size())
         });
         let queue_images = if let Target::Grid(_) = to { self.n as usize } else { many::IN_FLIGHT };
-        let limits = EngineLimits { queue_images };
+        let place = Place::alone(queue_images)?;
         let policy = Box::new(Fixed::unmeasured(model.subnets(), MAX_BATCH));
-        let engine = Engine::start(sampler, limits, policy)?;
+        let engine = Engine::start(sampler, place, policy)?;
         let Target::Grid(format) = to else {
             let (record, n) = (self.record(&model, &plan, guidance, files), self.n);
             let order = Order { engine: &engine, shape, job, conditions: &conditions, n, record, settings };

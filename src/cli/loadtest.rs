@@ -25,6 +25,9 @@ pub struct Args {
     /// Test a server that runs already on this machine, such as http://127.0.0.1:8080, whatever its policy.
     #[arg(long, value_parser = client::loopback, conflicts_with_all = ["policies", "overhead"])]
     url: Option<SocketAddr>,
+    /// The model that it is asked for, by its name, where it has several; the first of its list without.
+    #[arg(long, requires = "url")]
+    of: Option<String>,
     /// Policies to compare, separated by commas: these names, or as `policy` in the server's config.
     #[arg(long, value_delimiter = ',', default_values = Contestant::NAMES)]
     policies: Vec<String>,
@@ -103,6 +106,7 @@ impl Args {
         let experiment = Experiment {
             config,
             url: self.url,
+            of: self.of,
             policies: self.policies,
             fixed_plan: self.fixed_plan,
             arrivals: match self.trace {

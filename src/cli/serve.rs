@@ -6,7 +6,8 @@ use crate::console::print;
 use crate::nets::{Placement, Threads};
 use crate::ops::cuda::Precision;
 use crate::server::{
-    AppState, Host, LogFormat, ServeConfig, answer_agents, open, process_registry, raise_descriptors, serve, signalled,
+    AppState, Host, LogFormat, ServeConfig, Signals, answer_agents, hung_up, open, process_registry, raise_descriptors,
+    reload, serve, terminated,
 };
 use crate::{Error, Result};
 use prometheus::Registry;
@@ -24,7 +25,7 @@ const CONFIG: &str = "config/serve.toml";
 pub struct Args {
     #[command(flatten)]
     settings: Settings,
-    /// Load config and model, check them, print one line, and exit: 0 if they are accepted, 2 if not.
+    /// Load config and models, check them, print one line, and exit: 0 if they are accepted, 2 if not.
     #[arg(long)]
     check_config: bool,
     /// Address to listen on, in place of the config's.
@@ -47,10 +48,10 @@ pub(super) struct Settings {
     /// Server config; `config/serve.toml` if that file exists, else the defaults.
     #[arg(long, env = "ACCORDION_CONFIG")]
     config: Option<PathBuf>,
-    /// Model directory, in place of the config's.
-    #[arg(long, env = "ACCORDION_MODEL")]
-    model: Option<PathBuf>,
-    /// Do not hold the model's files against their hashes, whatever the config says: where huge files make the start slow.
+    /// Model directory, in place of the config's list: several with commas, or the flag several times; the first is the usual one.
+    #[arg(long, env = "ACCORDION_MODEL", value_delimiter = ',')]
+    model: Vec<PathBuf>,
+    /// Do not hold the models' files against their hashes, whatever the config says: where huge files make the start slow.
     #[arg(long)]
     no_verify: bool,
     /// Where to denoise, in place of the config's: cpu, or GPUs as cuda:0,cuda:1.
@@ -65,7 +66,7 @@ pub(super) struct Settings {
     /// Images that may wait, in place of the config's.
     #[arg(long, env = "ACCORDION_QUEUE_IMAGES")]
     queue_images: Option<usize>,
-    /// Gigabytes that the denoiser's weights shall take on a CPU; 0 is no limit.
+    /// Gigabytes that the denoisers' weights shall take on the CPU, those of all models together; 0 is no limit.
     #[arg(long, env = "ACCORDION_MAX_WEIGHT_GB", value_parser = gigabytes)]
     max_weight_gb: Option<f64>,
     /// Threads that denoise, in place of the config's; 0 is one for each core.
@@ -81,7 +82,9 @@ impl Settings {
     /// The file's settings under those of the flags and the environment, and the file.
     pub fn config(self) -> Result<(ServeConfig, Option<PathBuf>)> {
         let (mut config, path) = file(self.config)?;
-        config.model = self.model.unwrap_or(config.model);
+        if !self.model.is_empty() {
+            config.models = self.model;
+        }
         config.verify &= !self.no_verify;
         if !self.devices.is_empty() {
             config.devices = self.devices;
@@ -121,24 +124,29 @@ impl From<String> for Unseen {
 }
 
 impl Args {
-    /// Runs the subcommand until SIGTERM, SIGINT or SIGHUP.
+    /// Runs the subcommand until SIGTERM or SIGINT.
     pub fn run(self) -> Result<()> {
-        let check_config = self.check_config;
+        let (check_config, is_listed) = (self.check_config, self.settings.model.is_empty());
         let (config, path) = self.config()?;
         logs::start(config.log_format)?;
         variables::warn_of_unknown();
         let registry = process_registry().map_err(|problem| Error::input("metrics", problem))?;
         if check_config {
-            let state = load(&config, path.as_deref(), registry)?;
-            let (model, subnets) = (state.model(), state.subnets().len());
+            let state =
+                open(&config, registry).map_err(|error| Source { path: path.clone(), is_listed }.named(error))?;
             let place = path.as_deref().map_or("the defaults".into(), Path::to_string_lossy);
-            return print(format_args!("{place}: accepted, with model {model} of {subnets} subnets"));
+            let models = state.models();
+            let models: Vec<String> =
+                models.iter().map(|model| format!("{} of {} subnets", model.name(), model.subnets().len())).collect();
+            let noun = if models.len() == 1 { "model" } else { "models" };
+            return print(format_args!("{place}: accepted, with {noun} {}", models.join(", ")));
         }
         #[cfg(feature = "otlp")]
         let _collector = crate::server::Collector::from_env()?;
         let io = |source| Error::Io { path: PathBuf::from(config.listen.to_string()), source };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io)?;
-        runtime.block_on(run(config, path, registry))
+        let source = Source { path, is_listed };
+        runtime.block_on(run(config, source, registry))
     }
 
     /// The file's settings under those of the flags and the environment, and the file.
@@ -154,9 +162,34 @@ impl Args {
     }
 }
 
-/// Listens at once, loads the model meanwhile, and serves it.
-async fn run(config: ServeConfig, path: Option<PathBuf>, registry: Registry) -> Result<()> {
-    let host = Host::new(&config, registry.clone()).map_err(|error| in_config(error, path.as_deref()))?;
+/// Where the config came from.
+#[derive(Clone)]
+struct Source {
+    /// Its file.
+    path: Option<PathBuf>,
+    /// Whether the models are those that the file lists, not those of a flag or the environment.
+    is_listed: bool,
+}
+
+impl Source {
+    /// `config` with the models that are listed now.
+    fn again(&self, config: &ServeConfig) -> Result<ServeConfig> {
+        let Some(path) = self.path.as_deref().filter(|_| self.is_listed) else { return Ok(config.clone()) };
+        Ok(ServeConfig { models: ServeConfig::load(path)?.models, ..config.clone() })
+    }
+
+    /// An error about a field of the config names its file.
+    fn named(&self, error: Error) -> Error {
+        match &self.path {
+            Some(path) => error.in_file(path),
+            None => error,
+        }
+    }
+}
+
+/// Listens at once, loads the models meanwhile, and serves them.
+async fn run(config: ServeConfig, source: Source, registry: Registry) -> Result<()> {
+    let host = Host::new(&config, registry.clone()).map_err(|error| source.named(error))?;
     raise_descriptors(config.limits.max_connections);
     let (listener, address) = bind(config.listen).await?;
     tracing::debug!(%address, "listening");
@@ -165,10 +198,14 @@ async fn run(config: ServeConfig, path: Option<PathBuf>, registry: Registry) -> 
         tracing::info!(%address, "answering agent-checks");
         tokio::spawn(answer_agents(listener, host.clone()));
     }
-    let signals = signalled().map_err(at(config.listen))?;
+    let (signals, hangups) = (terminated().map_err(at(config.listen))?, hung_up().map_err(at(config.listen))?);
+    let prepared = async {
+        let state = prepare(&host, &config, &source, registry, address).await?;
+        follow(state, config, source, hangups).await
+    };
     tokio::select! {
         served = serve(listener, host.clone(), signals) => served,
-        failure = prepare(host, config, path, registry, address) => Err(failure),
+        failed = prepared => failed,
     }
 }
 
@@ -182,43 +219,55 @@ fn at(address: SocketAddr) -> impl Fn(std::io::Error) -> Error {
     move |source| Error::Io { path: PathBuf::from(address.to_string()), source }
 }
 
-/// Loads the model on a thread of its own, which the end of the process does not wait for. Returns only on a failure.
+/// Loads the models, and makes the host ready.
 async fn prepare(
-    host: Arc<Host>,
-    config: ServeConfig,
-    path: Option<PathBuf>,
+    host: &Host,
+    config: &ServeConfig,
+    source: &Source,
     registry: Registry,
     address: SocketAddr,
-) -> Error {
-    let (answer, loaded) = oneshot::channel();
-    let (directory, threads) = (config.model.clone(), config.threads().number());
-    let loading = move || answer.send(load(&config, path.as_deref(), registry));
-    if let Err(source) = std::thread::Builder::new().name("accordion-loading".to_owned()).spawn(loading) {
-        return Error::Io { path: directory, source };
-    }
-    match loaded.await {
-        Ok(Ok(state)) => {
-            let (model, subnets) = (state.model().to_owned(), state.subnets().len());
-            host.ready(state);
-            tracing::info!(%address, model, subnets, threads, "ready");
-            std::future::pending().await
+) -> Result<Arc<AppState>> {
+    let (of, named) = (config.clone(), source.clone());
+    let state = loading(move || load(&of, &named, registry)).await?;
+    let models = state.models();
+    let names: Vec<&str> = models.iter().map(|model| model.name()).collect();
+    let subnets: usize = models.iter().map(|model| model.subnets().len()).sum();
+    host.ready(state.clone());
+    tracing::info!(%address, models = names.join(", "), subnets, threads = config.threads().number(), "ready");
+    Ok(state)
+}
+
+/// Serves other models after every hangup, where the list or a directory of it has changed. Never returns.
+async fn follow(state: Arc<AppState>, config: ServeConfig, source: Source, mut hangups: Signals) -> Result<()> {
+    loop {
+        hangups.next().await;
+        if state.is_leaving() {
+            continue;
         }
-        Ok(Err(error)) => error,
-        // It panicked, and has said why.
-        Err(_) => Error::input(directory.display(), "the model could not be loaded"),
+        let (state, config, source) = (state.clone(), config.clone(), source.clone());
+        let reloaded = loading(move || {
+            let config = source.again(&config)?;
+            reload(&state, &config).map_err(|error| source.named(error))
+        });
+        if let Err(error) = reloaded.await {
+            tracing::error!(%error, "the models are served as they were");
+        }
     }
+}
+
+/// Does this on a thread of its own, which the end of the process does not wait for.
+async fn loading<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (answer, loaded) = oneshot::channel();
+    let named = "accordion-loading";
+    let thread = std::thread::Builder::new().name(named.to_owned()).spawn(move || answer.send(work()));
+    thread.map_err(Error::io(named.as_ref()))?;
+    // Where it panicked, it has said why.
+    loaded.await.unwrap_or_else(|_| Err(Error::input("models", "could not be loaded")))
 }
 
 /// As [`open`]; an error about a field of the config names its file.
-fn load(config: &ServeConfig, path: Option<&Path>, registry: Registry) -> Result<Arc<AppState>> {
-    open(config, registry).map_err(|error| in_config(error, path))
-}
-
-fn in_config(error: Error, path: Option<&Path>) -> Error {
-    match path {
-        Some(path) => error.in_file(path),
-        None => error,
-    }
+fn load(config: &ServeConfig, source: &Source, registry: Registry) -> Result<Arc<AppState>> {
+    open(config, registry).map_err(|error| source.named(error))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::console::{note, print};
 use crate::nets::Model;
-use crate::server::signalled;
+use crate::server::stopped;
 use crate::supernet::Subnet;
 use crate::training::config::Config;
 use crate::training::flow::{Flow, Outcome};
@@ -118,7 +118,7 @@ pub(super) fn stop_on_signal() -> Result<&'static AtomicBool> {
     // Registered before anything is computed: a signal that comes early must not kill the process.
     let mut signals = {
         let _inside = runtime.enter();
-        signalled().map_err(io)?
+        stopped().map_err(io)?
     };
     std::thread::spawn(move || {
         runtime.block_on(signals.next());

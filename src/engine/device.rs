@@ -1,23 +1,29 @@
-//! The engine's hands on its sampler: faults and panics become sentences, which fail the requests they hit and nothing
-//! else.
+//! The engine's hands on its sampler: calls wait for their turn; faults and panics become sentences, which fail the requests they
+//! hit and nothing else.
 
 use crate::engine::EngineStats;
+use crate::engine::turns::Seat;
 use crate::nets::{Begin, Move, Sampler, Slot};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 pub(super) struct Device {
     sampler: Box<dyn Sampler>,
     stats: Arc<EngineStats>,
+    seat: Seat,
+    /// Whether there is a network between pictures and what is denoised: else coding is only to copy, and takes no turn.
+    is_coded: bool,
 }
 
 impl Device {
-    pub fn new(sampler: Box<dyn Sampler>, stats: Arc<EngineStats>) -> Self {
-        Self { sampler, stats }
+    pub fn new(sampler: Box<dyn Sampler>, stats: Arc<EngineStats>, seat: Seat) -> Self {
+        let is_coded = sampler.about().canvases.iter().any(|canvas| canvas.picture != canvas.state);
+        Self { sampler, stats, seat, is_coded }
     }
 
     pub fn encode(&mut self, canvas: usize, picture: &[f32]) -> Result<Vec<f32>, String> {
+        let _turn = self.is_coded.then(|| self.seat.turn());
         guarded(|| self.sampler.encode(canvas, picture))
     }
 
@@ -25,17 +31,19 @@ impl Device {
         guarded(|| self.sampler.begin(begin))
     }
 
-    /// A step, counted and timed.
-    pub fn step(&mut self, subnet: usize, moves: &[Move]) -> Result<(), String> {
-        let start = Instant::now();
+    /// A step, counted and timed: how long it took without the wait for its turn.
+    pub fn step(&mut self, subnet: usize, moves: &[Move]) -> (Result<(), String>, Duration) {
+        let turn = self.seat.turn();
         self.stats.begin_call();
         let outcome = guarded(|| self.sampler.step(subnet, moves));
-        self.stats.record_call(subnet, moves.iter().map(Move::rows).sum(), start.elapsed());
+        let took = turn.end();
+        self.stats.record_call(subnet, moves.iter().map(Move::rows).sum(), took);
         self.stats.set_activation_bytes(self.sampler.activation_bytes());
-        outcome
+        (outcome, took)
     }
 
     pub fn pixels(&mut self, slot: Slot, decoder: usize) -> Result<Vec<u8>, String> {
+        let _turn = self.is_coded.then(|| self.seat.turn());
         guarded(|| self.sampler.pixels(slot, decoder))
     }
 

@@ -52,7 +52,7 @@ impl Fleet {
             .filter(|(_, engine)| engine.is_alive())
             .map(|(_, engine)| {
                 let quality = engine.quote(&job).map_or(-1.0, |planned| planned.quality.unwrap_or(0.0));
-                (quality, engine.work(), engine)
+                (quality, engine.work_of_device(), engine)
             })
             .collect();
         offers.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));

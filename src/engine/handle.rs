@@ -2,28 +2,23 @@
 
 use crate::engine::device::Device;
 use crate::engine::job::whole_seconds;
+use crate::engine::place::{Place, Queue};
 use crate::engine::policy::{Ask, Planned, Policy, RequestId, Wish};
 use crate::engine::pool::{Entry, Pool};
 use crate::engine::shared::{Shared, lock};
 use crate::engine::source::encodings;
+use crate::engine::turns::Seat;
 use crate::engine::{EngineError, EngineStats, Job, Ticket, worker};
 use crate::nets::{About, Sampler};
 use crate::{Error, Result};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 /// How long a client is told to wait at most.
-const MAX_RETRY_AFTER_S: f64 = 300.0;
-
-/// How many images the engine takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EngineLimits {
-    /// Images that may wait for their first step.
-    pub queue_images: usize,
-}
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// A thread that owns a sampler and draws images with it. Shared by reference: every method takes `&self`.
 ///
@@ -33,8 +28,9 @@ pub struct Engine {
     inbox: Mutex<Option<mpsc::Sender<Entry>>>,
     shared: Arc<Shared>,
     next: AtomicU64,
-    places: Arc<Semaphore>,
-    capacity: usize,
+    queue: Queue,
+    /// Images of its own that wait in the queue.
+    waiting: Arc<AtomicUsize>,
     thread: Mutex<Option<JoinHandle<()>>>,
     about: About,
 }
@@ -42,30 +38,29 @@ pub struct Engine {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine")
-            .field("capacity", &self.capacity)
+            .field("queue", &self.queue)
             .field("image", &self.about.picture())
             .finish_non_exhaustive()
     }
 }
 
 impl Engine {
-    /// Starts the thread `accordion-engine` on `sampler`; `policy` decides what it runs.
+    /// Starts the thread `accordion-engine` on `sampler`, at this place; `policy` decides what it runs.
     ///
     /// # Errors
-    /// [`Error::Input`] for a limit of 0 or a sampler without subnets; [`Error::Io`] when the system gives no thread.
-    pub fn start(sampler: Box<dyn Sampler>, limits: EngineLimits, policy: Box<dyn Policy>) -> Result<Self> {
-        let capacity = limits.queue_images;
-        if capacity == 0 || capacity > Semaphore::MAX_PERMITS {
-            return Err(Error::input("queue_images", format!("{capacity} is not accepted: it must be at least 1")));
-        }
+    /// [`Error::Input`] for a sampler without subnets; [`Error::Io`] when the system gives no thread.
+    pub fn start(sampler: Box<dyn Sampler>, place: Place, policy: Box<dyn Policy>) -> Result<Self> {
         let about = sampler.about().clone();
         if about.subnets.is_empty() {
             return Err(Error::input("subnets", "the model has none"));
         }
         let stats = Arc::new(EngineStats::new(about.subnets.iter().map(|subnet| subnet.name.to_string())));
         let (inbox, arrivals) = mpsc::channel();
-        let (pool, mut device) = (Pool::new(about.clone(), stats.clone()), Device::new(sampler, stats.clone()));
-        let shared = Arc::new(Shared::new(policy, stats));
+        let Place { queue, turns } = place;
+        let seat = Seat::at(&turns);
+        let shared = Arc::new(Shared::new(policy, stats.clone(), turns, seat.id()));
+        seat.is_of(&shared);
+        let (pool, mut device) = (Pool::new(about.clone(), stats.clone()), Device::new(sampler, stats, seat));
         let thread = std::thread::Builder::new()
             .name("accordion-engine".to_owned())
             .spawn({
@@ -77,8 +72,8 @@ impl Engine {
             inbox: Mutex::new(Some(inbox)),
             shared,
             next: AtomicU64::new(0),
-            places: Arc::new(Semaphore::new(capacity)),
-            capacity,
+            queue,
+            waiting: Arc::default(),
             thread: Mutex::new(Some(thread)),
             about,
         })
@@ -96,12 +91,17 @@ impl Engine {
 
     /// Images that wait for their first step.
     pub fn waiting(&self) -> usize {
-        self.capacity - self.places.available_permits()
+        self.waiting.load(Relaxed)
     }
 
     /// The work that was taken and is not done, as time of the device.
     pub fn work(&self) -> Duration {
         lock(&self.shared.policy).work()
+    }
+
+    /// The same of all engines that share the device.
+    pub(super) fn work_of_device(&self) -> Duration {
+        self.shared.turns.work()
     }
 
     /// What [`Self::submit`] would promise the job now.
@@ -110,14 +110,15 @@ impl Engine {
     /// As [`Self::submit`].
     pub fn quote(&self, job: &Job) -> std::result::Result<Planned, EngineError> {
         self.check(job)?;
-        Ok(lock(&self.shared.policy).quote(&self.ask(job, RequestId::MAX))?)
+        Ok(self.shared.policy().quote(&self.ask(job, RequestId::MAX))?)
     }
 
     /// Puts a job in the queue. Returns at once.
     ///
     /// # Errors
     /// [`EngineError::Unfit`] for a job without images or with a class or a subnet that the model lacks,
-    /// [`EngineError::Infeasible`] and [`EngineError::Overloaded`] where the policy refuses it,
+    /// [`EngineError::Infeasible`] and [`EngineError::Overloaded`] where the policy refuses it, or promises of another engine of the
+    /// device would break,
     /// [`EngineError::QueueFull`], [`EngineError::Draining`] and [`EngineError::Dead`].
     pub fn submit(&self, job: Job) -> std::result::Result<Ticket, EngineError> {
         self.check(&job)?;
@@ -126,12 +127,18 @@ impl Engine {
         }
         let inbox = lock(&self.inbox);
         let inbox = inbox.as_ref().ok_or(EngineError::Draining)?;
-        let full = |_| self.queue_full();
-        let places = self.places.clone().try_acquire_many_owned(job.images).map_err(full)?;
+        let places = self.queue.take(job.images, &self.waiting).ok_or_else(|| self.queue_full())?;
         let id = self.next.fetch_add(1, Relaxed);
+        let Shared { turns, seat, .. } = &*self.shared;
+        let _admission = turns.admission();
         // The thread asks the policy, then looks into the inbox: under this lock it finds there what it is told of.
-        let mut policy = lock(&self.shared.policy);
+        let mut policy = self.shared.policy();
         let planned = policy.admit(self.ask(&job, id))?;
+        if let Some(late) = turns.work_begins(*seat) {
+            policy.leave(id);
+            let retry_after = whole_seconds(late.min(MAX_RETRY_AFTER));
+            return Err(EngineError::Overloaded { retry_after });
+        }
         let (answer, ticket) = oneshot::channel();
         if inbox.send(Entry { id, job, answer, places }).is_err() {
             policy.leave(id);
@@ -220,16 +227,16 @@ impl Engine {
         if job.canvas >= self.about.canvases.len() {
             return Err(EngineError::Unfit(format!("size {} is none of {}", job.canvas, self.about.canvases.len())));
         }
-        if job.images == 0 || job.images as usize > self.capacity {
-            let (images, capacity) = (job.images, self.capacity);
+        let capacity = self.queue.capacity();
+        if job.images == 0 || job.images as usize > capacity {
+            let images = job.images;
             return Err(EngineError::Unfit(format!("{images} images in one job: the queue holds 1 to {capacity}")));
         }
         Ok(())
     }
 
     fn queue_full(&self) -> EngineError {
-        let seconds = self.work().as_secs_f64().min(MAX_RETRY_AFTER_S);
-        let retry_after = whole_seconds(Duration::from_secs_f64(seconds));
-        EngineError::QueueFull { waiting: self.waiting(), capacity: self.capacity, retry_after }
+        let retry_after = whole_seconds(self.work_of_device().min(MAX_RETRY_AFTER));
+        EngineError::QueueFull { waiting: self.queue.waiting(), capacity: self.queue.capacity(), retry_after }
     }
 }

@@ -8,6 +8,7 @@ mod handle;
 pub mod image;
 mod job;
 pub mod original;
+mod place;
 pub mod policy;
 mod pool;
 pub mod settings;
@@ -16,10 +17,13 @@ mod source;
 mod stats;
 #[cfg(test)]
 mod tests;
+pub mod turns;
 mod worker;
 
 pub use fleet::Fleet;
-pub use handle::{Engine, EngineLimits};
+pub use handle::Engine;
 pub use job::{EngineError, Finished, Job, Step, Ticket};
 pub use original::Original;
+pub use place::{Place, Queue};
 pub use stats::{EngineStats, SubnetStats};
+pub use turns::Turns;

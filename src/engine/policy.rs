@@ -120,8 +120,32 @@ pub struct Turn {
     pub plans: Vec<(Member, Arc<Plan>)>,
 }
 
+/// With whom an engine shares its device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Company {
+    /// Engines that want the device, this one among them: while it has work it gets as much of the device as each other.
+    pub engines: usize,
+    /// How long it waits beside that, at most: what others have begun is not interrupted.
+    pub wait: Duration,
+    /// The share of the device's time that others have used lately, from 0 to 1.
+    pub taken: f64,
+}
+
+impl Company {
+    /// Nobody else is there.
+    pub const ALONE: Self = Self { engines: 1, wait: Duration::ZERO, taken: 0.0 };
+}
+
 /// Decides for one engine. The engine calls [`Policy::next`], runs the turn, and reports it with [`Policy::ran`].
 pub trait Policy: Send + fmt::Debug {
+    /// With whom the device is shared from here on; at first with nobody. One that promises nothing need not know.
+    fn meet(&mut self, _company: Company) {}
+
+    /// By how much the promise is broken that suffers most, of those that could be kept alone and would not be in this company.
+    fn breach(&self, _now: Duration, _company: &Company) -> Option<Duration> {
+        None
+    }
+
     /// What [`Policy::admit`] would answer.
     ///
     /// # Errors
@@ -137,7 +161,8 @@ pub trait Policy: Send + fmt::Debug {
     /// The call to run now; `None` when no image is left.
     fn next(&mut self, now: Duration) -> Option<Turn>;
 
-    /// The turn has run: every member is one denoiser call further, those that are drawn are forgotten.
+    /// The turn has run, and had the device for so long: every member is one denoiser call further, those that are drawn are
+    /// forgotten.
     fn ran(&mut self, turn: &Turn, took: Duration, now: Duration);
 
     /// Forgets a request: its client has gone, or its batch failed. Unknown ones are no mistake.

@@ -5,6 +5,7 @@ use crate::diffusion::plan::Plan;
 use crate::diffusion::{Call, Course};
 use crate::engine::device::Device;
 use crate::engine::job::Step;
+use crate::engine::place::Places;
 use crate::engine::policy::{Member, RequestId, Turn};
 use crate::engine::source::{restore, source};
 use crate::engine::{EngineError, EngineStats, Finished, Job};
@@ -13,7 +14,7 @@ use crate::philox::NoiseKey;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 /// A job that was taken.
 pub(super) struct Entry {
@@ -21,7 +22,7 @@ pub(super) struct Entry {
     pub job: Job,
     pub answer: oneshot::Sender<Result<Finished, EngineError>>,
     /// Its places in the queue: an image gives back its own when it begins.
-    pub places: OwnedSemaphorePermit,
+    pub places: Places,
 }
 
 /// An image that is being drawn.
@@ -55,7 +56,7 @@ impl Request {
             self.started = Some(Instant::now());
             self.queued = self.entry.job.arrived.elapsed();
         }
-        drop(self.entry.places.split(1));
+        self.entry.places.give_back();
         let job = &self.entry.job;
         let source = match &mut self.source {
             Some(source) => source,

@@ -2,7 +2,7 @@
 
 use super::gaussian::{Fault, Gate, Gaussian, SeenCall};
 use super::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn, Wish};
-use super::{Engine, EngineError, EngineLimits, Finished, Fleet, Job, Ticket};
+use super::{Engine, EngineError, Finished, Fleet, Job, Place, Ticket};
 use crate::nets::Condition;
 use crate::nets::{Denoiser, HostSampler};
 use crate::routing::{Elastic, Fixed, Ladder, StepTimes};
@@ -17,7 +17,7 @@ fn engine(max_batch: usize, queue_images: usize) -> (Engine, Arc<Gate>) {
     let (denoiser, gate) = Gaussian::conditional();
     let policy = Box::new(Fixed::unmeasured(&denoiser.about().subnets, max_batch));
     let sampler = Box::new(HostSampler::new(denoiser));
-    (Engine::start(sampler, EngineLimits { queue_images }, policy).unwrap(), gate)
+    (Engine::start(sampler, Place::alone(queue_images).unwrap(), policy).unwrap(), gate)
 }
 
 fn job(plan: &str, seed: u64) -> Job {
@@ -127,8 +127,8 @@ fn a_short_exact_request_takes_its_turn_beside_a_long_one() {
     let times = StepTimes::new(denoiser.about().subnets.iter().zip([1.0, 2.0, 4.0]).map(row), 8);
     let ladder = Ladder::new([("heun-18@full".parse().unwrap(), 1.0)], &times).unwrap();
     let policy = Box::new(Elastic::new(ladder, times, 8));
-    let limits = EngineLimits { queue_images: 32 };
-    let engine = Engine::start(Box::new(HostSampler::new(denoiser)), limits, policy).unwrap();
+    let place = Place::alone(32).unwrap();
+    let engine = Engine::start(Box::new(HostSampler::new(denoiser)), place, policy).unwrap();
     gate.close();
     let begun = Instant::now();
     let long = engine.submit(Job { images: 16, ..job("heun-18@full", 1) }).unwrap();
@@ -370,8 +370,8 @@ impl Policy for Changing {
 #[test]
 fn an_image_whose_plan_changes_says_what_it_ran_and_can_be_repeated() {
     let (denoiser, gate) = Gaussian::conditional();
-    let limits = EngineLimits { queue_images: 4 };
-    let changing = Engine::start(Box::new(HostSampler::new(denoiser)), limits, Box::new(Changing::default())).unwrap();
+    let place = Place::alone(4).unwrap();
+    let changing = Engine::start(Box::new(HostSampler::new(denoiser)), place, Box::new(Changing::default())).unwrap();
     let wish = Wish::Quality { floor: 0.0, target: 1.0 };
     let ticket = changing.submit(Job { wish, ..job("euler-1@full", 9) }).unwrap();
     assert_eq!(ticket.planned().plan.to_string(), "euler-4@full");

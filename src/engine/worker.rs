@@ -7,7 +7,6 @@ use crate::engine::shared::{Shared, lock};
 use crate::engine::stats::DeathWatch;
 use crate::nets::Move;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Instant;
 
 /// Runs until the inbox is closed and everything in it is answered.
 ///
@@ -21,7 +20,14 @@ pub(super) fn run(device: &mut Device, mut pool: Pool, inbox: &Receiver<Entry>, 
         for gone in pool.drop_cancelled(device) {
             lock(&shared.policy).leave(gone);
         }
-        let turn = lock(&shared.policy).next(shared.now());
+        let turn = {
+            let mut policy = shared.policy();
+            let turn = policy.next(shared.now());
+            if turn.is_none() {
+                shared.turns.rest(shared.seat);
+            }
+            turn
+        };
         let Some(turn) = turn else {
             // Nothing to do until something comes.
             match inbox.recv() {
@@ -40,9 +46,7 @@ pub(super) fn run(device: &mut Device, mut pool: Pool, inbox: &Receiver<Entry>, 
             // All of them have failed to begin: the policy knows, and nothing ran that it could learn from.
             continue;
         }
-        let start = Instant::now();
-        let outcome = device.step(batch.subnet, &batch.moves);
-        let took = start.elapsed();
+        let (outcome, took) = device.step(batch.subnet, &batch.moves);
         let failed = match outcome {
             Ok(()) => {
                 let failed = pool.advance(&batch, device);

@@ -59,15 +59,18 @@ pub fn shapes(metric: Metric) -> Vec<Shape> {
 /// The share of the shapes, one in so many, that is tried at other widths than full.
 pub const GOOD: usize = 3;
 
-/// About how many plans a search tries on a model of so many subnets, where as many shapes are on the frontier as half of it has rows.
-pub fn about_as_many(metric: Metric, subnets: usize) -> usize {
+/// About how many plans a search tries on a model of so many subnets, and so many of its decoder, where as many shapes are on the frontier as
+/// half of it has rows.
+pub fn about_as_many(metric: Metric, subnets: usize, decoders: usize) -> usize {
     /// Of a shape: six pairs of widths that change at two places.
     const SCHEDULES: usize = 12;
     let shapes = shapes(metric).len();
     /// Of a plan on the frontier: two subnets that may guide it, at each scale.
     const GUIDES: usize = 2 * AUTO_SCALES.len();
     let guides = if metric == Metric::Fd { ROWS / 2 * GUIDES } else { 0 };
-    shapes + shapes.div_ceil(GOOD) * (subnets - 1) + if subnets > 1 { ROWS / 2 * SCHEDULES + guides } else { 0 }
+    let decoded = ROWS / 2 * decoders.saturating_sub(1);
+    let narrower = if subnets > 1 { ROWS / 2 * SCHEDULES + guides } else { 0 };
+    shapes + shapes.div_ceil(GOOD) * (subnets - 1) + narrower + decoded
 }
 
 /// The plans of one subnet for all steps: every shape on every subnet.
@@ -76,16 +79,14 @@ pub fn constants(shapes: &[Shape], subnets: &[&str]) -> Vec<Plan> {
     shapes.iter().flat_map(on).collect()
 }
 
-/// A few plans that span the frontier, the most telling first; those of few steps by narrower decoders too, whose time is most of theirs.
+/// A few plans that span the frontier, the most telling first; at last those of few steps by the narrowest decoder too, whose time is most of
+/// theirs.
 pub fn quick(subnets: &[&str], decoders: &[SubnetName]) -> Vec<Plan> {
     let plans = constants(&DPM_QUICK.map(|steps| uniform(Solver::DpmPp2m, steps)), &spread(subnets));
     let narrowest = decoders.first().filter(|decoder| !decoder.is_full());
-    let with_narrower = |plan: Plan| {
-        let decode = narrowest.filter(|_| plan.steps <= FEW).cloned();
-        let narrower = decode.map(|decode| Plan { decode, ..plan.clone() });
-        [plan].into_iter().chain(narrower)
-    };
-    plans.into_iter().flat_map(with_narrower).collect()
+    let few: Vec<Plan> = plans.iter().filter(|plan| plan.steps <= FEW).cloned().collect();
+    let narrower = narrowest.map_or_else(Vec::new, |narrowest| self::decoders(&few, std::slice::from_ref(narrowest)));
+    [plans, narrower].concat()
 }
 
 /// The shapes of these plans, each once.
@@ -233,8 +234,9 @@ mod tests {
         assert_eq!(texts(quick(&["full"], &[SubnetName::full()])).len(), DPM_QUICK.len());
         let decoders = [0.5, 0.75, 1.0].map(SubnetName::of);
         let plans = texts(quick(&["full"], &decoders));
-        assert_eq!(plans[..2], ["dpmpp2m-8@full", "dpmpp2m-8@full~decode=0.500"]);
-        assert_eq!(plans[plans.len() - 1], "dpmpp2m-18@full");
+        assert_eq!((plans.len(), &*plans[0]), (7 + 5, "dpmpp2m-8@full"));
+        let narrower = [8, 4, 2, 6, 3].map(|steps| format!("dpmpp2m-{steps}@full~decode=0.500"));
+        assert_eq!(plans[7..], narrower);
     }
 
     #[test]

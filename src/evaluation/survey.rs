@@ -171,13 +171,15 @@ pub fn expected(opened: &mut dyn Opened, effort: &Effort, by_features: bool) -> 
     let twice = Pace { rounds: 2, ..ONCE };
     let call = latency::of_calls(opened, &[(subnets - 1, BATCH)], twice, &mut |_| {})?[0] / 1e3 / BATCH as f64;
     let metric = if by_features { Metric::Fd } else { Metric::MseToReference };
-    let (mut field, mut drawn, mut before) = (candidates::about_as_many(metric, subnets), 0, 0);
+    let decode = latency::of_decoders(opened, ONCE)?;
+    let (mut field, mut drawn, mut before) = (candidates::about_as_many(metric, subnets, decode.len()), 0, 0);
     for images in Effort::rounds(metric, *images) {
         drawn += field * (images - before);
         (field, before) = (going_on(field), images);
     }
     let timing = time.as_secs_f64() * (batches.len() * subnets) as f64;
-    Ok(Duration::from_secs_f64(timing + drawn as f64 * EVALUATIONS * WIDTH * call))
+    let picture = decode.last().map_or(0.0, |full| full / 1e3);
+    Ok(Duration::from_secs_f64(timing + drawn as f64 * (EVALUATIONS * WIDTH * call + picture)))
 }
 
 /// The time of every subnet at every batch.

@@ -42,6 +42,8 @@ pub struct Experiment {
     pub config: ServeConfig,
     /// A server that runs already, in place of one for each policy.
     pub url: Option<SocketAddr>,
+    /// The name of the model that it is asked for; the usual one where none is named.
+    pub of: Option<String>,
     /// Of [`Contestant::NAMES`], or as `serve.toml` spells them.
     pub policies: Vec<String>,
     /// Solver and steps of the fixed policies, such as `heun-18`.
@@ -182,11 +184,11 @@ impl Experiment {
 
     async fn baseline(&self, address: SocketAddr) -> Result<(Baseline, Judge)> {
         let client = Client::connect(address, 1).await?;
-        let model = Loaded::ask(&client).await?;
+        let model = Loaded::ask(&client, self.of.as_deref()).await?;
         // Refuses unknown names before minutes of measuring.
         self.contestants(&model)?;
 
-        let features = self.config.model.join(FEATURES);
+        let features = self.config.models[0].join(FEATURES);
         // By what the server calls quality.
         let (starts, judge) = if model.metric == Metric::Fd.as_str() && features.exists() {
             // Each image once: what is asked for again says nothing new.
@@ -196,7 +198,7 @@ impl Experiment {
             let starts = asked(self.images, model.kinds().count());
             tracing::info!(images = starts.len(), "drawing the reference images");
             let mut files = Vec::new();
-            for call in calls(&starts, model.kinds(), &format!("exact:{REFERENCE}")) {
+            for call in calls(&starts, model.kinds(), self.of.as_deref(), &format!("exact:{REFERENCE}")) {
                 files.push(image(&client, &call).await?);
             }
             let judge = Judge::Reference(References::new(&starts, &files)?);
@@ -206,7 +208,7 @@ impl Experiment {
         tracing::info!("measuring the latency of an idle server");
         let widest = exact(&plan(&self.fixed_plan, FULL)?);
         let mut latencies = Vec::new();
-        for call in calls(&starts, model.kinds(), &widest).iter().cycle().take(UNLOADED_REQUESTS) {
+        for call in calls(&starts, model.kinds(), self.of.as_deref(), &widest).iter().cycle().take(UNLOADED_REQUESTS) {
             let start = Instant::now();
             image(&client, call).await?;
             latencies.push(start.elapsed());
@@ -222,7 +224,8 @@ impl Experiment {
         tracing::info!(seconds = seconds(self.capacity_window), "measuring the capacity");
         let clients = 2 * self.config.max_batch;
         let client = Arc::new(Client::connect(address, clients).await?);
-        let calls: Arc<[Call]> = calls(starts, kinds, &exact(&plan(&self.fixed_plan, FULL)?)).into();
+        let calls: Arc<[Call]> =
+            calls(starts, kinds, self.of.as_deref(), &exact(&plan(&self.fixed_plan, FULL)?)).into();
         let work = move |index: usize| {
             let (client, calls) = (client.clone(), calls.clone());
             async move { image(&client, &calls[index % calls.len()]).await.map(drop) }
@@ -238,7 +241,7 @@ impl Experiment {
         Baseline { model, starts, .. }: &Baseline,
     ) -> Result<Vec<Sample>> {
         let client = Arc::new(Client::connect(address, CONNECTIONS).await?);
-        let calls = calls(starts, model.kinds(), &within(deadline));
+        let calls = calls(starts, model.kinds(), self.of.as_deref(), &within(deadline));
         Ok(open_loop(&client, &load.schedule, &calls, deadline.mul_f64(self.patience)).await)
     }
 
@@ -323,7 +326,7 @@ impl Experiment {
 
 /// Without a profile of this machine every server would measure a rough one of its own.
 fn require_profile(config: &ServeConfig) -> Result<()> {
-    let path = config.model.join(PROFILE);
+    let path = config.models[0].join(PROFILE);
     let refused = |problem| Error::input(path.display(), problem);
     if !path.exists() {
         return Err(refused("is missing: run `accordion profile --quick`, so that all policies know the same"));

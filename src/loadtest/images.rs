@@ -39,13 +39,16 @@ impl Kinds {
     }
 }
 
-/// The requests for these images of some kinds, on this budget.
-pub fn calls(starts: &[Start], kinds: Kinds, budget: &str) -> Vec<Call> {
+/// The requests to a model for these images of some kinds, on this budget; to the usual model where none is named.
+pub fn calls(starts: &[Start], kinds: Kinds, model: Option<&str>, budget: &str) -> Vec<Call> {
     let call = |&Start { seed, class }: &Start| {
-        let body = match (kinds, class) {
+        let mut body = match (kinds, class) {
             (Kinds::Prompts, kind) => json!({ "prompt": EXAMPLES[kind.unwrap_or(0)], "seed": seed }),
             (Kinds::Classes(_), class) => json!({ "class": class, "seed": seed }),
         };
+        if let Some(model) = model {
+            body["model"] = model.into();
+        }
         Call::post(format!("/generate?budget={budget}"), body.to_string())
     };
     starts.iter().map(call).collect()
@@ -187,12 +190,12 @@ pub(super) mod tests {
 
     #[test]
     fn requests_are_for_seeds_that_no_frontier_was_measured_with() {
-        let prompts = calls(&asked(3, Kinds::Prompts.count()), Kinds::Prompts, "90ms");
+        let prompts = calls(&asked(3, Kinds::Prompts.count()), Kinds::Prompts, Some("m"), "90ms");
         assert!(
             String::from_utf8_lossy(prompts[0].body.as_ref().unwrap())
-                .contains("\"prompt\":\"a photo of a red bicycle")
+                .contains("\"model\":\"m\",\"prompt\":\"a photo of a red bicycle")
         );
-        let calls = calls(&asked(3, 2), Kinds::Classes(2), "90ms");
+        let calls = calls(&asked(3, 2), Kinds::Classes(2), None, "90ms");
         assert!(calls.iter().all(|call| call.path == "/generate?budget=90ms"));
         let bodies: Vec<&[u8]> = calls.iter().map(|call| call.body.as_deref().unwrap()).collect();
         let body = |seed: u64| format!(r#"{{"class":0,"seed":{seed}}}"#).into_bytes();

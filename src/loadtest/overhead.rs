@@ -51,7 +51,8 @@ impl Overhead {
         let measured: Result<_> = client_runtime()?.block_on(async {
             let clients = 2 * config.max_batch;
             let client = Arc::new(Client::connect(server.address, clients).await?);
-            let fleet = server.state.fleet();
+            let models = server.state.models();
+            let fleet = models[0].fleet();
             let about = fleet.any().about();
             if about.reads_texts {
                 return Err(Error::input("--overhead", "is of models that draw no texts"));
@@ -88,7 +89,7 @@ async fn over_http(
     clients: usize,
     window: Duration,
 ) -> Result<f64> {
-    let calls: Arc<[Call]> = calls(starts, Kinds::Classes(0), &exact(plan)).into();
+    let calls: Arc<[Call]> = calls(starts, Kinds::Classes(0), None, &exact(plan)).into();
     let client = client.clone();
     let work = move |index: usize| {
         let (client, calls) = (client.clone(), calls.clone());

@@ -94,14 +94,38 @@ impl Loaded {
         if self.prompts { Kinds::Prompts } else { Kinds::Classes(self.classes.len()) }
     }
 
-    /// Asks a server.
+    /// Asks a server about a model; about the usual one where none is named.
     ///
     /// # Errors
-    /// One sentence when it does not answer as an Accordion server does.
-    pub async fn ask(client: &Client) -> Result<Self> {
+    /// One sentence when it does not answer as an Accordion server does that has it.
+    pub async fn ask(client: &Client, model: Option<&str>) -> Result<Self> {
         let refused = |problem: String| Error::input("GET /subnets", problem);
-        let reply = client.send(&Call::get("/subnets")).await.map_err(refused)?;
+        let path = match model {
+            Some(model) => format!("/subnets?model={}", escaped(model)),
+            None => "/subnets".to_owned(),
+        };
+        let reply = client.send(&Call::get(&path)).await.map_err(refused)?;
         serde_json::from_slice(&reply.body)
             .map_err(|error| refused(format!("the answer ({}) is not Accordion's: {error}", reply.status.as_u16())))
+    }
+}
+
+/// A text as the value of a query.
+fn escaped(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escaped;
+
+    #[test]
+    fn any_name_can_stand_in_a_query() {
+        assert_eq!(escaped("sd-1.5_x"), "sd-1.5_x");
+        assert_eq!(escaped("a&b=c é"), "a%26b%3Dc%20%C3%A9");
     }
 }

@@ -1,7 +1,7 @@
 //! How the convolutions of a network are computed where memory is short.
 
 use super::program::{Extent, Op, Product, Program};
-use crate::ops::cpu::fused::method::Method;
+use crate::ops::cpu::fused::method::{Filtering, Method};
 
 /// The method of each layer of a program, whose weights shall take at most `limit` bytes together; of a layer that is no convolution of a
 /// map it means nothing.
@@ -10,18 +10,10 @@ use crate::ops::cpu::fused::method::Method;
 /// the map, so the largest maps get them first, and a layer for which too little is left is computed by the definition. Without a limit
 /// the shape of a layer alone decides; with one its network and the limit do, but never a batch, a subnet or a measured time.
 pub fn methods(program: &Program, limit: Option<usize>) -> Vec<Method> {
-    let convolution = |op: &Op| match op {
-        Op::Product(product) if matches!(program.extent(&product.x), Extent::Map { .. }) => {
-            Some(chosen(program, product))
-        }
-        _ => None,
-    };
-    let wanted: Vec<Option<Method>> = program.layers.iter().map(|layer| convolution(&layer.op)).collect();
+    let wanted: Vec<Option<Method>> = program.layers.iter().map(|layer| wanted(program, &layer.op)).collect();
     let mut methods: Vec<Method> = wanted.iter().map(|method| method.unwrap_or(Method::Direct)).collect();
     let Some(limit) = limit else { return methods };
-    let elements = |param: usize| program.spec.params[param].shape.iter().product::<usize>();
-    let by_definition: usize = (0..program.spec.params.len()).map(|param| 4 * elements(param)).sum();
-    let mut left = limit.saturating_sub(by_definition);
+    let mut left = limit.saturating_sub(by_definition(program));
     let product = |index: usize| match &program.layers[index].op {
         Op::Product(product) => product,
         _ => unreachable!("a convolution is a product"),
@@ -32,9 +24,7 @@ pub fn methods(program: &Program, limit: Option<usize>) -> Vec<Method> {
     places.sort_by_key(|&index| std::cmp::Reverse(program.extent(&product(index).x).pixels()));
     for index in places {
         let Method::Winograd(filtering) = methods[index] else { continue };
-        let own = 4 * elements(product(index).weight);
-        let taps = filtering.kernel().iter().product::<usize>();
-        let more = own / taps * filtering.matrices() - own;
+        let more = more(program, product(index), filtering);
         if more <= left {
             left -= more;
         } else {
@@ -42,6 +32,41 @@ pub fn methods(program: &Program, limit: Option<usize>) -> Vec<Method> {
         }
     }
     methods
+}
+
+/// The bytes that the weights of a program take without a limit.
+pub fn unlimited(program: &Program) -> usize {
+    let more = program.layers.iter().map(|layer| match (wanted(program, &layer.op), &layer.op) {
+        (Some(Method::Winograd(filtering)), Op::Product(product)) => more(program, product, filtering),
+        _ => 0,
+    });
+    by_definition(program) + more.sum::<usize>()
+}
+
+/// How a layer is computed where memory is no matter; `None` for one that is no convolution of a map.
+fn wanted(program: &Program, op: &Op) -> Option<Method> {
+    match op {
+        Op::Product(product) if matches!(program.extent(&product.x), Extent::Map { .. }) => {
+            Some(chosen(program, product))
+        }
+        _ => None,
+    }
+}
+
+/// Bytes of the weights as the definition has them.
+fn by_definition(program: &Program) -> usize {
+    (0..program.spec.params.len()).map(|param| weight_bytes(program, param)).sum()
+}
+
+fn weight_bytes(program: &Program, param: usize) -> usize {
+    4 * program.spec.params[param].shape.iter().product::<usize>()
+}
+
+/// Bytes that transformed weights of a layer take beyond those of the definition.
+fn more(program: &Program, product: &Product, filtering: Filtering) -> usize {
+    let own = weight_bytes(program, product.weight);
+    let taps = filtering.kernel().iter().product::<usize>();
+    own / taps * filtering.matrices() - own
 }
 
 fn chosen(program: &Program, product: &Product) -> Method {
@@ -54,7 +79,6 @@ mod tests {
     use crate::ImageShape;
     use crate::nets::builder::{Builder, Draw};
     use crate::ops::cpu::conv::Places;
-    use crate::ops::cpu::fused::method::Filtering;
     use std::collections::BTreeMap;
 
     /// Three convolutions of 16 channels: on 16x16, on 8x8 and on 16x16 pixels, with a strided one before the second and the third read
@@ -88,5 +112,7 @@ mod tests {
         ] {
             assert_eq!(methods(&program, limit), wanted, "{limit:?}");
         }
+        assert_eq!(unlimited(&program), weights + (2 * 27 + 7) * matrix);
+        assert_eq!(methods(&program, Some(unlimited(&program))), methods(&program, None));
     }
 }

@@ -29,7 +29,8 @@ use std::path::{Path, PathBuf};
 pub const CARD: &str = "model.toml";
 /// The weights.
 pub const WEIGHTS: &str = "supernet.safetensors";
-const SUBNETS: &str = "subnets.toml";
+/// Its subnets.
+pub const SUBNETS: &str = "subnets.toml";
 /// The network in whose features the quality of its images is measured, where it has one.
 pub const FEATURES: &str = "features.safetensors";
 

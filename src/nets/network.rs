@@ -1,6 +1,7 @@
 //! A backbone with its preconditioning: the denoiser as a function of its weights.
 
 use super::backbone::Backbone;
+use super::methods;
 use super::on_cpu::Packed;
 use super::on_gpu::Compiled;
 use super::on_tape;
@@ -69,6 +70,11 @@ impl Network {
     /// Channels that it is given beside what it denoises: those of a mask and a picture, of a network for inpainting; 0 of all others.
     pub fn beside(&self) -> usize {
         self.image().channels - self.state().channels
+    }
+
+    /// The bytes that its weights take on a CPU where nothing limits them.
+    pub fn unlimited_bytes(&self) -> usize {
+        methods::unlimited(&self.program)
     }
 
     /// The number of its classes; 0 if it is unconditional.

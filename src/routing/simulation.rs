@@ -1,6 +1,7 @@
 //! Policies on a machine and a clock that are made up: the laws of serving, without a model and without waiting.
 
 use crate::engine::policy::{Ask, Policy, Refusal, RequestId, Turn, Wish};
+use crate::engine::turns::{Ledger, SeatId};
 use crate::philox::Stream;
 use crate::routing::ladder::tests::{ladder, times};
 use crate::routing::{Elastic, Fixed, Ladder, SlackFit, StepTimes};
@@ -47,32 +48,119 @@ struct Machine {
     noise: f64,
 }
 
-/// Runs the arrivals, ascending in time, to the end. Every image makes the calls of its plan, in order, on its subnets.
+/// An engine of the simulation: who decides, what its machine takes, and what comes to it, ascending in time.
+struct Engine<'a> {
+    policy: &'a mut dyn Policy,
+    machine: &'a Machine,
+    arrivals: &'a [Arrival],
+}
+
+/// Runs the arrivals to the end. Every image makes the calls of its plan, in order, on its subnets.
 fn simulate(policy: &mut dyn Policy, machine: &Machine, arrivals: &[Arrival]) -> Vec<Ended> {
-    let names = machine.times.subnets().to_vec();
-    let ladder = ladder();
-    let mut ended = vec![Ended::default(); arrivals.len()];
-    let mut images: HashMap<(RequestId, u32), (Arc<crate::diffusion::Plan>, usize)> = HashMap::new();
-    let mut open: HashMap<RequestId, u32> = HashMap::new();
-    let mut coming = arrivals.iter().enumerate().peekable();
-    let noise = Stream::new(5, 1, 0);
-    let (mut now, mut calls) = (0.0f64, 0u64);
-    let seconds = Duration::from_secs_f64;
+    side_by_side(vec![Engine { policy, machine, arrivals }]).remove(0)
+}
+
+/// The same of several engines, whose calls take turns on one device.
+fn side_by_side(engines: Vec<Engine>) -> Vec<Vec<Ended>> {
+    let mut ledger = Ledger::default();
+    let mut desks: Vec<Desk> = engines.into_iter().map(|engine| Desk::new(engine, ledger.join())).collect();
+    let mut now = 0.0;
     loop {
-        while let Some((id, arrival)) = coming.next_if(|(_, arrival)| arrival.at <= now) {
-            ended[id].refused = policy.admit(arrival.ask(id)).is_err();
-            open.extend((!ended[id].refused).then_some((id as RequestId, arrival.images)));
+        admit(&mut desks, &mut ledger, now);
+        for desk in desks.iter_mut().filter(|desk| desk.turn.is_none()) {
+            desk.engine.policy.meet(ledger.company(desk.seat, seconds(now)));
+            desk.turn = desk.engine.policy.next(seconds(now));
+            match &desk.turn {
+                Some(_) => ledger.ask(desk.seat),
+                None => ledger.rest(desk.seat),
+            }
+            desk.plan(now);
         }
-        let Some(turn) = policy.next(seconds(now)) else {
-            match coming.peek() {
-                Some((_, arrival)) => now = arrival.at,
+        let Some(seat) = ledger.give() else {
+            let coming = desks.iter().filter_map(|desk| Some(desk.engine.arrivals.get(desk.came)?.at));
+            match coming.min_by(f64::total_cmp) {
+                Some(at) => now = at,
                 None => break,
             }
             continue;
         };
+        let running = desks.iter().position(|desk| desk.seat == seat).unwrap();
+        let took = desks[running].took();
+        now += took;
+        // What comes while the call runs is admitted at its own time, not after it.
+        admit(&mut desks, &mut ledger, now);
+        desks[running].ran(took, now);
+        ledger.ended(seat, seconds(took), seconds(now));
+    }
+    desks.into_iter().map(Desk::ended).collect()
+}
+
+fn seconds(time: f64) -> Duration {
+    Duration::from_secs_f64(time)
+}
+
+/// Takes what has come by now, or refuses it, each at its own time.
+fn admit(desks: &mut [Desk], ledger: &mut Ledger, now: f64) {
+    loop {
+        let came = desks.iter().enumerate().filter_map(|(index, desk)| {
+            let at = desk.engine.arrivals.get(desk.came)?.at;
+            (at <= now).then_some((at, index))
+        });
+        let Some((at, index)) = came.min_by(|a, b| a.0.total_cmp(&b.0)) else { return };
+        let (id, seat) = (desks[index].came, desks[index].seat);
+        desks[index].came += 1;
+        let Engine { policy, arrivals, .. } = &mut desks[index].engine;
+        let images = arrivals[id].images;
+        policy.meet(ledger.company(seat, seconds(at)));
+        let mut is_taken = policy.admit(arrivals[id].ask(id)).is_ok();
+        if is_taken && !ledger.works(seat) {
+            // As an engine does that begins to work beside others.
+            ledger.work(seat);
+            let others = desks.iter().filter(|other| other.seat != seat && ledger.works(other.seat));
+            let breaks = |other: &Desk| {
+                let company = ledger.company(other.seat, seconds(at));
+                other.engine.policy.breach(seconds(at), &company).is_some()
+            };
+            if others.into_iter().any(breaks) {
+                is_taken = false;
+                ledger.rest(seat);
+                ledger.refuse(seat, seconds(at));
+                desks[index].engine.policy.leave(id as RequestId);
+            }
+        }
+        desks[index].ended[id].refused = !is_taken;
+        desks[index].open.extend(is_taken.then_some((id as RequestId, images)));
+    }
+}
+
+/// An engine and what it has done.
+struct Desk<'a> {
+    engine: Engine<'a>,
+    seat: SeatId,
+    /// How many of its requests have come.
+    came: usize,
+    /// The call that it waits to make.
+    turn: Option<Turn>,
+    ended: Vec<Ended>,
+    images: HashMap<(RequestId, u32), (Arc<crate::diffusion::Plan>, usize)>,
+    open: HashMap<RequestId, u32>,
+    noise: Stream,
+    calls: u64,
+}
+
+impl<'a> Desk<'a> {
+    fn new(engine: Engine<'a>, seat: SeatId) -> Self {
+        let ended = vec![Ended::default(); engine.arrivals.len()];
+        let (images, open) = (HashMap::new(), HashMap::new());
+        Self { engine, seat, came: 0, turn: None, ended, images, open, noise: Stream::new(5, 1, 0), calls: 0 }
+    }
+
+    /// Begins images and changes plans as the turn says.
+    fn plan(&mut self, now: f64) {
+        let Some(turn) = &self.turn else { return };
         for (member, plan) in &turn.plans {
-            let image = images.entry((member.request, member.image)).or_insert_with(|| {
-                ended[member.request as usize].begun = now;
+            let image = self.images.entry((member.request, member.image)).or_insert_with(|| {
+                self.ended[member.request as usize].begun = now;
                 (plan.clone(), 0)
             });
             let (step, boundary) = image.0.position(image.1);
@@ -82,41 +170,48 @@ fn simulate(policy: &mut dyn Policy, machine: &Machine, arrivals: &[Arrival]) ->
             image.0 = plan.clone();
         }
         assert!(!turn.members.is_empty() && turn.members.len() <= MAX_BATCH, "{turn:?}");
-        let unit = noise.uniform(calls);
-        calls += 1;
-        let took = machine.slowness
-            * machine.times.measured(turn.kind, turn.members.len())
-            * (1.0 + machine.noise * (2.0 * unit - 1.0));
-        let end = now + took;
-        // What comes while the call runs is admitted at its own time, not after it.
-        now = end;
-        while let Some((id, arrival)) = coming.next_if(|(_, arrival)| arrival.at <= now) {
-            ended[id].refused = policy.admit(arrival.ask(id)).is_err();
-            open.extend((!ended[id].refused).then_some((id as RequestId, arrival.images)));
-        }
+    }
+
+    /// What the call takes.
+    fn took(&mut self) -> f64 {
+        let (turn, machine) = (self.turn.as_ref().unwrap(), self.engine.machine);
+        let unit = self.noise.uniform(self.calls);
+        self.calls += 1;
+        let measured = machine.times.measured(turn.kind, turn.members.len());
+        machine.slowness * measured * (1.0 + machine.noise * (2.0 * unit - 1.0))
+    }
+
+    /// The call has been made.
+    fn ran(&mut self, took: f64, now: f64) {
+        let turn = self.turn.take().unwrap();
+        let Engine { machine, arrivals, .. } = &self.engine;
+        let (names, ladder) = (machine.times.subnets(), ladder());
         for member in &turn.members {
             let key = (member.request, member.image);
-            let (plan, done) = images.get_mut(&key).expect("a member has begun");
+            let (plan, done) = self.images.get_mut(&key).expect("a member has begun");
             let (step, _) = plan.position(*done);
             assert_eq!(*plan.subnet_at(step), names[turn.kind], "the subnet of the member's next call");
             *done += 1;
             if *done == plan.evaluations() {
-                let (plan, _) = images.remove(&key).unwrap();
+                let (plan, _) = self.images.remove(&key).unwrap();
                 let arrival = &arrivals[member.request as usize];
-                let end = &mut ended[member.request as usize];
+                let end = &mut self.ended[member.request as usize];
                 end.took = now - arrival.at;
                 end.in_time = end.took <= arrival.within;
                 let quality = ladder.estimate(&plan, &machine.times).unwrap_or(0.0);
                 end.quality += quality / f64::from(arrival.images);
                 end.plans.push(plan.to_string());
-                *open.get_mut(&member.request).unwrap() -= 1;
+                *self.open.get_mut(&member.request).unwrap() -= 1;
             }
         }
-        policy.ran(&Turn { plans: Vec::new(), ..turn }, seconds(took), seconds(now));
+        self.engine.policy.ran(&Turn { plans: Vec::new(), ..turn }, seconds(took), seconds(now));
     }
-    open.retain(|_, left| *left > 0);
-    assert!(open.is_empty(), "requests were forgotten: {open:?}");
-    ended
+
+    fn ended(mut self) -> Vec<Ended> {
+        self.open.retain(|_, left| *left > 0);
+        assert!(self.open.is_empty(), "requests were forgotten: {:?}", self.open);
+        self.ended
+    }
 }
 
 fn machine() -> Machine {
@@ -322,6 +417,96 @@ fn a_machine_that_becomes_slower_does_not_miss_every_deadline() {
     assert!(attainment >= 0.99, "{attainment} {quality}");
 }
 
+/// What two engines serve side by side on one device, of which the second is so many times slower.
+fn two(arrivals: [&[Arrival]; 2], slower: f64) -> [Vec<Ended>; 2] {
+    let machines = [1.0, slower].map(|slowness| Machine { slowness, ..machine() });
+    let (mut one, mut other) = (elastic(), elastic_of(slower));
+    let engines = vec![
+        Engine { policy: &mut one, machine: &machines[0], arrivals: arrivals[0] },
+        Engine { policy: &mut other, machine: &machines[1], arrivals: arrivals[1] },
+    ];
+    let [one, other] = side_by_side(engines).try_into().unwrap();
+    [one, other]
+}
+
+/// One that knows that its machine is so many times slower.
+fn elastic_of(slower: f64) -> Elastic {
+    let times = times();
+    let of = |kind: usize, name: &String| {
+        let points = [1, 2, 4, MAX_BATCH].map(|batch| (batch, slower * times.measured(kind, batch)));
+        (name.clone(), points.to_vec())
+    };
+    let times = StepTimes::new(times.subnets().iter().enumerate().map(|(kind, name)| of(kind, name)), MAX_BATCH);
+    let plans = ladder();
+    let plans = plans.rungs().iter().map(|rung| (rung.plan.as_ref().clone(), rung.quality));
+    Elastic::new(Ladder::new(plans, &times).unwrap(), times, MAX_BATCH)
+}
+
+#[test]
+fn two_models_with_a_whole_machine_s_work_each_keep_their_deadlines_on_one_device() {
+    for load in [0.4, 1.0, 2.0] {
+        let arrivals = [1, 2].map(|seed| poisson(load * CAPACITY, 200.0, 2.0 * WITHIN, seed));
+        let ended = two([&arrivals[0], &arrivals[1]], 1.0);
+        let scores = ended.each_ref().map(|ended| score(ended));
+        println!("load {load} each: {scores:.4?}");
+        assert!(scores.iter().all(|(in_time, _)| *in_time >= 0.99), "load {load}: {scores:?}");
+        assert!((scores[0].1 - scores[1].1).abs() < 0.03, "both are served alike: {scores:?}");
+        let late = ended.iter().flatten().filter(|ended| !ended.refused && !ended.in_time).count();
+        assert_eq!(late, 0, "load {load}");
+    }
+}
+
+#[test]
+fn a_model_of_long_calls_does_not_starve_one_of_short_calls() {
+    let best = |seed, rate: f64, within| {
+        let arrivals = poisson(rate * CAPACITY, 60.0, within, seed);
+        let wish = Wish::Quality { floor: 1.0, target: 1.0 };
+        arrivals.into_iter().map(|arrival| Arrival { wish: wish.clone(), ..arrival }).collect::<Vec<_>>()
+    };
+    // A quarter of the device for the short ones; the long ones, of calls 20 times as long, could fill it.
+    let (short, long) = (best(1, 0.25, 2.0), best(2, 0.04, 300.0));
+    let [short, long] = two([&short, &long], 20.0);
+    let (in_time, _) = score(&short);
+    assert!(in_time >= 0.99, "{in_time}");
+    assert!(long.iter().all(|ended| !ended.refused && ended.in_time));
+    assert!(short.iter().all(|ended| ended.refused || ended.in_time));
+}
+
+#[test]
+fn a_model_beside_an_idle_one_has_the_device_to_itself() {
+    let arrivals = poisson(1.5 * CAPACITY, 60.0, WITHIN, 7);
+    let alone = simulate(&mut elastic(), &machine(), &arrivals);
+    let [beside, _] = two([&arrivals, &[]], 1.0);
+    assert_eq!(beside, alone);
+}
+
+#[test]
+fn a_seldom_asked_model_takes_no_half_of_the_device_from_a_busy_one() {
+    let busy = poisson(1.5 * CAPACITY, 100.0, 2.0 * WITHIN, 8);
+    let seldom = poisson(0.5, 100.0, 2.0 * WITHIN, 9);
+    let alone = score(&simulate(&mut elastic(), &machine(), &busy));
+    let [beside, seldom] = two([&busy, &seldom], 1.0).map(|ended| score(&ended));
+    println!("alone {alone:?}, beside {beside:?}, seldom {seldom:?}");
+    assert!(beside.0 >= 0.99 && beside.1 > alone.1 - 0.02, "{beside:?} {alone:?}");
+    assert!(seldom.0 >= 0.95, "{seldom:?}");
+}
+
+#[test]
+fn work_that_would_break_another_model_s_promise_is_refused_at_first_and_then_has_its_half() {
+    // Nothing can be degraded, and there is just time for what has been taken.
+    let wish = Wish::Quality { floor: 1.0, target: 1.0 };
+    let busy: Vec<Arrival> =
+        (0..200).map(|i| Arrival { at: 0.05 * f64::from(i), within: 0.6, images: 1, wish: wish.clone() }).collect();
+    let newcomer: Vec<Arrival> = (0..40)
+        .map(|i| Arrival { at: 2.01 + 0.2 * f64::from(i), within: 0.6, images: 1, wish: wish.clone() })
+        .collect();
+    let ended = two([&busy, &newcomer], 1.0);
+    let [busy, newcomer] = ended.each_ref().map(|ended| ended.iter().filter(|ended| !ended.refused).count());
+    assert!(ended[1][0].refused, "the promises that were there come first");
+    assert!(newcomer >= 20, "{newcomer} of the newcomer, {busy} of the other");
+    assert!(ended.iter().flatten().all(|ended| ended.refused || ended.in_time));
+}
+
 #[test]
 fn nothing_is_remembered_of_a_request_that_left() {
     let mut policy = elastic();
@@ -425,6 +610,34 @@ proptest! {
         let ended = simulate(&mut elastic(), &Machine { noise: 0.0, ..machine() }, &arrivals);
         for (arrival, ended) in arrivals.iter().zip(&ended) {
             prop_assert!(ended.refused || ended.in_time, "{arrival:?} {ended:?}");
+        }
+    }
+
+    #[test]
+    fn beside_another_model_nothing_that_was_admitted_is_late_by_more_than_a_call_of_the_other(
+        arrivals in prop::array::uniform2(
+            prop::collection::vec((0.0f64..0.2, 0.01f64..1.0, 1u32..5, 0.0f64..1.0), 1..30)),
+        slower in 1.0f64..5.0,
+    ) {
+        let arrivals = arrivals.map(|arrivals| {
+            let mut at = 0.0;
+            arrivals.into_iter().map(|(gap, within, images, floor)| {
+                at += gap;
+                Arrival { at, within, images, wish: Wish::Quality { floor, target: 1.0 } }
+            }).collect::<Vec<_>>()
+        });
+        let exact = |slowness| Machine { noise: 0.0, slowness, ..machine() };
+        let (mut one, mut other, machines) = (elastic(), elastic_of(slower), [exact(1.0), exact(slower)]);
+        let ended = side_by_side(vec![
+            Engine { policy: &mut one, machine: &machines[0], arrivals: &arrivals[0] },
+            Engine { policy: &mut other, machine: &machines[1], arrivals: &arrivals[1] },
+        ]);
+        // How long a call of the other is, is known from those that it has made.
+        let longest = |slowness: f64| slowness * times().measured(2, MAX_BATCH);
+        for ((arrivals, ended), call) in arrivals.iter().zip(&ended).zip([longest(slower), longest(1.0)]) {
+            for (arrival, ended) in arrivals.iter().zip(ended) {
+                prop_assert!(ended.refused || ended.took <= arrival.within + call, "{arrival:?} {ended:?}");
+            }
         }
     }
 

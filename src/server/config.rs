@@ -1,6 +1,5 @@
 //! `config/serve.toml`.
 
-use crate::engine::EngineLimits;
 use crate::files::read_toml;
 use crate::nets::opened::weight_limit;
 use crate::nets::{Placement, Threads};
@@ -22,9 +21,9 @@ pub struct ServeConfig {
     /// Where HAProxy's agent-check is answered; nowhere without it, or with an empty text.
     #[serde(deserialize_with = "address_or_none")]
     pub agent_listen: Option<SocketAddr>,
-    /// The model directory.
-    pub model: PathBuf,
-    /// Whether its files are held against the hashes in its `model.toml`.
+    /// The model directories, that of the usual model first.
+    pub models: Vec<PathBuf>,
+    /// Whether their files are held against the hashes in their `model.toml`.
     pub verify: bool,
     /// Where to denoise, an engine each: `cpu`, or GPUs as `cuda:0`.
     pub devices: Vec<Placement>,
@@ -34,9 +33,9 @@ pub struct ServeConfig {
     pub policy: PolicyChoice,
     /// Samples in one call of the denoiser; an image under guidance is two, and runs alone where only one fits.
     pub max_batch: usize,
-    /// Gigabytes that the denoiser's weights shall take on a CPU; 0 is no limit.
+    /// Gigabytes that the denoisers' weights shall take on the CPU, those of all models together; 0 is no limit.
     pub max_weight_gb: f64,
-    /// Images that may wait for their first step; beyond it requests get 429.
+    /// Images that may wait for their first step, of all models together; beyond it requests get 429.
     pub queue_images: usize,
     /// Threads that denoise, for each device; 0 is one for each core.
     pub threads: usize,
@@ -122,7 +121,7 @@ impl Default for ServeConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             agent_listen: None,
-            model: PathBuf::from("models/fashion-mnist"),
+            models: vec![PathBuf::from("models/fashion-mnist")],
             verify: true,
             devices: vec![Placement::Cpu],
             precision: Precision::F32,
@@ -172,12 +171,7 @@ impl ServeConfig {
         Ok(config)
     }
 
-    /// How much the engine takes.
-    pub fn engine_limits(&self) -> EngineLimits {
-        EngineLimits { queue_images: self.queue_images }
-    }
-
-    /// The bytes that the denoiser's weights shall take on a CPU, where there is a limit.
+    /// The bytes that the denoisers' weights shall take on the CPU together, where there is a limit.
     pub fn weight_limit(&self) -> Option<usize> {
         weight_limit(self.max_weight_gb)
     }
@@ -233,6 +227,10 @@ impl ServeConfig {
         for origin in &self.cors_origins {
             check_origin(origin).map_err(|problem| ("cors_origins", problem))?;
         }
+        if self.models.is_empty() {
+            let problem = "is empty: name at least one directory, as in [\"models/fashion-mnist\"]";
+            return Err(("models", problem.to_owned()));
+        }
         if self.devices.is_empty() {
             return Err(("devices", "is empty: name at least one, as in [\"cpu\"]".to_owned()));
         }
@@ -281,7 +279,7 @@ mod tests {
         for field in [
             "listen",
             "agent_listen",
-            "model",
+            "models",
             "max_batch",
             "max_weight_gb",
             "queue_images",
@@ -340,6 +338,8 @@ mod tests {
             ("[budgets.best]\nwithin_ms = 300001", ": budgets.best: within_ms is 300001, but must be 1 to 300000"),
             ("policy = \"fifo\"", ": policy: policy: `fifo` is unknown: accepted are elastic, slackfit, fixed:<plan>"),
             ("devices = []", ": devices: is empty"),
+            ("models = []", ": models: is empty: name at least one directory"),
+            ("model = \"models/a\"", ": unknown field `model`, expected one of `listen`, `agent_listen`, `models`"),
             ("max_weight_gb = -1.0", ": max_weight_gb: is -1, but must be from 0, for no limit, to"),
             (
                 "devices = [\"tpu\"]",

@@ -10,7 +10,7 @@ use crate::routing::{Budget, MinQuality, Resolved, RoutingError};
 use crate::server::metrics::{Observation, Timings};
 use crate::server::original::{Given, Started};
 use crate::server::subject::{Subject, Told};
-use crate::server::{ApiError, AppState};
+use crate::server::{ApiError, AppState, Loaded};
 use image::ImageResult;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,8 +34,10 @@ pub(super) struct Order {
     pub n: Option<u32>,
 }
 
-/// An order that the engine has taken. Dropping it cancels the work within one step.
+/// An order that an engine has taken. Dropping it cancels the work within one step.
 pub(super) struct Taken {
+    /// Who draws it.
+    model: Arc<Loaded>,
     ticket: Ticket,
     pub planned: Arc<Plan>,
     pub seed: u64,
@@ -66,20 +68,21 @@ pub(super) struct Drawn {
     settings: Settings,
 }
 
-/// Checks an order against the model and the limits, and puts it into the queue.
+/// Checks an order against a model and the limits, and puts it into the queue.
 ///
 /// # Errors
 /// Everything that a request can be refused for after its syntax.
 pub(super) async fn take(
     state: &AppState,
+    model: Arc<Loaded>,
     order: Order,
     events: Option<mpsc::Sender<Step>>,
     observation: &mut Observation,
 ) -> Result<Taken, ApiError> {
     let Order { arrived, budget, min_quality, subject, given, size, seed, n } = order;
-    let canvases = &state.fleet.any().about().canvases;
+    let canvases = &model.about().canvases;
     let given = Given { strength: strength_of(&given, &budget)?, ..given };
-    let Started { original, strength, canvas, files: [image, mask] } = given.started(state, size).await?;
+    let Started { original, strength, canvas, files: [image, mask] } = given.started(canvases, size).await?;
     let shape = canvases[canvas].picture;
     let images = image_count(state, shape, n)?;
     let budget = match budget {
@@ -93,13 +96,13 @@ pub(super) async fn take(
         require_steps(state, plan.steps)?;
     }
     let longest = Duration::from_secs(state.limits.request_timeout_s);
-    let started = (strength < 1.0).then(|| state.ladder.started(strength, &state.times));
-    let ladder = started.as_ref().unwrap_or(&state.ladder);
-    let resolved = state.budgets.resolve(&budget, min_quality.as_ref(), ladder, &state.times, longest)?;
+    let started = (strength < 1.0).then(|| model.ladder.started(strength, &model.times));
+    let ladder = started.as_ref().unwrap_or(&model.ladder);
+    let resolved = state.budgets.resolve(&budget, min_quality.as_ref(), ladder, &model.times, longest)?;
     let Resolved { wish, within, asked } = resolved;
     let (prompts, negative_prompt) = (Vec::from_iter(subject.prompt.clone()), subject.negative_prompt.clone());
-    let Told { condition, negative, guidance, truncated } = subject.told(state).await?;
-    let class = condition.class().map(|class| state.fleet.any().about().classes[class].clone());
+    let Told { condition, negative, guidance, truncated } = subject.told(&model).await?;
+    let class = condition.class().map(|class| model.about().classes[class].clone());
     let seed = match seed {
         Some(seed) => seed,
         None => getrandom::u64().map_err(|e| ApiError::Internal(e.to_string()))? >> (u64::BITS - DRAWN_SEED_BITS),
@@ -121,7 +124,7 @@ pub(super) async fn take(
         strength,
         events,
     };
-    let ticket = state.fleet.submit(job)?;
+    let ticket = model.fleet.submit(job)?;
     let planned = ticket.planned().plan.clone();
     observation.set_plan(&planned);
     let settings = Settings {
@@ -133,9 +136,9 @@ pub(super) async fn take(
         image,
         mask,
         strength,
-        ..Settings::new(&state.model, state.fleet.any().about(), planned.to_string(), seed, shape.size())
+        ..Settings::new(&model.name, model.about(), planned.to_string(), seed, shape.size())
     };
-    Ok(Taken { ticket, planned, seed, images, asked, arrived, within, shape, truncated, settings })
+    Ok(Taken { model, ticket, planned, seed, images, asked, arrived, within, shape, truncated, settings })
 }
 
 impl Taken {
@@ -144,7 +147,7 @@ impl Taken {
     /// # Errors
     /// [`ApiError::Timeout`], or what the engine says.
     pub async fn drawn(self, state: &AppState, observation: &mut Observation) -> Result<Drawn, ApiError> {
-        let Self { ticket, planned, seed, images, asked, arrived, within, shape, truncated, settings } = self;
+        let Self { model, ticket, planned, seed, images, asked, arrived, within, shape, truncated, settings } = self;
         let limit = state.limits.request_timeout_s;
         // Dropping the ticket, here or with this whole future when the client goes away, cancels the job.
         let finished = tokio::time::timeout(Duration::from_secs(limit), ticket.wait());
@@ -152,8 +155,8 @@ impl Taken {
         finished.plans.iter().for_each(|plan| observation.set_plan(plan));
         // A plan that is neither measured nor what was planned is one of the frontier that changed on the way.
         let changed =
-            |plan: &Arc<Plan>| (*plan != planned).then(|| state.ladder.estimate(plan, &state.times)).flatten();
-        let of = |plan: &Arc<Plan>| state.ladder.quality(plan).or_else(|| changed(plan));
+            |plan: &Arc<Plan>| (*plan != planned).then(|| model.ladder.estimate(plan, &model.times)).flatten();
+        let of = |plan: &Arc<Plan>| model.ladder.quality(plan).or_else(|| changed(plan));
         let qualities: Option<Vec<f64>> = finished.plans.iter().map(of).collect();
         let quality = qualities.map(|qualities| qualities.iter().sum::<f64>() / qualities.len().max(1) as f64);
         if let (Some(asked), Some(served)) = (asked, quality) {
@@ -274,10 +277,10 @@ fn image_count(state: &AppState, shape: ImageShape, asked: Option<u32>) -> Resul
     Ok(images)
 }
 
-/// The most images that a request may ask for: their grid has to be small enough as well.
-pub(super) fn most_images(state: &AppState) -> u32 {
+/// The most images that a request may ask of a model: their grid has to be small enough as well.
+pub(super) fn most_images(state: &AppState, model: &Loaded) -> u32 {
     let fits = |images: &u32| {
-        let grid = grid_shape(state.fleet.any().about().picture(), *images as usize);
+        let grid = grid_shape(model.about().picture(), *images as usize);
         grid.height * grid.width <= state.limits.max_pixels
     };
     (1..=state.limits.max_n).take_while(fits).last().unwrap_or(0)

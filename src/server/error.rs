@@ -119,13 +119,13 @@ pub enum ApiError {
     /// `ambiguous_prompt`: an image is of one class. -> 400
     #[error("the prompt names several classes, {}: name one", .0.join(" and "))]
     AmbiguousPrompt(Vec<String>),
-    /// `model_not_found`: another model than the loaded one. -> 404
-    #[error("model `{asked}` is not loaded: accepted is {loaded}")]
+    /// `model_not_found`: a model that is not loaded. -> 404
+    #[error("model `{asked}` is not loaded: accepted {} {}", if loaded.len() == 1 { "is" } else { "are" }, loaded.join(", "))]
     UnknownModel {
         /// What was asked.
         asked: String,
-        /// The name of the loaded model.
-        loaded: String,
+        /// The names of the loaded models, the usual one first.
+        loaded: Vec<String>,
     },
     /// `not_found`. -> 404
     #[error("nothing is at {0}: POST /generate draws an image")]
@@ -157,7 +157,7 @@ pub enum ApiError {
     /// `engine_stalled`: one call of the denoiser takes longer than that many seconds. -> 500
     #[error("the engine has not finished a step for more than {0} s")]
     Stalled(u64),
-    /// `starting`: the model is not loaded yet. -> 503 with Retry-After
+    /// `starting`: the models are not loaded yet. -> 503 with Retry-After
     #[error("the server is starting: the model is not ready yet")]
     Starting,
     /// `draining`: the server is shutting down. -> 503

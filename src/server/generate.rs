@@ -2,6 +2,7 @@
 
 use crate::engine::Step;
 use crate::engine::image::{Format, JPEG_QUALITY, Raster};
+use crate::routing::RoutingError;
 use crate::server::draw::{Drawn, Order, Taken, take};
 use crate::server::error::{ErrorBody, Failures, Locked, Refusals};
 use crate::server::events::{self, EVENTS, ServerSentEvent, Voice};
@@ -14,7 +15,7 @@ use crate::server::subject::Subject;
 use crate::server::wire::{GenerateBody, GenerateQuery};
 use crate::server::{ApiError, AppState};
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
@@ -25,10 +26,12 @@ use tracing::Instrument;
 /// The largest body without its pictures: hundreds of times what the fields need.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
-/// The largest body of a request for images: with two pictures in base 64.
+/// The largest body of a request for images: with two pictures of any model in base 64.
 pub(super) fn most_body_bytes(state: &AppState) -> usize {
-    MAX_BODY_BYTES + 2 * original::most_bytes(&state.fleet.any().about().canvases) / 3 * 4
+    let most = state.models().iter().map(|model| original::most_bytes(&model.about().canvases)).max();
+    MAX_BODY_BYTES + 2 * most.unwrap_or(0) / 3 * 4
 }
+
 /// Draw an image, or a grid of `n`.
 ///
 /// Where `Accept` names `text/event-stream`, and weighs it no less than any image, the answer is a stream of server-sent
@@ -58,6 +61,7 @@ pub(super) fn most_body_bytes(state: &AppState) -> usize {
                 ("x-seed" = u64, description = "The seed of the images."),
                 ("server-timing" = String, description = "Milliseconds that the images waited, were drawn and encoded."),
             )),
+        (status = 404, description = "`model` is not loaded.", body = ErrorBody),
         (status = 406, description = "`Accept` allows no format that there is.", body = ErrorBody),
         Refusals,
         Locked,
@@ -96,7 +100,7 @@ async fn accept(state: &AppState, request: Request, observation: &mut Observatio
     if state.is_draining() {
         return Err(ApiError::Draining);
     }
-    let GenerateQuery { budget, min_quality, keep } = query(&request)?;
+    let GenerateQuery { model: named, budget, min_quality, keep } = query(&request)?;
     let budget = budget.map_or(Ok(crate::routing::Budget::DEFAULT), |text| text.parse())?;
     observation.set_budget(&budget);
     let min_quality = min_quality.map(|text| text.parse()).transpose()?;
@@ -104,6 +108,7 @@ async fn accept(state: &AppState, request: Request, observation: &mut Observatio
     let headers = request.headers().clone();
     let body = GenerateBody::parse(&read_body(state, request).await?)?;
     let GenerateBody {
+        model,
         class,
         prompt,
         negative_prompt,
@@ -117,6 +122,7 @@ async fn accept(state: &AppState, request: Request, observation: &mut Observatio
         strength,
         format,
     } = body;
+    let model = state.catalogue.choose(one_of(named.as_deref(), model.as_deref())?)?;
     let format = format.map(|name| name.parse().map_err(ApiError::UnknownFormat)).transpose()?;
     let (events, accepted) = match accepted_shape(&headers) {
         Shape::Events(accepted) => (true, Some(accepted)),
@@ -128,7 +134,7 @@ async fn accept(state: &AppState, request: Request, observation: &mut Observatio
     let given = Given { image, mask, strength };
     let order = Order { arrived, budget, min_quality, subject, given, size: [width, height], seed, n };
     let (told, steps) = events.then(|| mpsc::channel(EVENTS)).unzip();
-    let taken = take(state, order, told, observation).await?;
+    let taken = take(state, model, order, told, observation).await?;
     let keeper = keep.unwrap_or(false).then(|| {
         let id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
         Keeper { kept: state.kept.clone(), id }
@@ -220,11 +226,26 @@ fn query(request: &Request) -> Result<GenerateQuery, ApiError> {
     Ok(query)
 }
 
-pub(super) async fn read_body(state: &AppState, request: Request) -> Result<Bytes, ApiError> {
+/// The model that the query or the body names.
+///
+/// # Errors
+/// [`RoutingError::Contradiction`] where they name different ones.
+fn one_of<'a>(query: Option<&'a str>, body: Option<&'a str>) -> Result<Option<&'a str>, ApiError> {
+    match (query, body) {
+        (Some(one), Some(other)) if one != other => {
+            let problem = format!("the query asks for model {one} and the body for {other}: leave one of them out");
+            Err(RoutingError::Contradiction(problem).into())
+        }
+        _ => Ok(query.or(body)),
+    }
+}
+
+pub(super) async fn read_body(state: &AppState, mut request: Request) -> Result<Bytes, ApiError> {
     let limit = state.limits.body_timeout_s;
     let most = most_body_bytes(state);
     let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let is_small = length.is_some_and(|length: usize| length <= MAX_BODY_BYTES);
+    DefaultBodyLimit::max(most).apply(&mut request);
     let read = async {
         // Never closed: there is a place in the end.
         let _place = if is_small { None } else { state.large_bodies.acquire().await.ok() };

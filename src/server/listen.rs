@@ -1,11 +1,11 @@
 //! Connections: accept, serve, drain.
 
-use crate::engine::{EngineError, Fleet};
+use crate::engine::EngineError;
 use crate::server::head_timer::HeadTimer;
 use crate::server::linger::{Lingering, UnderWay};
 use crate::server::process::ignores;
 use crate::server::write_timeout::WriteTimeout;
-use crate::server::{AppState, Host, Limits};
+use crate::server::{AppState, Host, Limits, Loaded};
 use crate::{Error, Result};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -44,7 +44,7 @@ pub async fn serve(listener: TcpListener, host: Arc<Host>, mut signals: Signals)
         () = signals.next() => {}
     }
     let Some(state) = host.state() else {
-        tracing::info!("stopped before the model was loaded");
+        tracing::info!("stopped before the models were loaded");
         return Ok(());
     };
     state.leave();
@@ -61,7 +61,7 @@ pub async fn serve(listener: TcpListener, host: Arc<Host>, mut signals: Signals)
     tracing::info!(connections = connections.count(), "draining");
     let finish = async {
         connections.shutdown().await;
-        ended(&state.fleet).await
+        ended(state.catalogue.alive()).await
     };
     let unfinished =
         |_| Error::input("limits.drain_timeout_s", format!("requests were left unfinished after {limit} s"));
@@ -73,8 +73,9 @@ pub async fn serve(listener: TcpListener, host: Arc<Host>, mut signals: Signals)
 
 /// The end at a second signal. Fails if somebody loses by it.
 fn cut_off(state: &AppState) -> Result<()> {
-    let active: usize = state.fleet.engines().map(|(_, engine)| engine.stats().active()).sum();
-    match state.fleet.waiting() + active {
+    let models = state.catalogue.alive();
+    let engines = models.iter().flat_map(|model| model.fleet.engines());
+    match engines.map(|(_, engine)| engine.waiting() + engine.stats().active()).sum::<usize>() {
         0 => Ok(()),
         images => Err(Error::input("a second signal", format!("{images} images were left unfinished"))),
     }
@@ -82,14 +83,15 @@ fn cut_off(state: &AppState) -> Result<()> {
 
 /// Waits for the engines' end on a thread of its own: the runtime would wait for its blocking threads before the
 /// process may exit, also for one that a stuck device holds.
-async fn ended(fleet: &Arc<Fleet>) -> std::result::Result<(), EngineError> {
+async fn ended(models: Vec<Arc<Loaded>>) -> std::result::Result<(), EngineError> {
     let (answer, ended) = oneshot::channel();
-    let fleet = fleet.clone();
-    std::thread::spawn(move || answer.send(fleet.join()));
+    std::thread::spawn(move || {
+        answer.send(models.iter().map(|model| model.fleet.join()).fold(Ok(()), std::result::Result::and))
+    });
     ended.await.unwrap_or(Err(EngineError::Dead))
 }
 
-/// Requests to stop.
+/// Requests from outside, such as to stop.
 #[derive(Debug)]
 pub struct Signals(mpsc::Receiver<()>);
 
@@ -109,17 +111,40 @@ impl From<mpsc::Receiver<()>> for Signals {
     }
 }
 
-/// SIGTERM, SIGINT and SIGHUP, from here on. A hangup that whoever started the process has it ignore, as `nohup` does,
-/// stays ignored: otherwise work would end with the terminal that it was started to outlive.
+/// What ends a process, but for a hangup.
+const ENDS: [SignalKind; 2] = [SignalKind::terminate(), SignalKind::interrupt()];
+
+/// SIGTERM and SIGINT, from here on.
 ///
 /// # Errors
 /// When the system refuses to register the handlers.
-pub fn signalled() -> io::Result<Signals> {
+pub fn terminated() -> io::Result<Signals> {
+    arriving(&ENDS)
+}
+
+/// SIGHUP, from here on: also where whoever started the process has it ignored, as `nohup` does, since it ends nothing.
+///
+/// # Errors
+/// As [`terminated`].
+pub fn hung_up() -> io::Result<Signals> {
+    arriving(&[SignalKind::hangup()])
+}
+
+/// All three, of which each ends what is done, from here on. A hangup that whoever started the process has it ignore, as `nohup` does,
+/// stays ignored: otherwise work would end with the terminal that it was started to outlive.
+///
+/// # Errors
+/// As [`terminated`].
+pub fn stopped() -> io::Result<Signals> {
+    match SignalKind::hangup() {
+        hangup if ignores(hangup) => terminated(),
+        hangup => arriving(&[ENDS[0], ENDS[1], hangup]),
+    }
+}
+
+fn arriving(kinds: &[SignalKind]) -> io::Result<Signals> {
     let (send, signals) = mpsc::channel(2);
-    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
-        if kind == SignalKind::hangup() && ignores(kind) {
-            continue;
-        }
+    for &kind in kinds {
         let (mut arriving, send) = (signal(kind)?, send.clone());
         tokio::spawn(async move { while arriving.recv().await.is_some() && send.send(()).await.is_ok() {} });
     }

@@ -1,9 +1,9 @@
 //! How loaded the server is, for balancers.
 
-use crate::engine::Fleet;
+use crate::engine::Turns;
 use crate::server::AppState;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -24,7 +24,7 @@ pub struct Load {
 impl AppState {
     /// The load over the last interval: since the reading before this one, a second at least.
     pub fn load(&self) -> Load {
-        Load { quality_deficit: self.metrics.quality_deficit(), ..self.meter.read(&self.fleet) }
+        Load { quality_deficit: self.metrics.quality_deficit(), ..self.meter.read(self.room.devices()) }
     }
 }
 
@@ -55,21 +55,17 @@ impl LoadMeter {
     }
 
     /// All but the quality deficit.
-    fn read(&self, fleet: &Fleet) -> Load {
+    fn read(&self, devices: &[Arc<Turns>]) -> Load {
         // Replaced field by field, but sound at every moment.
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = window.since.elapsed();
         if elapsed >= INTERVAL {
-            let (mut busy, mut devices) = (Duration::ZERO, 0);
-            for (_, engine) in fleet.engines() {
-                busy += engine.stats().subnets().iter().map(|(_, subnet)| subnet.busy()).sum::<Duration>();
-                devices += 1;
-            }
+            let busy: Duration = devices.iter().map(|device| device.used()).sum();
             let answered = self.answered.load(Relaxed);
             let share = |part: f64| part / elapsed.as_secs_f64();
             window.load = Load {
-                // A call counts when it ends, so that a long one may fill more than the interval.
-                utilization: (share(busy.saturating_sub(window.busy).as_secs_f64()) / f64::from(devices)).min(1.0),
+                // A turn counts when it ends, so that a long one may fill more than the interval.
+                utilization: (share(busy.saturating_sub(window.busy).as_secs_f64()) / devices.len() as f64).min(1.0),
                 quality_deficit: 0.0,
                 rps: share((answered - window.answered) as f64),
             };

@@ -1,12 +1,13 @@
-//! Prometheus. Labels are closed sets: budgets, the model's subnets, outcomes, formats, devices.
+//! Prometheus. Labels are closed sets: budgets, the models and their subnets, outcomes, formats, devices.
 
 use crate::diffusion::Plan;
 use crate::engine::image::Format;
-use crate::engine::{Finished, Fleet};
+use crate::engine::{Engine, Finished};
 use crate::routing::{Budget, Budgets};
-use crate::server::ApiError;
+use crate::server::catalogue::Catalogue;
 use crate::server::deficit::Deficit;
 use crate::server::identity::Record;
+use crate::server::{ApiError, Loaded};
 use crate::supernet::bytes_as_copies;
 use axum::extract::Request;
 use axum::http::StatusCode;
@@ -94,7 +95,12 @@ impl Metrics {
     ///
     /// # Errors
     /// If it already holds metrics of these names.
-    pub fn register(registry: Registry, fleet: &Arc<Fleet>, budgets: &Budgets, longest: Duration) -> Result<Self> {
+    pub fn register(
+        registry: Registry,
+        catalogue: &Arc<Catalogue>,
+        budgets: &Budgets,
+        longest: Duration,
+    ) -> Result<Self> {
         // The share of requests in time can be read exactly.
         let deadlines = budgets.named().map(|(_, budget)| budget.within_ms as f64 / 1e3);
         let seconds = |name: &str, help: &str, a_decade: i32| {
@@ -141,7 +147,7 @@ impl Metrics {
         for histogram in [&metrics.request, &metrics.queue, &metrics.denoise, &metrics.encode] {
             metrics.registry.register(Box::new(histogram.clone()))?;
         }
-        metrics.registry.register(Box::new(EngineCollector::new(fleet.clone(), deficit)?))?;
+        metrics.registry.register(Box::new(EngineCollector::new(catalogue.clone(), deficit)?))?;
         Ok(metrics)
     }
 
@@ -291,25 +297,25 @@ impl Timings {
     }
 }
 
-/// Reads the engines when it is scraped, so that no gauge is kept beside what it measures.
+/// Reads the engines of the models that are served when it is scraped, so that no gauge is kept beside what it measures.
 struct EngineCollector {
-    fleet: Arc<Fleet>,
+    catalogue: Arc<Catalogue>,
     deficit: Arc<Deficit>,
     descriptions: Vec<Desc>,
 }
 
 impl EngineCollector {
-    fn new(fleet: Arc<Fleet>, deficit: Arc<Deficit>) -> Result<Self> {
-        let gauges = read(&fleet, &deficit)?;
-        let families = histograms(&fleet).into_iter().map(|family| {
-            let labels = vec!["device".to_owned(), "subnet".to_owned()];
+    fn new(catalogue: Arc<Catalogue>, deficit: Arc<Deficit>) -> Result<Self> {
+        let gauges = read(&catalogue.all(), &deficit)?;
+        let families = histograms(&catalogue.all()).into_iter().map(|family| {
+            let labels = LABELS.map(str::to_owned).to_vec();
             Desc::new(family.name().to_owned(), family.help().to_owned(), labels, Default::default())
         });
         let mut descriptions: Vec<Desc> = gauges.iter().flat_map(|metric| metric.desc()).cloned().collect();
         for description in families {
             descriptions.push(description?);
         }
-        Ok(Self { fleet, deficit, descriptions })
+        Ok(Self { catalogue, deficit, descriptions })
     }
 }
 
@@ -320,15 +326,24 @@ impl Collector for EngineCollector {
 
     fn collect(&self) -> Vec<MetricFamily> {
         // The same names passed when the collector was made.
-        let gauges = read(&self.fleet, &self.deficit).unwrap_or_default();
+        let models = self.catalogue.all();
+        let gauges = read(&models, &self.deficit).unwrap_or_default();
         let mut families: Vec<MetricFamily> = gauges.iter().flat_map(|metric| metric.collect()).collect();
-        families.extend(histograms(&self.fleet));
+        families.extend(histograms(&models));
         families
     }
 }
 
+/// What tells apart what one subnet has done; without the last, one engine.
+const LABELS: [&str; 3] = ["device", "model", "subnet"];
+
+/// The engines of all models, each with the values of its labels.
+fn engines(models: &[Arc<Loaded>]) -> impl Iterator<Item = ([&str; 2], &Engine)> {
+    models.iter().flat_map(|model| model.fleet.engines().map(|(device, engine)| ([device, model.name()], engine)))
+}
+
 /// The engines' histograms, which they keep without labels.
-fn histograms(fleet: &Fleet) -> Vec<MetricFamily> {
+fn histograms(models: &[Arc<Loaded>]) -> Vec<MetricFamily> {
     let label = |name: &str, value: &str| {
         let mut label = LabelPair::default();
         label.set_name(name.to_owned());
@@ -341,13 +356,19 @@ fn histograms(fleet: &Fleet) -> Vec<MetricFamily> {
     let mut batch = MetricFamily::default();
     batch.set_name("accordion_denoiser_batch_samples".to_owned());
     batch.set_help("Samples in a call of the denoiser.".to_owned());
-    for (device, engine) in fleet.engines() {
+    for ([device, model], engine) in engines(models) {
         for (subnet, stats) in engine.stats().subnets() {
             for (family, histogram) in [(&mut call, stats.call_seconds()), (&mut batch, stats.batch())] {
                 for mut read in histogram.collect() {
                     family.set_field_type(read.get_field_type());
                     for mut metric in read.take_metric() {
-                        metric.set_label(vec![label("device", device), label("subnet", subnet)]);
+                        metric.set_label(
+                            LABELS
+                                .iter()
+                                .zip([device, model, subnet])
+                                .map(|(name, value)| label(name, value))
+                                .collect(),
+                        );
                         family.mut_metric().push(metric);
                     }
                 }
@@ -357,8 +378,8 @@ fn histograms(fleet: &Fleet) -> Vec<MetricFamily> {
     vec![call, batch]
 }
 
-fn read(fleet: &Fleet, deficit: &Deficit) -> Result<Vec<Box<dyn Collector>>> {
-    let count = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &["device"]);
+fn read(models: &[Arc<Loaded>], deficit: &Deficit) -> Result<Vec<Box<dyn Collector>>> {
+    let count = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &LABELS[..2]);
     let waiting = count("accordion_queue_images", "Images that wait for their first step.")?;
     let active = count("accordion_active_images", "Images between their first step and their last.")?;
     let weights = count("accordion_weight_bytes", "Memory that the weights of all subnets take together.")?;
@@ -368,16 +389,16 @@ fn read(fleet: &Fleet, deficit: &Deficit) -> Result<Vec<Box<dyn Collector>>> {
     let up = count("accordion_engine_up", "1 while the engine's thread lives, 0 once it has died.")?;
     let work = GaugeVec::new(
         Opts::new("accordion_queue_work_seconds", "Work that was taken and is not done, as time of the device."),
-        &["device"],
+        &LABELS[..2],
     )?;
-    let labels = &["device", "subnet"];
+    let labels = &LABELS;
     let calls = IntCounterVec::new(Opts::new("accordion_denoiser_calls_total", "Batches denoised."), labels)?;
     let samples = IntCounterVec::new(
         Opts::new("accordion_denoiser_samples_total", "Samples in all batches; an image under guidance counts twice."),
         labels,
     )?;
     let busy = CounterVec::new(Opts::new("accordion_denoiser_seconds_total", "Time spent in the denoiser."), labels)?;
-    for (device, engine) in fleet.engines() {
+    for ([device, model], engine) in engines(models) {
         let stats = engine.stats();
         let integer = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         for (gauge, value) in [
@@ -388,11 +409,11 @@ fn read(fleet: &Fleet, deficit: &Deficit) -> Result<Vec<Box<dyn Collector>>> {
             (&activations, stats.activation_bytes()),
             (&up, usize::from(engine.is_alive())),
         ] {
-            gauge.with_label_values(&[device]).set(integer(value));
+            gauge.with_label_values(&[device, model]).set(integer(value));
         }
-        work.with_label_values(&[device]).set(engine.work().as_secs_f64());
+        work.with_label_values(&[device, model]).set(engine.work().as_secs_f64());
         for (name, subnet) in stats.subnets() {
-            let labels = &[device, name.as_str()];
+            let labels = &[device, model, name.as_str()];
             calls.with_label_values(labels).inc_by(subnet.calls());
             samples.with_label_values(labels).inc_by(subnet.samples());
             busy.with_label_values(labels).inc_by(subnet.busy().as_secs_f64());

@@ -3,15 +3,16 @@
 use crate::routing::{NamedBudget, Rung};
 use crate::server::error::{ErrorBody, Failures, Locked};
 use crate::server::negotiate::text_of;
-use crate::server::openai::{require_model, sizes};
-use crate::server::{ApiError, AppState};
+use crate::server::openai::sizes;
+use crate::server::{ApiError, AppState, Loaded};
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
-use serde::Serialize;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct LoadedModel {
@@ -69,15 +70,37 @@ struct LoadedSubnet {
     macs: u64,
 }
 
-/// Describe the model: its classes, its subnets, and what budgets mean.
+/// The query of `GET /subnets`.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct SubnetsQuery {
+    /// The model, by its name; the first of `/v1/models` when nothing is said.
+    model: Option<String>,
+}
+
+/// Describe a model: its classes, its subnets, and what budgets mean.
 #[utoipa::path(
     get,
     path = "/subnets",
     tag = "models",
-    responses((status = 200, description = "What is loaded.", body = LoadedModel), Locked, Failures)
+    params(SubnetsQuery),
+    responses(
+        (status = 200, description = "The model.", body = LoadedModel),
+        (status = 400, description = "The query has other parameters.", body = ErrorBody),
+        (status = 404, description = "`model` is not loaded.", body = ErrorBody),
+        Locked,
+        Failures,
+    )
 )]
-pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedModel> {
-    let image = state.fleet.any().about().picture();
+pub(super) async fn subnets(
+    State(state): State<Arc<AppState>>,
+    query: Result<Query<SubnetsQuery>, QueryRejection>,
+) -> Result<Json<LoadedModel>, ApiError> {
+    let Query(SubnetsQuery { model }) = query.map_err(|rejection| ApiError::InvalidQuery(rejection.body_text()))?;
+    let model = state.catalogue.choose(model.as_deref())?;
+    let about = model.about();
+    let image = about.picture();
     let subnet = |subnet: &crate::supernet::Subnet| LoadedSubnet {
         name: subnet.name.to_string(),
         ratio: subnet.ratio,
@@ -90,22 +113,22 @@ pub(super) async fn subnets(State(state): State<Arc<AppState>>) -> Json<LoadedMo
         ms: (rung.alone * 1e6).round() / 1e3,
     };
     let loaded = |budget: &NamedBudget| {
-        let rung = &state.ladder.rungs()[state.ladder.at_least(budget.quality * state.ladder.best().quality)];
+        let rung = &model.ladder.rungs()[model.ladder.at_least(budget.quality * model.ladder.best().quality)];
         LoadedBudget { plan: rung.plan.to_string(), quality: rung.quality, within_ms: budget.within_ms }
     };
-    Json(LoadedModel {
-        model: state.model.clone(),
+    Ok(Json(LoadedModel {
+        model: model.name.clone(),
         image: Size { height: image.height, width: image.width, channels: image.channels },
-        sizes: sizes(&state).map(|(name, _)| name).collect(),
-        classes: state.fleet.any().about().classes.to_vec(),
-        prompts: state.texts.is_some(),
-        guidance: state.usual_guidance(),
-        subnets: state.fleet.any().about().subnets.iter().map(subnet).collect(),
-        decoders: state.fleet.any().about().decoders.iter().map(subnet).collect(),
-        metric: state.metric.clone(),
-        frontier: state.ladder.rungs().iter().map(frontier).collect(),
+        sizes: sizes(&model).map(|(name, _)| name).collect(),
+        classes: about.classes.clone(),
+        prompts: model.texts.is_some(),
+        guidance: model.usual_guidance(),
+        subnets: about.subnets.iter().map(subnet).collect(),
+        decoders: about.decoders.iter().map(subnet).collect(),
+        metric: model.metric.clone(),
+        frontier: model.ladder.rungs().iter().map(frontier).collect(),
         budgets: state.budgets.named().map(|(name, budget)| (name, loaded(budget))).into(),
-    })
+    }))
 }
 
 /// The list of the OpenAI API.
@@ -124,21 +147,21 @@ pub(super) struct Model {
     owned_by: &'static str,
 }
 
-impl Model {
-    fn loaded(state: &AppState) -> Self {
-        Self { id: state.model.clone(), object: "model", created: state.started, owned_by: "accordion" }
+impl From<&Loaded> for Model {
+    fn from(model: &Loaded) -> Self {
+        Self { id: model.name.clone(), object: "model", created: model.since, owned_by: "accordion" }
     }
 }
 
-/// List the loaded model in the shape of the OpenAI API.
+/// List the loaded models in the shape of the OpenAI API, the usual one first.
 #[utoipa::path(
     get,
     path = "/v1/models",
     tag = "models",
-    responses((status = 200, description = "The list of the loaded model.", body = ModelList), Locked, Failures)
+    responses((status = 200, description = "The list of the loaded models.", body = ModelList), Locked, Failures)
 )]
 pub(super) async fn models(State(state): State<Arc<AppState>>) -> Json<ModelList> {
-    Json(ModelList { object: "list", data: vec![Model::loaded(&state)] })
+    Json(ModelList { object: "list", data: state.models().iter().map(|model| Model::from(&**model)).collect() })
 }
 
 /// Describe a model in the shape of the OpenAI API.
@@ -148,8 +171,8 @@ pub(super) async fn models(State(state): State<Arc<AppState>>) -> Json<ModelList
     tag = "models",
     params(("id" = String, Path, description = "The model's name.")),
     responses(
-        (status = 200, description = "The loaded model.", body = Model),
-        (status = 404, description = "`id` is not the loaded model.", body = ErrorBody),
+        (status = 200, description = "The model.", body = Model),
+        (status = 404, description = "`id` is not loaded.", body = ErrorBody),
         Locked,
         Failures,
     )
@@ -158,6 +181,6 @@ pub(super) async fn model(
     State(state): State<Arc<AppState>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
-    require_model(&state, Some(&text_of(id)))?;
-    Ok(Json(Model::loaded(&state)))
+    let model = state.catalogue.choose(Some(&text_of(id)))?;
+    Ok(Json(Model::from(&*model)))
 }

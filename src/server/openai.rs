@@ -23,7 +23,7 @@ use crate::server::original::Given;
 use crate::server::state::seconds_since_1970;
 use crate::server::subject::Subject;
 use crate::server::wire::{ClassChoice, parse};
-use crate::server::{ApiError, AppState};
+use crate::server::{ApiError, AppState, Loaded};
 use crate::subnet_name::FULL;
 use axum::Json;
 use axum::extract::{Request, State};
@@ -62,7 +62,7 @@ enum Answered {
     request_body(content = ImagesBody, example = json!({ "prompt": "a photo of a sneaker", "n": 2, "quality": "low" })),
     responses(
         (status = 200, response = inline(Answered)),
-        (status = 404, description = "`model` is not the loaded one.", body = ErrorBody),
+        (status = 404, description = "`model` is not loaded.", body = ErrorBody),
         Refusals,
         Locked,
         Failures,
@@ -127,12 +127,13 @@ async fn accept_body(
     let (budget, quality) = chosen("quality", body.quality.as_deref(), &QUALITIES)?;
     let budget = body.num_inference_steps.map_or(Ok(budget), steps)?;
     observation.set_budget(&budget);
-    let (format, jpeg_quality, size) = checked(state, &body)?;
+    let model = state.catalogue.choose(body.model.as_deref())?;
+    let (format, jpeg_quality, size) = checked(state, &model, &body)?;
     let carrier = body.response_format.as_deref();
     let carrier = carrier.map(|asked| chosen("response_format", Some(asked), &RESPONSE_FORMATS)).transpose()?;
     let (guidance, negative_prompt) = (body.guidance_scale, body.negative_prompt);
-    let classes = &state.fleet.any().about().classes;
-    let subject = match (&state.texts, classes.is_empty()) {
+    let classes = &model.about().classes;
+    let subject = match (&model.texts, classes.is_empty()) {
         (Some(_), _) => Subject { class: None, prompt: Some(body.prompt), negative_prompt, guidance },
         (None, true) => Subject { negative_prompt, guidance, ..Subject::default() },
         (None, false) => {
@@ -144,7 +145,7 @@ async fn accept_body(
     let (told, steps) = body.stream.unwrap_or(false).then(|| mpsc::channel(EVENTS)).unzip();
     let partial_images = body.partial_images.unwrap_or(0);
     // Whoever sees nothing on the way shall not have the engine make previews of every step.
-    let taken = take(state, order, told.filter(|_| partial_images > 0), observation).await?;
+    let taken = take(state, model, order, told.filter(|_| partial_images > 0), observation).await?;
     let streaming = Streaming { kind, format, jpeg_quality, quality, partial_images, shown: HashMap::new() };
     Ok(Accepted { taken, carrier, streaming, steps })
 }
@@ -179,13 +180,12 @@ fn steps(steps: usize) -> Result<Budget, ApiError> {
 }
 
 /// Checks the fields that have to do with neither budget nor subject; the file format, its quality if it is JPEG, and columns and rows.
-fn checked(state: &AppState, body: &ImagesBody) -> Result<(Format, u8, [Option<usize>; 2]), ApiError> {
-    require_model(state, body.model.as_deref())?;
-    let most = MAX_N.min(most_images(state));
+fn checked(state: &AppState, model: &Loaded, body: &ImagesBody) -> Result<(Format, u8, [Option<usize>; 2]), ApiError> {
+    let most = MAX_N.min(most_images(state, model));
     if let Some(n) = body.n.filter(|n| !(1..=most).contains(n)) {
         return Err(ApiError::OutOfRange { field: "n", value: n.to_string(), accepted: format!("1 to {most}") });
     }
-    let sizes: Vec<(String, [Option<usize>; 2])> = sizes(state).collect();
+    let sizes: Vec<(String, [Option<usize>; 2])> = sizes(model).collect();
     let auto = [("auto", [None; 2])].into_iter();
     let sizes: Vec<_> = auto.chain(sizes.iter().map(|(name, size)| (name.as_str(), *size))).collect();
     let size = chosen("size", body.size.as_deref(), &sizes)?;
@@ -199,22 +199,11 @@ fn checked(state: &AppState, body: &ImagesBody) -> Result<(Format, u8, [Option<u
     Ok((format, compression(format, body.output_compression)?, size))
 }
 
-/// # Errors
-/// [`ApiError::UnknownModel`].
-pub(super) fn require_model(state: &AppState, asked: Option<&str>) -> Result<(), ApiError> {
-    match asked {
-        Some(asked) if asked != state.model => {
-            Err(ApiError::UnknownModel { asked: asked.to_owned(), loaded: state.model.clone() })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The sizes that the model draws, by the OpenAI API's texts of them: columns and rows.
-pub(super) fn sizes(state: &AppState) -> impl Iterator<Item = (String, [Option<usize>; 2])> {
+/// The sizes that a model draws, by the OpenAI API's texts of them: columns and rows.
+pub(super) fn sizes(model: &Loaded) -> impl Iterator<Item = (String, [Option<usize>; 2])> {
     let of =
         |Canvas { picture, .. }: &Canvas| (picture.size().to_string(), [Some(picture.width), Some(picture.height)]);
-    state.fleet.any().about().canvases.iter().map(of)
+    model.about().canvases.iter().map(of)
 }
 
 /// What a field's value means, whatever its case; the first of `accepted` when nothing is said.

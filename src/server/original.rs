@@ -5,8 +5,8 @@ use crate::engine::Original;
 use crate::engine::original::{Part, Refused};
 use crate::files::sha256_of;
 use crate::nets::Canvas;
+use crate::server::ApiError;
 use crate::server::draw::canvas_of;
-use crate::server::{ApiError, AppState};
 
 /// What a file may have beside its pixels: profiles of colours, thumbnails.
 const BESIDE_PIXELS: usize = 64 << 10;
@@ -39,13 +39,12 @@ pub(super) fn most_bytes(canvases: &[Canvas]) -> usize {
 }
 
 impl Given {
-    /// Reads the files, away from the threads that serve connections, and holds them against each other, the model, and the columns and
-    /// rows that are asked for.
+    /// Reads the files, away from the threads that serve connections, and holds them against each other, the sizes of the model, and the
+    /// columns and rows that are asked for.
     ///
     /// # Errors
     /// The field that is missing, that is no picture, of another size, or out of its range.
-    pub async fn started(self, state: &AppState, size: [Option<usize>; 2]) -> Result<Started, ApiError> {
-        let canvases = &state.fleet.any().about().canvases;
+    pub async fn started(self, canvases: &[Canvas], size: [Option<usize>; 2]) -> Result<Started, ApiError> {
         let Self { image, mask, strength } = self;
         let Some(image) = image else {
             for (field, is_given) in [("mask", mask.is_some()), ("strength", strength.is_some())] {
@@ -65,7 +64,7 @@ impl Given {
             return Err(ApiError::OutOfRange { field: "strength", value: strength.to_string(), accepted });
         }
         let asked = size.iter().any(Option::is_some).then(|| canvas_of(canvases, size)).transpose()?;
-        let known = canvases.clone();
+        let known = canvases.to_vec();
         let read = move || {
             let (original, canvas) = Original::read(&known, asked, &image, mask.as_deref())?;
             Ok((original, canvas, [Some(sha256_of(&image)), mask.as_deref().map(sha256_of)]))

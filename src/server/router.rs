@@ -1,7 +1,7 @@
 //! The routes, and what every request passes through.
 
 use crate::server::auth::require_key;
-use crate::server::generate::{generate, most_body_bytes};
+use crate::server::generate::generate;
 use crate::server::guards::Guards;
 use crate::server::identity::identify;
 use crate::server::kept::kept;
@@ -15,7 +15,7 @@ use crate::server::probes::{health, livez, metrics, probe, readyz};
 use crate::server::refusal::refuse;
 use crate::server::{ApiError, AppState};
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -26,7 +26,7 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 
-/// The whole HTTP surface of a loaded model.
+/// The whole HTTP surface, once models are loaded.
 pub fn router(state: Arc<AppState>) -> Router {
     let guards = state.guards.clone();
     let routes = Router::new()
@@ -46,8 +46,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(nowhere)
         .method_not_allowed_fallback(other_method)
-        .with_state(state.clone())
-        .layer(DefaultBodyLimit::max(most_body_bytes(&state)));
+        .with_state(state.clone());
     guarded(routes.layer(from_fn_with_state(state, report_load)), &guards)
 }
 

@@ -3,7 +3,7 @@
 use crate::labels;
 use crate::nets::{About, Condition};
 use crate::server::wire::ClassChoice;
-use crate::server::{ApiError, AppState};
+use crate::server::{ApiError, Loaded};
 use crate::text::Context;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -38,10 +38,9 @@ impl Subject {
     ///
     /// # Errors
     /// The field that the model cannot honour, that is missing, or that is out of its range.
-    pub async fn told(self, state: &AppState) -> Result<Told, ApiError> {
-        let about = state.fleet.any().about();
-        match &state.texts {
-            None => self.of_class(about, state.usual_guidance()),
+    pub async fn told(self, model: &Loaded) -> Result<Told, ApiError> {
+        match &model.texts {
+            None => self.of_class(model.about(), model.usual_guidance()),
             Some(texts) => {
                 let Self { class, prompt, negative_prompt, guidance } = self;
                 if class.is_some() {
@@ -52,7 +51,7 @@ impl Subject {
                 let negative_prompt = negative_prompt.unwrap_or_default();
                 check_length("prompt", &prompt)?;
                 check_length("negative_prompt", &negative_prompt)?;
-                let guidance = scale(guidance, state.usual_guidance())?;
+                let guidance = scale(guidance, model.usual_guidance())?;
                 let texts = Arc::clone(texts);
                 let encode = move || Ok([texts.of(&prompt)?, texts.of(&negative_prompt)?]);
                 let encoded = tokio::task::spawn_blocking(encode).await;

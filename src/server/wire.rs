@@ -15,6 +15,8 @@ use utoipa::{IntoParams, ToSchema};
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct GenerateQuery {
+    /// The model, by its name; the first of `/v1/models` when nothing is said, here or in the body.
+    pub model: Option<String>,
     /// What the images may take: `fast`, `balanced`, `best`, a deadline such as `250ms` or `1.5s`, or `exact:` and a plan.
     /// A plan may change its width, as in `exact:dpmpp2m-12@0.250*8,full*4`.
     pub budget: Option<String>,
@@ -30,6 +32,8 @@ pub(super) struct GenerateQuery {
 #[derive(Debug, Default, PartialEq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GenerateBody {
+    /// The model, by its name; the first of `/v1/models` when nothing is said, here or in the query.
+    pub model: Option<String>,
     /// A class by its name, in any spelling that reads the same, or by its index. Absent: the unconditional call.
     pub class: Option<ClassChoice>,
     /// What the image is to show, of a model that draws texts. What is longer than it reads is cut, and the answer says so.
@@ -155,6 +159,7 @@ fn whole_index<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
 
 impl GenerateBody {
     pub const FIELDS: &[&str] = &[
+        "model",
         "class",
         "prompt",
         "negative_prompt",
@@ -224,7 +229,7 @@ mod tests {
 
     #[test]
     fn every_field_is_read_and_listed_as_accepted() {
-        let text = r#"{"class":"low","prompt":"a","negative_prompt":"b","seed":18446744073709551615,"n":2,"guidance":2,
+        let text = r#"{"model":"m","class":"low","prompt":"a","negative_prompt":"b","seed":18446744073709551615,"n":2,"guidance":2,
             "width":3,"height":4,"image":"AAE","mask":"data:image/png;base64,Ag==","strength":0.5,"format":"png"}"#;
         let body = GenerateBody::parse(text.as_bytes()).unwrap();
         assert_eq!(body.seed, Some(u64::MAX));
@@ -304,7 +309,7 @@ mod tests {
     fn unknown_fields_are_all_named() {
         let (code, message) = code(r#"{"sede":1,"seed":2,"text":"x"}"#);
         assert_eq!(code, "unknown_field");
-        assert!(message.contains("sede, text: accepted are class, prompt,"), "{message}");
+        assert!(message.contains("sede, text: accepted are model, class, prompt,"), "{message}");
     }
 
     #[test]

@@ -135,6 +135,9 @@ def main(url, *key):
         driver = browser(profile)
         try:
             page = Page(driver, url)
+            models = [model["id"] for model in json.loads(ask(f"{url}/v1/models")[1])["data"]] if not key else []
+            if len(models) > 1:
+                return change(page, models)
             prompts = json.loads(ask(f"{url}/subnets")[1])["prompts"] if not key else False
             unlock(page, *key) if key else describe(page) if prompts else visit(page)
             if not key:
@@ -153,6 +156,30 @@ def unlock(page, key):
         page.until(lambda: says in page.one("#trouble").text if says else page.is_open())
     page.check("fast")
     assert page.draw() == ["done"], page.texts(".card")
+
+
+def change(page, models):
+    """The form follows the model that is chosen, and so do address and shell."""
+    page.until(page.is_open)
+    for name in [*models, models[0], models[1]]:
+        page.one(f"#which option[value='{name}']").click()
+        about = json.loads(ask(f"{page.url}/subnets?model={name}")[1])
+        page.until(lambda: page.one("#model strong").text == name)
+        assert page.one("#prompt-field").is_displayed() == about["prompts"]
+        assert page.one("#class-field").is_displayed() == bool(about["classes"])
+        assert page.texts("#budgets code") == [about["budgets"][name]["plan"] for name in ("fast", "balanced", "best")]
+        if about["prompts"]:
+            page.write("#prompt", "a bicycle")
+        page.check("fast")
+        assert page.draw() == ["done"], page.texts(".card")
+        assert page.natural_size(page.one(".card img")) == [about["image"]["width"], about["image"]["height"]]
+        says = f'"model":"{name}"' in page.one("#shell").get_property("textContent")
+        assert says == (name != models[0]), page.one("#shell").get_property("textContent")
+    page.until(lambda: f"model={models[1]}" in page.driver.current_url)
+    page.driver.refresh()
+    page.until(page.is_open)
+    assert page.one("#model strong").text == models[1] and page.one("#which").get_property("value") == models[1]
+    print("the playground changes models")
 
 
 def describe(page):

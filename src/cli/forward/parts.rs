@@ -3,6 +3,7 @@
 use super::{Args, Part, channels_first};
 use crate::cli::tensors::TensorFile;
 use crate::diffusion::{Trajectory, guide};
+use crate::nets::subnet_table::find;
 use crate::nets::text_to_image::TextToImage;
 use crate::nets::{Condition, Decoder, HostRunner, Model, Rows, Threads};
 use crate::philox::NoiseKey;
@@ -23,7 +24,7 @@ pub fn run(part: Part, args: &Args, model: &Model, input: &TensorFile) -> Result
     match part {
         Part::Text => text(parts, args, input),
         Part::VaeEncode => encode(parts, args, input),
-        Part::VaeDecode => decode(parts, model, input),
+        Part::VaeDecode => decode(parts, args, model, input),
         Part::Denoiser | Part::Sample => sample(args, model, input),
     }
 }
@@ -48,11 +49,13 @@ fn encode(parts: &TextToImage, args: &Args, input: &TensorFile) -> Result<Named>
     Ok(vec![("vae_mean", half(0)?), ("vae_logvar", half(latent.channels)?)])
 }
 
-fn decode(parts: &TextToImage, model: &Model, input: &TensorFile) -> Result<Named> {
+fn decode(parts: &TextToImage, args: &Args, model: &Model, input: &TensorFile) -> Result<Named> {
     let (vae, name) = (&parts.vae, "vae_latent");
     let latent = input.size_of(name, vae.latent_channels, 1)?;
     let (batch, latents) = input.images(name, latent)?;
-    let pictures = Decoder::wanted(model)?.runner(Threads::ALL)?.run_sized(latent, &latents);
+    let decoder = Decoder::wanted(model)?;
+    let subnet = find(decoder.subnets(), &args.subnet, "decoder")?;
+    let pictures = decoder.runner(Threads::ALL)?.run_subnet(subnet, latent, &latents);
     let [height, width] = [latent.height, latent.width].map(|side| side * vae.factor());
     let picture = ImageShape { height, width, channels: vae.out_channels };
     Ok(vec![("vae_decoded", channels_first(pictures, batch, picture)?)])

@@ -2,7 +2,7 @@
 
 use super::{Gate, Gaussian, HostSampler, images, job};
 use crate::engine::gaussian::Fault;
-use crate::engine::{Engine, EngineError, EngineLimits, Job};
+use crate::engine::{Engine, EngineError, Job, Place};
 use crate::nets::{About, Begin, Denoiser, Move, Sampler, Slot};
 use crate::routing::Fixed;
 use crate::{Error, Result};
@@ -97,7 +97,7 @@ fn watched(max_batch: usize) -> (Engine, View) {
     let view = View { gate, live: Arc::default(), broken: Arc::default(), estimates: Arc::default() };
     let (live, broken, estimates) = (view.live.clone(), view.broken.clone(), view.estimates.clone());
     let sampler = Box::new(Watched { inner, live, broken, estimates });
-    (Engine::start(sampler, EngineLimits { queue_images: 16 }, policy).unwrap(), view)
+    (Engine::start(sampler, Place::alone(16).unwrap(), policy).unwrap(), view)
 }
 
 #[test]

@@ -15,10 +15,12 @@
 //! - **A call is filled up** with images at the leader's subnet, in the same order, up to the batch at which a sample is
 //!   cheapest, or less where the leader has no time for that. An image that would begin at another width takes the
 //!   leader's instead where that costs no more in its company.
+//! - **Beside other engines on the device** a promise counts on this engine's share of it alone: as much as each other gets that
+//!   has work now. The horizon counts on what the others have left of the device lately.
 
 use super::{fill, ran, rows, work};
 use crate::diffusion::plan::Plan;
-use crate::engine::policy::{Ask, Member, Planned, Policy, Refusal, RequestId, Turn};
+use crate::engine::policy::{Ask, Company, Member, Planned, Policy, Refusal, RequestId, Turn};
 use crate::routing::demand::Demand;
 use crate::routing::ladder::{Cost, Load, Menu};
 use crate::routing::runs::{Order, Run, Running, Runs};
@@ -55,6 +57,7 @@ pub struct Elastic {
     busy_until: Duration,
     /// What images have been given less than their share between two rungs, from 0 to 1.
     owed: f64,
+    company: Company,
 }
 
 /// What is left of a request, as deadlines see it.
@@ -160,7 +163,13 @@ impl Elastic {
             demand,
             busy_until: Duration::ZERO,
             owed: 0.0,
+            company: Company::ALONE,
         }
+    }
+
+    /// How many times as long as it was measured work takes at most now, beside those who share the device.
+    fn slowness(&self, company: &Company) -> f64 {
+        self.times.scale() * company.engines as f64
     }
 
     /// Time of what is left of a running image, its calls, and the time of its picture, where it may be re-planned down to `rung`.
@@ -208,8 +217,20 @@ impl Elastic {
     /// How late each request of the agenda is, in seconds (negative: how much time is to spare), if work is done in this
     /// order and images that wait run on rung `cap` at most.
     fn lateness(&self, now: Duration, agenda: &[Rest], cap: usize, safety: f64) -> impl Iterator<Item = f64> {
-        let scale = safety * self.times.scale();
-        let begun = self.busy_until.saturating_sub(now).as_secs_f64();
+        self.lateness_in(&self.company, now, agenda, cap, safety)
+    }
+
+    /// The same in other company.
+    fn lateness_in(
+        &self,
+        company: &Company,
+        now: Duration,
+        agenda: &[Rest],
+        cap: usize,
+        safety: f64,
+    ) -> impl Iterator<Item = f64> {
+        let scale = safety * self.slowness(company);
+        let begun = (self.busy_until.saturating_sub(now) + company.wait).as_secs_f64();
         let (mut seconds, mut rows) = (0.0, 0);
         agenda.iter().map(move |rest| {
             let (Cost { mut calls, mut kind, .. }, mut coding) = (rest.cost, rest.coding);
@@ -278,7 +299,9 @@ impl Elastic {
             let arrives = horizon * self.demand.at(cap, |rung, load| self.ladder.rungs()[rung].cost.of(load));
             backlog.seconds(&self.ladder, cap) + arrives
         };
-        let time = UTILISATION * horizon;
+        // What the others leave: at least what it gets whatever they do.
+        let share = (1.0 - self.company.taken).max(1.0 / self.company.engines as f64);
+        let time = UTILISATION * horizon * share;
         // The lowest rung need not be sustainable: there is no other.
         let cap = self.highest(|cap| cap == 0 || total(cap) <= time).unwrap_or(0);
         if cap == self.ladder.top() {
@@ -305,7 +328,7 @@ impl Elastic {
         // All cannot have the next rung, but perhaps this one can.
         let Run { ask, menu, .. } = &self.runs[place];
         let rungs = menu.ladder(&self.ladder).rungs();
-        let scale = PLANNING_SAFETY * self.times.scale();
+        let scale = PLANNING_SAFETY * self.slowness(&self.company);
         let one = Load::new(1.0, ask.rows);
         let more = scale * (rungs[urgent + 1].cost.of(one) - rungs[urgent].cost.of(one));
         let late = self.worst(now, &self.agenda(now, None, None), urgent, PLANNING_SAFETY);
@@ -313,7 +336,8 @@ impl Elastic {
         let own: f64 = calls.map(|&(kind, count)| count as f64 * self.times.measured(kind, ask.rows)).sum();
         let own = own + self.coding(ask, rungs[urgent + 1].cost);
         let due = ask.deadline.saturating_sub(now).as_secs_f64();
-        if late + more <= 0.0 && scale * own <= due { urgent + 1 } else { urgent }
+        let wait = self.company.wait.as_secs_f64();
+        if late + more <= 0.0 && wait + scale * own <= due { urgent + 1 } else { urgent }
     }
 
     /// Time of a request on an idle machine where each image has this cost, in seconds as they were measured.
@@ -342,7 +366,7 @@ impl Elastic {
     fn turns(&self, now: Duration, agenda: &[Rest], urgent: Option<usize>) -> Vec<usize> {
         let mut places: Vec<usize> = (0..self.runs.len()).collect();
         let longest = (0..self.times.subnets().len()).map(|subnet| self.times.call(subnet, self.max_batch));
-        let longest = PLANNING_SAFETY * longest.fold(0.0, f64::max);
+        let longest = PLANNING_SAFETY * self.company.engines as f64 * longest.fold(0.0, f64::max);
         let spares_one = |cap| self.lateness(now, agenda, cap, PLANNING_SAFETY).all(|late| late + longest <= 0.0);
         if urgent.is_some_and(spares_one) {
             let stretches: Vec<f64> = self.runs.iter().map(|run| self.stretch(now, run)).collect();
@@ -379,11 +403,10 @@ impl Elastic {
 
     /// The batch for a leader: the most efficient one, or less where its time is too short for that.
     fn batch(&self, now: Duration, leader: &Run, running: &Running) -> usize {
-        let slack = leader.ask.deadline.saturating_sub(now).as_secs_f64();
+        let slack = leader.ask.deadline.saturating_sub(now + self.company.wait).as_secs_f64();
+        let safety = PLANNING_SAFETY * self.company.engines as f64;
         let mut batch = self.times.efficient_batch(running.kind).max(leader.ask.rows).min(self.max_batch);
-        while batch > leader.ask.rows
-            && running.calls as f64 * self.times.call(running.kind, batch) * PLANNING_SAFETY > slack
-        {
+        while batch > leader.ask.rows && running.calls as f64 * self.times.call(running.kind, batch) * safety > slack {
             batch /= 2;
         }
         batch
@@ -428,7 +451,8 @@ impl Elastic {
         }
         let squeezed = self.agenda(ask.arrived, Some(0), Some((ask, menu)));
         let late = self.worst(ask.arrived, &squeezed, 0, ADMISSION_SAFETY);
-        if late > 0.0 && !self.runs.is_empty() {
+        // Nobody but itself is in its way on an idle device.
+        if late > 0.0 && (!self.runs.is_empty() || self.company.engines > 1) {
             let retry_after = Duration::from_secs_f64(late).min(MAX_RETRY);
             return Err(Refusal::Overloaded { retry_after });
         }
@@ -464,6 +488,19 @@ impl Elastic {
 }
 
 impl Policy for Elastic {
+    fn meet(&mut self, company: Company) {
+        self.company = company;
+    }
+
+    fn breach(&self, now: Duration, company: &Company) -> Option<Duration> {
+        let agenda = self.agenda(now, Some(0), None);
+        // Without safety: what is just in time alone is to stay so. The present company counts who only wants to come, too.
+        let alone = self.lateness_in(&Company::ALONE, now, &agenda, 0, 1.0);
+        let then = self.lateness_in(company, now, &agenda, 0, PLANNING_SAFETY);
+        let broken = alone.zip(then).filter(|&(alone, then)| alone <= 0.0 && then > 0.0);
+        broken.map(|(_, late)| Duration::from_secs_f64(late)).max()
+    }
+
     fn quote(&self, ask: &Ask) -> Result<Planned, Refusal> {
         self.offer(ask, &self.ladder.menu(ask, &self.times))
     }

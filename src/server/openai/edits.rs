@@ -59,7 +59,7 @@ pub(super) struct EditsForm {
     request_body(content = EditsForm, content_type = "multipart/form-data"),
     responses(
         (status = 200, response = inline(Answered)),
-        (status = 404, description = "`model` is not the loaded one.", body = ErrorBody),
+        (status = 404, description = "`model` is not loaded.", body = ErrorBody),
         Refusals,
         Locked,
         Failures,

@@ -37,7 +37,7 @@ pub(in crate::server) struct ImagesBody {
     /// What the images are to show. A model of classes wants the name of one, alone or as a word of a sentence; an unconditional one
     /// ignores it.
     pub prompt: String,
-    /// The loaded model, which is also what is meant when nothing is said.
+    /// The model, by its name; the first of `/v1/models` when nothing is said.
     pub model: Option<String>,
     /// How many images; each is an entry of its own.
     #[serde(default, deserialize_with = "whole")]

@@ -4,26 +4,22 @@ use crate::diffusion::{Plan, Solver};
 use crate::engine::image::Format;
 use crate::evaluation::prompted::EXAMPLES;
 use crate::nets::Canvas;
-use crate::server::AppState;
 use crate::server::draw::most_images;
 use crate::server::openai::edits::FIDELITIES;
 use crate::server::openai::{sizes, wire};
 use crate::server::subject::{GUIDANCE, MAX_PROMPT};
 use crate::server::wire::RANDOM;
+use crate::server::{AppState, Loaded};
 use crate::subnet_name::FULL;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The schemas of the bodies of requests for images.
+const BODIES: [&str; 3] = ["GenerateBody", "ImagesBody", "EditsForm"];
 
 /// Writes this server's bounds into the document of the types.
 pub(super) fn fill(document: &mut Value, state: &AppState) {
-    let classes = &state.fleet.any().about().classes;
-    let most = most_images(state);
-    let seed = json!({ "oneOf": [
-        { "type": "null" },
-        { "type": "integer", "minimum": -1, "maximum": u64::MAX },
-        { "type": "string", "pattern": format!("^({RANDOM}|0*(0|{}))$", up_to(u64::MAX)) },
-    ]});
-
     if !state.guards.keys.is_empty() {
         document["components"]["securitySchemes"]["key"] = json!({ "type": "http", "scheme": "bearer" });
         for path in [
@@ -41,6 +37,72 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
         }
     }
 
+    let models = state.models();
+    for path in ["/generate", "/subnets"] {
+        let operations = document["paths"][path].as_object_mut().into_iter().flat_map(|item| item.values_mut());
+        for parameter in operations.filter_map(|operation| operation["parameters"].as_array_mut()).flatten() {
+            match parameter["name"].as_str() {
+                Some("budget") => parameter["schema"] = budget(state, &models),
+                Some("min_quality") => parameter["schema"] = min_quality(&models),
+                Some("model") => parameter["schema"] = json!({ "enum": names(&models) }),
+                _ => {}
+            }
+        }
+    }
+    examples(document, &models[0]);
+
+    // Where there are several models, a body is one of any of them: all but the usual one have to be named.
+    let base = BODIES.map(|name| schema(document, name).clone());
+    let of = |(index, model): (usize, &Arc<Loaded>)| bodies(base.clone(), state, model, index == 0);
+    let of_models: Vec<[Value; 3]> = models.iter().enumerate().map(of).collect();
+    for (index, name) in BODIES.into_iter().enumerate() {
+        let mut bodies = of_models.iter().map(|bodies| bodies[index].clone());
+        *schema(document, name) = match (models.len(), bodies.next()) {
+            (1, Some(only)) => only,
+            (_, first) => json!({ "oneOf": first.into_iter().chain(bodies).collect::<Vec<_>>() }),
+        };
+    }
+}
+
+fn names(models: &[Arc<Loaded>]) -> Vec<&str> {
+    models.iter().map(|model| &*model.name).collect()
+}
+
+/// Requests that the usual model draws.
+fn examples(document: &mut Value, model: &Loaded) {
+    let mut example = |path: &str, prompt: &str| {
+        let content = &mut document["paths"][path]["post"]["requestBody"]["content"];
+        content["application/json"]["example"]["prompt"] = prompt.into();
+    };
+    if let Some(class) = model.about().classes.first() {
+        example("/v1/images/generations", &format!("a photo of a {class}"));
+    }
+    if model.texts.is_some() {
+        example("/generate", EXAMPLES[0]);
+        example("/v1/images/generations", EXAMPLES[0]);
+    }
+}
+
+/// The bodies with the bounds of a model, which is the usual one or has to be named.
+fn bodies(
+    [mut generate, mut images, mut form]: [Value; 3],
+    state: &AppState,
+    model: &Loaded,
+    is_usual: bool,
+) -> [Value; 3] {
+    let classes = &model.about().classes;
+    let most = most_images(state, model);
+    let named = |body: &mut Value| {
+        bound(body, "model", if is_usual { one_of(&[&model.name]) } else { json!({ "enum": [model.name] }) });
+        if let (false, Value::Array(required)) = (is_usual, required(body)) {
+            required.push("model".into());
+        }
+    };
+    let seed = json!({ "oneOf": [
+        { "type": "null" },
+        { "type": "integer", "minimum": -1, "maximum": u64::MAX },
+        { "type": "string", "pattern": format!("^({RANDOM}|0*(0|{}))$", up_to(u64::MAX)) },
+    ]});
     let class = match classes.len() {
         0 => json!({ "type": "null" }),
         count => json!({ "oneOf": [
@@ -49,14 +111,14 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
             { "type": "integer", "minimum": 0, "maximum": count - 1 },
         ]}),
     };
-    let body = schema(document, "GenerateBody");
+    let body = &mut generate;
     bound(body, "class", class);
     bound(body, "seed", seed.clone());
     bound(body, "n", json!({ "minimum": 1, "maximum": most, "default": 1 }));
-    let guidance = json!({ "minimum": GUIDANCE.start(), "maximum": GUIDANCE.end(), "default": state.usual_guidance() });
+    let guidance = json!({ "minimum": GUIDANCE.start(), "maximum": GUIDANCE.end(), "default": model.usual_guidance() });
     bound(body, "guidance", guidance.clone());
     bound(body, "format", one_of(&wire::FORMATS.map(|(name, _)| name)));
-    let canvases = &state.fleet.any().about().canvases;
+    let canvases = &model.about().canvases;
     let side = |of: fn(&Canvas) -> usize| {
         let sides = canvases.iter().map(of).collect::<BTreeSet<_>>();
         let sides: Vec<Value> = sides.into_iter().map(Value::from).chain([Value::Null]).collect();
@@ -78,7 +140,7 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
     let has_image = json!({ "properties": { "image": { "type": "string" } }, "required": ["image"] });
     body["allOf"] = json!([{ "anyOf": [has_image, needs_image] }]);
     let text = json!({ "type": "string", "minLength": 1, "maxLength": MAX_PROMPT });
-    if state.texts.is_some() {
+    if model.texts.is_some() {
         bound(body, "prompt", text.clone());
         bound(body, "negative_prompt", json!({ "maxLength": MAX_PROMPT }));
         body["required"] = json!(["prompt"]);
@@ -91,32 +153,16 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
         body["if"] = without_class;
         body["then"] = without_guidance;
     }
-    for parameter in document["paths"]["/generate"]["post"]["parameters"].as_array_mut().into_iter().flatten() {
-        match parameter["name"].as_str() {
-            Some("budget") => parameter["schema"] = budget(state),
-            Some("min_quality") => parameter["schema"] = min_quality(state),
-            _ => {}
-        }
-    }
+    named(body);
 
-    if let Some(class) = classes.first() {
-        let content = &mut document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"];
-        content["application/json"]["example"]["prompt"] = format!("a photo of a {class}").into();
-    }
-    if state.texts.is_some() {
-        let content = &mut document["paths"]["/generate"]["post"]["requestBody"]["content"];
-        content["application/json"]["example"]["prompt"] = EXAMPLES[0].into();
-        let content = &mut document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"];
-        content["application/json"]["example"]["prompt"] = EXAMPLES[0].into();
-    }
-    let body = schema(document, "ImagesBody");
-    if state.texts.is_some() {
+    let body = &mut images;
+    if model.texts.is_some() {
         bound(body, "prompt", text);
         bound(body, "negative_prompt", json!({ "maxLength": MAX_PROMPT }));
     } else {
         bound(body, "negative_prompt", json!({ "type": "null" }));
     }
-    let guides = state.texts.is_some() || !classes.is_empty();
+    let guides = model.texts.is_some() || !classes.is_empty();
     bound(body, "guidance_scale", if guides { guidance } else { json!({ "enum": [1, null] }) });
     let steps = json!({ "minimum": 1, "maximum": state.limits.max_steps });
     bound(body, "num_inference_steps", steps);
@@ -124,9 +170,8 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
         // No regular expression says which prompts name a class: spellings are compared after Unicode's normalisation.
         bound(body, "prompt", json!({ "examples": classes }));
     }
-    bound(body, "model", one_of(&[&state.model]));
     bound(body, "n", json!({ "minimum": 1, "maximum": wire::MAX_N.min(most), "default": 1 }));
-    let sizes: Vec<String> = sizes(state).map(|(name, _)| name).collect();
+    let sizes: Vec<String> = sizes(model).map(|(name, _)| name).collect();
     let sizes: Vec<&str> = ["auto"].into_iter().chain(sizes.iter().map(String::as_str)).collect();
     bound(body, "size", one_of(&sizes));
     bound(body, "quality", one_of(&wire::QUALITIES.map(|(name, _)| name)));
@@ -145,17 +190,29 @@ pub(super) fn fill(document: &mut Value, state: &AppState) {
     body["then"] = json!({ "properties": { "output_compression": { "enum": [wire::BEST_COMPRESSION, null] } } });
 
     // A form has the same fields, of which none is null, beside its own.
-    let same = schema(document, "ImagesBody").clone();
-    let form = schema(document, "EditsForm");
-    bound(form, "strength", strength);
-    bound(form, "input_fidelity", one_of(&FIDELITIES.map(|(name, ())| name)));
+    bound(&mut form, "strength", strength);
+    bound(&mut form, "input_fidelity", one_of(&FIDELITIES.map(|(name, ())| name)));
     let mut properties = form["properties"].as_object().cloned().unwrap_or_default();
-    properties.extend(same["properties"].as_object().cloned().unwrap_or_default());
+    bound(body, "model", one_of(&[&model.name]));
+    properties.extend(body["properties"].as_object().cloned().unwrap_or_default());
     properties.retain(|_, property| property["type"] != "null");
     properties.values_mut().for_each(without_null);
     form["properties"] = properties.into();
     form["required"] = json!(["image", "prompt"]);
     form["additionalProperties"] = false.into();
+    named(&mut images);
+    if !is_usual {
+        form["required"] = json!(["image", "prompt", "model"]);
+    }
+    [generate, images, form]
+}
+
+/// What a schema requires.
+fn required(schema: &mut Value) -> &mut Value {
+    if schema["required"].is_null() {
+        schema["required"] = json!([]);
+    }
+    &mut schema["required"]
 }
 
 /// A file in base 64, or a `data:` URL of it.
@@ -175,17 +232,22 @@ fn without_null(property: &mut Value) {
 }
 
 /// The budgets that a regular expression can tell in a line. Longer deadlines are accepted too, up to an hour, and plans
-/// of several widths, whose steps would have to be counted.
-fn budget(state: &AppState) -> Value {
-    let process = state.fleet.any().about().process;
-    let of_model =
-        |solver: &Solver| Plan::constant(*solver, 1, FULL).is_ok_and(|plan| plan.check_for(&process).is_ok());
-    let solvers: Vec<&str> = Solver::ALL.into_iter().filter(of_model).map(Solver::as_str).collect();
+/// of several widths, whose steps would have to be counted. Exact plans are those that all models draw.
+fn budget(state: &AppState, models: &[Arc<Loaded>]) -> Value {
+    let draws = |model: &Arc<Loaded>, solver: Solver| {
+        Plan::constant(solver, 1, FULL).is_ok_and(|plan| plan.check_for(&model.about().process).is_ok())
+    };
+    let of_all = |solver: &Solver| models.iter().all(|model| draws(model, *solver));
+    let solvers: Vec<&str> = Solver::ALL.into_iter().filter(of_all).map(Solver::as_str).collect();
     let solvers = solvers.join("|");
-    let subnets = quoted(state.subnets.iter().map(String::as_str));
+    let [first, others @ ..] = models else { return Value::Null };
+    let subnets = first.subnets.iter().filter(|subnet| others.iter().all(|model| model.subnets.contains(subnet)));
+    let subnets = quoted(subnets.map(String::as_str));
     let steps = up_to(state.limits.max_steps as u64);
     let deadline = "[1-9][0-9]{0,5}(\\.[0-9]{1,12})?ms|[1-9][0-9]{0,2}(\\.[0-9]{1,12})?s";
-    let narrower = state.times.decoders().filter(|name| *name != FULL);
+    let has_decoder = |model: &Arc<Loaded>, name: &str| model.times.decoders().any(|other| other == name);
+    let narrower = first.times.decoders().filter(|name| *name != FULL);
+    let narrower = narrower.filter(|name| others.iter().all(|model| has_decoder(model, name)));
     let decoders = quoted(narrower);
     let decode = if decoders.is_empty() { String::new() } else { format!("(~decode=({decoders}))?") };
     let exact = format!("exact:({solvers})-({steps})@({subnets})(~logsnr)?{decode}");
@@ -193,10 +255,13 @@ fn budget(state: &AppState) -> Value {
     json!({ "type": "string", "pattern": pattern, "default": "balanced", "example": "fast" })
 }
 
-fn min_quality(state: &AppState) -> Value {
-    let plans: Vec<String> = state.ladder.rungs().iter().map(|rung| rung.plan.to_string()).collect();
-    let plans = quoted(plans.iter().map(String::as_str));
-    let pattern = format!("^(0(\\.[0-9]{{1,12}})?|1(\\.0{{1,12}})?|{plans})$");
+/// A share, or a plan that is of the frontiers of all models.
+fn min_quality(models: &[Arc<Loaded>]) -> Value {
+    let [first, others @ ..] = models else { return Value::Null };
+    let plans = first.ladder.rungs().iter().map(|rung| &rung.plan);
+    let of_all = plans.filter(|plan| others.iter().all(|model| model.ladder.quality(plan).is_some()));
+    let plans: String = of_all.map(|plan| format!("|{}", quoted([plan.to_string().as_str()].into_iter()))).collect();
+    let pattern = format!("^(0(\\.[0-9]{{1,12}})?|1(\\.0{{1,12}})?{plans})$");
     json!({ "type": "string", "pattern": pattern, "example": "0.9" })
 }
 

@@ -16,6 +16,8 @@ const WAY_MS = 3;
 const USUAL_STRENGTH = [0.8, 1];
 
 const $ = (id) => document.getElementById(id);
+// The names of the models, the usual one first, and what is known of the one that is chosen.
+let models = [];
 let model = null;
 let plot = null;
 let easel = null;
@@ -33,18 +35,17 @@ start();
 
 async function start() {
   try {
-    model = await get("/subnets");
+    models = (await get("/v1/models")).data.map(({ id }) => id);
+    model = await about(models.find((name) => name === asked().get("model")) ?? models[0]);
   } catch (error) {
     return excuse(error);
   }
   complain($("trouble"), null);
   $("key-form").hidden = true;
-  describe();
-  offerClasses();
-  offerPrompt();
+  offerModels();
   offerStart();
-  offerBudgets();
-  offerFrontier();
+  offerModel();
+  watchPlot();
   reseed();
   recall();
   refresh();
@@ -61,6 +62,46 @@ function excuse(error) {
   complain($("trouble"), error.message);
   if (error.code === "starting") setTimeout(start, 1000);
   $("key-form").hidden = error.code !== "unauthorized";
+}
+
+/** What the server says of a model. */
+function about(name) {
+  return get(`/subnets?model=${encodeURIComponent(name)}`);
+}
+
+/** Offers a choice where there is one. */
+function offerModels() {
+  $("which-field").hidden = models.length < 2;
+  $("which").replaceChildren(...models.map((name) => html("option", { value: name }, name)));
+  $("which").value = model.model;
+  $("which").addEventListener("change", choose);
+}
+
+/** Takes up the model that is chosen. */
+async function choose() {
+  const name = $("which").value;
+  try {
+    const chosen = await about(name);
+    // Unless another has been chosen meanwhile.
+    if (name !== $("which").value) return;
+    model = chosen;
+  } catch (error) {
+    $("which").value = model.model;
+    return complain($("trouble"), error.message);
+  }
+  complain($("trouble"), null);
+  offerModel();
+  fit();
+  refresh();
+}
+
+/** Offers what the model draws. */
+function offerModel() {
+  describe();
+  offerClasses();
+  offerPrompt();
+  offerBudgets();
+  offerFrontier();
 }
 
 function describe() {
@@ -189,21 +230,29 @@ function drawPoint({ plan }) {
 }
 
 function offerFrontier() {
+  $("frontier").hidden = !measured();
+  $("deadline-row").hidden = !measured();
   if (!measured()) return;
+  if (plot) drawPlot(plot.width);
+  say(null);
+}
+
+/** Draws the plot of the frontier, so many pixels wide. */
+function drawPlot(width) {
   const names = {};
   for (const name of NAMED.filter((name) => name in model.budgets)) {
     names[planOf(name)] = names[planOf(name)] ? `${names[planOf(name)]}, ${name}` : name;
   }
-  $("frontier").hidden = false;
-  $("deadline-row").hidden = false;
-  // The plot is made for its width, so that its letters have the page's size on every screen.
+  plot = new Plot(width, model.frontier, model.metric, names, say, drawPoint);
+  $("plot").replaceChildren(plot.element);
+  show();
+}
+
+/** The plot is made for its width, so that its letters have the page's size on every screen. */
+function watchPlot() {
   new ResizeObserver(([{ contentRect }]) => {
-    if (contentRect.width === 0 || contentRect.width === plot?.width) return;
-    plot = new Plot(contentRect.width, model.frontier, model.metric, names, say, drawPoint);
-    $("plot").replaceChildren(plot.element);
-    show();
+    if (measured() && contentRect.width !== 0 && contentRect.width !== plot?.width) drawPlot(contentRect.width);
   }).observe($("plot"));
-  say(null);
 }
 
 /** The slider's deadline, ms: from the fastest plan of the frontier to the best, and a little for the way there. */
@@ -257,7 +306,7 @@ function fields() {
   if (!goodSeed || !goodGuidance || !goodPrompt) return null;
   const start = easel.picture && { ...easel.files, strength: Number($("strength").value), name: $("start-name").textContent };
   // What is usual goes without saying.
-  return { className, prompt, negative, size: size === model.sizes[0] ? null : size, seed: String(BigInt(seed)), guidance: guided && guidance !== model.guidance ? guidance : null, start };
+  return { model: model.model === models[0] ? null : model.model, className, prompt, negative, size: size === model.sizes[0] ? null : size, seed: String(BigInt(seed)), guidance: guided && guidance !== model.guidance ? guidance : null, start };
 }
 
 /** The budgets that are checked, from the quickest. */
@@ -320,13 +369,19 @@ function keep({ className, prompt, negative, seed }, chosen) {
   if (prompt === null) state.set("class", className ?? ANY);
   else state.set("prompt", prompt);
   if (negative) state.set("negative", negative);
+  if (models.length > 1) state.set("model", model.model);
   if (model.sizes.length > 1) state.set("size", $("size").value);
   if (measured()) state.set("deadline", $("deadline").value);
   history.replaceState(null, "", `#${state}`);
 }
 
+/** What the address asks for. */
+function asked() {
+  return new URLSearchParams(location.hash.slice(1));
+}
+
 function recall() {
-  const state = new URLSearchParams(location.hash.slice(1));
+  const state = asked();
   for (const name of ["prompt", "negative", "size", "seed", "guidance", "deadline"]) if (state.has(name)) $(name).value = state.get(name);
   const known = [...document.querySelectorAll("input[name=class]")].find(({ value }) => value === state.get("class"));
   if (known) known.checked = true;

@@ -4,12 +4,13 @@
 export class Refusal extends Error {}
 
 /** The request's body. The seed stays text: JavaScript's numbers would round large ones. */
-export function bodyOf({ className, prompt, negative, size, seed, guidance, start }) {
+export function bodyOf({ model, className, prompt, negative, size, seed, guidance, start }) {
   const fields = [`"seed":${seed}`];
   if (negative) fields.unshift(`"negative_prompt":${JSON.stringify(negative)}`);
   if (prompt !== null) fields.unshift(`"prompt":${JSON.stringify(prompt)}`);
   if (className !== null) fields.unshift(`"class":${JSON.stringify(className)}`);
   if (guidance !== null) fields.push(`"guidance":${guidance}`);
+  if (model !== null) fields.unshift(`"model":${JSON.stringify(model)}`);
   if (size !== null) fields.push(`"width":${size.split("x")[0]},"height":${size.split("x")[1]}`);
   if (start) {
     for (const name of ["image", "mask"]) if (start[name] !== null) fields.push(`"${name}":"${start[name]}"`);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::server::signalled;
+use crate::server::terminated;
 use std::time::Duration;
 
 async fn until_draining(server: &Server) {
@@ -109,7 +109,7 @@ async fn sigterm_and_sigint_end_the_serving() {
     // SIGHUP depends on how the tests were started: tests/operations.rs starts a process either way.
     for signal in ["-TERM", "-INT"] {
         // Once registered, the handlers outlive their future: the signal cannot end the other tests.
-        let mut signals = signalled().unwrap();
+        let mut signals = terminated().unwrap();
         let own = std::process::id().to_string();
         assert!(std::process::Command::new("kill").args([signal, &own]).status().unwrap().success());
         signals.next().await;

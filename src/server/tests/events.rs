@@ -86,7 +86,7 @@ async fn a_listener_that_goes_away_frees_the_engine() {
         tokio::task::yield_now().await;
     }
     server.gate.open();
-    server.engine().join().unwrap();
+    server.fleet().any().join().unwrap();
     assert_eq!(server.gate.calls().len(), 1);
 }
 

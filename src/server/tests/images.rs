@@ -12,7 +12,7 @@ fn drawn(server: &Server, plan: &str, seed: u64, images: u32, class: usize, guid
         guidance,
         ..Job::exact(Arc::new(plan.parse().unwrap()), seed)
     };
-    let finished = server.engine().submit(job).unwrap().blocking_wait().unwrap();
+    let finished = server.fleet().any().submit(job).unwrap().blocking_wait().unwrap();
     Raster::grid(Gaussian::SHAPE, &finished.images)
 }
 
@@ -82,7 +82,7 @@ async fn the_same_request_gets_the_same_bytes_alone_and_among_others() {
     server.gate.close();
     let held = server.gate.calls().len() + 1;
     let release = async {
-        while server.engine().waiting() < 4 {
+        while server.fleet().any().waiting() < 4 {
             tokio::task::yield_now().await;
         }
         server.gate.open();

@@ -13,12 +13,13 @@ mod operations;
 mod pages;
 mod refusals;
 mod settings;
+mod several;
 
 use crate::engine::gaussian::{Gate, Gaussian};
 use crate::engine::{Engine, Fleet, Job};
 use crate::nets::{Denoiser, HostSampler};
 use crate::routing::{Ladder, StepTimes};
-use crate::server::{AppState, Host, Measured, ServeConfig, router, serve};
+use crate::server::{AppState, Host, Loaded, Measured, Origin, Room, ServeConfig, router, serve};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
@@ -58,13 +59,15 @@ impl Server {
     }
 
     fn of((denoiser, gate): (Box<Gaussian>, Arc<Gate>), config: &ServeConfig) -> Self {
-        let state =
-            AppState::new("gaussian", fleet(denoiser, config), None, measured(), config, Registry::new()).unwrap();
+        let room = Room::new(config).unwrap();
+        let model = loaded("gaussian", denoiser, &room, config);
+        let state = AppState::new(vec![model], room, config, Registry::new()).unwrap();
         Self { router: router(state.clone()), state, gate }
     }
 
-    fn engine(&self) -> &Engine {
-        self.state.fleet.any()
+    /// What draws the images of the usual model.
+    fn fleet(&self) -> Arc<Fleet> {
+        self.state.models()[0].fleet.clone()
     }
 
     /// What listens, with this model in it.
@@ -98,7 +101,7 @@ impl Server {
     /// Puts a job in the engine past the server; blocks when the gate is closed and `calls` is not reached.
     fn occupy(&self, images: u32, calls: usize) -> crate::engine::Ticket {
         let plan = Arc::new("euler-2@full".parse().unwrap());
-        let ticket = self.engine().submit(Job { images, ..Job::exact(plan, 0) }).unwrap();
+        let ticket = self.fleet().submit(Job { images, ..Job::exact(plan, 0) }).unwrap();
         self.gate.wait_for_calls(calls);
         ticket
     }
@@ -113,12 +116,14 @@ fn measured() -> Measured {
     Measured { ladder: Ladder::new(plans, &times).unwrap(), times, metric: "mse-to-reference".to_owned() }
 }
 
-fn fleet(denoiser: Box<Gaussian>, config: &ServeConfig) -> Fleet {
+/// A model of this name.
+fn loaded(name: &str, denoiser: Box<Gaussian>, room: &Room, config: &ServeConfig) -> Loaded {
     assert_eq!(denoiser.about().subnets.len(), 3);
     let Measured { ladder, times, .. } = measured();
     let policy = config.policy.build(ladder, times, config.max_batch);
     let sampler = Box::new(HostSampler::new(denoiser));
-    Fleet::new(vec![("cpu".to_owned(), Engine::start(sampler, config.engine_limits(), policy).unwrap())])
+    let fleet = Fleet::new(vec![("cpu".to_owned(), Engine::start(sampler, room.place(0), policy).unwrap())]);
+    Loaded::new(name, Origin::default(), fleet, None, measured())
 }
 
 impl Reply {

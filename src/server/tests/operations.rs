@@ -73,7 +73,9 @@ async fn a_dead_engine_fails_both_probes_and_answers_requests() {
     ] {
         assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::INTERNAL_SERVER_ERROR, "engine_failed"));
     }
-    assert!(server.get("/metrics").await.text().contains("\naccordion_engine_up{device=\"cpu\"} 0\n"));
+    assert!(
+        server.get("/metrics").await.text().contains("\naccordion_engine_up{device=\"cpu\",model=\"gaussian\"} 0\n")
+    );
 }
 
 #[tokio::test]
@@ -82,7 +84,7 @@ async fn an_engine_that_hangs_fails_both_probes_until_it_goes_on() {
     server.gate.close();
     let ticket = server.occupy(1, 1);
     assert_eq!(server.get("/livez").await.status, StatusCode::OK, "a call has only begun");
-    server.engine().stats().backdate_call(Duration::from_secs(21));
+    server.fleet().any().stats().backdate_call(Duration::from_secs(21));
     for probe in ["/livez", "/readyz"] {
         let reply = server.get(probe).await;
         assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::INTERNAL_SERVER_ERROR, "engine_stalled"));
@@ -90,7 +92,7 @@ async fn an_engine_that_hangs_fails_both_probes_until_it_goes_on() {
     server.gate.open();
     ticket.wait().await.unwrap();
     assert_eq!(server.get("/livez").await.text(), "ok");
-    assert_eq!(server.engine().stats().stalled_for(), None);
+    assert_eq!(server.fleet().any().stats().stalled_for(), None);
 }
 
 #[tokio::test]
@@ -147,16 +149,16 @@ async fn the_metrics_count_requests_images_and_steps() {
         r#"accordion_requests_total{budget="best",outcome="invalid",subnet="none"} 1"#,
         r#"accordion_images_total{budget="fast",format="webp",subnet="0.250"} 3"#,
         r#"accordion_denoise_seconds_count{budget="fast"} 1"#,
-        r#"accordion_denoiser_calls_total{device="cpu",subnet="0.250"} 10"#,
-        r#"accordion_denoiser_samples_total{device="cpu",subnet="0.250"} 26"#,
-        r#"accordion_denoiser_samples_total{device="cpu",subnet="0.500"} 0"#,
-        r#"accordion_denoiser_samples_total{device="cpu",subnet="full"} 3"#,
-        r#"accordion_queue_images{device="cpu"} 0"#,
-        r#"accordion_weight_bytes{device="cpu"} 1234"#,
-        r#"accordion_activation_bytes{device="cpu"} 617"#,
-        r#"accordion_denoiser_call_seconds_count{device="cpu",subnet="0.250"} 10"#,
-        r#"accordion_denoiser_batch_samples_sum{device="cpu",subnet="full"} 3"#,
-        r#"accordion_engine_up{device="cpu"} 1"#,
+        r#"accordion_denoiser_calls_total{device="cpu",model="gaussian",subnet="0.250"} 10"#,
+        r#"accordion_denoiser_samples_total{device="cpu",model="gaussian",subnet="0.250"} 26"#,
+        r#"accordion_denoiser_samples_total{device="cpu",model="gaussian",subnet="0.500"} 0"#,
+        r#"accordion_denoiser_samples_total{device="cpu",model="gaussian",subnet="full"} 3"#,
+        r#"accordion_queue_images{device="cpu",model="gaussian"} 0"#,
+        r#"accordion_weight_bytes{device="cpu",model="gaussian"} 1234"#,
+        r#"accordion_activation_bytes{device="cpu",model="gaussian"} 617"#,
+        r#"accordion_denoiser_call_seconds_count{device="cpu",model="gaussian",subnet="0.250"} 10"#,
+        r#"accordion_denoiser_batch_samples_sum{device="cpu",model="gaussian",subnet="full"} 3"#,
+        r#"accordion_engine_up{device="cpu",model="gaussian"} 1"#,
     ] {
         assert!(page.lines().any(|found| found == line), "no {line} in\n{page}");
     }
@@ -174,7 +176,7 @@ async fn a_client_that_goes_away_frees_the_engine_and_is_counted() {
     request.abort();
     assert!(request.await.unwrap_err().is_cancelled());
     server.gate.open();
-    server.engine().join().unwrap();
+    server.fleet().any().join().unwrap();
     assert_eq!(server.gate.calls().len(), 1);
     let page = server.get("/metrics").await.text();
     let line = r#"accordion_requests_total{budget="balanced",outcome="cancelled",subnet="0.500"} 1"#;

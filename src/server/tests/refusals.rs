@@ -44,7 +44,7 @@ async fn every_bad_request_gets_400_with_its_code_and_what_is_accepted() {
         ("", r#"{"seed":"#, "invalid_json", "EOF"),
         ("", "[]", "wrong_type", "the body"),
         ("", r#"{"seed":"seven"}"#, "wrong_type", "`seed`: expected a whole number from 0 to"),
-        ("", r#"{"text":"a dog","size":1}"#, "unknown_field", "unknown fields size, text: accepted are class,"),
+        ("", r#"{"text":"a dog","size":1}"#, "unknown_field", "unknown fields size, text: accepted are model, class,"),
     ] {
         let reply = server.generate(query, body).await;
         let (got, message) = reply.error();
@@ -179,7 +179,7 @@ async fn what_is_too_much_at_present_gets_429_with_retry_after_and_is_served_lat
         }
         // The policy believes that each of these takes 140 ms of the device.
         let (first, second) = tokio::join!(biased(best(urgent)), async {
-            while server.engine().waiting() == 0 {
+            while server.fleet().any().waiting() == 0 {
                 tokio::task::yield_now().await;
             }
             let reply = best(urgent).await;
@@ -232,7 +232,7 @@ async fn an_encoder_that_fails_answers_500_on_every_route_and_nothing_hangs() {
     assert!(told.contains("event: error") && told.contains("internal"), "{told}");
     assert_eq!(server.get("/livez").await.status, StatusCode::OK);
     let page = server.get("/metrics").await.text();
-    assert!(page.contains("accordion_active_images{device=\"cpu\"} 0"), "{page}");
+    assert!(page.contains("accordion_active_images{device=\"cpu\",model=\"gaussian\"} 0"), "{page}");
     let failed = page.lines().filter(|line| line.contains(r#"outcome="failed""#));
     let failed: f64 = failed.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum();
     assert_eq!(failed, 5.0);
@@ -245,8 +245,8 @@ async fn images_that_take_too_long_get_504_and_leave_the_engine() {
     let reply = server.generate("", "{}").await;
     assert_eq!((reply.status, reply.error().0.as_str()), (StatusCode::GATEWAY_TIMEOUT, "timeout"));
     server.gate.open();
-    server.engine().join().unwrap();
-    assert_eq!(server.engine().stats().finished(), 0);
+    server.fleet().any().join().unwrap();
+    assert_eq!(server.fleet().any().stats().finished(), 0);
 }
 
 /// A body of which nothing ever arrives.
