@@ -24,6 +24,8 @@ const QUICK_BATCHES: [usize; 3] = [1, 4, 16];
 const QUICK_PACE: Pace = Pace { time: Duration::from_millis(15), rounds: 3 };
 /// One call, after one that is not timed.
 const ONCE: Pace = Pace { time: Duration::ZERO, rounds: 1 };
+/// The pace of an autoencoder: one call where it takes its time, and where it is short as many as the median needs.
+const CODING: Pace = Pace { time: Duration::from_millis(300), rounds: 1 };
 /// The most images of a plan in a quick survey.
 const QUICK_IMAGES: usize = 16;
 /// The plans that a quick survey measures, however slow the machine is.
@@ -113,7 +115,7 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Survey> {
         let latency = latencies(opened, effort, progress)?;
-        let (encode_ms, decode) = (latency::of_encoder(opened, ONCE)?, decodings(opened)?);
+        let (encode_ms, decode) = (latency::of_encoder(opened, CODING)?, decodings(opened)?);
         let mut prompted = Prompted::new(opened.denoiser(), examples);
         let mut search = Search::new(&mut prompted, &latency, &decode, progress);
         let (yardstick, images) = match *effort {
@@ -150,7 +152,7 @@ impl Profile {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self> {
         let latency = latencies(opened, effort, progress)?;
-        let (encode_ms, decode) = (latency::of_encoder(opened, ONCE)?, decodings(opened)?);
+        let (encode_ms, decode) = (latency::of_encoder(opened, CODING)?, decodings(opened)?);
         Ok(Self { encode_ms, ..self.with_times(Device::of(opened), latency, decode) })
     }
 }
@@ -205,7 +207,7 @@ fn latencies(opened: &mut dyn Opened, effort: &Effort, progress: &mut dyn FnMut(
 
 /// The time of every subnet of the decoder.
 fn decodings(opened: &mut dyn Opened) -> Result<Vec<Decoding>> {
-    let ms = latency::of_decoders(opened, ONCE)?;
+    let ms = latency::of_decoders(opened, CODING)?;
     let names = opened.denoiser().about().decoders.iter().map(|decoder| decoder.name.to_string());
     Ok(names.zip(ms).map(|(subnet, ms)| Decoding { subnet, ms: real(ms) }).collect())
 }
