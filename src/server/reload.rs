@@ -28,8 +28,9 @@ pub fn reload(state: &AppState, config: &ServeConfig) -> Result<()> {
     if state.is_leaving() {
         return Ok(());
     }
+    // Who reads that a model is there finds it.
+    state.catalogue.serve(models.clone());
     tell(&before, &models);
-    state.catalogue.serve(models);
     Ok(())
 }
 
