@@ -214,7 +214,7 @@ fn latents_are_kept_and_only_new_pictures_are_encoded() {
     rank("one");
     let first = tensors(&work.path("latents.safetensors"));
     assert_eq!(first.len(), PICTURES as usize);
-    // What is there is taken as it is: a value that is changed stays.
+    // What is there is taken: nothing is encoded or written again.
     let path = work.path("latents.safetensors");
     let written = std::fs::metadata(&path).unwrap().modified().unwrap();
     rank("two");
@@ -230,7 +230,7 @@ fn latents_are_kept_and_only_new_pictures_are_encoded() {
     rank("three");
     let more = tensors(&path);
     assert!(more.len() == first.len() + 1 && first.iter().all(|(name, values)| more[name] == *values));
-    // Those of another autoencoder are not taken.
+    // A file that is not one of latents is refused.
     std::fs::remove_file(&path).unwrap();
     let alien =
         [("x".to_owned(), safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).unwrap())];

@@ -132,8 +132,7 @@ impl Args {
         variables::warn_of_unknown();
         let registry = process_registry().map_err(|problem| Error::input("metrics", problem))?;
         if check_config {
-            let state =
-                open(&config, registry).map_err(|error| Source { path: path.clone(), is_listed }.named(error))?;
+            let state = load(&config, &Source { path: path.clone(), is_listed }, registry)?;
             let place = path.as_deref().map_or("the defaults".into(), Path::to_string_lossy);
             let models = state.models();
             let models: Vec<String> =

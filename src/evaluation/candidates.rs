@@ -150,9 +150,9 @@ pub fn decoders(plans: &[Plan], decoders: &[SubnetName]) -> Vec<Plan> {
 }
 
 /// The narrowest, the middle and the widest of them, narrow to wide; fewer where there are not so many.
-fn spread<T: Clone>(subnets: &[T]) -> Vec<T> {
+fn spread<'a>(subnets: &[&'a str]) -> Vec<&'a str> {
     let last = subnets.len() - 1;
-    BTreeSet::from([0, last / 2, last]).into_iter().map(|index| subnets[index].clone()).collect()
+    BTreeSet::from([0, last / 2, last]).into_iter().map(|index| subnets[index]).collect()
 }
 
 fn uniform(solver: Solver, steps: usize) -> Shape {

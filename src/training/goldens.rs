@@ -79,7 +79,7 @@ impl Golden {
             assert!(error < TOLERANCE, "{part} {name}: {norm:e} and {dot:e}, not {want_norm:e} and {want_dot:e}");
             most = most.max(error);
         }
-        println!("{expected:.0?}: {part}: at most {most:.1e} of a norm", expected = expected.len());
+        println!("{part}: {} gradients, each within {most:.1e} of a norm", expected.len());
     }
 }
 
